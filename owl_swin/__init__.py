@@ -1,0 +1,35 @@
+"""Open-vocabulary object detection: find anything that you can name or show."""
+
+from owl_swin.detector import Detector, EncodedImage
+from owl_swin.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ImageError,
+    MissingExtraError,
+    OwlSwinError,
+    QueryError,
+)
+from owl_swin.image import open_image
+from owl_swin.render import draw_detections
+from owl_swin.types import Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
+
+__all__ = [
+    "CheckpointError",
+    "Classification",
+    "ConfigError",
+    "DataError",
+    "Detection",
+    "Detections",
+    "Detector",
+    "EncodedImage",
+    "ImageEmbeddings",
+    "ImageError",
+    "MissingExtraError",
+    "OwlSwinError",
+    "QueryEmbeddings",
+    "QueryError",
+    "draw_detections",
+    "open_image",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,188 @@
+"""The façade that users hold: the only place where image, tokenizer, model and post-processing meet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from owl_swin.checkpoint import load_checkpoint
+from owl_swin.errors import QueryError
+from owl_swin.image import Frame, ImageSource, open_image
+from owl_swin.models.owl_swin import OwlSwin, score
+from owl_swin.postprocess import detections_from_logits
+from owl_swin.runtime import pick_device
+from owl_swin.tokenizer import clean_text, get_tokenizer
+from owl_swin.types import Classification, Detections, ImageEmbeddings, QueryEmbeddings
+
+# The class-free mode gives its boxes this name.
+ANYTHING = "object"
+# Averaged by classify(); the text encoder knows them from its training.
+TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a close-up of a {}")
+
+Queries = Sequence[str] | QueryEmbeddings | None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A picture after its one pass through the encoder; ask it as many queries as you like."""
+
+    embeddings: ImageEmbeddings
+    frame: Frame
+
+
+class Detector:
+    """Finds what you name in pictures.
+
+    >>> detector = Detector.from_pretrained()
+    >>> found = detector.detect("kitchen.jpg", ["a red mug", "a dog"], threshold=0.3)
+    """
+
+    def __init__(self, model: OwlSwin, *, card: dict[str, Any] | None = None, device: str | torch.device = "auto"):
+        self.device = pick_device(device)
+        self.model = model.to(self.device).eval()
+        self.card = card or {}
+        text = model.config.text
+        self._tokenizer = get_tokenizer(text.context_length, text.open_clip)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path = "nano", *, device: str | torch.device = "auto") -> "Detector":
+        """The model that ships ("nano"), or one from a .safetensors file or a folder that holds model.safetensors."""
+        model, card = load_checkpoint(source)
+        return cls(model, card=card, device=device)
+
+    @torch.inference_mode()
+    def encode_image(self, image: ImageSource) -> EncodedImage:
+        """One pass through the image encoder. The result can be given to detect() in place of the picture."""
+        return self.encode_images([image])[0]
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 8) -> list[EncodedImage]:
+        """As encode_image, several at a time: pictures of one model size share a batch, none is padded to another."""
+        opened = [open_image(image) for image in images]
+        frames = [Frame.fit((image.height, image.width), self.model.config.image_size) for image in opened]
+        encoded: list[EncodedImage | None] = [None] * len(opened)
+        for model_hw in dict.fromkeys(frame.model_hw for frame in frames):
+            rows = [i for i, frame in enumerate(frames) if frame.model_hw == model_hw]
+            for start in range(0, len(rows), batch_size):
+                batch = rows[start : start + batch_size]
+                pixels = torch.stack([frames[i].pixels(opened[i]) for i in batch]).to(self.device)
+                embeddings = self.model.encode_image(pixels)
+                for place, i in enumerate(batch):
+                    encoded[i] = EncodedImage(embeddings[place], frames[i])
+        return [item for item in encoded if item is not None]
+
+    @torch.inference_mode()
+    def encode_queries(self, queries: Sequence[str]) -> QueryEmbeddings:
+        """Text queries → embeddings that can be kept and used for any number of pictures. Names are kept as given."""
+        if isinstance(queries, str):
+            raise QueryError(f"queries must be a list of texts, got the single text {queries!r}; write [{queries!r}]")
+        names = tuple(queries)
+        if not names:
+            raise QueryError("the list of queries is empty; leave queries out to find anything that looks like a thing")
+        ids = self._tokenizer([clean_text(name) for name in names]).to(self.device)
+        return QueryEmbeddings(self.model.encode_text(ids), names)
+
+    @torch.inference_mode()
+    def detect(
+        self,
+        image: ImageSource | EncodedImage,
+        queries: Queries = None,
+        *,
+        threshold: float | Sequence[float] = 0.2,
+        nms_iou: float | None = 0.5,
+        objectness: float | None = None,
+        top_k: int = 300,
+    ) -> Detections:
+        """Boxes of everything in the picture that answers a query; without queries, of all that looks like a thing.
+
+        ``threshold``: lowest score, one number in [0, 1] or one a query. ``nms_iou``: of two boxes of one query that
+        overlap by more, only the better stays; None keeps both. ``objectness``: lowest objectness in [0, 1] of a patch
+        that may answer. Boxes are xyxy pixels of the upright picture. Nothing found is an empty Detections.
+        """
+        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
+        embeddings = encoded.embeddings
+        if queries is None:
+            logits, names = embeddings.objectness_logits[:, None], (ANYTHING,)
+        else:
+            query = queries if isinstance(queries, QueryEmbeddings) else self.encode_queries(queries)
+            self._check_fit(query)
+            logits, names = score(embeddings, query.query_embeds.to(embeddings.class_embeds)), query.names
+        if objectness is not None:
+            if not 0 <= objectness <= 1:
+                raise QueryError(f"objectness must be a number in [0, 1], got {objectness}")
+            keep = embeddings.objectness_logits.sigmoid() >= objectness
+            logits = logits.masked_fill(~keep[:, None], -torch.inf)
+        return detections_from_logits(
+            logits, embeddings.pred_boxes, encoded.frame, names, threshold=threshold, nms_iou=nms_iou, top_k=top_k
+        )
+
+    def detect_batch(
+        self,
+        images: Sequence[ImageSource | EncodedImage],
+        queries: Queries | Sequence[Queries] = None,
+        *,
+        threshold: float | Sequence[float] = 0.2,
+        nms_iou: float | None = 0.5,
+        objectness: float | None = None,
+        top_k: int = 300,
+        batch_size: int = 8,
+    ) -> list[Detections]:
+        """As detect, for many pictures: one Detections a picture, in order.
+
+        ``queries`` is one list of texts for all pictures, or a list of lists, one a picture, of any lengths.
+        """
+        per_image = self._queries_per_image(queries, len(images))
+        places = [i for i, image in enumerate(images) if not isinstance(image, EncodedImage)]
+        fresh = self.encode_images([images[i] for i in places], batch_size=batch_size)  # type: ignore[misc]
+        encoded: list[Any] = list(images)
+        for place, item in zip(places, fresh, strict=True):
+            encoded[place] = item
+        settings = {"threshold": threshold, "nms_iou": nms_iou, "objectness": objectness, "top_k": top_k}
+        return [self.detect(item, query, **settings) for item, query in zip(encoded, per_image, strict=True)]
+
+    @torch.inference_mode()
+    def classify(
+        self, image: ImageSource | EncodedImage, names: Sequence[str], *, templates: Sequence[str] = TEMPLATES
+    ) -> Classification:
+        """Which of the names fits the whole picture: a probability each, by CLIP's softmax over the names.
+
+        Each name is put in every template in place of ``{}`` and the embeddings are averaged.
+        """
+        if not templates or any("{}" not in template for template in templates):
+            raise QueryError(f"every template must hold {{}} where the name goes, got {list(templates)}")
+        prompts = self.encode_queries([t.replace("{}", clean_text(name)) for name in names for t in templates])
+        embeds = prompts.query_embeds.view(len(names), len(templates), -1).mean(1)
+        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
+        cosine = F.normalize(embeds, dim=-1) @ encoded.embeddings.image_embed
+        scale = self.model.alignment_log_scale.exp().clamp(max=100)
+        return Classification((scale * cosine).softmax(-1), tuple(names))
+
+    def _queries_per_image(self, queries: Queries | Sequence[Queries], n_images: int) -> list[QueryEmbeddings | None]:
+        if queries is None or isinstance(queries, QueryEmbeddings):
+            return [queries] * n_images
+        if isinstance(queries, str) or all(isinstance(query, str) for query in queries):
+            return [self.encode_queries(queries)] * n_images  # type: ignore[arg-type]
+        if len(queries) != n_images:
+            raise QueryError(f"got {len(queries)} lists of queries for {n_images} pictures; give one list a picture")
+        made: dict[tuple[str, ...], QueryEmbeddings] = {}
+        out: list[QueryEmbeddings | None] = []
+        for query in queries:
+            if query is None or isinstance(query, QueryEmbeddings):
+                out.append(query)
+            else:
+                key = tuple(query) if not isinstance(query, str) else query
+                if key not in made:
+                    made[key] = self.encode_queries(query)  # type: ignore[index, arg-type]
+                out.append(made[key])  # type: ignore[index]
+        return out
+
+    def _check_fit(self, queries: QueryEmbeddings) -> None:
+        embed_dim = self.model.config.embed_dim
+        if queries.query_embeds.shape[1] != embed_dim:
+            raise QueryError(
+                f"these query embeddings have {queries.query_embeds.shape[1]} dimensions, the model has {embed_dim}; "
+                "encode the queries with the same model"
+            )

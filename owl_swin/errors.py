@@ -1,0 +1,41 @@
+"""Every error that a user can cause. The command line turns each into one sentence and exit code 2.
+
+OwlSwinError (a ValueError)
+├── ConfigError       a setting that does not exist, or a value of the wrong kind
+├── ImageError        a picture that cannot be read, or is too large
+├── QueryError        a query, exemplar or threshold that means nothing
+├── CheckpointError   weights that are missing, damaged, or of another model
+├── DataError         a data set that cannot be read
+└── MissingExtraError a part of the program whose optional dependency is not installed
+"""
+
+
+class OwlSwinError(ValueError):
+    """Root of the errors above; its text is one sentence for a person."""
+
+
+class ConfigError(OwlSwinError):
+    """A setting that does not exist, or a value of the wrong kind."""
+
+
+class ImageError(OwlSwinError):
+    """A picture that cannot be read, or is too large."""
+
+
+class QueryError(OwlSwinError):
+    """A query, exemplar or threshold that means nothing."""
+
+
+class CheckpointError(OwlSwinError):
+    """Weights that are missing, damaged, or of another model."""
+
+
+class DataError(OwlSwinError):
+    """A data set that cannot be read."""
+
+
+class MissingExtraError(OwlSwinError):
+    """A part of the program whose optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str):
+        super().__init__(f"{what} needs packages that are not installed: pip install 'owl_swin[{extra}]'")

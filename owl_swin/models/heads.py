@@ -1,0 +1,131 @@
+"""OWL heads: what every patch says about class, box and objectness (arXiv:2205.06230, arXiv:2306.09683)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owl_swin.config import HeadsConfig, SwinConfig
+
+# A patch starts with logits near (0 - 0.6) * 10 for a text it does not know: one false alarm in 400.
+INITIAL_SHIFT = -0.6
+INITIAL_SCALE = 10.0
+# Largest box side in strides (exp of this): more than any picture has.
+MAX_LOG_SIZE = math.log(1e3)
+
+
+class PatchFusion(nn.Module):
+    """Fuses encoder stages on the grid of one stride: [B, h, w, C_i] of each stage → patches [B, h, w, D].
+
+    Each stage is normalised and projected; coarser ones are repeated, finer ones averaged. A 3×3 convolution then lets
+    neighbouring windows speak to one another.
+    """
+
+    def __init__(self, encoder: SwinConfig, config: HeadsConfig):
+        super().__init__()
+        self.stages = config.stages
+        self.strides = [encoder.stage_stride(stage - 1) for stage in config.stages]
+        self.stride = config.stride
+        dims = [encoder.stage_dim(stage - 1) for stage in config.stages]
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
+        self.projections = nn.ModuleList(nn.Linear(dim, config.width) for dim in dims)
+        self.mix_norm = nn.LayerNorm(config.width)
+        self.mix = nn.Conv2d(config.width, config.width, 3, padding=1)
+        self.norm = nn.LayerNorm(config.width)
+        nn.init.zeros_(self.mix.weight)
+        nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
+
+    def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
+        grid = maps[self.stages[self.strides.index(self.stride)] - 1]
+        height, width = grid.shape[1], grid.shape[2]
+        fused = None
+        for stage, stride, norm, project in zip(self.stages, self.strides, self.norms, self.projections, strict=True):
+            x = project(norm(maps[stage - 1]))
+            if stride > self.stride:
+                times = stride // self.stride
+                x = x.repeat_interleave(times, 1).repeat_interleave(times, 2)[:, :height, :width]
+            elif stride < self.stride:
+                times = self.stride // stride
+                x = F.avg_pool2d(x.permute(0, 3, 1, 2), times, ceil_mode=True).permute(0, 2, 3, 1)
+            fused = x if fused is None else fused + x
+        assert fused is not None
+        mixed = self.mix(self.mix_norm(fused).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.norm(fused + F.gelu(mixed))
+
+
+class ClassHead(nn.Module):
+    """Patch → unit class embedding, and the shift and positive scale of its logits: logit = (cosine + shift) · scale."""
+
+    def __init__(self, width: int, embed_dim: int):
+        super().__init__()
+        self.embed = nn.Linear(width, embed_dim)
+        self.shift_scale = nn.Linear(width, 2)
+        nn.init.zeros_(self.shift_scale.weight)
+        with torch.no_grad():
+            self.shift_scale.bias.copy_(torch.tensor([INITIAL_SHIFT, INITIAL_SCALE - 1]))
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, P, D] → class embeddings [B, P, E], shift [B, P], scale [B, P]."""
+        embeds = F.normalize(self.embed(patches).float(), dim=-1)
+        shift, scale = self.shift_scale(patches).float().unbind(-1)
+        return embeds, shift, F.elu(scale) + 1
+
+
+class BoxHead(nn.Module):
+    """Patch → box, cxcywh in [0, 1] of the model frame (centres and sizes may reach past it)."""
+
+    def __init__(self, width: int, box_form: str):
+        super().__init__()
+        self.box_form = box_form
+        self.mlp = _mlp(width, 4)
+
+    def forward(self, patches: Tensor, grid_hw: tuple[int, int], stride_hw: tuple[float, float]) -> Tensor:
+        """[B, P, D] → [B, P, 4]. ``stride_hw``: the sides of a patch in fractions of the model frame."""
+        offsets = self.mlp(patches).float()
+        if self.box_form == "owl":
+            return torch.sigmoid(offsets + grid_prior(grid_hw).to(offsets))
+        height, width = stride_hw
+        stride = offsets.new_tensor([width, height])
+        centres = cell_centres(grid_hw).to(offsets) * stride
+        # One stride of offset a unit, and sizes from four strides up and down by factors of e.
+        centre = centres + offsets[..., :2] * stride
+        size = (offsets[..., 2:].clamp(max=MAX_LOG_SIZE) + math.log(4)).exp() * stride
+        return torch.cat([centre, size], -1)
+
+
+class ObjectnessHead(nn.Module):
+    """Patch → logit that it stands for some object; its input carries no gradient back, as in OWLv2."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = _mlp(width, 1)
+        nn.init.constant_(self.mlp[-1].bias, -3.0)  # type: ignore[arg-type]
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[B, P, D] → [B, P]."""
+        return self.mlp(patches.detach()).float()[..., 0]
+
+
+def cell_centres(grid_hw: tuple[int, int]) -> Tensor:
+    """Centres [P, 2] of the cells of a grid as (x, y), in cells: the first is (0.5, 0.5)."""
+    rows, cols = torch.meshgrid(torch.arange(grid_hw[0]) + 0.5, torch.arange(grid_hw[1]) + 0.5, indexing="ij")
+    return torch.stack([cols, rows], -1).flatten(0, 1)
+
+
+def grid_prior(grid_hw: tuple[int, int]) -> Tensor:
+    """Box every patch starts from: its own cell, as logits.
+
+    Returns [P, 4], cxcywh; sigmoid of it lies in (0, 1). After OWL-ViT (arXiv:2205.06230), with cell centres.
+    """
+    size = torch.tensor([grid_hw[1], grid_hw[0]], dtype=torch.float32)
+    centres = cell_centres(grid_hw) / size
+    sizes = (1 / size).expand_as(centres)
+    return torch.logit(torch.cat([centres, sizes], -1), eps=1e-4)
+
+
+def _mlp(width: int, out: int) -> nn.Sequential:
+    last = nn.Linear(width, out)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), last)

@@ -1,0 +1,68 @@
+"""The whole network, cut at the query boundary: encode_image, encode_text, score."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owl_swin.config import ModelConfig
+from owl_swin.models.heads import BoxHead, ClassHead, ObjectnessHead, PatchFusion
+from owl_swin.models.swin import SwinEncoder
+from owl_swin.models.text import TextEncoder
+from owl_swin.types import ImageEmbeddings
+
+
+class OwlSwin(nn.Module):
+    """Swin image encoder, text encoder, and OWL heads over one grid of patches."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        width = config.heads.width
+        self.image_encoder = SwinEncoder(config.image)
+        self.fusion = PatchFusion(config.image, config.heads)
+        self.image_projection = nn.Linear(width, config.embed_dim)
+        self.class_head = ClassHead(width, config.embed_dim)
+        self.box_head = BoxHead(width, config.heads.box_form)
+        self.objectness_head = ObjectnessHead(width)
+        self.text_encoder = TextEncoder(config.text, config.embed_dim)
+        # Inverse temperature of the alignment loss, as logarithm: starts at 1/0.07 as CLIP does.
+        self.alignment_log_scale = nn.Parameter(torch.tensor(2.6593))
+
+    def encode_patches(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, H, W] → fused patches [B, h, w, D]."""
+        return self.fusion(self.image_encoder(pixels))
+
+    def pool(self, patches: Tensor) -> Tensor:
+        """Fused patches [B, h, w, D] → the unit embedding [B, E] of the whole picture."""
+        return F.normalize(self.image_projection(patches.mean((1, 2))).float(), dim=-1)
+
+    def encode_image(self, pixels: Tensor) -> ImageEmbeddings:
+        """Normalised pixels [B, 3, H, W] → everything that no query touches."""
+        return encode_from_patches(self, self.encode_patches(pixels), (pixels.shape[2], pixels.shape[3]))
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Token ids [N, L] → unit text embeddings [N, E]."""
+        return self.text_encoder(ids)
+
+
+def encode_from_patches(model: OwlSwin, patches: Tensor, model_hw: tuple[int, int]) -> ImageEmbeddings:
+    """The heads on fused patches [B, h, w, D] of pictures of ``model_hw`` pixels."""
+    grid_hw = (patches.shape[1], patches.shape[2])
+    stride = model.config.heads.stride
+    flat = patches.flatten(1, 2)  # [B, P, D]
+    class_embeds, shift, scale = model.class_head(flat)
+    return ImageEmbeddings(
+        image_embed=model.pool(patches),
+        class_embeds=class_embeds,
+        pred_boxes=model.box_head(flat, grid_hw, (stride / model_hw[0], stride / model_hw[1])),
+        objectness_logits=model.objectness_head(flat),
+        logit_shift=shift,
+        logit_scale=scale,
+        grid_hw=grid_hw,
+    )
+
+
+def score(images: ImageEmbeddings, query_embeds: Tensor) -> Tensor:
+    """Logits [..., P, Q] of every patch for every query [..., Q, E]: one matrix product."""
+    cosine = images.class_embeds @ query_embeds.transpose(-1, -2)  # [..., P, Q]
+    return (cosine + images.logit_shift[..., None]) * images.logit_scale[..., None]

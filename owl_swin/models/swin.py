@@ -1,0 +1,274 @@
+"""Swin Transformer (Liu et al. 2021, arXiv:2103.14030) for pictures of any height and width.
+
+Tokens travel as maps [B, H, W, C]. A block cuts the map into windows once, does everything there (normalisation,
+attention and MLP of a window touch nothing outside it) and puts the map together again. Without gradients the windows
+stream through the block in chunks that stay in the processor's cache.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owl_swin.config import SwinConfig
+
+# Tokens that one chunk of windows may hold, for each channel count: measured on a 2-core CPU (README, "Speed").
+CHUNK_VALUES = 131_072
+MASKED = -100.0
+
+
+class WindowPlan(NamedTuple):
+    """How a map of one size is cut into windows. N = window height * width, W = number of windows."""
+
+    window_hw: tuple[int, int]
+    shift_hw: tuple[int, int]
+    padded_hw: tuple[int, int]
+    pad_after_shift: bool
+    relative_index: Tensor  # [N, N] rows of the bias table
+    mask: Tensor | None  # [W, N, N], 0 or MASKED; None where every patch of a window sees every other
+    valid: Tensor | None  # [W, N, 1], 0 for filled-in patches that must enter the attention as zeros; None: all 1
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # a plan made while detecting may serve training later
+def window_plan(map_hw: tuple[int, int], window: int, shifted: bool, padding: str, device: torch.device) -> WindowPlan:
+    """The plan of one block for a map of size ``map_hw``; ``padding`` as in SwinConfig."""
+    window_hw, shift_hw = _window_and_shift(map_hw, window, shifted, padding)
+    padded_hw = tuple(-(-size // m) * m for size, m in zip(map_hw, window_hw, strict=True))
+    pad_after_shift = padding == "timm"
+    has_padding = padded_hw != map_hw
+
+    real = F.pad(torch.ones(map_hw), (0, padded_hw[1] - map_hw[1], 0, padded_hw[0] - map_hw[0]))  # [H, W], 1 or 0
+    if not pad_after_shift:
+        real = torch.roll(real, (-shift_hw[0], -shift_hw[1]), (0, 1))
+    real = _cut(real[None, ..., None], window_hw)[0]  # [W, N, 1]
+    mask = None
+    if any(shift_hw) or (has_padding and padding == "masked"):
+        region = torch.zeros(padded_hw)
+        for axis, (m, shift) in enumerate(zip(window_hw, shift_hw, strict=True)):
+            if shift:
+                region = region.movedim(axis, 0)
+                region = 3 * region
+                region[-m:-shift] += 1
+                region[-shift:] += 2
+                region = region.movedim(0, axis)
+        region = _cut(region[None, ..., None], window_hw)[0, ..., 0]  # [W, N]
+        seen = region[:, None, :] == region[:, :, None]  # [W, N, N]
+        if padding == "masked":
+            seen = seen & (real[:, None, :, 0] == 1)
+        mask = torch.where(seen, 0.0, MASKED).to(device)
+    valid = real.to(device) if has_padding and padding != "masked" else None
+    index = _relative_index(window_hw, window).to(device)
+    return WindowPlan(window_hw, shift_hw, padded_hw, pad_after_shift, index, mask, valid)  # type: ignore[arg-type]
+
+
+def _window_and_shift(
+    map_hw: tuple[int, int], window: int, shifted: bool, padding: str
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    half = window // 2 if shifted else 0
+    if padding == "torchvision":  # whole windows always; no shift along a side that one window covers
+        return (window, window), tuple(0 if size <= window else half for size in map_hw)  # type: ignore[return-value]
+    if padding == "transformers" and min(map_hw) <= window:  # one small side switches both
+        return (min(map_hw), min(map_hw)), (0, 0)
+    window_hw = tuple(min(size, window) for size in map_hw)
+    shift_hw = tuple(0 if size <= window else half for size in map_hw)
+    return window_hw, shift_hw  # type: ignore[return-value]
+
+
+def _relative_index(window_hw: tuple[int, int], table_window: int) -> Tensor:
+    """Row of the bias table for each pair of patches [N, N]; smaller windows use the middle of the table."""
+    rows, cols = torch.meshgrid(torch.arange(window_hw[0]), torch.arange(window_hw[1]), indexing="ij")
+    rows, cols = rows.flatten(), cols.flatten()
+    row_distance = rows[:, None] - rows[None, :] + table_window - 1
+    col_distance = cols[:, None] - cols[None, :] + table_window - 1
+    return row_distance * (2 * table_window - 1) + col_distance
+
+
+def _cut(x: Tensor, window_hw: tuple[int, int]) -> Tensor:
+    """[B, H, W, C] → windows [B, W, N, C]."""
+    batch, height, width, channels = x.shape
+    m, n = window_hw
+    x = x.reshape(batch, height // m, m, width // n, n, channels).transpose(2, 3)
+    return x.reshape(batch, (height // m) * (width // n), m * n, channels)
+
+
+def _join(windows: Tensor, window_hw: tuple[int, int], map_hw: tuple[int, int]) -> Tensor:
+    """Windows [B, W, N, C] → [B, H, W, C]."""
+    batch, _, _, channels = windows.shape
+    (m, n), (height, width) = window_hw, map_hw
+    x = windows.reshape(batch, height // m, width // n, m, n, channels).transpose(2, 3)
+    return x.reshape(batch, height, width, channels)
+
+
+def cut_windows(x: Tensor, plan: WindowPlan) -> Tensor:
+    """[B, H, W, C] → windows [B, W, N, C], filled with zeros to whole windows and cyclically shifted."""
+    pad = (0, 0, 0, plan.padded_hw[1] - x.shape[2], 0, plan.padded_hw[0] - x.shape[1])
+    back = (-plan.shift_hw[0], -plan.shift_hw[1])
+    if plan.pad_after_shift:
+        x = F.pad(torch.roll(x, back, (1, 2)), pad)
+    else:
+        x = F.pad(x, pad) if any(pad) else x
+        x = torch.roll(x, back, (1, 2)) if any(back) else x
+    return _cut(x, plan.window_hw)
+
+
+def join_windows(windows: Tensor, plan: WindowPlan, map_hw: tuple[int, int]) -> Tensor:
+    """Inverse of ``cut_windows``."""
+    x = _join(windows, plan.window_hw, plan.padded_hw)
+    if plan.pad_after_shift:
+        return torch.roll(x[:, : map_hw[0], : map_hw[1]], plan.shift_hw, (1, 2))
+    x = torch.roll(x, plan.shift_hw, (1, 2)) if any(plan.shift_hw) else x
+    return x[:, : map_hw[0], : map_hw[1]] if plan.padded_hw != map_hw else x
+
+
+class DropPath(nn.Module):
+    """Leaves a residual branch out for whole pictures at random (stochastic depth, arXiv:1603.09382)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * keep / (1 - self.rate)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows with relative position bias: W-MSA, and SW-MSA with the plan's mask."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def bias(self, plan: WindowPlan) -> Tensor:
+        """What is added to the attention logits: [1, heads, N, N], or [W, heads, N, N] with a mask."""
+        n = plan.relative_index.shape[0]
+        bias = self.relative_position_bias_table[plan.relative_index.flatten()].view(n, n, -1).permute(2, 0, 1)[None]
+        return bias if plan.mask is None else bias + plan.mask[:, None]
+
+    def forward(self, windows: Tensor, bias: Tensor) -> Tensor:
+        batch, count, n, channels = windows.shape
+        qkv = self.qkv(windows).view(batch, count, n, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each [B, W, heads, N, C/heads]
+        bias = bias.to(q.dtype)
+        if len(bias) == 1:  # the same for every window
+            q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        else:  # windows and heads share one axis, so that the bias needs no copy for each picture
+            q, k, v = (x.flatten(1, 2) for x in (q, k, v))
+            bias = bias.flatten(0, 1)[None]
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x = x.view(batch, count, self.num_heads, n, -1).transpose(2, 3).reshape(batch, count, n, channels)
+        return self.proj(x)
+
+
+class SwinBlock(nn.Module):
+    """One block: x + attention(norm(x)), then x + MLP(norm(x)), window by window."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, drop_path: float, eps: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = WindowAttention(dim, num_heads, window_size)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        hidden = int(dim * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        windows = cut_windows(x, plan)  # [B, W, N, C]
+        bias = self.attn.bias(plan)
+        chunk = max(1, CHUNK_VALUES // (windows.shape[0] * windows.shape[2] * windows.shape[3]))
+        if torch.is_grad_enabled() or windows.shape[1] <= chunk or torch.compiler.is_compiling():
+            windows = self._in_windows(windows, bias, plan.valid)
+        else:
+            parts = []
+            for i in range(0, windows.shape[1], chunk):
+                here = slice(i, i + chunk)
+                valid = plan.valid if plan.valid is None else plan.valid[here]
+                parts.append(self._in_windows(windows[:, here], bias if len(bias) == 1 else bias[here], valid))
+            windows = torch.cat(parts, 1)
+        return join_windows(windows, plan, (x.shape[1], x.shape[2]))
+
+    def _in_windows(self, windows: Tensor, bias: Tensor, valid: Tensor | None) -> Tensor:
+        normed = self.norm1(windows)
+        if valid is not None:
+            normed = normed * valid
+        windows = windows + self.drop_path(self.attn(normed, bias))
+        return windows + self.drop_path(self.mlp(self.norm2(windows)))
+
+
+class PatchMerging(nn.Module):
+    """2×2 neighbours concatenated to 4C channels, normalised, projected to 2C: [B, H, W, C] → [B, ⌈H/2⌉, ⌈W/2⌉, 2C]."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim, eps=eps)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = x.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        return self.reduction(self.norm(x))
+
+
+class SwinEncoder(nn.Module):
+    """The encoder: ``forward(pixels [B, 3, H, W])`` → one map [B, H/s, W/s, C] a stage, strides s = 4, 8, 16, 32.
+
+    Maps are taken before patch merging; the last one is layer-normalised, the others are not.
+    """
+
+    def __init__(self, config: SwinConfig):
+        super().__init__()
+        self.config = config
+        eps = config.norm_eps
+        self.patch_embed = nn.Conv2d(3, config.embed_dim, config.patch_size, stride=config.patch_size)
+        self.patch_norm = nn.LayerNorm(config.embed_dim, eps=eps)
+        total = sum(config.depths)
+        rates = [config.drop_path_rate * i / max(total - 1, 1) for i in range(total)]
+        self.stages = nn.ModuleList()
+        self.merges = nn.ModuleList()
+        for stage, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
+            dim, first = config.stage_dim(stage), sum(config.depths[:stage])
+            self.stages.append(
+                nn.ModuleList(
+                    SwinBlock(dim, heads, config.window_size, config.mlp_ratio, rates[first + i], eps)
+                    for i in range(depth)
+                )
+            )
+            if stage + 1 < len(config.depths):
+                self.merges.append(PatchMerging(dim, eps))
+        self.norm = nn.LayerNorm(config.stage_dim(len(config.depths) - 1), eps=eps)
+        self.apply(_init_linear)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        config = self.config
+        bottom, right = -pixels.shape[2] % config.patch_size, -pixels.shape[3] % config.patch_size
+        if (bottom or right) and config.padding != "torchvision":  # torchvision leaves the last pixels out
+            pixels = F.pad(pixels, (0, right, 0, bottom))
+        x = self.patch_norm(self.patch_embed(pixels).permute(0, 2, 3, 1))  # [B, H/4, W/4, C]
+        maps = []
+        for stage, blocks in enumerate(self.stages):
+            if stage:
+                x = self.merges[stage - 1](x)
+            for i, block in enumerate(blocks):  # type: ignore[arg-type]
+                map_hw = (x.shape[1], x.shape[2])
+                x = block(x, window_plan(map_hw, config.window_size, i % 2 == 1, config.padding, x.device))
+            maps.append(x)
+        maps[-1] = self.norm(maps[-1])
+        return tuple(maps)
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

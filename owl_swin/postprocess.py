@@ -1,0 +1,57 @@
+"""Logits and boxes of patches → Detections in pixels of the caller's picture. The one place where frames change."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from owl_swin.errors import QueryError
+from owl_swin.image import Frame
+from owl_swin.types import Detections
+
+
+def detections_from_logits(
+    logits: Tensor,
+    boxes_cxcywh: Tensor,
+    frame: Frame,
+    names: Sequence[str],
+    *,
+    threshold: float | Sequence[float],
+    nms_iou: float | None = None,
+    top_k: int = 300,
+) -> Detections:
+    """Every (patch, query) pair whose score reaches its threshold, best first, at most ``top_k``.
+
+    ``logits [P, Q]`` and ``boxes_cxcywh [P, 4]`` in the model frame. A patch may answer several queries. ``threshold`` is
+    one number in [0, 1] or one a query; ``nms_iou`` drops a box that overlaps a better one of the same query by more.
+    """
+    thresholds = check_threshold(threshold, len(names)).to(logits)
+    if nms_iou is not None and not 0 <= nms_iou <= 1:
+        raise QueryError(f"nms_iou must be a number in [0, 1], got {nms_iou}")
+    if top_k < 1:
+        raise QueryError(f"top_k must be at least 1, got {top_k}")
+    scores = logits.sigmoid()
+    patches, labels = (scores >= thresholds).nonzero(as_tuple=True)
+    scores, boxes = scores[patches, labels], frame.to_image(boxes_cxcywh)[patches]
+    # A stable order: equal scores keep the order of patches and queries on every machine.
+    order = scores.argsort(descending=True, stable=True)
+    if nms_iou is not None:
+        order = order[: 10 * top_k]
+        kept = batched_nms(boxes[order], scores[order], labels[order], nms_iou)
+        order = order[kept.sort().values]
+    order = order[:top_k]
+    return Detections(boxes[order], scores[order], labels[order], tuple(names), frame.image_hw, patches[order])
+
+
+def check_threshold(threshold: float | Sequence[float], n_queries: int) -> Tensor:
+    """Thresholds [Q] from one number or one a query; anything outside [0, 1] raises QueryError."""
+    try:
+        thresholds = torch.as_tensor(threshold, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise QueryError(f"threshold must be a number in [0, 1] or one a query, got {threshold!r}") from None
+    if thresholds.ndim > 1 or (thresholds.ndim == 1 and len(thresholds) != n_queries):
+        raise QueryError(f"threshold must be one number, or one for each of the {n_queries} queries, got {threshold!r}")
+    if not ((thresholds >= 0) & (thresholds <= 1)).all():  # NaN fails this too
+        raise QueryError(f"threshold must lie in [0, 1], got {threshold!r}")
+    return thresholds.expand(n_queries)

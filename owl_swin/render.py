@@ -1,0 +1,44 @@
+"""Draws detections on a picture."""
+
+import colorsys
+
+from PIL import Image, ImageDraw, ImageFont
+
+from owl_swin.types import Detections
+
+# Steps of the golden ratio around the colour wheel: neighbours in the list of queries look different.
+GOLDEN_RATIO = 0.618034
+
+
+def label_colour(label: int) -> tuple[int, int, int]:
+    """A bright colour for a query index, always the same for the same index."""
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + label * GOLDEN_RATIO) % 1, 0.75, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
+    """A copy of the upright RGB picture with a box, name and score for each detection, the best on top."""
+    canvas = image.copy()
+    draw = ImageDraw.Draw(canvas)
+    size = max(11, round(min(canvas.width, max(canvas.height, 320)) / 28))
+    line = max(2, size // 6)
+    font = ImageFont.load_default(size)
+    for row in reversed(range(len(detections))):
+        label = int(detections.labels[row])
+        x0, y0, x1, y1 = detections.boxes[row].tolist()
+        colour = label_colour(label)
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=line)
+        text = f"{_printable(detections.names[label])} {detections.scores[row]:.2f}"
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        width, height = right - left + 2 * line, bottom - top + 2 * line
+        x = min(max(x0, 0), max(canvas.width - width, 0))
+        y = y0 - height if y0 >= height else min(y0, max(canvas.height - height, 0))
+        draw.rectangle((x, y, x + width, y + height), fill=colour)
+        ink = "black" if sum(colour) > 330 else "white"
+        draw.text((x + line - left, y + line - top), text, fill=ink, font=font)
+    return canvas
+
+
+def _printable(name: str, limit: int = 40) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -1,0 +1,70 @@
+"""Text to token ids, through open_clip's tokenizers."""
+
+import logging
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from owl_swin.errors import QueryError
+
+logger = logging.getLogger("owl_swin")
+
+MAX_CHARACTERS = 2_000
+
+
+class Tokenizer:
+    """Ids of open_clip's tokenizer. Text that is too long is cut, with a warning, never refused."""
+
+    def __init__(self, context_length: int, *, open_clip_name: str = ""):
+        import open_clip
+
+        self.context_length = context_length
+        self._encode = (
+            open_clip.get_tokenizer(open_clip_name, context_length=context_length)
+            if open_clip_name
+            else open_clip.SimpleTokenizer(context_length=context_length)
+        )
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids [N, context_length], int64, padded with 0 as CLIP does."""
+        if not texts:
+            return torch.zeros((0, self.context_length), dtype=torch.long)
+        cleaned = [clean_text(text) for text in texts]
+        ids = self._encode(cleaned)
+        for text, row in zip(cleaned, ids, strict=True):
+            if row[-1] != 0 and self._is_cut(text):
+                logger.warning(
+                    "query %r is longer than %d tokens and was cut", _shorten(text), self.context_length
+                )
+        return ids
+
+    def _is_cut(self, text: str) -> bool:
+        longer = self._encode([text], context_length=self.context_length + 1)[0]
+        return bool(longer[-1] != 0)
+
+
+@lru_cache(maxsize=4)
+def get_tokenizer(context_length: int, open_clip_name: str = "") -> Tokenizer:
+    """The tokenizer for a model; building one reads a 1 MB vocabulary, so it is kept."""
+    return Tokenizer(context_length, open_clip_name=open_clip_name)
+
+
+def clean_text(text: str) -> str:
+    """One line without control characters; a text with nothing to read in it raises QueryError."""
+    if not isinstance(text, str):
+        raise QueryError(f"a text query must be a string, got {type(text).__name__}")
+    if len(text) > MAX_CHARACTERS:
+        logger.warning("query %r has %d characters; only the first %d are read", _shorten(text), len(text), MAX_CHARACTERS)
+        text = text[:MAX_CHARACTERS]
+    visible = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
+    cleaned = " ".join(visible.split())
+    if not cleaned:
+        raise QueryError(f"a text query must name something, got {_shorten(text)!r}")
+    return cleaned
+
+
+def _shorten(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[:limit] + "…"

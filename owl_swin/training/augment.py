@@ -1,0 +1,86 @@
+"""Training scenes out of annotated pictures: crop, flip, stretch, and mosaics. Boxes are xyxy pixels throughout."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """A finished training scene: pixels [H, W, 3] uint8, boxes [N, 4], labels [N]."""
+
+    pixels: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+Draw = Callable[[], tuple[Image.Image, np.ndarray, np.ndarray]]
+
+# A box smaller than this many pixels on the canvas teaches nothing on a grid of stride 16.
+MIN_SIDE_PX = 4.0
+
+
+def mosaic(draw: Draw, hw: tuple[int, int], side: int, rng: np.random.Generator, *, min_kept: float) -> Canvas:
+    """``side`` × ``side`` pictures from ``draw`` on one canvas of ``hw`` pixels, each cropped and flipped at random."""
+    height, width = hw
+    ys = np.linspace(0, height, side + 1).round().astype(int)
+    xs = np.linspace(0, width, side + 1).round().astype(int)
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    boxes, labels = [], []
+    for row in range(side):
+        for col in range(side):
+            cell_hw = (int(ys[row + 1] - ys[row]), int(xs[col + 1] - xs[col]))
+            cell = place(*draw(), cell_hw, rng, min_kept=min_kept)
+            pixels[ys[row] : ys[row + 1], xs[col] : xs[col + 1]] = cell.pixels
+            boxes.append(cell.boxes + np.array([xs[col], ys[row], xs[col], ys[row]], dtype=np.float32))
+            labels.append(cell.labels)
+    return Canvas(pixels, np.concatenate(boxes), np.concatenate(labels))
+
+
+def place(
+    picture: Image.Image,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    hw: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    min_kept: float,
+) -> Canvas:
+    """A random crop of the picture, flipped half the time, stretched to ``hw`` by at most a third.
+
+    Boxes that keep less than ``min_kept`` of their area in the crop are dropped, the others are cut to it.
+    """
+    crop = _random_crop((picture.height, picture.width), hw, rng)
+    x0, y0, x1, y1 = crop
+    pixels = np.asarray(picture.resize((hw[1], hw[0]), Image.Resampling.BILINEAR, crop))
+    scale = np.array([hw[1] / (x1 - x0), hw[0] / (y1 - y0)] * 2, dtype=np.float32)
+    moved = (boxes - np.array([x0, y0, x0, y0], dtype=np.float32)) * scale
+    limit = np.array([hw[1], hw[0]] * 2, dtype=np.float32)
+    cut = moved.clip(0, limit)
+    kept = _area(cut) >= min_kept * _area(moved)
+    kept &= (cut[:, 2:] - cut[:, :2]).min(1, initial=np.inf) >= MIN_SIDE_PX
+    cut, labels = cut[kept], labels[kept]
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+        cut = cut[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array([hw[1], 0, hw[1], 0], np.float32)
+    return Canvas(pixels, cut, labels)
+
+
+def _random_crop(
+    picture_hw: tuple[int, int], hw: tuple[int, int], rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """xyxy of a crop of 40 to 100 % of what fits, whose shape is that of ``hw`` stretched by at most a third."""
+    height, width = picture_hw
+    aspect = hw[1] / hw[0] * np.exp(rng.uniform(-0.28, 0.28))
+    wide = min(width, height * aspect)
+    tall = wide / aspect
+    scale = np.sqrt(rng.uniform(0.4, 1.0)) if rng.random() < 0.7 else 1.0
+    wide, tall = wide * scale, tall * scale
+    x, y = rng.uniform(0, width - wide), rng.uniform(0, height - tall)
+    return float(x), float(y), float(x + wide), float(y + tall)
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -1,0 +1,106 @@
+"""The settings of a training run; one TOML file is one run."""
+
+from dataclasses import dataclass, field
+
+from owl_swin.errors import ConfigError
+
+TASKS = ("align", "detect")
+PRECISIONS = ("float32", "bfloat16")
+KINDS = ("sheets", "crops", "labelled", "captions", "cutouts", "coco")
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """One data set of a mixture.
+
+    ``kind`` is one of: "coco" (annotation file and picture folder, for detection), "crops" (the same, each box a picture),
+    "labelled" (COCO-like file whose image records carry ``label``), "sheets" (sheets of tiles with a manifest),
+    "captions" (webdataset tars), "cutouts" (named RGBA pictures). ``weight`` is its share of the drawn samples;
+    ``size`` the side that pictures for alignment are kept at; ``mosaic`` the probabilities of 1x1, 2x2, … pictures on one
+    canvas in detection (empty: those of the run).
+    """
+
+    kind: str
+    path: str
+    images: str = ""
+    split: str = "train"
+    weight: float = 1.0
+    size: int = 64
+    max_per_class: int = 0
+    mosaic: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"data.kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.weight <= 0:
+            raise ConfigError(f"data.weight must be positive, got {self.weight}")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay. A learning rate of 0 freezes its part."""
+
+    image_lr: float = 5e-4
+    text_lr: float = 0.0
+    heads_lr: float = 5e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, ...] = (0.9, 0.98)
+    warmup_steps: int = 500
+    final_lr: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class DetectConfig:
+    """What only detection training needs (OWL-ViT, arXiv:2205.06230; OWLv2, arXiv:2306.09683)."""
+
+    negatives: int = 50
+    mosaic: tuple[float, ...] = (0.4, 0.3, 0.3)
+    fresh_class_head: bool = True
+    min_crop: float = 0.6
+    class_weight: float = 1.0
+    l1_weight: float = 1.0
+    giou_weight: float = 1.0
+    objectness_weight: float = 0.5
+    focal_alpha: float = 0.3
+    focal_gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.mosaic or abs(sum(self.mosaic) - 1) > 1e-6 or min(self.mosaic) < 0:
+            raise ConfigError(f"detect.mosaic must be probabilities of 1x1, 2x2, … that add up to 1, got {self.mosaic}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One run of `owl-swin train`."""
+
+    task: str
+    model: str
+    output: str
+    data: tuple[DataConfig, ...]
+    init: tuple[str, ...] = ()
+    align_data: tuple[DataConfig, ...] = ()
+    align_batch_size: int = 64
+    align_size: int = 64
+    align_weight: float = 0.5
+    steps: int = 1000
+    batch_size: int = 64
+    image_size: int = 64
+    precision: str = "float32"
+    compile: bool = False
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_minutes: float = 5.0
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if not self.data:
+            raise ConfigError("a run needs at least one [[data]] table")
+        if min(self.steps, self.batch_size, self.log_every) < 1:
+            raise ConfigError("steps, batch_size and log_every must be at least 1")

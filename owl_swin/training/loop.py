@@ -1,0 +1,145 @@
+"""The training loop: one command, one TOML; resumable to the bit, with a metrics file and a progress line."""
+
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from owl_swin.config import ModelConfig, read_toml, to_mapping
+from owl_swin.errors import CheckpointError
+from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.training.config import TrainConfig
+from owl_swin.training.optim import build_optimizer, set_learning_rate, update_ema
+from owl_swin.training.state import load_state, save_state
+
+
+class Task(Protocol):
+    """What is trained: batches as a function of the step, and losses of a batch."""
+
+    def batch(self, step: int) -> Any: ...
+
+    def losses(self, model: OwlSwin, encode_patches: Callable[[Tensor], Tensor], batch: Any) -> dict[str, Tensor]: ...
+
+
+def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
+    """Runs or resumes a run to its end (or for ``stop_after`` steps more) and returns its folder.
+
+    The folder then holds ``state.safetensors`` (to go on), ``metrics.jsonl`` (a line every ``log_every`` steps).
+    """
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    model = OwlSwin(read_toml(config.model, ModelConfig))
+    for path in config.init:
+        load_init(model, path)
+    task = build_task(config, model)
+    optimizer = build_optimizer(model, config.optim)
+    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+    state_path = output / "state.safetensors"
+    first = load_state(state_path, model=model, ema=ema, optimizer=optimizer) if state_path.exists() else 0
+    last = config.steps if stop_after is None else min(config.steps, first + stop_after)
+    encode_patches = torch.compile(model.encode_patches) if config.compile else model.encode_patches
+
+    def save(step: int) -> None:
+        save_state(state_path, model=model, ema=ema, optimizer=optimizer, step=step, settings=to_mapping(config))
+
+    model.train()
+    saved, started = time.monotonic(), time.monotonic()
+    with open(output / "metrics.jsonl", "a") as metrics:
+        for step, batch in zip(range(first, last), _prefetched(task, first, last), strict=True):
+            torch.manual_seed(config.seed * 7_919 + step)
+            factor = set_learning_rate(optimizer, config.optim, step, config.steps)
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+                losses = task.losses(model, encode_patches, batch)
+            losses["loss"].backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            update_ema(ema, model, config.optim.ema_decay, step)
+            if step % config.log_every == 0 or step + 1 == last:
+                rate = (step + 1 - first) / (time.monotonic() - started)
+                line = {k: round(v.item(), 5) for k, v in losses.items()}
+                line |= {"grad_norm": round(norm.item(), 4), "lr_factor": round(factor, 5)}
+                print(json.dumps({"step": step, **line, "steps_per_s": round(rate, 3)}), file=metrics, flush=True)
+                _progress(step, config.steps, line["loss"], rate)
+            if time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                save(step + 1)
+                saved = time.monotonic()
+    save(last)
+    return output
+
+
+def build_task(config: TrainConfig, model: OwlSwin) -> Task:
+    """The task that a run's ``task`` names."""
+    if config.task == "align":
+        from owl_swin.training.align import AlignTask
+
+        return AlignTask(config, model, config.data, config.batch_size)
+    from owl_swin.training.detect import DetectTask
+
+    return DetectTask(config, model)
+
+
+def load_init(model: OwlSwin, path: str) -> None:
+    """Starts from weights: of a whole model, of the text encoder alone, or the average of an earlier run's state.
+
+    Parts that the file does not hold stay as they are; a tensor of another shape, or a file without any, is refused.
+    """
+    try:
+        tensors = load_file(path)
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot start from this file ({error})") from None
+    own = model.state_dict()
+    if any(key.startswith("ema.") for key in tensors):
+        tensors = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
+    elif any(key.startswith("tower.") for key in tensors):
+        tensors = {f"text_encoder.{k}": v for k, v in tensors.items()}
+    wrong = [k for k, v in tensors.items() if k not in own or own[k].shape != v.shape]
+    if wrong or not tensors:
+        raise CheckpointError(f"{path}: does not fit this model; first misfit: {wrong[:3] or 'no tensors'}")
+    model.load_state_dict(tensors, strict=False)
+
+
+def _prefetched(task: Task, first: int, last: int, *, ahead: int = 3) -> Iterator[Any]:
+    """Batches of the steps, made by a thread while the step before runs."""
+    ready: queue.Queue = queue.Queue(maxsize=ahead)
+    stop = threading.Event()
+
+    def work() -> None:
+        for step in range(first, last):
+            try:
+                item = (task.batch(step), None)
+            except Exception as error:  # raised again where the batch is asked for
+                item = (None, error)
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=1)
+                    break
+                except queue.Full:
+                    continue
+            if stop.is_set() or item[1] is not None:
+                return
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in range(first, last):
+            batch, error = ready.get()
+            if error is not None:
+                raise error
+            yield batch
+    finally:
+        stop.set()
+
+
+def _progress(step: int, steps: int, loss: float, rate: float) -> None:
+    left = (steps - step - 1) / max(rate, 1e-9)
+    end = "\r" if sys.stderr.isatty() else "\n"
+    print(f"step {step + 1}/{steps}  loss {loss:.4f}  {rate:.2f} steps/s  {left / 60:.0f} min left", end=end, file=sys.stderr)

@@ -1,0 +1,38 @@
+"""Which patch answers for which box: the Hungarian matching of OWL-ViT (after DETR, arXiv:2005.12872)."""
+
+import torch
+from torch import Tensor
+
+from owl_swin.boxes import cxcywh_to_xyxy, pairwise_giou
+
+EPSILON = 1e-8
+
+
+@torch.no_grad()
+def hungarian_match(
+    logits: Tensor, boxes: Tensor, target_labels: Tensor, target_boxes: Tensor, *, alpha: float = 0.3, gamma: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    """Pairs (patch [M], target [M]) of least total cost, M = min(P, G): focal class cost + L1 - GIoU, 1:1:1.
+
+    One picture: ``logits [P, Q]``, ``boxes [P, 4]`` and ``target_boxes [G, 4]`` cxcywh in [0, 1], ``target_labels [G, Q]``
+    1 where the target is of the query.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if not len(target_boxes):
+        empty = torch.empty(0, dtype=torch.long)
+        return empty, empty
+    cost = class_cost(logits, target_labels, alpha=alpha, gamma=gamma)
+    cost = cost + torch.cdist(boxes, target_boxes, p=1)
+    cost = cost - pairwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
+    patches, targets = linear_sum_assignment(torch.nan_to_num(cost, nan=1e6).numpy(force=True))
+    return torch.from_numpy(patches), torch.from_numpy(targets)
+
+
+def class_cost(logits: Tensor, target_labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Focal loss that a patch would save by being the target's rather than background, mean over its queries: [P, G]."""
+    p = logits.sigmoid()
+    positive = alpha * (1 - p) ** gamma * -(p + EPSILON).log()
+    negative = (1 - alpha) * p**gamma * -(1 - p + EPSILON).log()
+    labels = target_labels.to(logits)  # [G, Q]
+    return (positive - negative) @ labels.T / labels.sum(1).clamp(min=1)

@@ -1,0 +1,54 @@
+"""Parameter groups, learning-rate schedule, moving average of the weights."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from owl_swin.training.config import OptimConfig
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter belongs to: "image", "text" or "heads"."""
+    if name.startswith("image_encoder."):
+        return "image"
+    return "text" if name.startswith("text_encoder.") else "heads"
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with a group for each learning rate, with and without decay; parts at rate 0 stop requiring gradients."""
+    rates = {"image": config.image_lr, "text": config.text_lr, "heads": config.heads_lr}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        parameter.requires_grad_(rates[part] > 0)
+        if rates[part] > 0:
+            decayed = parameter.ndim > 1 and "bias_table" not in name and "embedding" not in name
+            groups.setdefault((part, decayed), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "peak_lr": rates[part], "weight_decay": config.weight_decay if decayed else 0.0}
+            for (part, decayed), parameters in groups.items()
+        ],
+        lr=0.0,
+        betas=(config.betas[0], config.betas[1]),
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine from the peak to ``final_lr`` of it. Returns the factor on the peak."""
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+    factor = warm * (config.final_lr + (1 - config.final_lr) * cosine)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return factor
+
+
+@torch.no_grad()
+def update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
+    """Moves the average towards the model; the decay warms up so that early steps are forgotten."""
+    decay = min(decay, (1 + step) / (10 + step))
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    torch._foreach_lerp_([ema[name] for name, _ in trained], [p.detach() for _, p in trained], 1 - decay)

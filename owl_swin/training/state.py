@@ -1,0 +1,46 @@
+"""What a run needs to go on: model, average, optimizer and step, in one safetensors file that is replaced whole."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from owl_swin.errors import CheckpointError
+
+
+def save_state(
+    path: Path, *, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer, step: int, settings: dict
+) -> None:
+    """Writes the state after ``step`` finished steps; a reader sees the old file or the new one, never half of one."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optim.{index}.{k}": v for k, v in state.items()}
+    tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata={"step": str(step), "settings": json.dumps(settings)})
+    os.replace(part, path)
+
+
+def load_state(path: Path, *, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+    """Puts the state back in place and returns the number of finished steps."""
+    try:
+        with safe_open(path, "pt") as file:
+            step = int(file.metadata()["step"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not the state of a training run ({error})") from None
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for key in ema:
+        ema[key].copy_(tensors[f"ema.{key}"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optim."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step
