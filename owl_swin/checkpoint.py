@@ -84,14 +84,18 @@ def checkpoint_path(source: str | Path) -> Path:
         exists = False
     if not exists:
         names = ", ".join(SHIPPED)
-        raise CheckpointError(f"{source}: no such model; give a .safetensors file, a folder with model.safetensors, or {names}")
+        raise CheckpointError(
+            f"{source}: no such model; give a .safetensors file, a folder with model.safetensors, or {names}"
+        )
     return path
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; pickled weights are refused."""
     if path.suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt"):
-        raise CheckpointError(f"{path}: pickled weights can run any program and are not read; convert them to safetensors")
+        raise CheckpointError(
+            f"{path}: pickled weights can run any program and are not read; convert them to safetensors"
+        )
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -134,12 +138,15 @@ def dequantise(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.endswith(ROW_SCALE):
             continue
         scale = tensors.get(name + ROW_SCALE)
-        out[name] = tensor.float() if scale is None else tensor.float() * scale.float().view(-1, *[1] * (tensor.ndim - 1))
+        out[name] = (
+            tensor.float() if scale is None else tensor.float() * scale.float().view(-1, *[1] * (tensor.ndim - 1))
+        )
     return out
 
 
 def _restore_buffers(model: nn.Module) -> None:
     """Buffers that no file holds: open_clip's causal mask."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "build_causal_mask") and getattr(module, "attn_mask", None) is not None:
             module.attn_mask = module.build_causal_mask()

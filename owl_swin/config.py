@@ -119,7 +119,9 @@ class ModelConfig:
             raise ConfigError(f"heads.stages {self.heads.stages}: the encoder has {len(self.image.depths)} stages")
         strides = [self.image.stage_stride(stage - 1) for stage in self.heads.stages]
         if self.heads.stride not in strides:
-            raise ConfigError(f"heads.stride must be the stride of one of heads.stages {strides}, got {self.heads.stride}")
+            raise ConfigError(
+                f"heads.stride must be the stride of one of heads.stages {strides}, got {self.heads.stride}"
+            )
         if self.image_size < 32:
             raise ConfigError(f"image_size must be at least 32 pixels, got {self.image_size}")
 

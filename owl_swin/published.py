@@ -72,7 +72,7 @@ TABLE = "relative_position_bias_table"
 # Classifiers, SimMIM's decoder and mask, and buffers that follow from the window size.
 LEFT_OUT = re.compile(
     r"(head|classifier|decoder|pooler|hidden_states_norms)\."
-    r"|.*(relative_position_index|relative_coords_table|attn_mask|mask_token)$"
+    r"|.*(relative_position_index|attn_mask|mask_token)$"
 )
 SWIN_V2 = re.compile(r"logit_scale|cpb_mlp|meta_mlp|continuous_position_bias_mlp")
 
@@ -86,7 +86,8 @@ def swin_config(name_or_size: str) -> SwinConfig:
     size = re.search(r"(?:^|/)swin[_-](tiny|small|base|large|[tsbl])(?:[_-]|$)", name_or_size)
     if "/" not in name_or_size or size is None:
         raise ConfigError(
-            f"{name_or_size}: no Swin size; give {', '.join(SWIN_SIZES)}, or a name like microsoft/swin-tiny-patch4-window7-224"
+            f"{name_or_size}: no Swin size; give {', '.join(SWIN_SIZES)}, "
+            "or a name like microsoft/swin-tiny-patch4-window7-224"
         )
     window = re.search(r"window(\d+)", name_or_size)
     return replace(
@@ -233,16 +234,16 @@ def _local_file(source: str | Path) -> Path | None:
     """The weights file that ``source`` means; None if it is a name to download."""
     path = Path(source)
     try:
-        if path.is_dir():
-            return path / "model.safetensors"
-        if path.is_file() or path.suffix in (".safetensors", ".pt", ".pth", ".bin", ".pkl", ".ckpt"):
+        path = path / "model.safetensors" if path.is_dir() else path
+        if path.is_file():
             return path
-    except (OSError, ValueError):  # not even a possible path, so not a name either
+    except (OSError, ValueError):  # no possible path, so no name either
         pass
-    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+    if path.suffix in (".safetensors", ".pt", ".pth", ".bin") or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         raise CheckpointError(
             f"{source}: no such file; give a .safetensors file, a folder with model.safetensors, "
-            "or a name like torchvision/swin_t, timm/swin_tiny_patch4_window7_224, microsoft/swin-tiny-patch4-window7-224"
+            "or a name like torchvision/swin_t, timm/swin_tiny_patch4_window7_224 or "
+            "microsoft/swin-tiny-patch4-window7-224"
         )
     return None
 
@@ -263,7 +264,7 @@ def _download(name: str) -> dict[str, Tensor]:
         return fetch(name if library == "transformers" else model)
     except CheckpointError:
         raise
-    except Exception as error:  # noqa: BLE001 - each library fails with errors of its own and of its HTTP client
+    except Exception as error:  # each library fails with errors of its own and of its HTTP client
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{name}: {library} cannot provide these weights ({reason})") from None
 

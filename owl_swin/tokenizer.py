@@ -36,9 +36,7 @@ class Tokenizer:
         ids = self._encode(cleaned)
         for text, row in zip(cleaned, ids, strict=True):
             if row[-1] != 0 and self._is_cut(text):
-                logger.warning(
-                    "query %r is longer than %d tokens and was cut", _shorten(text), self.context_length
-                )
+                logger.warning("query %r is longer than %d tokens and was cut", _shorten(text), self.context_length)
         return ids
 
     def _is_cut(self, text: str) -> bool:
@@ -57,7 +55,9 @@ def clean_text(text: str) -> str:
     if not isinstance(text, str):
         raise QueryError(f"a text query must be a string, got {type(text).__name__}")
     if len(text) > MAX_CHARACTERS:
-        logger.warning("query %r has %d characters; only the first %d are read", _shorten(text), len(text), MAX_CHARACTERS)
+        logger.warning(
+            "query %r has %d characters; only the first %d are read", _shorten(text), len(text), MAX_CHARACTERS
+        )
         text = text[:MAX_CHARACTERS]
     visible = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
     cleaned = " ".join(visible.split())

@@ -6,7 +6,7 @@ stream through the block in chunks that stay in the processor's cache.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -255,13 +255,15 @@ class SwinEncoder(nn.Module):
         if (bottom or right) and config.padding != "torchvision":  # torchvision leaves the last pixels out
             pixels = F.pad(pixels, (0, right, 0, bottom))
         x = self.patch_norm(self.patch_embed(pixels).permute(0, 2, 3, 1))  # [B, H/4, W/4, C]
+        # A traced plan is part of the graph and must not stay behind in the cache.
+        make_plan = window_plan.__wrapped__ if torch.compiler.is_compiling() else window_plan
         maps = []
         for stage, blocks in enumerate(self.stages):
             if stage:
                 x = self.merges[stage - 1](x)
-            for i, block in enumerate(blocks):  # type: ignore[arg-type]
+            for i, block in enumerate(cast(nn.ModuleList, blocks)):
                 map_hw = (x.shape[1], x.shape[2])
-                x = block(x, window_plan(map_hw, config.window_size, i % 2 == 1, config.padding, x.device))
+                x = block(x, make_plan(map_hw, config.window_size, i % 2 == 1, config.padding, x.device))
             maps.append(x)
         maps[-1] = self.norm(maps[-1])
         return tuple(maps)

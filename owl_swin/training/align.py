@@ -62,7 +62,9 @@ class AlignTask:
             if isinstance(texts, list):  # captions: one of each picture's own, contrasted within the batch
                 chosen = torch.stack([texts[i][int(w) % len(texts[i])] for i, w in zip(labels, which, strict=True)])
                 logits = scale * here @ chosen.T
-                logits = logits.masked_fill((labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool), -1e4)
+                logits = logits.masked_fill(
+                    (labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool), -1e4
+                )
                 target = torch.arange(len(labels))
                 loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
             else:
@@ -114,7 +116,9 @@ def random_views(images: Tensor, size: int, generator: torch.Generator) -> Tenso
     theta[:, 0, 0], theta[:, 1, 1] = scale_x * flip, scale_y
     theta[:, 0, 2], theta[:, 1, 2] = (1 - scale_x) * uniform(-1, 1), (1 - scale_y) * uniform(-1, 1)
     grid = F.affine_grid(theta, [n, 3, size, size], align_corners=False)
-    views = F.grid_sample(images.float().div_(255), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    views = F.grid_sample(
+        images.float().div_(255), grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
     return normalise(jitter_colours(views, uniform))
 
 

@@ -75,7 +75,7 @@ def _random_crop(
     height, width = picture_hw
     aspect = hw[1] / hw[0] * np.exp(rng.uniform(-0.28, 0.28))
     wide = min(width, height * aspect)
-    tall = wide / aspect
+    tall = min(height, wide / aspect)  # the division may round to just above the height
     scale = np.sqrt(rng.uniform(0.4, 1.0)) if rng.random() < 0.7 else 1.0
     wide, tall = wide * scale, tall * scale
     x, y = rng.uniform(0, width - wide), rng.uniform(0, height - tall)

@@ -109,15 +109,21 @@ class DetectTask:
         l1, giou = logits.new_zeros(()), logits.new_zeros(())
         for i, (boxes, labels) in enumerate(zip(batch.boxes, batch.labels, strict=True)):
             boxes, multi_hot = merge_same_boxes(boxes, labels, logits.shape[-1])
-            counts[i] = max(len(boxes), 1)
+            count = max(len(boxes), 1)
+            counts[i] = count
             chosen, matched = hungarian_match(
-                logits[i], images.pred_boxes[i], multi_hot, boxes, alpha=settings.focal_alpha, gamma=settings.focal_gamma
+                logits[i],
+                images.pred_boxes[i],
+                multi_hot,
+                boxes,
+                alpha=settings.focal_alpha,
+                gamma=settings.focal_gamma,
             )
             class_targets[i, chosen] = multi_hot[matched]
             object_targets[i, chosen] = 1
             distance, overlap = box_losses(images.pred_boxes[i, chosen], boxes[matched])
-            l1 = l1 + distance.sum() / counts[i]
-            giou = giou + overlap.sum() / counts[i]
+            l1 = l1 + distance.sum() / count
+            giou = giou + overlap.sum() / count
         focal = {"alpha": settings.focal_alpha, "gamma": settings.focal_gamma}
         per_scene = (focal_loss(logits, class_targets, **focal) * batch.asked[:, None]).sum((1, 2)) / counts
         objectness = focal_loss(images.objectness_logits, object_targets, **focal).sum(1) / counts
@@ -138,9 +144,3 @@ class DetectTask:
             total = total + self.config.align_weight * aligned["loss"]
             parts |= {"align": aligned["loss"], "accuracy": aligned["accuracy"]}
         return {"loss": total, **{name: value.detach() for name, value in parts.items()}}
-
-
-def copy_pooled_to_class_head(model: OwlSwin) -> None:
-    """Lets every patch start from the picture-wide projection that alignment has learned."""
-    model.class_head.embed.load_state_dict(model.image_projection.state_dict())
-

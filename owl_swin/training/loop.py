@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from owl_swin.checkpoint import save_checkpoint
 from owl_swin.config import ModelConfig, read_toml, to_mapping
 from owl_swin.errors import CheckpointError
 from owl_swin.models.owl_swin import OwlSwin
@@ -32,7 +33,8 @@ class Task(Protocol):
 def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     """Runs or resumes a run to its end (or for ``stop_after`` steps more) and returns its folder.
 
-    The folder then holds ``state.safetensors`` (to go on), ``metrics.jsonl`` (a line every ``log_every`` steps).
+    The folder then holds ``state.safetensors`` (to go on), ``model.safetensors`` (the averaged weights, to use) and
+    ``metrics.jsonl`` (a line every ``log_every`` steps).
     """
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -40,6 +42,8 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     model = OwlSwin(read_toml(config.model, ModelConfig))
     for path in config.init:
         load_init(model, path)
+    if config.task == "detect" and config.detect.fresh_class_head:
+        copy_pooled_to_class_head(model)
     task = build_task(config, model)
     optimizer = build_optimizer(model, config.optim)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -50,6 +54,9 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
 
     def save(step: int) -> None:
         save_state(state_path, model=model, ema=ema, optimizer=optimizer, step=step, settings=to_mapping(config))
+        save_average(
+            output / "model.safetensors", model, ema, {"name": output.name, "recipe": f"{step} steps of {output}"}
+        )
 
     model.train()
     saved, started = time.monotonic(), time.monotonic()
@@ -75,6 +82,18 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
                 saved = time.monotonic()
     save(last)
     return output
+
+
+def save_average(path: Path, model: OwlSwin, ema: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Writes the averaged weights as a model file."""
+    averaged = OwlSwin(model.config)
+    averaged.load_state_dict({**model.state_dict(), **ema})
+    save_checkpoint(path, averaged, card)
+
+
+def copy_pooled_to_class_head(model: OwlSwin) -> None:
+    """Lets every patch start from the picture-wide projection that alignment has learned."""
+    model.class_head.embed.load_state_dict(model.image_projection.state_dict())
 
 
 def build_task(config: TrainConfig, model: OwlSwin) -> Task:
@@ -114,6 +133,7 @@ def _prefetched(task: Task, first: int, last: int, *, ahead: int = 3) -> Iterato
     stop = threading.Event()
 
     def work() -> None:
+        item: tuple[Any, Exception | None]
         for step in range(first, last):
             try:
                 item = (task.batch(step), None)
@@ -142,4 +162,8 @@ def _prefetched(task: Task, first: int, last: int, *, ahead: int = 3) -> Iterato
 def _progress(step: int, steps: int, loss: float, rate: float) -> None:
     left = (steps - step - 1) / max(rate, 1e-9)
     end = "\r" if sys.stderr.isatty() else "\n"
-    print(f"step {step + 1}/{steps}  loss {loss:.4f}  {rate:.2f} steps/s  {left / 60:.0f} min left", end=end, file=sys.stderr)
+    print(
+        f"step {step + 1}/{steps}  loss {loss:.4f}  {rate:.2f} steps/s  {left / 60:.0f} min left",
+        end=end,
+        file=sys.stderr,
+    )

@@ -10,7 +10,13 @@ EPSILON = 1e-8
 
 @torch.no_grad()
 def hungarian_match(
-    logits: Tensor, boxes: Tensor, target_labels: Tensor, target_boxes: Tensor, *, alpha: float = 0.3, gamma: float = 2.0
+    logits: Tensor,
+    boxes: Tensor,
+    target_labels: Tensor,
+    target_boxes: Tensor,
+    *,
+    alpha: float = 0.3,
+    gamma: float = 2.0,
 ) -> tuple[Tensor, Tensor]:
     """Pairs (patch [M], target [M]) of least total cost, M = min(P, G): focal class cost + L1 - GIoU, 1:1:1.
 

@@ -50,7 +50,8 @@ def load_pictures(config: DataConfig) -> Pictures:
         raise DataError(f"{config.path}: holds no picture of split {config.split!r}")
     captioned = config.kind == "captions"
     texts: dict[tuple[str, ...], int] = {}
-    labels, images = [], []
+    labels: list[int] = []
+    images: list[Tensor] = []
     rng = random.Random(0)
     rng.shuffle(samples)
     counts: dict[int, int] = {}
@@ -77,7 +78,10 @@ def _sheets(config: DataConfig) -> Iterator[Sample]:
         pixels = np.asarray(Image.open(manifest_path.parent / sheet["sheet"]).convert("RGB"))
         tiles = pixels.reshape(rows, tile, cols, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
         for label, picture in zip(sheet["labels"], tiles, strict=False):
-            yield picture.copy() if tile == config.size else _square(Image.fromarray(picture), config.size), names[label]
+            yield (
+                picture.copy() if tile == config.size else _square(Image.fromarray(picture), config.size),
+                names[label],
+            )
 
 
 def _crops(config: DataConfig) -> Iterator[Sample]:
@@ -96,7 +100,9 @@ def _crops(config: DataConfig) -> Iterator[Sample]:
             side = min(1.2 * max(w, h), *picture.size)  # a square with some surroundings, inside the picture
             left = min(max(x + w / 2 - side / 2, 0), picture.width - side)
             top = min(max(y + h / 2 - side / 2, 0), picture.height - side)
-            crop = picture.resize((config.size, config.size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+            crop = picture.resize(
+                (config.size, config.size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+            )
             yield np.array(crop), names[annotation["category_id"]]
 
 

@@ -49,7 +49,9 @@ class Scenes:
 
     def unreadable(self) -> DataError:
         """What to raise when no picture of the set can be read."""
-        return DataError(f"none of 100 pictures drawn from {self.scenes[0].source.parent} could be read: {self.broken[-1]}")
+        return DataError(
+            f"none of 100 pictures drawn from {self.scenes[0].source.parent} could be read: {self.broken[-1]}"
+        )
 
 
 def load_scenes(config: DataConfig) -> Scenes:

@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -42,7 +43,7 @@ ADJECTIVES = (
 
 
 @dataclass(frozen=True, slots=True)
-class DistillConfig:
+class DistilConfig:
     """One distillation run; paths are folders and files of the caller's."""
 
     model: str
@@ -55,6 +56,7 @@ class DistillConfig:
     batch_size: int = 512
     learning_rate: float = 1e-3
     warmup_steps: int = 200
+    init: str = ""
     seed: int = 0
 
 
@@ -113,15 +115,20 @@ def teacher_embeddings(folder: str | Path, texts: Sequence[str], *, batch_size: 
     return out
 
 
+def _basis(embeds: Tensor, size: int) -> Tensor:
+    mean, directions = principal_directions(embeds, size)
+    return torch.cat([mean, directions.T])
+
+
 def principal_directions(embeds: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Mean [D] and the ``size`` directions [D, size] that hold most of the variance."""
-    mean = embeds.mean(0)
+    """Mean [1, D] and the ``size`` directions [D, size] that hold most of the variance."""
+    mean = embeds.mean(0, keepdim=True)
     centred = embeds - mean
     _, vectors = torch.linalg.eigh(centred.T @ centred)
     return mean, vectors[:, -size:].flip(1)
 
 
-def distill(config: DistillConfig) -> None:
+def distil(config: DistilConfig) -> Path:
     """Runs the distillation and writes ``text.safetensors`` and ``metrics.jsonl`` under ``config.output``."""
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
@@ -130,6 +137,8 @@ def distill(config: DistillConfig) -> None:
     model_config = read_toml(config.model, ModelConfig)
     tokenizer = get_tokenizer(model_config.text.context_length)
     student = TextEncoder(model_config.text, model_config.embed_dim)
+    if config.init:
+        student.load_state_dict(load_file(config.init))
 
     names = wordnet_nouns(config.wordnet)
     captions = list(tar_captions(config.caption_tars))
@@ -143,12 +152,17 @@ def distill(config: DistillConfig) -> None:
     started = time.monotonic()
     embeds = _cached(output / "teacher.pt", lambda: teacher_embeddings(config.teacher, texts + list(tokens.values())))
     print(f"teacher: {time.monotonic() - started:.0f} s", flush=True)
-    mean, directions = principal_directions(embeds[: len(texts)], model_config.embed_dim)
+    # Kept, because signs of the directions depend on the machine and a later run must aim at the same space.
+    basis = _cached(
+        output / "basis.pt", lambda: _basis(embeds[: len(texts)], model_config.embed_dim)
+    )
+    mean, directions = basis[:1], basis[1:].T
     targets = F.normalize((embeds - mean) @ directions, dim=-1)
-    with torch.no_grad():  # a token starts as what the teacher thinks of it
+    if not config.init:  # a token starts as what the teacher thinks of it
         rows = torch.tensor(list(tokens))
         width = model_config.text.width
-        student.tower.token_embedding.weight[rows] = targets[len(texts) :, :width] * 0.5
+        tower: Any = student.tower
+        tower.token_embedding.weight.data[rows] = targets[len(texts) :, :width] * 0.5
 
     held_out = set(rng.sample(range(len(texts)), 2_000))
     train = [i for i in range(len(texts)) if i not in held_out]
@@ -174,8 +188,8 @@ def distill(config: DistillConfig) -> None:
         ]
         # The fused attention kernel's backward pass is slow for sequences of ten tokens.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            student_embeds = student(tokenizer(batch))
-        loss, cosine = distillation_loss(student_embeds, targets[picked])
+            student_embeds = _by_length(student, tokenizer(batch))
+        loss, cosine = distil_loss(student_embeds, targets[picked])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -186,18 +200,28 @@ def distill(config: DistillConfig) -> None:
         if step % 500 == 499 or step == config.steps - 1:
             rows = sorted(held_out)
             with torch.no_grad():
-                held = torch.cat([student(tokenizer([texts[i] for i in rows[s : s + 500]])) for s in range(0, 2000, 500)])
+                held = torch.cat(
+                    [student(tokenizer([texts[i] for i in rows[s : s + 500]])) for s in range(0, 2000, 500)]
+                )
             cosine = (held * targets[rows]).sum(-1).mean()
             print(json.dumps({"step": step, "held_out_cosine": cosine.item()}), file=log, flush=True)
             save_file({k: v.contiguous() for k, v in student.state_dict().items()}, output / "text.safetensors")
+    return output
 
 
-def distillation_loss(student: Tensor, target: Tensor, *, temperature: float = 0.05) -> tuple[Tensor, Tensor]:
+def distil_loss(student: Tensor, target: Tensor, *, temperature: float = 0.05) -> tuple[Tensor, Tensor]:
     """One minus cosine, plus the cross-entropy of finding one's own target in the batch; and the cosine."""
     cosine = (student * target).sum(-1).mean()
     same = target @ target.T > 0.98  # the same name drawn twice is no mistake
     logits = (student @ target.T / temperature).masked_fill(same & ~torch.eye(len(target), dtype=torch.bool), -1e4)
     return 2 * (1 - cosine) + 0.2 * F.cross_entropy(logits, torch.arange(len(target))), cosine
+
+
+def _by_length(student: TextEncoder, ids: Tensor, *, parts: int = 4) -> Tensor:
+    """The student on short and long texts apart: names have five tokens, captions twenty, and padding costs as much."""
+    order = (ids != 0).sum(1).argsort(stable=True)
+    embeds = torch.cat([student(ids[rows]) for rows in order.chunk(parts)])
+    return embeds[order.argsort()]
 
 
 def _readable_tokens(tokenizer) -> dict[int, str]:

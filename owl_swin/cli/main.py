@@ -1,0 +1,47 @@
+"""The command `owl-swin`: collects the subcommands and turns errors into one sentence."""
+
+import logging
+import os
+import sys
+
+import typer
+
+from owl_swin.errors import OwlSwinError
+
+app = typer.Typer(
+    name="owl-swin",
+    help="Find anything that you can name: open-vocabulary object detection.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="owl-swin: %(message)s")
+    try:
+        app()
+    except OwlSwinError as error:
+        print(f"owl-swin: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader of our stdout has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _register() -> None:
+    from owl_swin.cli import detect, info, training
+
+    app.command("detect")(detect.detect)
+    app.command("info")(info.info)
+    app.command("train")(training.train)
+    app.command("distil")(training.distil)
+    app.command("eval")(training.evaluate)
+    app.command("export")(training.export)
+
+
+_register()

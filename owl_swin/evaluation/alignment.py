@@ -1,0 +1,133 @@
+"""How well whole pictures and texts agree: zero-shot classification."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from owl_swin.detector import TEMPLATES, Detector
+from owl_swin.errors import DataError
+
+Progress = Callable[[int, int], None]
+
+
+@torch.inference_mode()
+def evaluate_classification(
+    detector: Detector,
+    annotations: str | Path,
+    images: str | Path | None = None,
+    *,
+    split: str = "val",
+    classes: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Zero-shot top-1 and top-5 in percent: each picture is given the class whose name fits it best.
+
+    ``annotations`` is a manifest of tile sheets, or a COCO-like file whose image records carry ``label`` (then ``images``
+    is their folder). A class may have several names, separated by commas; prompts and names are averaged. With
+    ``classes``, only pictures of these classes are asked, and only these are answers.
+    """
+    samples, names = _read(Path(annotations), Path(images) if images else None, split)
+    wanted = list(range(len(names))) if classes is None else [_row(names, c, annotations) for c in classes]
+    position = {label: i for i, label in enumerate(wanted)}
+    texts = class_embeddings(detector, [names[label] for label in wanted])
+    hits1: list[bool] = []
+    hits5: list[bool] = []
+    per_class: dict[str, list[bool]] = {}
+    total, done = len(samples), 0
+    for batch in _chunks(samples, 64):
+        batch = [(open_sample, position[label]) for open_sample, label in batch if label in position]
+        done = min(done + 64, total)
+        if batch:
+            encoded = detector.encode_images([open_sample() for open_sample, _ in batch], batch_size=64)
+            embeds = torch.stack([e.embeddings.image_embed for e in encoded])
+            top = (embeds @ texts.T).topk(min(5, len(wanted)), dim=-1).indices.cpu()
+            for row, (_, label) in zip(top, batch, strict=True):
+                hits1.append(bool(row[0] == label))
+                hits5.append(bool((row == label).any()))
+                per_class.setdefault(names[wanted[label]][0], []).append(hits1[-1])
+        if progress is not None:
+            progress(done, total)
+    return {
+        "protocol": f"zero-shot classification among {len(wanted)} names, {len(TEMPLATES)} templates averaged",
+        "annotations": Path(annotations).name,
+        "n_images": len(hits1),
+        "n_classes": len(wanted),
+        "top1": _mean(hits1),
+        "top5": _mean(hits5),
+        "per_class": {name: _mean(hits) for name, hits in per_class.items()},
+        "ci95": _interval(hits1),
+    }
+
+
+def class_embeddings(detector: Detector, names: Sequence[Sequence[str]]) -> Tensor:
+    """A unit embedding [N, E] for each class: the mean over its names in all templates."""
+    prompts = [[t.replace("{}", name) for name in synonyms for t in TEMPLATES] for synonyms in names]
+    flat = detector.encode_queries([p for own in prompts for p in own]).query_embeds
+    return F.normalize(torch.stack([part.mean(0) for part in flat.split([len(own) for own in prompts])]), dim=-1)
+
+
+def _read(path: Path, images: Path | None, split: str) -> tuple[list, list[list[str]]]:
+    try:
+        data = json.loads(path.read_text())
+        if "tile_px" in data:
+            names = [[n.strip() for n in entry.split(",")] for entry in data["classes"]]
+            return _sheet_samples(path.parent, data, split), names
+        if images is None:
+            raise DataError(f"{path}: eval classify needs --images, the folder of the pictures")
+        labels = sorted({record["label"] for record in data["images"]})
+        rows = {label: i for i, label in enumerate(labels)}
+        samples = [(_opener(images / r["file_name"]), rows[r["label"]]) for r in data["images"]]
+        return samples, [[n.strip() for n in label.split(",")] for label in labels]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: neither a manifest of sheets nor a file of labelled pictures ({error})") from None
+
+
+def _sheet_samples(folder: Path, manifest: dict[str, Any], split: str) -> list:
+    side, cols = manifest["tile_px"], manifest["sheet_grid"][1]
+    samples = []
+    for sheet in manifest[split]:
+        pixels = np.asarray(Image.open(folder / sheet["sheet"]).convert("RGB"))
+        for place, label in enumerate(sheet["labels"]):
+            y, x = place // cols * side, place % cols * side
+            tile = pixels[y : y + side, x : x + side]
+            samples.append((lambda tile=tile: tile, label))
+    return samples
+
+
+def _opener(path: Path):
+    return lambda: path
+
+
+def _row(names: list[list[str]], wanted: str, where: str | Path) -> int:
+    for row, synonyms in enumerate(names):
+        if wanted in synonyms or wanted == ", ".join(synonyms):
+            return row
+    raise DataError(f"{where}: has no class {wanted!r}")
+
+
+def _chunks(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _mean(hits: Sequence[bool]) -> float | None:
+    return round(100 * float(np.mean(hits)), 2) if hits else None
+
+
+def _interval(hits: Sequence[bool], draws: int = 1000) -> list[float] | None:
+    """95 % bootstrap interval over pictures, in percent."""
+    if not hits:
+        return None
+    values = np.random.default_rng(0).choice(np.array(hits, float), (draws, len(hits))).mean(1)
+    return [round(100 * float(v), 2) for v in np.percentile(values, [2.5, 97.5])]

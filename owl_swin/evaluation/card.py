@@ -1,0 +1,58 @@
+"""Model cards: sentences from a TOML file, figures from the JSON files that `owl-swin eval` wrote."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from owl_swin.config import read_toml
+from owl_swin.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class ResultConfig:
+    """One row: ``figure`` is FILE.KEY, the file without its ending; ``command`` is what made it."""
+
+    what: str
+    figure: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class CardConfig:
+    """What a model card says. Each tuple is a list of sentences."""
+
+    name: str
+    description: tuple[str, ...]
+    data: tuple[str, ...]
+    recipe: tuple[str, ...]
+    limits: tuple[str, ...]
+    licence: tuple[str, ...]
+    results: tuple[ResultConfig, ...] = ()
+
+
+def build_card(path: str | Path, figures: str | Path) -> dict[str, Any]:
+    """The card of ``path`` with every figure filled in from the folder ``figures``; a missing one raises DataError."""
+    config = read_toml(path, CardConfig)
+    sections = ("description", "data", "recipe", "limits", "licence")
+    card: dict[str, Any] = {"name": config.name, **{key: list(getattr(config, key)) for key in sections}}
+    card["results"] = [
+        {"what": row.what, "value": _figure(Path(figures), row.figure), "command": row.command}
+        for row in config.results
+    ]
+    return card
+
+
+def _figure(folder: Path, figure: str) -> str:
+    """The value as text, with its 95 % interval where the file gives one for it."""
+    name, _, key = figure.partition(".")
+    path = folder / f"{name}.json"
+    try:
+        result = json.loads(path.read_text())
+        value = result[key]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: holds no figure {key!r} ({error}); run the evaluation that writes it") from None
+    if value is None:
+        return "none"
+    interval = result.get("ci95") if key in ("AP50", "top1") else None
+    return f"{value:.1f}" + (f" ({interval[0]:.1f} to {interval[1]:.1f})" if interval else "")

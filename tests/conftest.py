@@ -1,0 +1,62 @@
+"""Fixtures that many tests share: a model of a few thousand parameters, and pictures made on the spot."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from owl_swin.checkpoint import save_checkpoint
+from owl_swin.config import HeadsConfig, ModelConfig, SwinConfig, TextConfig
+from owl_swin.detector import Detector
+from owl_swin.models.owl_swin import OwlSwin
+
+torch.set_num_threads(1)
+
+TINY = ModelConfig(
+    name="tiny_for_tests",
+    embed_dim=16,
+    image_size=96,
+    image=SwinConfig(embed_dim=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 4), window_size=4),
+    text=TextConfig(width=16, layers=1, heads=2, context_length=12),
+    heads=HeadsConfig(width=32, stride=16, stages=(3, 4)),
+)
+
+
+def make_tiny_model(seed: int = 0) -> OwlSwin:
+    """A model with weights large enough that different inputs give clearly different outputs."""
+    torch.manual_seed(seed)
+    model = OwlSwin(TINY).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and "embedding" not in name:
+            parameter.normal_(std=0.5 / parameter.shape[1] ** 0.5)
+    model.class_head.shift_scale.bias.copy_(torch.tensor([0.0, 3.0]))
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> OwlSwin:
+    return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def detector(tiny_model) -> Detector:
+    return Detector(tiny_model, card={"name": "tiny_for_tests"}, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def model_file(tiny_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_checkpoint(path, tiny_model, {"name": "tiny_for_tests"})
+    return path
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    """An RGB picture of large coloured blocks."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (max(1, height // 8), max(1, width // 8), 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return noise(60, 90)
