@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from owl_swin.config import ModelConfig, from_mapping, to_mapping
-from owl_swin.errors import CheckpointError
+from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.models.owl_swin import OwlSwin
 
 FORMAT = "owl_swin-1"
@@ -26,7 +26,7 @@ ROW_SCALE = ".row_scale"
 
 
 def save_checkpoint(path: str | Path, model: OwlSwin, card: Mapping[str, Any], *, int8: bool = True) -> None:
-    """Writes ``model`` and its card to ``path``, whole or not at all. Small tensors are float16, large ones int8 rows."""
+    """Writes model and card to ``path``, whole or not at all: small tensors as float16, large ones as int8 rows."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu()
@@ -45,7 +45,8 @@ def save_checkpoint(path: str | Path, model: OwlSwin, card: Mapping[str, Any], *
         save_file(tensors, part, metadata=metadata)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        if part.is_file():
+            part.unlink()
         raise CheckpointError(f"{path}: cannot write the model here ({error})") from None
 
 
@@ -63,11 +64,15 @@ def load_checkpoint(source: str | Path = "nano") -> tuple[OwlSwin, dict[str, Any
     try:
         config = from_mapping(ModelConfig, json.loads(metadata["config"]), where=str(path))
         card = json.loads(metadata["card"])
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
     except (KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: its configuration cannot be read ({error})") from None
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{path}: its model card must be a JSON object, got {type(card).__name__}")
     with torch.device("meta"):
         model = OwlSwin(config)
-    load_tensors(model, dequantise(tensors), str(path))
+    load_tensors(model, dequantise(tensors, str(path)), str(path))
     return model.eval().requires_grad_(False), card
 
 
@@ -131,16 +136,20 @@ def quantise_rows(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return values.view(tensor.shape).contiguous(), scale
 
 
-def dequantise(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """float32 tensors of a stored model."""
+def dequantise(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """float32 tensors of a stored model; int8 rows without a scale each raise CheckpointError."""
     out = {}
     for name, tensor in tensors.items():
         if name.endswith(ROW_SCALE):
             continue
-        scale = tensors.get(name + ROW_SCALE)
-        out[name] = (
-            tensor.float() if scale is None else tensor.float() * scale.float().view(-1, *[1] * (tensor.ndim - 1))
-        )
+        if tensor.dtype == torch.int8:
+            scale = tensors.get(name + ROW_SCALE, tensor.new_empty(0))
+            if scale.shape != tensor.shape[:1]:
+                raise CheckpointError(
+                    f"{where}: weights do not fit the model; {name} {list(tensor.shape)} has {scale.numel()} row scales"
+                )
+            tensor = tensor * scale.float().view(-1, *[1] * (tensor.ndim - 1))
+        out[name] = tensor.float()
     return out
 
 

@@ -6,6 +6,7 @@ A variant of a setting is ``dataclasses.replace(config, depths=(2, 2, 2, 2))``; 
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -52,6 +53,10 @@ class SwinConfig:
             raise ConfigError(f"image.padding must be one of {', '.join(PADDINGS)}, got {self.padding!r}")
         if min(self.window_size, self.patch_size, self.embed_dim, *self.depths) < 1:
             raise ConfigError("image: embed_dim, depths, window_size and patch_size must be at least 1")
+        if not (0 < self.mlp_ratio < math.inf and 0 < self.norm_eps < math.inf):
+            raise ConfigError(
+                f"image.mlp_ratio and image.norm_eps must be positive, got {self.mlp_ratio} and {self.norm_eps}"
+            )
         if not 0 <= self.drop_path_rate < 1:
             raise ConfigError(f"image.drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
 
@@ -76,6 +81,8 @@ class TextConfig:
     open_clip: str = ""
 
     def __post_init__(self) -> None:
+        if min(self.width, self.layers, self.heads, self.vocab_size) < 1:
+            raise ConfigError("text: width, layers, heads and vocab_size must be at least 1")
         if self.width % self.heads:
             raise ConfigError(f"text.heads: {self.heads} does not divide text.width {self.width}")
         if self.context_length < 3:
@@ -99,6 +106,8 @@ class HeadsConfig:
     def __post_init__(self) -> None:
         if self.box_form not in BOX_FORMS:
             raise ConfigError(f"heads.box_form must be one of {', '.join(BOX_FORMS)}, got {self.box_form!r}")
+        if self.width < 1:
+            raise ConfigError(f"heads.width must be at least 1, got {self.width}")
         if not self.stages or min(self.stages) < 1:
             raise ConfigError(f"heads.stages are counted from 1, got {self.stages}")
 
@@ -122,6 +131,8 @@ class ModelConfig:
             raise ConfigError(
                 f"heads.stride must be the stride of one of heads.stages {strides}, got {self.heads.stride}"
             )
+        if self.embed_dim < 1:
+            raise ConfigError(f"embed_dim must be at least 1, got {self.embed_dim}")
         if self.image_size < 32:
             raise ConfigError(f"image_size must be at least 32 pixels, got {self.image_size}")
 
@@ -133,7 +144,7 @@ def read_toml(path: str | Path, cls: type[T]) -> T:
             mapping = tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this configuration file ({error.strerror or error})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # tomllib's own, bytes that are no text, or NUL in the path
         raise ConfigError(f"{path}: not a TOML file ({error})") from None
     return from_mapping(cls, mapping, where=str(path))
 

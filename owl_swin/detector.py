@@ -12,7 +12,7 @@ from owl_swin.checkpoint import load_checkpoint
 from owl_swin.errors import QueryError
 from owl_swin.image import Frame, ImageSource, open_image
 from owl_swin.models.owl_swin import OwlSwin, score
-from owl_swin.postprocess import detections_from_logits
+from owl_swin.postprocess import check_fraction, detections_from_logits
 from owl_swin.runtime import pick_device
 from owl_swin.tokenizer import clean_text, get_tokenizer
 from owl_swin.types import Classification, Detections, ImageEmbeddings, QueryEmbeddings
@@ -61,6 +61,8 @@ class Detector:
     @torch.inference_mode()
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 8) -> list[EncodedImage]:
         """As encode_image, several at a time: pictures of one model size share a batch, none is padded to another."""
+        if batch_size < 1:
+            raise QueryError(f"batch_size must be at least 1, got {batch_size}")
         opened = [open_image(image) for image in images]
         frames = [Frame.fit((image.height, image.width), self.model.config.image_size) for image in opened]
         encoded: list[EncodedImage | None] = [None] * len(opened)
@@ -105,14 +107,15 @@ class Detector:
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         embeddings = encoded.embeddings
         if queries is None:
-            logits, names = embeddings.objectness_logits[:, None], (ANYTHING,)
+            names: tuple[str, ...] = (ANYTHING,)
+            logits = embeddings.objectness_logits[:, None]
         else:
             query = queries if isinstance(queries, QueryEmbeddings) else self.encode_queries(queries)
             self._check_fit(query)
-            logits, names = score(embeddings, query.query_embeds.to(embeddings.class_embeds)), query.names
+            names = query.names
+            logits = score(embeddings, query.query_embeds.to(embeddings.class_embeds))
         if objectness is not None:
-            if not 0 <= objectness <= 1:
-                raise QueryError(f"objectness must be a number in [0, 1], got {objectness}")
+            check_fraction("objectness", objectness)
             keep = embeddings.objectness_logits.sigmoid() >= objectness
             logits = logits.masked_fill(~keep[:, None], -torch.inf)
         return detections_from_logits(
@@ -140,8 +143,10 @@ class Detector:
         encoded: list[Any] = list(images)
         for place, item in zip(places, fresh, strict=True):
             encoded[place] = item
-        settings = {"threshold": threshold, "nms_iou": nms_iou, "objectness": objectness, "top_k": top_k}
-        return [self.detect(item, query, **settings) for item, query in zip(encoded, per_image, strict=True)]
+        return [
+            self.detect(item, query, threshold=threshold, nms_iou=nms_iou, objectness=objectness, top_k=top_k)
+            for item, query in zip(encoded, per_image, strict=True)
+        ]
 
     @torch.inference_mode()
     def classify(
@@ -151,6 +156,8 @@ class Detector:
 
         Each name is put in every template in place of ``{}`` and the embeddings are averaged.
         """
+        if isinstance(names, str):
+            raise QueryError(f"names must be a list of texts, got the single text {names!r}; write [{names!r}]")
         if not templates or any("{}" not in template for template in templates):
             raise QueryError(f"every template must hold {{}} where the name goes, got {list(templates)}")
         prompts = self.encode_queries([t.replace("{}", clean_text(name)) for name in names for t in templates])
@@ -163,6 +170,8 @@ class Detector:
     def _queries_per_image(self, queries: Queries | Sequence[Queries], n_images: int) -> list[QueryEmbeddings | None]:
         if queries is None or isinstance(queries, QueryEmbeddings):
             return [queries] * n_images
+        if len(queries) == n_images == 0:
+            return []
         if isinstance(queries, str) or all(isinstance(query, str) for query in queries):
             return [self.encode_queries(queries)] * n_images  # type: ignore[arg-type]
         if len(queries) != n_images:

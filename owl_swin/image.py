@@ -21,6 +21,8 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 
 # Pillow's own line between a large picture and a decompression bomb.
 MAX_PIXELS = 89_478_485
+# A file beyond this is no picture: the largest one above, uncompressed, with 8 bytes a pixel, is smaller.
+MAX_FILE_BYTES = 2**30
 # Sides of the model frame are multiples of this: the stride of Swin's last stage.
 FRAME_MULTIPLE = 32
 
@@ -31,8 +33,8 @@ ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 class Frame:
     """How one picture lies in the model frame, and the way back.
 
-    ``image_hw`` is the caller's picture, ``model_hw`` the frame that the network sees, ``content_hw`` the top left part of
-    the frame that the picture fills (all of it, unless the frame is padded to a square). All in pixels.
+    ``image_hw`` is the caller's picture, ``model_hw`` the frame that the network sees, ``content_hw`` the top left part
+    of the frame that the picture fills (all of it, unless the frame is padded to a square). All in pixels.
     """
 
     image_hw: tuple[int, int]
@@ -43,7 +45,7 @@ class Frame:
     def fit(image_hw: tuple[int, int], long_side: int) -> "Frame":
         """The frame of a picture whose longer side becomes ``long_side``; both sides rounded to multiples of 32.
 
-        Rounding stretches a side by less than 16 pixels; nothing is padded.
+        Rounding moves a side by at most 16 pixels, but no side is under 32; nothing is padded.
         """
         scale = long_side / max(image_hw)
         height, width = (max(1, round(side * scale / FRAME_MULTIPLE)) * FRAME_MULTIPLE for side in image_hw)
@@ -91,37 +93,46 @@ def normalise(pixels: Tensor) -> Tensor:
 def open_image(source: ImageSource) -> Image.Image:
     """A picture as RGB, upright (EXIF orientation applied), from a path, file bytes, a PIL picture or an array.
 
-    Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8. Transparent parts become white, 16-bit grey becomes 8-bit. Whatever
-    cannot be read raises ImageError with one sentence.
+    Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8. Transparent parts become white, 16-bit grey becomes 8-bit.
+    Whatever cannot be read raises ImageError with one sentence.
     """
-    if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source))
-    if isinstance(source, Image.Image):
-        return _to_rgb(_checked_size(source, "picture"))
-    name = "picture" if isinstance(source, bytes) else os.fspath(source)
+    if not isinstance(source, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
+        raise ImageError(
+            f"a picture is a path, the bytes of a file, a PIL picture or a uint8 array, got {type(source).__name__}"
+        )
+    name = str(source) if isinstance(source, (str, os.PathLike)) else "picture"
     try:
-        content = source if isinstance(source, bytes) else _read(Path(source))
-        if not content:
-            raise ImageError(f"{name}: the file is empty")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # What Pillow warns of (large pictures, damaged EXIF) is read all the same, or refused below.
+            warnings.simplefilter("ignore")
+            if isinstance(source, np.ndarray):
+                return _to_rgb(_from_array(source))
+            if isinstance(source, Image.Image):
+                return _to_rgb(_checked_size(source, name))
+            content = source if isinstance(source, bytes) else _read(Path(source))
+            if not content:
+                raise ImageError(f"{name}: the file is empty")
             with Image.open(io.BytesIO(content)) as image:
                 _checked_size(image, name)
                 image.load()
                 return _to_rgb(image)
+    except ImageError:
+        raise
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: has more than {MAX_PIXELS} pixels, the largest picture that is read") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture in a format that Pillow reads (JPEG, PNG, WebP, …)") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        if isinstance(error, ImageError):
-            raise
+    except Exception as error:  # Pillow's decoders have no root in common: OSError, SyntaxError, struct.error, …
         raise ImageError(f"{name}: the picture is damaged or cut off ({error})") from None
 
 
 def _read(path: Path) -> bytes:
     try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(f"{path}: has more than {MAX_FILE_BYTES} bytes, the largest picture file that is read")
         return path.read_bytes()
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f"{path}: cannot read this file ({reason})") from None
@@ -143,12 +154,12 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
         )
     if 0 in array.shape:
         raise ImageError(f"the picture has no pixels ({array.shape[1]}x{array.shape[0]})")
-    return Image.fromarray(array)
+    return _checked_size(Image.fromarray(array), "picture")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey, as PNG and TIFF hold it
         values = np.asarray(image).astype(np.float64)
@@ -157,6 +168,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.nan_to_num(np.asarray(image), nan=0.0, posinf=255.0, neginf=0.0)
         values = values * 255 if values.max(initial=0) <= 1 else values
         return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "La":  # Pillow takes premultiplied grey no further than this
+        image = image.convert("LA")
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

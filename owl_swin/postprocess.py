@@ -1,14 +1,19 @@
 """Logits and boxes of patches → Detections in pixels of the caller's picture. The one place where frames change."""
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from owl_swin.boxes import area
 from owl_swin.errors import QueryError
 from owl_swin.image import Frame
 from owl_swin.types import Detections
+
+# Candidates that compete in non-maximum suppression: its cost is quadratic.
+NMS_CANDIDATES = 3000
 
 
 def detections_from_logits(
@@ -23,25 +28,35 @@ def detections_from_logits(
 ) -> Detections:
     """Every (patch, query) pair whose score reaches its threshold, best first, at most ``top_k``.
 
-    ``logits [P, Q]`` and ``boxes_cxcywh [P, 4]`` in the model frame. A patch may answer several queries. ``threshold`` is
-    one number in [0, 1] or one a query; ``nms_iou`` drops a box that overlaps a better one of the same query by more.
+    ``logits [P, Q]`` and ``boxes_cxcywh [P, 4]`` in the model frame. A patch may answer several queries; a logit of
+    -inf never answers, nor does a box that lies outside the picture. ``threshold`` is one number in [0, 1] or one a
+    query; ``nms_iou`` drops a box that overlaps a better one of the same query by more.
     """
     thresholds = check_threshold(threshold, len(names)).to(logits)
-    if nms_iou is not None and not 0 <= nms_iou <= 1:
-        raise QueryError(f"nms_iou must be a number in [0, 1], got {nms_iou}")
-    if top_k < 1:
-        raise QueryError(f"top_k must be at least 1, got {top_k}")
+    if nms_iou is not None:
+        check_fraction("nms_iou", nms_iou)
+    if not isinstance(top_k, Integral) or top_k < 1:
+        raise QueryError(f"top_k must be a whole number, at least 1, got {top_k!r}")
+    boxes = frame.to_image(boxes_cxcywh)
     scores = logits.sigmoid()
-    patches, labels = (scores >= thresholds).nonzero(as_tuple=True)
-    scores, boxes = scores[patches, labels], frame.to_image(boxes_cxcywh)[patches]
+    answers = (scores >= thresholds) & (logits > -torch.inf) & (area(boxes) > 0)[:, None]  # [P, Q]
+    patches, labels = answers.nonzero(as_tuple=True)
+    scores, boxes = scores[patches, labels], boxes[patches]
     # A stable order: equal scores keep the order of patches and queries on every machine.
     order = scores.argsort(descending=True, stable=True)
     if nms_iou is not None:
-        order = order[: 10 * top_k]
-        kept = batched_nms(boxes[order], scores[order], labels[order], nms_iou)
+        order = order[: max(NMS_CANDIDATES, 10 * top_k)]
+        # It moves the boxes of each label to a place of their own: far out, float32 has no pixels left for the 1000th.
+        kept = batched_nms(boxes[order].double(), scores[order].double(), labels[order], nms_iou)
         order = order[kept.sort().values]
     order = order[:top_k]
     return Detections(boxes[order], scores[order], labels[order], tuple(names), frame.image_hw, patches[order])
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuses a setting that is no number in [0, 1]."""
+    if not isinstance(value, Real) or not 0 <= value <= 1:  # NaN fails this too
+        raise QueryError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
 def check_threshold(threshold: float | Sequence[float], n_queries: int) -> Tensor:

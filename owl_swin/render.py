@@ -4,6 +4,8 @@ import colorsys
 
 from PIL import Image, ImageDraw, ImageFont
 
+from owl_swin.errors import ImageError
+from owl_swin.image import ImageSource, open_image
 from owl_swin.types import Detections
 
 # Steps of the golden ratio around the colour wheel: neighbours in the list of queries look different.
@@ -16,9 +18,12 @@ def label_colour(label: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
-    """A copy of the upright RGB picture with a box, name and score for each detection, the best on top."""
-    canvas = image.copy()
+def draw_detections(image: ImageSource, detections: Detections) -> Image.Image:
+    """A copy of the picture, upright and RGB, with a box, name and score for each detection, the best on top."""
+    canvas = open_image(image)
+    if (canvas.height, canvas.width) != detections.image_hw:
+        wanted = f"{detections.image_hw[1]}x{detections.image_hw[0]}"
+        raise ImageError(f"these detections are of a picture of {wanted} pixels, got {canvas.width}x{canvas.height}")
     draw = ImageDraw.Draw(canvas)
     size = max(11, round(min(canvas.width, max(canvas.height, 320)) / 28))
     line = max(2, size // 6)
@@ -40,5 +45,5 @@ def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
 
 
 def _printable(name: str, limit: int = 40) -> str:
-    name = " ".join(name.split())
+    name = " ".join("".join(c if c.isprintable() else " " for c in name).split())
     return name if len(name) <= limit else name[: limit - 1] + "…"

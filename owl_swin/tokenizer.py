@@ -16,32 +16,36 @@ MAX_CHARACTERS = 2_000
 
 
 class Tokenizer:
-    """Ids of open_clip's tokenizer. Text that is too long is cut, with a warning, never refused."""
+    """Ids of open_clip's tokenizer. Text that is too long is cut, with a warning, never refused.
+
+    A published model, ``open_clip_name``, brings its own context length.
+    """
 
     def __init__(self, context_length: int, *, open_clip_name: str = ""):
         import open_clip
 
-        self.context_length = context_length
         self._encode = (
-            open_clip.get_tokenizer(open_clip_name, context_length=context_length)
+            open_clip.get_tokenizer(open_clip_name)
             if open_clip_name
             else open_clip.SimpleTokenizer(context_length=context_length)
         )
+        self.context_length: int = self._encode.context_length
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Ids [N, context_length], int64, padded with 0 as CLIP does."""
+        """Ids [N, context_length], int64, padded as the tower expects: CLIP with 0."""
         if not texts:
             return torch.zeros((0, self.context_length), dtype=torch.long)
         cleaned = [clean_text(text) for text in texts]
         ids = self._encode(cleaned)
         for text, row in zip(cleaned, ids, strict=True):
-            if row[-1] != 0 and self._is_cut(text):
+            if row[-1] != 0 and self._is_cut(text, row):
                 logger.warning("query %r is longer than %d tokens and was cut", _shorten(text), self.context_length)
         return ids
 
-    def _is_cut(self, text: str) -> bool:
+    def _is_cut(self, text: str, row: Tensor) -> bool:
+        # With room for one more token, only a text that was cut ends elsewhere. SigLIP's padding is not 0.
         longer = self._encode([text], context_length=self.context_length + 1)[0]
-        return bool(longer[-1] != 0)
+        return not torch.equal(longer[:-1], row)
 
 
 @lru_cache(maxsize=4)
@@ -61,7 +65,8 @@ def clean_text(text: str) -> str:
         text = text[:MAX_CHARACTERS]
     visible = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
     cleaned = " ".join(visible.split())
-    if not cleaned:
+    # Marks without width (Cf) join emoji, so they stay, but alone they are nothing to read.
+    if all(unicodedata.category(c) in ("Cf", "Zs") for c in cleaned):
         raise QueryError(f"a text query must name something, got {_shorten(text)!r}")
     return cleaned
 

@@ -1,8 +1,8 @@
-"""Fixtures that many tests share: a model of a few thousand parameters, and pictures made on the spot."""
+"""Fixtures that many tests share: a model of a few thousand parameters, and a picture made on the spot."""
 
-import numpy as np
 import pytest
 import torch
+from picture_files import noise
 from PIL import Image
 
 from owl_swin.checkpoint import save_checkpoint
@@ -48,13 +48,6 @@ def model_file(tiny_model, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     save_checkpoint(path, tiny_model, {"name": "tiny_for_tests"})
     return path
-
-
-def noise(height: int, width: int, seed: int = 0) -> Image.Image:
-    """An RGB picture of large coloured blocks."""
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, 256, (max(1, height // 8), max(1, width // 8), 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
 
 
 @pytest.fixture

@@ -8,13 +8,12 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-COLOURS = {"red": (230, 20, 20), "green": (20, 200, 40), "blue": (30, 40, 235)}
-SHAPES = ("square", "circle")
-NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+COLOURS = {"red": (230, 20, 20), "green": (20, 200, 40), "blue": (30, 40, 235), "yellow": (240, 220, 30)}
+NAMES = ("red square", "green circle", "blue square", "yellow circle")
 
 TINY_MODEL = """
 name = "tiny_for_training"
-embed_dim = 16
+embed_dim = 32
 image_size = 96
 
 [image]
@@ -24,7 +23,7 @@ num_heads = [1, 2, 4, 4]
 window_size = 4
 
 [text]
-width = 16
+width = 32
 layers = 1
 heads = 2
 context_length = 12
@@ -50,7 +49,7 @@ def draw_shape(picture: Image.Image, name: str, box_xyxy: tuple[int, int, int, i
 
 
 def write_shapes(folder: Path, n: int = 12) -> Path:
-    """A COCO set of ``n`` pictures of 64 to 96 pixels with one or two shapes; returns its annotation file.
+    """A COCO set of ``n`` pictures of 72 to 96 pixels with one or two shapes; returns its annotation file.
 
     Pictures lie in ``folder/images``. Category ids have gaps, as COCO's own.
     """
@@ -59,13 +58,13 @@ def write_shapes(folder: Path, n: int = 12) -> Path:
     categories = [{"id": 3 * i + 2, "name": name} for i, name in enumerate(NAMES)]
     images, annotations = [], []
     for i in range(n):
-        height, width = (int(side) for side in rng.integers(64, 97, 2))
+        height, width = (int(side) for side in rng.integers(72, 97, 2))
         picture = grey_noise(height, width, i)
         for half in range(1 + i % 2):
-            side = int(rng.integers(24, 33))
+            side = int(rng.integers(28, 37))
             x = int(rng.integers(0, width // 2 - side + 1)) + half * (width // 2)
             y = int(rng.integers(0, height - side + 1))
-            category = categories[(i + 3 * half) % len(categories)]
+            category = categories[(i + half) % len(categories)]
             draw_shape(picture, category["name"], (x, y, x + side, y + side))
             annotations.append(
                 {"id": len(annotations) + 1, "image_id": i, "category_id": category["id"], "bbox": [x, y, side, side]}

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from PIL import Image
 
+from owl_swin.cli.output import make_folder, write_whole
 from owl_swin.errors import ImageError, OwlSwinError, QueryError
 from owl_swin.formats import to_coco, to_label_studio, to_record
 from owl_swin.image import open_image
@@ -58,7 +59,7 @@ def detect(
     detector = Detector.from_pretrained(model, device=device)
     asked = [*(query or []), *_split_commas(queries)]
     encoded = detector.encode_queries(asked) if asked else None
-    settings = {
+    settings: dict[str, Any] = {
         "threshold": threshold,
         "nms_iou": None if nms_iou == 1 else nms_iou,
         "objectness": objectness,
@@ -66,7 +67,8 @@ def detect(
     }
     _check_settings(detector, encoded, settings)
     if save is not None:
-        _make_folder(save)
+        make_folder(save)
+        _check_apart(images, save)
     failed = 0
     names: list[str] = []
     results: list[Detections] = []
@@ -123,13 +125,12 @@ def _check_settings(detector, queries, settings: dict) -> None:
     detector.detect(Image.new("RGB", (32, 32), "grey"), queries, **settings)
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("not writable")
-    except OSError as error:
-        raise OwlSwinError(f"{folder}: cannot write pictures here ({error.strerror or error})") from None
+def _check_apart(images: list[str], folder: Path) -> None:
+    """A drawing has the name of its picture, so in the same folder it would take the picture's place."""
+    for source in images:
+        beside = Path(source).parent
+        if source != "-" and beside.is_dir() and beside.samefile(folder):
+            raise OwlSwinError(f"{source}: lies in the folder of --save and could be overwritten; name another folder")
 
 
 def _save_drawing(folder: Path, source: str, image: Image.Image, found: Detections, taken: set[str]) -> None:
@@ -142,15 +143,10 @@ def _save_drawing(folder: Path, source: str, image: Image.Image, found: Detectio
         number += 1
         name = f"{stem}-{number}"
     taken.add(name)
-    path, part = folder / f"{name}.jpg", folder / f"{name}.jpg.part"
+    path = folder / f"{name}.jpg"
     content = io.BytesIO()
     draw_detections(image, found).save(content, "JPEG", quality=92)
-    try:
-        part.write_bytes(content.getvalue())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OwlSwinError(f"{path}: cannot be written ({error.strerror or error})") from None
+    write_whole(path, content.getvalue())
     print(f"wrote {path}", file=sys.stderr)
 
 

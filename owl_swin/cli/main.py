@@ -1,5 +1,6 @@
 """The command `owl-swin`: collects the subcommands and turns errors into one sentence."""
 
+import io
 import logging
 import os
 import sys
@@ -21,6 +22,8 @@ app = typer.Typer(
 def main() -> None:
     """Entry point of the console script."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="owl-swin: %(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         app()
     except OwlSwinError as error:

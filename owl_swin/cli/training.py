@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from owl_swin.cli.output import make_folder, write_whole
 from owl_swin.errors import OwlSwinError
 
 
@@ -54,6 +55,8 @@ def evaluate(
     model: Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")] = "nano",
     classes: Annotated[str | None, typer.Option(help="Only these classes, separated by commas.")] = None,
     split: Annotated[str, typer.Option(help="Split of a manifest.")] = "val",
+    pictures: Annotated[str, typer.Option(help="classify: all, trained or heldout classes of a manifest.")] = "all",
+    among: Annotated[str, typer.Option(help="classify: names to choose from: all, trained or heldout.")] = "all",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Measure a model under a stated protocol.
@@ -62,6 +65,8 @@ def evaluate(
     """
     from owl_swin.detector import Detector
 
+    if json_out is not None:
+        make_folder(json_out.parent)
     detector = Detector.from_pretrained(model)
     chosen = [name.strip() for name in classes.split(",") if name.strip()] if classes else None
     if protocol is Protocol.DETECT:
@@ -73,11 +78,11 @@ def evaluate(
     else:
         from owl_swin.evaluation.alignment import evaluate_classification
 
-        result = evaluate_classification(detector, annotations, images, split=split, classes=chosen, progress=_progress)
+        settings = {"split": split, "classes": chosen, "pictures": pictures, "among": among}
+        result = evaluate_classification(detector, annotations, images, progress=_progress, **settings)
     text = json.dumps(result, indent=2)
     if json_out is not None:
-        json_out.parent.mkdir(parents=True, exist_ok=True)
-        json_out.write_text(text + "\n")
+        write_whole(json_out, (text + "\n").encode())
     print(text)
 
 
@@ -99,7 +104,7 @@ def export(
         old_card = build_card(card, figures)
     if to.suffix != ".safetensors":
         raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
-    to.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(to.parent)
     save_checkpoint(to, network, old_card)
     print(f"{to}  {to.stat().st_size / 1e6:.1f} MB")
 

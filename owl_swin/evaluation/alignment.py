@@ -25,6 +25,8 @@ def evaluate_classification(
     *,
     split: str = "val",
     classes: Sequence[str] | None = None,
+    pictures: str = "all",
+    among: str = "all",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Zero-shot top-1 and top-5 in percent: each picture is given the class whose name fits it best.
@@ -32,9 +34,18 @@ def evaluate_classification(
     ``annotations`` is a manifest of tile sheets, or a COCO-like file whose image records carry ``label`` (then ``images``
     is their folder). A class may have several names, separated by commas; prompts and names are averaged. With
     ``classes``, only pictures of these classes are asked, and only these are answers.
+
+    ``pictures`` and ``among`` choose by a manifest's list of held-out classes which pictures are asked and which names
+    are the answers: "all", "trained" or "heldout".
     """
     samples, names = _read(Path(annotations), Path(images) if images else None, split)
-    wanted = list(range(len(names))) if classes is None else [_row(names, c, annotations) for c in classes]
+    if classes is None:
+        wanted = _group(Path(annotations), names, among)
+        asked = set(_group(Path(annotations), names, pictures))
+    else:
+        wanted = [_row(names, c, annotations) for c in classes]
+        asked = set(wanted)
+    asked &= set(wanted)
     position = {label: i for i, label in enumerate(wanted)}
     texts = class_embeddings(detector, [names[label] for label in wanted])
     hits1: list[bool] = []
@@ -42,7 +53,7 @@ def evaluate_classification(
     per_class: dict[str, list[bool]] = {}
     total, done = len(samples), 0
     for batch in _chunks(samples, 64):
-        batch = [(open_sample, position[label]) for open_sample, label in batch if label in position]
+        batch = [(open_sample, position[label]) for open_sample, label in batch if label in asked]
         done = min(done + 64, total)
         if batch:
             encoded = detector.encode_images([open_sample() for open_sample, _ in batch], batch_size=64)
@@ -55,7 +66,7 @@ def evaluate_classification(
         if progress is not None:
             progress(done, total)
     return {
-        "protocol": f"zero-shot classification among {len(wanted)} names, {len(TEMPLATES)} templates averaged",
+        "protocol": f"zero-shot classification of {pictures} classes among {len(wanted)} names, {len(TEMPLATES)} templates averaged",
         "annotations": Path(annotations).name,
         "n_images": len(hits1),
         "n_classes": len(wanted),
@@ -103,6 +114,16 @@ def _sheet_samples(folder: Path, manifest: dict[str, Any], split: str) -> list:
             tile = pixels[y : y + side, x : x + side]
             samples.append((lambda tile=tile: tile, label))
     return samples
+
+
+def _group(path: Path, names: list[list[str]], group: str) -> list[int]:
+    """Rows of ``names`` in one of the groups "all", "trained" and "heldout"."""
+    if group == "all":
+        return list(range(len(names)))
+    heldout = json.loads(path.read_text()).get("heldout")
+    if group not in ("trained", "heldout") or heldout is None:
+        raise DataError(f"{path}: no group of classes {group!r}; groups are all, and trained and heldout with a manifest")
+    return sorted(heldout) if group == "heldout" else sorted(set(range(len(names))) - set(heldout))
 
 
 def _opener(path: Path):

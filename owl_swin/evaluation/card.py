@@ -56,3 +56,9 @@ def _figure(folder: Path, figure: str) -> str:
         return "none"
     interval = result.get("ci95") if key in ("AP50", "top1") else None
     return f"{value:.1f}" + (f" ({interval[0]:.1f} to {interval[1]:.1f})" if interval else "")
+
+
+def markdown_table(card: dict[str, Any]) -> str:
+    """The card's results as a Markdown table."""
+    rows = [f"| {row['what']} | {row['value']} | `{row['command']}` |" for row in card.get("results", ())]
+    return "\n".join(["| what | percent (95 % interval) | command |", "|---|---|---|", *rows])

@@ -17,6 +17,7 @@ from owl_swin.types import Detections
 
 MAX_DETECTIONS = 100
 RECALLS = np.linspace(0, 1, 101)
+COCO_IOUS = np.linspace(0.5, 0.95, 10)
 
 Progress = Callable[[int, int], None]
 
@@ -78,15 +79,16 @@ def average_precision(truth: dict[str, Any], rows: list[dict[str, Any]], *, draw
     if not rows:
         return {"AP": 0.0, "AP50": 0.0, "per_class": {names[c]: 0.0 for c in present}, "ci95": [0.0, 0.0]}
     try:
-        from faster_coco_eval import COCO, COCOeval_faster
+        from faster_coco_eval import COCO
     except ImportError:
         raise MissingExtraError("measuring average precision", "train") from None
+    # The library takes an annotation with id 0, as many files have, for "no match".
+    truth = {**truth, "annotations": [{**a, "id": i} for i, a in enumerate(truth["annotations"], start=1)]}
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO(truth)
         answers = ground_truth.loadRes(rows)
-        evaluation = COCOeval_faster(ground_truth, answers, "bbox", print_function=lambda *_: None)
-        evaluation.evaluate()
-        evaluation.accumulate()
+        evaluation = _evaluated(ground_truth, answers, COCO_IOUS)
+        at_half = _evaluated(ground_truth, answers, COCO_IOUS[:1])
     precision = evaluation.eval["precision"]  # [IoU, recall, class, area, maxDets]
     all_iou, at_50 = precision[:, :, :, 0, -1], precision[0, :, :, 0, -1]
     per_class = {
@@ -98,18 +100,34 @@ def average_precision(truth: dict[str, Any], rows: list[dict[str, Any]], *, draw
         "AP": _percent(all_iou[all_iou > -1].mean()),
         "AP50": _percent(at_50[at_50 > -1].mean()),
         "per_class": per_class,
-        "ci95": _bootstrap(truth, answers.anns, evaluation.eval["matched"], present, draws),
+        "ci95": _bootstrap(truth, answers.anns, at_half.eval["matched"], present, draws),
     }
 
 
+def _evaluated(ground_truth: Any, answers: Any, ious: np.ndarray) -> Any:
+    """COCO's evaluation at these IoU thresholds, over boxes of all sizes."""
+    from faster_coco_eval import COCOeval_faster
+
+    evaluation = COCOeval_faster(ground_truth, answers, "bbox", print_function=lambda *_: None)
+    evaluation.params.iouThrs = ious
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
+
+
 def _bootstrap(truth: dict, answers: dict, matched: dict[str, float], present: list[int], draws: int) -> list[float]:
-    """95 % interval of AP50 when pictures are drawn again with replacement."""
-    hit_ids = {int(key.split("_")[0]) for key, iou in matched.items() if iou >= 0.5}
+    """95 % interval of AP50 when pictures are drawn again with replacement.
+
+    ``matched`` has a key "answer_annotation" for each pair at IoU 0.50; an answer in a crowd region counts nowhere.
+    """
+    crowds = {a["id"] for a in truth["annotations"] if a.get("iscrowd")}
+    partner = {int(answer): int(annotation) for answer, annotation in (key.split("_") for key in matched)}
     place = {record["id"]: i for i, record in enumerate(truth["images"])}
     by_class: dict[int, list[tuple[float, bool, int]]] = {category: [] for category in present}
     for answer_id, answer in answers.items():
-        if answer["category_id"] in by_class:
-            row = (answer["score"], answer_id in hit_ids, place[answer["image_id"]])
+        if answer["category_id"] in by_class and partner.get(answer_id) not in crowds:
+            row = (answer["score"], answer_id in partner, place[answer["image_id"]])
             by_class[answer["category_id"]].append(row)
     truths = {category: np.zeros(len(place)) for category in present}
     for a in truth["annotations"]:
@@ -149,7 +167,13 @@ def _weighted_ap(hits: np.ndarray, weights: np.ndarray, n_truth: float) -> float
 def _read_coco(path: Path, classes: Sequence[str] | None) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
-        truth: dict[str, Any] = {key: list(data[key]) for key in ("images", "annotations", "categories")}
+        truth: dict[str, Any] = {
+            "info": {},
+            "images": [{key: r[key] for key in ("id", "file_name", "width", "height")} for r in data["images"]],
+            "categories": [{"id": c["id"], "name": c["name"]} for c in data["categories"]],
+        }
+        annotations = [{"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a} for a in data["annotations"]]
+        places = [(a["category_id"], a["image_id"]) for a in annotations]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -160,13 +184,12 @@ def _read_coco(path: Path, classes: Sequence[str] | None) -> dict[str, Any]:
             known = ", ".join(c["name"] for c in truth["categories"])
             raise DataError(f"{path}: has no class {unknown[0]!r}; its classes are {known}")
         truth["categories"] = [c for c in truth["categories"] if c["name"] in classes]
-    ids = {c["id"] for c in truth["categories"]}
+    category_ids, image_ids = ({record["id"] for record in truth[key]} for key in ("categories", "images"))
     truth["annotations"] = [
-        {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a}
-        for a in truth["annotations"]
-        if a["category_id"] in ids
+        annotation
+        for annotation, (category, image) in zip(annotations, places, strict=True)
+        if category in category_ids and image in image_ids
     ]
-    truth["info"] = {}
     return truth
 
 

@@ -26,14 +26,15 @@ class TextEncoder(nn.Module):
         return F.normalize(embeds.float(), dim=-1)
 
     def _forward_trimmed(self, ids: Tensor) -> Tensor:
-        """The tower on the columns that hold tokens: attention is causal, so padding after the end changes nothing."""
+        """The tower up to the last end-of-text token: attention is causal, so what comes after it changes nothing."""
         tower: Any = self.tower
-        length = max(int((ids != 0).sum(1).max()) if len(ids) else 1, 1)
+        end = ids.argmax(-1)  # [N], the end-of-text token has the largest id; 0 is padding and also a "!" inside a word
+        length = int(end.max()) + 1 if len(ids) else 1
         ids = ids[:, :length]
         x = tower.token_embedding(ids) + tower.positional_embedding[:length]  # [N, L, W]
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
         x = tower.ln_final(x)
-        pooled = x[torch.arange(len(ids), device=ids.device), ids.argmax(-1)]  # [N, W], at the end-of-text token
+        pooled = x[torch.arange(len(ids), device=ids.device), end]  # [N, W]
         return pooled @ tower.text_projection
 
 

@@ -81,7 +81,13 @@ class AlignTask:
 def embed_texts(texts: Sequence[str], model: OwlSwin) -> Tensor:
     """Unit embeddings [N, E] of texts by the model's own text encoder."""
     tokenizer = get_tokenizer(model.config.text.context_length, model.config.text.open_clip)
-    return torch.cat([model.encode_text(tokenizer(texts[i : i + 512])) for i in range(0, len(texts), 512)])
+    # Texts of one length together: a batch costs as much as its longest text.
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    embeds = torch.zeros(len(texts), model.config.embed_dim)
+    for start in range(0, len(order), 512):
+        rows = order[start : start + 512]
+        embeds[rows] = model.encode_text(tokenizer([texts[i] for i in rows]))
+    return embeds
 
 
 def name_embeddings(names: Sequence[Sequence[str]], model: OwlSwin) -> Tensor:

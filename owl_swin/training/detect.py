@@ -142,5 +142,5 @@ class DetectTask:
         if self.align is not None and batch.align is not None:
             aligned = self.align.losses(model, encode_patches, batch.align)
             total = total + self.config.align_weight * aligned["loss"]
-            parts |= {"align": aligned["loss"], "accuracy": aligned["accuracy"]}
+            parts |= {"align": aligned["loss"], **{k: v for k, v in aligned.items() if k == "accuracy"}}
         return {"loss": total, **{name: value.detach() for name, value in parts.items()}}

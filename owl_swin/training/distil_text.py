@@ -160,11 +160,11 @@ def distil(config: DistilConfig) -> Path:
     targets = F.normalize((embeds - mean) @ directions, dim=-1)
     if not config.init:  # a token starts as what the teacher thinks of it
         rows = torch.tensor(list(tokens))
-        width = model_config.text.width
+        width = min(model_config.text.width, targets.shape[1])
         tower: Any = student.tower
-        tower.token_embedding.weight.data[rows] = targets[len(texts) :, :width] * 0.5
+        tower.token_embedding.weight.data[rows, :width] = targets[len(texts) :, :width] * 0.5
 
-    held_out = set(rng.sample(range(len(texts)), 2_000))
+    held_out = set(rng.sample(range(len(texts)), min(2_000, len(texts) // 2)))
     train = [i for i in range(len(texts)) if i not in held_out]
     odds = weights + [0.7] * len(phrases) + [1.0] * len(captions)
     train_odds = torch.tensor([odds[i] for i in train])
@@ -175,7 +175,6 @@ def distil(config: DistilConfig) -> Path:
         ],
         lr=config.learning_rate, betas=(0.9, 0.98), fused=True,
     )  # fmt: skip
-    log = open(output / "metrics.jsonl", "a")
     for step in range(config.steps):
         warm = min(1.0, (step + 1) / config.warmup_steps)
         decay = 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -196,15 +195,15 @@ def distil(config: DistilConfig) -> Path:
         optimizer.step()
         if step % 50 == 0 or step == config.steps - 1:
             line = {"step": step, "loss": loss.item(), "cosine": cosine.item(), "s": time.monotonic() - started}
-            print(json.dumps(line), file=log, flush=True)
+            _log(output, line)
         if step % 500 == 499 or step == config.steps - 1:
             rows = sorted(held_out)
             with torch.no_grad():
                 held = torch.cat(
-                    [student(tokenizer([texts[i] for i in rows[s : s + 500]])) for s in range(0, 2000, 500)]
+                    [student(tokenizer([texts[i] for i in rows[s : s + 500]])) for s in range(0, len(rows), 500)]
                 )
             cosine = (held * targets[rows]).sum(-1).mean()
-            print(json.dumps({"step": step, "held_out_cosine": cosine.item()}), file=log, flush=True)
+            _log(output, {"step": step, "held_out_cosine": cosine.item()})
             save_file({k: v.contiguous() for k, v in student.state_dict().items()}, output / "text.safetensors")
     return output
 
@@ -228,6 +227,11 @@ def _readable_tokens(tokenizer) -> dict[int, str]:
     decoder = tokenizer._encode.decoder
     cleaned = {i: token.replace("</w>", "").strip() for i, token in decoder.items()}
     return {i: token for i, token in cleaned.items() if token.isascii() and token and not token.startswith("<")}
+
+
+def _log(output: Path, line: dict[str, float]) -> None:
+    with open(output / "metrics.jsonl", "a") as log:
+        print(json.dumps(line), file=log)
 
 
 def _cached(path: Path, make) -> Tensor:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from owl_swin.checkpoint import save_checkpoint
+from owl_swin.checkpoint import checkpoint_path, dequantise, read_tensors, save_checkpoint
 from owl_swin.config import ModelConfig, read_toml, to_mapping
 from owl_swin.errors import CheckpointError
 from owl_swin.models.owl_swin import OwlSwin
@@ -49,7 +48,7 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
     state_path = output / "state.safetensors"
     first = load_state(state_path, model=model, ema=ema, optimizer=optimizer) if state_path.exists() else 0
-    last = config.steps if stop_after is None else min(config.steps, first + stop_after)
+    last = max(first, config.steps if stop_after is None else min(config.steps, first + stop_after))
     encode_patches = torch.compile(model.encode_patches) if config.compile else model.encode_patches
 
     def save(step: int) -> None:
@@ -112,10 +111,7 @@ def load_init(model: OwlSwin, path: str) -> None:
 
     Parts that the file does not hold stay as they are; a tensor of another shape, or a file without any, is refused.
     """
-    try:
-        tensors = load_file(path)
-    except Exception as error:
-        raise CheckpointError(f"{path}: cannot start from this file ({error})") from None
+    tensors = dequantise(read_tensors(checkpoint_path(path))[0], path)
     own = model.state_dict()
     if any(key.startswith("ema.") for key in tensors):
         tensors = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}

@@ -33,6 +33,8 @@ def merge_same_boxes(boxes: Tensor, labels: Tensor, n_queries: int, *, iou: floa
     same = pairwise_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(boxes)) > iou
     same.fill_diagonal_(True)
     first = same.float().argmax(1)  # the earliest box that this one repeats
+    while not torch.equal(first, first[first]):  # a repeats b, b repeats c: all are of c's group
+        first = first[first]
     leader = first == torch.arange(len(boxes))
     merged = torch.zeros_like(multi_hot).index_add_(0, first, multi_hot).clamp(max=1)
     return boxes[leader], merged[leader]

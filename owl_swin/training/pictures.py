@@ -44,7 +44,7 @@ def load_pictures(config: DataConfig) -> Pictures:
         samples = list(readers[config.kind](config))
     except KeyError as error:
         raise DataError(f"{config.path}: no {error} where a set of kind {config.kind!r} has it") from None
-    except (OSError, json.JSONDecodeError, tarfile.TarError) as error:
+    except (OSError, TypeError, ValueError, IndexError, tarfile.TarError) as error:
         raise DataError(f"{config.path}: cannot be read as {config.kind!r} ({error})") from None
     if not samples:
         raise DataError(f"{config.path}: holds no picture of split {config.split!r}")

@@ -1,6 +1,7 @@
 """Pictures with boxes and names, for detection: reading them, and holding the decoded ones in bounded memory."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from PIL import Image
 from owl_swin.errors import DataError, ImageError
 from owl_swin.image import open_image
 from owl_swin.training.config import DataConfig
+
+logger = logging.getLogger("owl_swin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +59,22 @@ class Scenes:
 
 def load_scenes(config: DataConfig) -> Scenes:
     """Reads one set of kind "coco" or "sheets". Broken entries are left out and listed in ``broken``."""
+    if config.kind not in ("coco", "sheets"):
+        raise DataError(f"{config.path}: sets of kind {config.kind!r} have no boxes to detect; use 'coco' or 'sheets'")
     try:
-        if config.kind == "coco":
-            return read_coco(Path(config.path), Path(config.images))
-        if config.kind == "sheets":
-            return _read_sheets(Path(config.path), config.split)
+        path, images = Path(config.path), Path(config.images)
+        scenes = read_coco(path, images) if config.kind == "coco" else _read_sheets(path, config.split)
     except OSError as error:
         raise DataError(f"{config.path}: cannot be read ({error.strerror or error})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{config.path}: not a JSON file ({error})") from None
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{config.path}: not in the form of kind {config.kind!r} (problem with {error})") from None
-    raise DataError(f"{config.path}: sets of kind {config.kind!r} have no boxes to detect; use 'coco' or 'sheets'")
+    if not scenes.scenes or not scenes.names:
+        raise DataError(f"{config.path}: holds {len(scenes.scenes)} pictures and {len(scenes.names)} names, need both")
+    if scenes.broken:
+        logger.warning("%s: %d entries left out; the first is %s", config.path, len(scenes.broken), scenes.broken[0])
+    return scenes
 
 
 def read_coco(path: Path, images: Path) -> Scenes:
@@ -132,4 +139,5 @@ def readable(scenes: Scenes, scene: Scene) -> Image.Image | None:
     except ImageError as error:
         if str(error) not in scenes.broken:
             scenes.broken.append(str(error))
+            logger.warning("left out: %s", error)
         return None

@@ -34,9 +34,14 @@ def load_state(path: Path, *, model: nn.Module, ema: dict[str, Tensor], optimize
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not the state of a training run ({error})") from None
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    for key in ema:
-        ema[key].copy_(tensors[f"ema.{key}"])
+    try:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        for key in ema:
+            ema[key].copy_(tensors[f"ema.{key}"])
+    except (RuntimeError, KeyError):
+        raise CheckpointError(
+            f"{path}: the state of a run with another model; give this run a folder of its own"
+        ) from None
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optim."):

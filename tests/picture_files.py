@@ -1,0 +1,71 @@
+"""Picture files that the tests make on the spot: whole, turned, damaged, and lying about their size."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import ExifTags, Image
+
+# What a camera did to the upright picture, for each EXIF orientation that undoes it.
+TURNS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    """An RGB picture of large coloured blocks."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (max(1, height // 8), max(1, width // 8), 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
+
+
+def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    """The bytes of a picture file."""
+    content = io.BytesIO()
+    image.save(content, form, **options)
+    return content.getvalue()
+
+
+def turned(upright: Image.Image, orientation: int) -> bytes:
+    """A PNG whose EXIF orientation turns its pixels back into ``upright``."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    turn = TURNS[orientation]
+    return encode(upright if turn is None else upright.transpose(turn), exif=exif)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header claims a size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
+
+
+# Content that is no whole picture → a part of the sentence that says so.
+BAD_FILES = {
+    "empty.jpg": (b"", "empty"),
+    "text.jpg": (b"this is not a picture", "not a picture"),
+    "html.png": (b"<html><body>404</body></html>", "not a picture"),
+    "cut.jpg": (encode(noise(60, 90), "JPEG")[:700], "damaged or cut off"),
+    "cut.png": (encode(noise(60, 90))[:120], "damaged or cut off"),
+    "cut.gif": (encode(noise(60, 90).convert("P"), "GIF")[:900], "damaged or cut off"),
+    "header_only.png": (encode(noise(60, 90))[:8], "not a picture"),
+    "bomb.png": (png_claiming(20_000, 20_000), "the largest picture"),
+    "large.png": (png_claiming(10_000, 10_000), "10000x10000 is more than"),
+}

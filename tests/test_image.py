@@ -1,0 +1,311 @@
+"""Opening pictures of every kind, refusing what is none, and the frame with its inverse."""
+
+import io
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from picture_files import BAD_FILES, TURNS, encode, noise, png_claiming, turned
+from PIL import Image
+from torch.testing import assert_close
+
+from owl_swin.boxes import cxcywh_to_xyxy
+from owl_swin.errors import ImageError
+from owl_swin.image import FRAME_MULTIPLE, MAX_FILE_BYTES, PIXEL_MEAN, PIXEL_STD, Frame, normalise, open_image
+
+
+def corner(image: Image.Image) -> tuple[int, ...]:
+    return image.getpixel((0, 0))
+
+
+# --- Sources -------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_the_same_from_path_bytes_pil_and_array(tmp_path, picture):
+    content = encode(picture)
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    for source in [path, str(path), content, Image.open(path), picture, np.asarray(picture)]:
+        opened = open_image(source)
+        assert opened.mode == "RGB"
+        assert np.array_equal(opened, picture)
+
+
+def test_opening_leaves_the_caller_s_picture_alone(picture):
+    before = picture.copy()
+    opened = open_image(picture)
+    opened.putpixel((0, 0), (1, 2, 3))
+    assert np.array_equal(picture, before)
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_exif_orientation_is_applied(picture, orientation):
+    content = turned(picture, orientation)
+    assert np.array_equal(open_image(content), picture)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_exif_orientation_is_applied_once(picture, orientation):
+    assert np.array_equal(open_image(open_image(turned(picture, orientation))), picture)
+
+
+def test_damaged_exif_does_not_cost_the_picture(picture, recwarn):
+    damaged = encode(picture, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
+    assert open_image(damaged).size == picture.size
+    assert not recwarn.list
+
+
+# --- Modes ---------------------------------------------------------------------------------------------------------
+
+
+def grey16(value: int) -> Image.Image:
+    return Image.fromarray(np.full((2, 3), value, np.uint16))
+
+
+def palette(transparent: bool) -> bytes:
+    image = Image.new("P", (3, 2), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    return encode(image, **({"transparency": 1} if transparent else {}))
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        (Image.new("1", (3, 2), 1), (255, 255, 255)),
+        (Image.new("L", (3, 2), 100), (100, 100, 100)),
+        (Image.new("LA", (3, 2), (100, 255)), (100, 100, 100)),
+        (Image.new("LA", (3, 2), (100, 0)), (255, 255, 255)),
+        (Image.new("La", (3, 2), (100, 255)), (100, 100, 100)),
+        (Image.new("RGBA", (3, 2), (200, 0, 0, 255)), (200, 0, 0)),
+        (Image.new("RGBA", (3, 2), (200, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (3, 2), (255, 0, 0, 51)), (255, 204, 204)),
+        (Image.new("CMYK", (3, 2), (0, 255, 255, 0)), (255, 0, 0)),
+        (Image.new("CMYK", (3, 2), (0, 0, 0, 255)), (0, 0, 0)),
+        (Image.new("LAB", (3, 2), (128, 128, 128)), (119, 119, 119)),
+        (Image.new("HSV", (3, 2), (0, 255, 255)), (255, 0, 0)),
+        (Image.new("I", (3, 2), 65_535), (255, 255, 255)),
+        (grey16(0), (0, 0, 0)),
+        (grey16(25_700), (100, 100, 100)),
+        (grey16(65_535), (255, 255, 255)),
+        (Image.new("F", (3, 2), 0.4), (102, 102, 102)),  # at most 1: fractions
+        (Image.new("F", (3, 2), 102.0), (102, 102, 102)),
+        (Image.new("F", (3, 2), float("nan")), (0, 0, 0)),
+        (palette(transparent=False), (255, 0, 0)),
+        (palette(transparent=True), (255, 255, 255)),
+        (encode(Image.new("RGB", (3, 2), "red"), transparency=(255, 0, 0)), (255, 255, 255)),
+        (encode(Image.new("L", (3, 2), 9), transparency=9), (255, 255, 255)),
+        (encode(Image.new("CMYK", (3, 2), (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
+        (encode(grey16(25_700)), (100, 100, 100)),
+        (encode(grey16(25_700), "TIFF"), (100, 100, 100)),
+    ],
+)
+def test_every_mode_becomes_rgb(source, expected):
+    opened = open_image(source)
+    assert opened.mode == "RGB"
+    assert opened.size == (3, 2)
+    assert corner(opened) == expected
+
+
+def test_of_an_animation_the_first_picture_is_read():
+    red, blue = Image.new("P", (3, 2), "red"), Image.new("P", (3, 2), "blue")
+    content = encode(red, "GIF", save_all=True, append_images=[blue])
+    assert corner(open_image(content)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 3), (2, 3, 4)])
+def test_arrays_are_height_width_and_colours(shape):
+    assert open_image(np.full(shape, 255, np.uint8)).size == (3, 2)
+
+
+def test_arrays_may_be_views():
+    bgr = np.zeros((2, 3, 3), np.uint8)
+    bgr[..., 2] = 255
+    assert corner(open_image(bgr[..., ::-1])) == (255, 0, 0)
+
+
+# --- What is no picture --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, name):
+    content, sentence = BAD_FILES[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=re.escape(f"{path}: ")) as error:
+        open_image(path)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ImageError, match=f"^picture: .*{sentence}"):
+        open_image(content)
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("missing.jpg", "No such file"),
+        ("", "directory"),  # the folder itself
+        ("nul\0.jpg", "null"),
+        ("x" * 300, "too long"),
+    ],
+)
+def test_a_path_without_a_file_is_named_with_the_reason(tmp_path, name, sentence):
+    with pytest.raises(ImageError, match=sentence):
+        open_image(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_named_with_the_reason(tmp_path):
+    path = tmp_path / "secret.png"
+    path.write_bytes(encode(noise(8, 8)))
+    path.chmod(0)
+    with pytest.raises(ImageError, match="Permission denied"):
+        open_image(path)
+
+
+def test_a_file_beyond_every_picture_is_not_read(tmp_path):
+    path = tmp_path / "sparse.jpg"
+    with path.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(ImageError, match="the largest picture file"):
+        open_image(path)
+
+
+@pytest.mark.parametrize(
+    "array, sentence",
+    [
+        (np.zeros((2, 3, 3), np.float32), r"must be uint8 .* got float32 \[2, 3, 3\]"),
+        (np.zeros((2, 3), bool), "got bool"),
+        (np.zeros((3, 8, 8), np.uint8), r"got uint8 \[3, 8, 8\]"),  # channels first
+        (np.zeros((8,), np.uint8), r"got uint8 \[8\]"),
+        (np.zeros((1, 2, 3, 3), np.uint8), r"got uint8 \[1, 2, 3, 3\]"),
+        (np.zeros((0, 5, 3), np.uint8), "no pixels"),
+        (np.zeros((5, 0), np.uint8), "no pixels"),
+        (np.zeros((1, 89_478_486), np.uint8), "is more than"),
+    ],
+)
+def test_wrong_arrays_are_refused(array, sentence):
+    with pytest.raises(ImageError, match=sentence):
+        open_image(array)
+
+
+@pytest.mark.parametrize("source", [None, 3, torch.zeros(3, 4, 4), bytearray(b"x")])
+def test_what_is_no_source_is_refused(source):
+    with pytest.raises(ImageError, match=f"a picture is a path, .* got {type(source).__name__}"):
+        open_image(source)
+
+
+@pytest.mark.parametrize(
+    "image, sentence",
+    [
+        (Image.new("RGB", (0, 5)), "no pixels"),
+        (Image.open(io.BytesIO(encode(noise(60, 90), "JPEG")[:800])), "cut off"),
+        (Image.open(io.BytesIO(png_claiming(10_000, 9_000))), "is more than"),
+    ],
+)
+def test_a_pil_picture_that_cannot_be_read_is_refused(image, sentence):
+    with pytest.raises(ImageError, match=sentence):
+        open_image(image)
+
+
+# --- The frame -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "image_hw, model_hw",
+    [
+        ((96, 96), (96, 96)),
+        ((60, 90), (64, 96)),
+        ((480, 640), (64, 96)),  # 72 lies between 64 and 96
+        ((1, 4000), (32, 96)),
+        ((4000, 1), (96, 32)),
+        ((1, 1), (96, 96)),
+        ((5000, 4000), (96, 64)),  # 76.8
+    ],
+)
+def test_fit_keeps_the_aspect_to_multiples_of_32(image_hw, model_hw):
+    assert Frame.fit(image_hw, 96) == Frame(image_hw, model_hw, model_hw)
+
+
+@pytest.mark.parametrize(
+    "image_hw, content_hw",
+    [
+        ((96, 96), (96, 96)),
+        ((60, 90), (64, 96)),
+        ((480, 640), (72, 96)),
+        ((1, 4000), (1, 96)),
+        ((4000, 1), (96, 1)),
+        ((1, 1), (96, 96)),
+    ],
+)
+def test_letterbox_is_a_square_with_the_picture_at_the_top_left(image_hw, content_hw):
+    assert Frame.letterbox(image_hw, 96) == Frame(image_hw, (96, 96), content_hw)
+
+
+def test_the_whole_frame_is_the_whole_picture_and_padding_is_outside():
+    whole = torch.tensor([0.5, 0.5, 1.0, 1.0])
+    assert Frame.fit((480, 640), 96).to_image(whole).tolist() == [0, 0, 640, 480]
+    # The letterbox of 480x640 ends at 3/4 of the height.
+    letterbox = Frame.letterbox((480, 640), 96)
+    assert letterbox.to_image(torch.tensor([0.5, 0.375, 1.0, 0.75])).tolist() == [0, 0, 640, 480]
+    assert letterbox.to_image(torch.tensor([0.5, 0.9, 0.2, 0.1])).tolist() == [256, 480, 384, 480]
+
+
+def test_boxes_that_reach_past_the_frame_are_clipped_to_the_picture():
+    past = torch.tensor([[0.5, 0.5, 9.0, 9.0], [-3.0, 0.5, 1.0, 1.0]])
+    assert Frame.fit((10, 1000), 96).to_image(past).tolist() == [[0, 0, 1000, 10], [0, 0, 0, 10]]
+
+
+sides = st.integers(1, 30_000)
+fractions = st.tuples(*[st.floats(0, 1)] * 4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.tuples(sides, sides), st.integers(32, 1024), fractions, st.sampled_from([Frame.fit, Frame.letterbox]))
+@example((1, 4000), 640, (0.0, 0.0, 1.0, 1.0), Frame.letterbox)
+@example((4000, 1), 640, (0.1, 0.2, 0.9, 1.0), Frame.letterbox)
+@example((1, 1), 33, (0.0, 0.0, 1.0, 1.0), Frame.fit)
+def test_boxes_go_into_the_frame_and_come_back(image_hw, side, corners, make):
+    frame = make(image_hw, side)
+    height, width = image_hw
+    x0, x1 = sorted(corners[:2])
+    y0, y1 = sorted(corners[2:])
+    box = torch.tensor([x0 * width, y0 * height, x1 * width, y1 * height], dtype=torch.float64)
+    inside = frame.from_image(box)
+    assert_close(frame.to_image(inside), box, atol=1e-6, rtol=0)
+    # Of the frame, only the part that the picture fills is used.
+    used = torch.tensor([frame.content_hw[1] / frame.model_hw[1], frame.content_hw[0] / frame.model_hw[0]])
+    assert (cxcywh_to_xyxy(inside) <= used.repeat(2) + 1e-6).all()
+    assert (inside >= 0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.tuples(sides, sides), st.integers(32, 1024))
+def test_fit_moves_a_side_by_at_most_16_pixels_unless_it_is_thin(image_hw, long_side):
+    frame = Frame.fit(image_hw, long_side)
+    for side, model_side in zip(image_hw, frame.model_hw, strict=True):
+        wanted = side * long_side / max(image_hw)
+        assert model_side % FRAME_MULTIPLE == 0
+        assert model_side == FRAME_MULTIPLE or abs(model_side - wanted) <= 16
+
+
+@pytest.mark.parametrize("make", [Frame.fit, Frame.letterbox])
+@pytest.mark.parametrize("image_hw", [(1, 1), (1, 4000), (4000, 1), (60, 90)])
+def test_pixels_fill_the_frame(make, image_hw):
+    frame = make(image_hw, 96)
+    pixels = frame.pixels(Image.new("RGB", image_hw[::-1], (255, 0, 0)))
+    assert pixels.shape == (3, *frame.model_hw)
+    red = normalise(torch.tensor([1.0, 0, 0])[:, None, None])
+    height, width = frame.content_hw
+    assert_close(pixels[:, :height, :width], red.expand(3, height, width))
+    assert not pixels[:, height:].any()
+    assert not pixels[:, :, width:].any()
+
+
+def test_normalised_mean_is_zero_and_one_deviation_is_one():
+    mean, std = torch.tensor(PIXEL_MEAN)[:, None, None], torch.tensor(PIXEL_STD)[:, None, None]
+    assert_close(normalise(mean), torch.zeros(3, 1, 1))
+    assert_close(normalise(mean + std), torch.ones(3, 1, 1))
