@@ -65,8 +65,9 @@ class QueryEmbeddings:
 class Detections:
     """What was found in one picture, best score first. Nothing found is an empty Detections.
 
-    ``boxes [N, 4]`` are xyxy pixels of the caller's picture, clipped to it; ``scores [N]`` lie in [0, 1]; ``labels [N]``
-    index the caller's queries, whose own strings are ``names``; ``patches [N]`` is the patch that answered.
+    ``boxes [N, 4]`` are xyxy pixels of the caller's picture, clipped to it; ``scores [N]`` lie in [0, 1];
+    ``labels [N]`` index the caller's queries, whose own strings are ``names``; ``patches [N]`` is the patch that
+    answered.
     """
 
     boxes: Tensor

@@ -33,7 +33,8 @@ def info(
         f"  Swin {config.image.embed_dim} channels, depths {config.image.depths}, windows of {config.image.window_size}"
     )
     print(
-        f"  pictures: longer side {config.image_size} px; a patch is {config.heads.stride} px; embeddings of {config.embed_dim}"
+        f"  pictures: longer side {config.image_size} px; a patch is {config.heads.stride} px; "
+        f"embeddings of {config.embed_dim}"
     )
     for line in card_lines(card):
         print(line)

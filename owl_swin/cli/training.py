@@ -4,7 +4,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -78,7 +78,7 @@ def evaluate(
     else:
         from owl_swin.evaluation.alignment import evaluate_classification
 
-        settings = {"split": split, "classes": chosen, "pictures": pictures, "among": among}
+        settings: dict[str, Any] = {"split": split, "classes": chosen, "pictures": pictures, "among": among}
         result = evaluate_classification(detector, annotations, images, progress=_progress, **settings)
     text = json.dumps(result, indent=2)
     if json_out is not None:
@@ -90,7 +90,9 @@ def export(
     model: Annotated[str, typer.Argument(help="A training run's folder, or any model.")],
     to: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
     card: Annotated[Path | None, typer.Option(help="TOML file with the sentences of the model card.")] = None,
-    figures: Annotated[Path, typer.Option(help="Folder of JSON results that the card's table names.")] = Path("runs/figures"),
+    figures: Annotated[Path, typer.Option(help="Folder of the JSON results that the card names.")] = Path(
+        "runs/figures"
+    ),
 ) -> None:
     """Write a model as one small file with its card.
 

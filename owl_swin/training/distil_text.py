@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from owl_swin.config import ModelConfig, read_toml
-from owl_swin.errors import DataError
+from owl_swin.errors import ConfigError, DataError
 from owl_swin.models.text import TextEncoder
 from owl_swin.tokenizer import get_tokenizer
 
@@ -157,6 +157,8 @@ def distil(config: DistilConfig) -> Path:
         output / "basis.pt", lambda: _basis(embeds[: len(texts)], model_config.embed_dim)
     )
     mean, directions = basis[:1], basis[1:].T
+    if directions.shape[1] < model_config.embed_dim:
+        raise ConfigError(f"{config.model}: embed_dim {model_config.embed_dim} is more than the teacher's dimensions")
     targets = F.normalize((embeds - mean) @ directions, dim=-1)
     if not config.init:  # a token starts as what the teacher thinks of it
         rows = torch.tensor(list(tokens))

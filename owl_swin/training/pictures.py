@@ -119,6 +119,8 @@ def _captions(config: DataConfig) -> Iterator[Sample]:
             pictures: dict[str, np.ndarray] = {}
             captions: dict[str, tuple[str, ...]] = {}
             for member in tar:
+                if not member.isfile():
+                    continue
                 key, _, extension = member.name.rpartition(".")
                 content = tar.extractfile(member).read()  # type: ignore[union-attr]
                 if extension == "json":

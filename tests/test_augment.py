@@ -1,0 +1,176 @@
+"""Scenes for training: boxes go where the pixels go, through crop, flip, stretch and mosaic."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from owl_swin.training import augment
+from owl_swin.training.augment import MIN_SIDE_PX, mosaic, place
+
+NO_BOXES = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+
+
+def marked(box_xyxy, hw=(80, 120), ink=(255, 255, 255)):
+    """A black picture with one filled rectangle, as place() takes it."""
+    picture = Image.new("RGB", (hw[1], hw[0]))
+    picture.paste(ink, box_xyxy)
+    return picture, np.array([box_xyxy], np.float32), np.array([7])
+
+
+def extent(mask):
+    """xyxy of the pixels that are set."""
+    ys, xs = np.nonzero(mask)
+    return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+@pytest.mark.parametrize("hw", [(64, 96), (96, 64), (40, 40)])
+@pytest.mark.parametrize("box_xyxy", [(30, 20, 70, 50), (0, 0, 40, 30), (85, 45, 120, 80), (0, 0, 120, 80)])
+def test_the_box_follows_its_pixels(hw, box_xyxy):
+    seen = 0
+    for seed in range(30):
+        canvas = place(*marked(box_xyxy), hw, np.random.default_rng(seed), min_kept=0.0)
+        bright = canvas.pixels[..., 0] > 127
+        assert canvas.pixels.shape == (*hw, 3)
+        if len(canvas.boxes):
+            np.testing.assert_allclose(canvas.boxes[0], extent(bright), atol=1.5)
+            assert canvas.labels.tolist() == [7]
+            seen += 1
+        elif bright.any():  # left out, so only a sliver may be in sight
+            x0, y0, x1, y1 = extent(bright)
+            assert min(x1 - x0, y1 - y0) <= MIN_SIDE_PX + 1
+    assert seen > 5
+
+
+def test_half_of_the_pictures_are_flipped():
+    left = marked((0, 0, 10, 80))  # a bar at the left edge: at the right where flipped
+    flipped = 0
+    for seed in range(100):
+        canvas = place(*left, (80, 120), np.random.default_rng(seed), min_kept=0.0)
+        if len(canvas.boxes):
+            flipped += bool(canvas.boxes[0, 0] > 60)
+    assert 10 < flipped < 60
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_boxes_follow_their_pixels_through_a_mosaic(side):
+    for seed in range(10):
+        rng, drawn = np.random.default_rng(seed), []
+
+        def draw(rng=rng, drawn=drawn):
+            drawn.append(len(drawn))
+            x, y = int(rng.integers(0, 60)), int(rng.integers(0, 40))
+            picture, boxes, _ = marked((x, y, x + 50, y + 35), ink=(255, 255, 255))
+            return picture, boxes, np.array([drawn[-1]])
+
+        canvas = mosaic(draw, (150, 210), side, rng, min_kept=0.0)
+        assert len(drawn) == side * side
+        for box, label in zip(canvas.boxes, canvas.labels, strict=True):
+            row, col = divmod(int(label), side)  # pictures fill the canvas row by row
+            y0, x0 = 150 * row // side, 210 * col // side
+            y1, x1 = 150 * (row + 1) // side, 210 * (col + 1) // side
+            bright = np.zeros((150, 210), bool)
+            bright[y0:y1, x0:x1] = canvas.pixels[y0:y1, x0:x1, 0] > 127
+            np.testing.assert_allclose(box, extent(bright), atol=1.5)
+
+
+def test_mosaic_keeps_every_picture_in_its_own_cell():
+    def draw(counter=iter(range(4))):
+        return Image.new("RGB", (30, 30), (50 * next(counter), 0, 0)), *NO_BOXES
+
+    canvas = mosaic(draw, (40, 60), 2, np.random.default_rng(0), min_kept=0.5)
+    assert canvas.pixels[::20, ::30, 0].tolist() == [[0, 50], [100, 150]]
+    assert canvas.boxes.shape == (0, 4) and canvas.labels.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "box_xyxy, min_kept, kept",
+    [
+        ([10, 10, 30, 30], 1.0, True),  # wholly inside
+        ([40, 10, 60, 30], 0.5, True),  # the left half is inside
+        ([40, 10, 60, 30], 0.51, False),
+        ([40, 40, 60, 60], 0.25, True),  # a quarter
+        ([40, 40, 60, 60], 0.3, False),
+        ([50, 0, 90, 40], 0.0, False),  # touches the crop from outside
+        ([60, 60, 90, 90], 0.0, False),
+        ([10, 10, 13.9, 30], 0.0, False),  # thinner than 4 pixels
+        ([10, 10, 14, 14], 0.0, True),
+    ],
+)
+def test_min_kept_is_the_share_of_the_area_in_the_crop(monkeypatch, box_xyxy, min_kept, kept):
+    monkeypatch.setattr(augment, "_random_crop", lambda *_: (0.0, 0.0, 50.0, 50.0))
+    unflipped = SimpleNamespace(random=lambda: 0.9)
+    picture = Image.new("RGB", (100, 100))
+    boxes = np.array([box_xyxy], np.float32)
+    canvas = place(picture, boxes, np.array([0]), (50, 50), unflipped, min_kept=min_kept)
+    expected = [np.clip(box_xyxy, 0, 50).tolist()] if kept else []
+    np.testing.assert_allclose(canvas.boxes, np.array(expected).reshape(-1, 4), atol=1e-5)
+    assert len(canvas.labels) == kept
+
+
+def test_a_flip_mirrors_the_box(monkeypatch):
+    monkeypatch.setattr(augment, "_random_crop", lambda *_: (0.0, 0.0, 50.0, 50.0))
+    flipped = SimpleNamespace(random=lambda: 0.1)
+    picture, boxes, labels = marked((5, 10, 20, 40))
+    canvas = place(picture, boxes, labels, (100, 200), flipped, min_kept=0.5)  # twice as high, four times as wide
+    assert canvas.boxes.tolist() == [[120.0, 20.0, 180.0, 80.0]]
+
+
+@given(
+    picture_hw=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    hw=st.tuples(st.integers(1, 64), st.integers(1, 64)),
+    corners=st.lists(st.tuples(*[st.floats(0, 1, width=32)] * 4), max_size=4),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_picture_fits_any_cell_with_boxes_inside(picture_hw, hw, corners, seed):
+    height, width = picture_hw
+    points = np.array(corners, np.float32).reshape(-1, 4) * np.array([width, height] * 2, np.float32)
+    boxes = np.concatenate([np.minimum(points[:, :2], points[:, 2:]), np.maximum(points[:, :2], points[:, 2:])], 1)
+    labels = np.arange(len(boxes))
+    canvas = place(Image.new("RGB", (width, height)), boxes, labels, hw, np.random.default_rng(seed), min_kept=0.3)
+    assert canvas.pixels.shape == (*hw, 3) and canvas.pixels.dtype == np.uint8
+    assert canvas.boxes.shape == (len(canvas.labels), 4)
+    limit = np.array([hw[1], hw[0]] * 2)
+    assert ((canvas.boxes >= -1e-4) & (canvas.boxes <= limit + 1e-4)).all()
+    assert (canvas.boxes[:, 2:] - canvas.boxes[:, :2] >= MIN_SIDE_PX - 1e-4).all()
+
+
+@pytest.mark.parametrize("picture_hw", [(75, 60), (60, 91), (97, 97), (1, 1)])
+@pytest.mark.parametrize("hw", [(64, 64), (64, 96), (96, 64), (1, 3)])
+def test_a_crop_lies_in_the_picture_and_is_stretched_by_at_most_a_third(picture_hw, hw):
+    height, width = picture_hw
+    areas = []
+    for seed in range(300):
+        x0, y0, x1, y1 = augment._random_crop(picture_hw, hw, np.random.default_rng(seed))
+        assert x0 >= 0 and y0 >= 0 and x1 <= width + 1e-9 and y1 <= height + 1e-9
+        stretch = (x1 - x0) / (y1 - y0) / (hw[1] / hw[0])
+        assert 3 / 4 < stretch < 4 / 3
+        fits = min(width, height * stretch * hw[1] / hw[0])
+        areas.append(((x1 - x0) / fits) ** 2)
+    assert min(areas) > 0.39 and max(areas) < 1.01
+    assert min(areas) < 0.5 and max(areas) > 0.99
+
+
+def test_the_same_seed_gives_the_same_scene():
+    def scene(seed):
+        return mosaic(lambda: marked((30, 20, 70, 50)), (64, 64), 2, np.random.default_rng(seed), min_kept=0.3)
+
+    first, again, other = scene(1), scene(1), scene(2)
+    assert np.array_equal(first.pixels, again.pixels) and np.array_equal(first.boxes, again.boxes)
+    assert not np.array_equal(first.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("hw", [(3, 3), (32, 33), (7, 64)])
+def test_cells_of_a_few_pixels(hw):
+    canvas = mosaic(lambda: marked((30, 20, 70, 50)), hw, 3, np.random.default_rng(0), min_kept=0.3)
+    assert canvas.pixels.shape == (*hw, 3)
+    assert ((canvas.boxes[:, 2:] - canvas.boxes[:, :2]) >= MIN_SIDE_PX).all()
+
+
+def test_a_picture_without_boxes_stays_without():
+    canvas = place(Image.new("RGB", (50, 40)), *NO_BOXES, (32, 32), np.random.default_rng(0), min_kept=0.6)
+    assert canvas.boxes.shape == (0, 4) and canvas.labels.shape == (0,)

@@ -1,0 +1,442 @@
+"""Average precision and zero-shot accuracy against cases whose figures are known."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_data import COLOURS, NAMES, grey_noise, one_shape, write_json, write_labelled, write_shapes
+
+from owl_swin.detector import TEMPLATES
+from owl_swin.errors import DataError
+from owl_swin.evaluation.alignment import class_embeddings, evaluate_classification
+from owl_swin.evaluation.coco import average_precision, evaluate_detection
+from owl_swin.image import open_image
+from owl_swin.types import Detections, QueryEmbeddings
+
+BOX, FAR = [10, 10, 40, 40], [60, 60, 30, 30]  # xywh
+
+
+def truth(*boxes, n_images=2, categories=(3, 8)):
+    """A COCO data set of pictures 0, 1, … of 100 x 100 pixels; a box is (picture, category, xywh[, iscrowd])."""
+    annotations = [
+        {"id": i, "image_id": box[0], "category_id": box[1], "bbox": box[2], "area": box[2][2] * box[2][3]}
+        | {"iscrowd": box[3] if len(box) > 3 else 0}
+        for i, box in enumerate(boxes)  # the first has id 0, as in many files
+    ]
+    return {
+        "info": {},
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 100, "height": 100} for i in range(n_images)],
+        "annotations": annotations,
+        "categories": [{"id": category, "name": f"class {category}"} for category in categories],
+    }
+
+
+def answer(image, category, bbox, score):
+    return {"image_id": image, "category_id": category, "bbox": bbox, "score": score}
+
+
+# --- Average precision ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [truth(), truth((0, 3, BOX, 1))], ids=["no boxes", "a crowd alone"])
+def test_a_set_without_boxes_has_no_figures(data):
+    expected = {"AP": None, "AP50": None, "per_class": {}, "ci95": None}
+    assert average_precision(data, []) == average_precision(data, [answer(0, 3, BOX, 0.9)]) == expected
+
+
+def test_without_answers_every_figure_is_zero():
+    figures = average_precision(truth((0, 3, BOX)), [])
+    assert figures == {"AP": 0.0, "AP50": 0.0, "per_class": {"class 3": 0.0}, "ci95": [0.0, 0.0]}
+
+
+# COCO reads the precision at 101 recalls, 0.00 to 1.00: 51 of them are at most one half.
+HALF = 100 * 51 / 101
+
+
+@pytest.mark.parametrize(
+    "boxes, answers, expected",
+    [
+        pytest.param([(0, 3, BOX)], [(0, 3, BOX, 0.5)], 100, id="perfect"),
+        pytest.param([(0, 3, BOX), (1, 3, BOX)], [(0, 3, BOX, 0.5), (1, 3, BOX, 0.4)], 100, id="perfect twice"),
+        pytest.param([(0, 3, BOX)], [(0, 3, FAR, 0.5)], 0, id="elsewhere"),
+        pytest.param([(0, 3, BOX)], [(0, 8, BOX, 0.5)], 0, id="another class"),
+        pytest.param([(0, 3, BOX)], [(1, 3, BOX, 0.5)], 0, id="another picture"),
+        pytest.param([(0, 3, BOX)], [(0, 3, FAR, 0.9), (0, 3, BOX, 0.5)], 50, id="false above true"),
+        pytest.param([(0, 3, BOX)], [(0, 3, FAR, 0.4), (0, 3, BOX, 0.5)], 100, id="false below true"),
+        pytest.param([(0, 3, BOX)], [(1, 3, BOX, 0.9), (0, 3, BOX, 0.5)], 50, id="false in a picture without boxes"),
+        pytest.param([(0, 3, BOX)], [(0, 3, BOX, 0.9), (0, 3, BOX, 0.8)], 100, id="duplicate at the end"),
+        pytest.param(
+            [(0, 3, BOX), (1, 3, BOX)],
+            [(0, 3, BOX, 0.9), (0, 3, BOX, 0.8), (1, 3, BOX, 0.7)],
+            HALF + (100 - HALF) * 2 / 3,
+            id="duplicate between",
+        ),
+        pytest.param([(0, 3, BOX), (1, 3, BOX)], [(0, 3, BOX, 0.9)], HALF, id="missed box"),
+        pytest.param(
+            [(0, 3, BOX), (0, 3, FAR, 1)], [(0, 3, [65, 65, 9, 9], 0.9), (0, 3, BOX, 0.8)], 100, id="answer in a crowd"
+        ),
+        pytest.param([(0, 3, BOX), (0, 3, FAR, 1)], [(0, 3, BOX, 0.8)], 100, id="a crowd need not be found"),
+    ],
+)
+def test_ap_of_known_cases(boxes, answers, expected):
+    figures = average_precision(truth(*boxes), [answer(*row) for row in answers])
+    assert figures["AP50"] == figures["AP"] == pytest.approx(expected, abs=0.01)
+    assert figures["per_class"] == {"class 3": pytest.approx(expected, abs=0.01)}
+
+
+def test_a_class_without_boxes_does_not_count():
+    rows = [answer(0, 3, BOX, 0.5), answer(0, 8, BOX, 0.9), answer(1, 8, FAR, 0.8)]
+    figures = average_precision(truth((0, 3, BOX)), rows)
+    assert figures["AP50"] == 100 and figures["per_class"] == {"class 3": 100.0}
+
+
+def test_ap50_is_the_mean_over_classes():
+    rows = [answer(0, 3, BOX, 0.5), answer(1, 8, FAR, 0.9), answer(1, 8, BOX, 0.5)]
+    figures = average_precision(truth((0, 3, BOX), (1, 8, BOX)), rows)
+    assert figures["per_class"] == {"class 3": 100.0, "class 8": 50.0}
+    assert figures["AP50"] == 75
+
+
+def test_a_loose_box_counts_at_the_loose_thresholds():
+    # 62 % of the width: found at IoU 0.50, 0.55 and 0.60, missed at the other seven.
+    figures = average_precision(truth((0, 3, [0, 0, 50, 50])), [answer(0, 3, [0, 0, 31, 50], 0.5)])
+    assert figures["AP"] == 30 and figures["AP50"] == 100
+
+
+def test_a_set_of_one_picture():
+    figures = average_precision(truth((0, 3, BOX), n_images=1), [answer(0, 3, BOX, 0.5)])
+    assert figures["AP"] == 100 and figures["ci95"] == [100.0, 100.0]
+
+
+def random_case(seed, *, n_images=25, crowds=0.2):
+    """Boxes and answers of all fates: found well and badly, twice, missed, and where nothing is."""
+    rng = np.random.default_rng(seed)
+    boxes, rows = [], []
+    for image in range(n_images):
+        for _ in range(rng.integers(0, 5)):
+            category = int(rng.choice([3, 8, 9]))
+            x, y, w, h = (float(v) for v in rng.uniform([0, 0, 10, 10], [60, 60, 40, 40]))
+            boxes.append((image, category, [x, y, w, h], int(rng.random() < crowds)))
+            for _ in range(rng.integers(0, 3)):
+                jitter = rng.normal(0, 3, 4)
+                rows.append(answer(image, category, ([x, y, w, h] + jitter).tolist(), float(rng.random())))
+        for _ in range(rng.integers(0, 3)):
+            rows.append(answer(image, int(rng.choice([3, 8, 9])), rng.uniform(5, 50, 4).tolist(), float(rng.random())))
+    return truth(*boxes, n_images=n_images, categories=(3, 8, 9)), rows
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bootstrap_of_every_picture_once_is_ap50(monkeypatch, seed):
+    data, rows = random_case(seed)
+    each_once = SimpleNamespace(integers=lambda low, high, n: np.arange(n))
+    monkeypatch.setattr(np.random, "default_rng", lambda _: each_once)
+    figures = average_precision(data, rows, draws=1)
+    assert 5 < figures["AP50"] < 95
+    assert figures["ci95"] == pytest.approx([figures["AP50"]] * 2, abs=0.011)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interval_holds_the_figure_and_narrows_with_more_pictures(seed):
+    small, large = (average_precision(*random_case(seed, n_images=n)) for n in (10, 160))
+    for figures in (small, large):
+        low, high = figures["ci95"]
+        assert low < figures["AP50"] < high
+    assert large["ci95"][1] - large["ci95"][0] < small["ci95"][1] - small["ci95"][0]
+
+
+def test_the_callers_data_is_left_alone():
+    data = truth((0, 3, BOX))
+    before = json.dumps(data)
+    average_precision(data, [answer(0, 3, BOX, 0.5)])
+    assert json.dumps(data) == before
+
+
+# --- Detection over files ------------------------------------------------------------------------------------------
+
+
+class FakeDetector:
+    """Answers with the xyxy boxes that it was told, {file name: [(box, score, name), …]}; reads the files for real."""
+
+    def __init__(self, told):
+        self.told = told
+        self.asked = None
+
+    def encode_queries(self, names):
+        self.asked = tuple(names)
+        return QueryEmbeddings(torch.zeros(len(self.asked), 1), self.asked)
+
+    def encode_image(self, path):
+        picture = open_image(path)
+        return path.name, (picture.height, picture.width)
+
+    def detect_batch(self, images, queries, **_):
+        return [self._answers(name, hw, queries.names) for name, hw in images]
+
+    def _answers(self, name, hw, names):
+        rows = [row for row in self.told.get(name, []) if row[2] in names]
+        return Detections(
+            torch.tensor([row[0] for row in rows], dtype=torch.float).reshape(-1, 4),
+            torch.tensor([row[1] for row in rows]),
+            torch.tensor([names.index(row[2]) for row in rows], dtype=torch.long),
+            names,
+            hw,
+            torch.zeros(len(rows), dtype=torch.long),
+        )
+
+
+def told_from(path):
+    """A detector that has read the answers."""
+    data = json.loads(path.read_text())
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    told = {}
+    for annotation in data["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        row = ([x, y, x + w, y + h], 0.9, names[annotation["category_id"]])
+        told.setdefault(f"{annotation['image_id']}.png", []).append(row)
+    return FakeDetector(told)
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    return write_shapes(tmp_path / "shapes", 5)
+
+
+def test_right_answers_score_100(shapes):
+    result = evaluate_detection(told_from(shapes), shapes, shapes.parent / "images", batch_size=2)
+    assert result["AP"] == result["AP50"] == 100 and result["ci95"] == [100.0, 100.0]
+    assert result["n_images"] == 5 and result["n_boxes"] == 7
+    assert set(result["per_class"]) <= set(NAMES) and set(result["per_class"].values()) == {100.0}
+    assert result["annotations"] == "shapes.json" and "COCO box AP" in result["protocol"] and result["broken"] == []
+
+
+def test_no_answers_score_zero(shapes):
+    assert evaluate_detection(FakeDetector({}), shapes, shapes.parent / "images")["AP"] == 0
+
+
+def test_progress_is_told_to_the_end(shapes):
+    seen = []
+    progress = lambda done, total: seen.append((done, total))  # noqa: E731
+    evaluate_detection(told_from(shapes), shapes, shapes.parent / "images", batch_size=2, progress=progress)
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_only_the_chosen_classes_are_asked_and_count(shapes):
+    detector = told_from(shapes)
+    result = evaluate_detection(detector, shapes, shapes.parent / "images", classes=[NAMES[1], NAMES[0]])
+    assert set(detector.asked) == {NAMES[0], NAMES[1]}
+    assert set(result["per_class"]) == {NAMES[0], NAMES[1]}
+    assert result["n_images"] == 5 and result["n_boxes"] == 4
+    assert result["AP"] == 100
+
+
+def test_an_unknown_class_is_named_with_the_known_ones(shapes):
+    with pytest.raises(DataError, match=r"no class 'red sqare'; its classes are red square, green circle"):
+        evaluate_detection(FakeDetector({}), shapes, shapes.parent / "images", classes=["red sqare"])
+
+
+def test_sizes_that_differ_from_the_file_are_scaled(tmp_path):
+    # The file says 200 x 50, the picture is 100 x 100: half as wide and twice as high.
+    grey_noise(100, 100).save(tmp_path / "0.png")
+    data = truth((0, 3, [100, 10, 80, 20]), n_images=1)
+    data["images"][0] |= {"width": 200, "height": 50}
+    detector = FakeDetector({"0.png": [([50, 20, 90, 60], 0.9, "class 3")]})
+    result = evaluate_detection(detector, write_json(tmp_path / "data.json", data), tmp_path)
+    assert result["AP"] == 100
+
+
+def test_a_broken_picture_is_listed_and_counts_as_nothing_found(shapes):
+    (shapes.parent / "images" / "0.png").write_bytes(b"no picture")
+    (shapes.parent / "images" / "4.png").unlink()
+    result = evaluate_detection(told_from(shapes), shapes, shapes.parent / "images")
+    assert len(result["broken"]) == 2 and "0.png" in result["broken"][0] and "4.png" in result["broken"][1]
+    assert result["n_images"] == 5 and result["per_class"][NAMES[1]] == 100
+    assert result["per_class"][NAMES[0]] == pytest.approx(100 * 34 / 101, abs=0.01)  # one of three red squares is left
+
+
+@pytest.mark.parametrize("missing", ["annotations", "categories", "images"])
+def test_an_empty_set_has_no_figures(tmp_path, missing):
+    data = truth((0, 3, BOX)) | {missing: []}
+    Image.new("RGB", (100, 100)).save(tmp_path / "0.png")
+    Image.new("RGB", (100, 100)).save(tmp_path / "1.png")
+    result = evaluate_detection(FakeDetector({}), write_json(tmp_path / "data.json", data), tmp_path)
+    assert result["AP"] is None and result["AP50"] is None and result["ci95"] is None
+    assert result["n_boxes"] == 0
+
+
+def test_annotations_of_other_pictures_do_not_count(tmp_path):
+    Image.new("RGB", (100, 100)).save(tmp_path / "0.png")
+    data = truth((0, 3, BOX), (77, 3, BOX), n_images=1)
+    detector = FakeDetector({"0.png": [([10, 10, 50, 50], 0.9, "class 3")]})
+    result = evaluate_detection(detector, write_json(tmp_path / "data.json", data), tmp_path)
+    assert result["n_boxes"] == 1 and result["AP"] == 100
+
+
+def test_annotations_may_leave_out_id_area_and_iscrowd(tmp_path):
+    Image.new("RGB", (100, 100)).save(tmp_path / "0.png")
+    data = truth(n_images=1)
+    data["annotations"] = [{"image_id": 0, "category_id": 3, "bbox": BOX}]
+    detector = FakeDetector({"0.png": [([10, 10, 50, 50], 0.9, "class 3")]})
+    assert evaluate_detection(detector, write_json(tmp_path / "data.json", data), tmp_path)["AP"] == 100
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"images": [], "annotations": 3, "categories": []}',
+        '{"images": [{"id": 1, "file_name": "a"}], "annotations": [], "categories": []}',
+        '{"images": [], "annotations": [], "categories": [{"id": 1}]}',
+        '{"images": [], "annotations": [{"image_id": 1, "category_id": 1}], "categories": []}',
+    ],
+)
+def test_a_file_of_another_form_gets_one_sentence(tmp_path, content):
+    path = tmp_path / "data.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"data\.json: not a COCO detection file") as caught:
+        evaluate_detection(FakeDetector({}), path, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_kind_of_detector_fits(shapes, detector):
+    result = evaluate_detection(detector, shapes, shapes.parent / "images", draws=5)
+    assert 0 <= result["AP"] <= 100 and result["n_images"] == 5
+
+
+# --- Classification ------------------------------------------------------------------------------------------------
+
+
+class FakeClassifier:
+    """Texts and pictures by their colour: one axis a colour that is named, or that the picture's middle has."""
+
+    def encode_queries(self, prompts):
+        assert all("{}" not in prompt for prompt in prompts)
+        rows = torch.tensor([[float(colour in prompt) for colour in COLOURS] for prompt in prompts])
+        return SimpleNamespace(query_embeds=rows)
+
+    def encode_images(self, images, batch_size):
+        return [SimpleNamespace(embeddings=SimpleNamespace(image_embed=self._embed(image))) for image in images]
+
+    def _embed(self, image):
+        picture = open_image(image)
+        middle = np.array(picture.getpixel((picture.width // 2, picture.height // 2)))
+        away = torch.tensor([float(np.abs(middle - colour).sum()) for colour in COLOURS.values()])
+        return torch.nn.functional.one_hot(away.argmin(), len(COLOURS)).float()
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    return write_labelled(tmp_path / "set", 8)
+
+
+def relabel(path, **changes):
+    """Gives pictures another label, by their number."""
+    data = json.loads(path.read_text())
+    for number, label in changes.items():
+        data["images"][int(number[1:])]["label"] = label
+    return write_json(path, data)
+
+
+def test_right_names_score_100(labelled):
+    result = evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images")
+    assert result["top1"] == result["top5"] == 100 and result["ci95"] == [100.0, 100.0]
+    assert result["n_images"] == 8 and result["n_classes"] == 4
+    assert result["per_class"] == dict.fromkeys(NAMES, 100.0)
+
+
+def test_a_wrong_name_costs_its_share(labelled):
+    relabel(labelled, _0="green circle", _1="blue square")  # a red and a green picture
+    result = evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images")
+    assert result["top1"] == 75 and result["top5"] == 100  # of four names, each is among the best five
+    assert result["per_class"]["green circle"] == 50 and result["per_class"]["red square"] == 100
+    assert result["ci95"][0] < 75 < result["ci95"][1]
+
+
+def test_top5_is_among_the_best_five(tmp_path):
+    colours = [*COLOURS, *COLOURS]
+    names = [f"{colour} thing {i}" for i, colour in enumerate(colours)]  # eight names, two a colour
+    for i, colour in enumerate(colours):
+        one_shape(NAMES[list(COLOURS).index(colour)]).save(tmp_path / f"{i}.png")
+    records = [{"file_name": f"{i}.png", "label": name} for i, name in enumerate(names)]
+    path = write_json(tmp_path / "set.json", {"images": records})
+    result = evaluate_classification(FakeClassifier(), path, tmp_path)
+    assert result["top1"] == 50  # of two names that say the same, the first is answered
+    assert result["top5"] == 100
+
+
+def test_only_the_chosen_classes_are_asked(labelled):
+    relabel(labelled, _0="green circle")
+    result = evaluate_classification(
+        FakeClassifier(), labelled, labelled.parent / "images", classes=["green circle", "blue square"]
+    )
+    assert result["n_images"] == 5 and result["n_classes"] == 2
+    assert set(result["per_class"]) == {"green circle", "blue square"}
+    # The red picture is nearest to neither; both tie and the first in the list of classes is answered.
+    assert result["per_class"]["blue square"] == 100
+
+
+def test_an_unknown_class_is_refused(labelled):
+    with pytest.raises(DataError, match="has no class 'zebra'"):
+        evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images", classes=["zebra"])
+
+
+def test_a_class_is_the_mean_of_its_names_in_all_templates(detector):
+    embeds = class_embeddings(detector, [["cat"], ["dog", "hound"]])
+    prompts = [template.replace("{}", name) for name in ("dog", "hound") for template in TEMPLATES]
+    mean = detector.encode_queries(prompts).query_embeds.mean(0)
+    torch.testing.assert_close(embeds[1], mean / mean.norm())
+    torch.testing.assert_close(embeds.norm(dim=1), torch.ones(2))
+
+
+def write_manifest(folder, labels):
+    """A sheet of 2 x 3 tiles, one shape each."""
+    sheet = Image.new("RGB", (3 * 24, 2 * 24))
+    for place in range(5):
+        sheet.paste(one_shape(NAMES[place % 4], 24), (place % 3 * 24, place // 3 * 24))
+    sheet.save(folder / "sheet.png")
+    content = {"tile_px": 24, "sheet_grid": [2, 3], "classes": [f"{name}, {name} thing" for name in NAMES]}
+    return write_json(folder / "manifest.json", content | {"val": [{"sheet": "sheet.png", "labels": labels}]})
+
+
+@pytest.mark.parametrize("labels, top1", [([0, 1, 2, 3, 0], 100), ([0, 1, 2, 3, 1], 80), ([1, 0, 3, 2, 3], 0), ([], None)])
+def test_tiles_of_a_sheet_are_pictures(tmp_path, labels, top1):
+    result = evaluate_classification(FakeClassifier(), write_manifest(tmp_path, labels))
+    assert result["top1"] == top1 and result["n_images"] == len(labels) and result["n_classes"] == 4
+    assert set(result["per_class"]) == {NAMES[label] for label in labels}
+
+
+def test_progress_counts_pictures(labelled):
+    seen = []
+    progress = lambda done, total: seen.append((done, total))  # noqa: E731
+    evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images", progress=progress)
+    assert seen == [(8, 8)]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "neither a manifest"),
+        ("{}", "neither a manifest"),
+        ('{"images": [{"file_name": "a"}]}', "neither a manifest"),
+        ('{"tile_px": 3}', "neither a manifest"),
+    ],
+)
+def test_an_unknown_form_gets_one_sentence(tmp_path, content, message):
+    path = tmp_path / "data.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        evaluate_classification(FakeClassifier(), path, tmp_path)
+
+
+def test_a_split_that_is_not_there_gets_one_sentence(tmp_path):
+    with pytest.raises(DataError, match="test"):
+        evaluate_classification(FakeClassifier(), write_manifest(tmp_path, [0]), split="test")
+
+
+def test_labelled_pictures_need_their_folder(labelled):
+    with pytest.raises(DataError, match="--images"):
+        evaluate_classification(FakeClassifier(), labelled)

@@ -1,0 +1,129 @@
+"""The house stands as it was drawn: imports point down, files are short, the public face is what it says."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import owl_swin
+
+PACKAGE = Path(owl_swin.__file__).parent
+FILES = {
+    ".".join(("owl_swin", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+# From the ground up; rooms of one floor may know one another, but not in a circle.
+FLOORS = [
+    {"errors", "types", "boxes"},
+    {"config", "image", "tokenizer"},
+    {"models"},
+    {"checkpoint", "exemplar", "postprocess", "render", "runtime", "formats", "published", "index"},
+    {"detector"},
+    {"training"},
+    {"evaluation"},
+    {"server"},
+    {"cli"},
+]
+# The public face stands outside the house.
+ROOMS = sorted(FILES.keys() - {"owl_swin"})
+
+
+def floor(module: str) -> int:
+    """Floor of a module, counted from 0."""
+    room = module.split(".")[1]
+    floors = [i for i, rooms in enumerate(FLOORS) if room in rooms]
+    assert floors, f"{module}: no floor of test_layout.py holds {room!r}"
+    return floors[0]
+
+
+def imports(source: str) -> set[str]:
+    """Modules of owl_swin that a source imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            # `from owl_swin.cli import detect` imports the module detect.
+            below = {f"{node.module}.{alias.name}" for alias in node.names} & FILES.keys()
+            found |= below or {str(node.module)}
+    return {name for name in found if name.split(".")[0] == "owl_swin"}
+
+
+def test_imports_are_found_wherever_they_are():
+    inside = "def f():\n    from owl_swin.cli import detect\n    from owl_swin.types import X"
+    assert imports(f"import torch\nimport owl_swin.boxes\n{inside}") == {
+        "owl_swin.boxes",
+        "owl_swin.cli.detect",
+        "owl_swin.types",
+    }
+    assert imports("from owl_swin import Detector") == {"owl_swin"}
+
+
+@pytest.mark.parametrize("module", ROOMS)
+def test_imports_point_down(module):
+    for other in imports(FILES[module].read_text()):
+        assert other in FILES, f"{module} imports {other}, which is not there"
+        assert other != "owl_swin", f"{module} imports the public face"
+        assert floor(other) <= floor(module), f"{module} imports {other}, which lives above it"
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    left = {module: imports(FILES[module].read_text()) for module in ROOMS}
+    while left:
+        free = {module for module, others in left.items() if not others & left.keys() - {module}}
+        assert free, f"in a circle: {sorted(left)}"
+        left = {module: others for module, others in left.items() if module not in free}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_no_file_is_above_400_lines(module):
+    assert len(FILES[module].read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_everything_public_says_what_it_is(module):
+    source = FILES[module].read_text()
+    if not source:
+        return  # the mark of a package
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree), f"{module} has no docstring"
+    assert list(undocumented(tree)) == []
+
+
+def undocumented(node: ast.Module | ast.ClassDef):
+    for child in node.body:
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or child.name.startswith("_"):
+            continue
+        # The class says what its forward does, and its protocol what its stubs must do.
+        stub = isinstance(child.body[0], ast.Expr) and getattr(child.body[0].value, "value", None) is Ellipsis
+        said_by_class = isinstance(node, ast.ClassDef) and (child.name == "forward" or stub)
+        if not ast.get_docstring(child) and not said_by_class:
+            yield child.name
+        if isinstance(child, ast.ClassDef):
+            yield from undocumented(child)
+
+
+def test_the_public_names_are_sorted_complete_and_there():
+    bound = {
+        name
+        for name, value in vars(owl_swin).items()
+        if not name.startswith("_")
+        and not inspect.ismodule(value)
+        and getattr(value, "__module__", "").split(".")[0] == "owl_swin"
+    }
+    assert owl_swin.__all__ == sorted(owl_swin.__all__)
+    assert set(owl_swin.__all__) == bound
+    scope = {}
+    exec("from owl_swin import *", scope)
+    assert bound <= scope.keys()
+
+
+def test_importing_the_package_does_not_import_what_only_a_part_needs():
+    heavy = ("transformers", "open_clip", "timm", "scipy", "gradio", "faster_coco_eval", "matplotlib", "pandas")
+    program = f"import sys, owl_swin; print([name for name in {heavy!r} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"

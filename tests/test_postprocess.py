@@ -1,0 +1,174 @@
+"""Logits and boxes of patches → Detections, with numbers that can be followed by hand."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from owl_swin.boxes import xyxy_to_cxcywh
+from owl_swin.errors import QueryError
+from owl_swin.image import Frame
+from owl_swin.postprocess import check_threshold, detections_from_logits
+
+FRAME = Frame((100, 200), (96, 192), (96, 192))  # a picture of 100x200, height first
+# In pixels of the picture: two that overlap by 0.8, and one apart.
+BOXES_XYXY_PX = torch.tensor([[0.0, 0, 100, 50], [0, 0, 100, 40], [150, 50, 190, 90]])
+BOXES = FRAME.from_image(BOXES_XYXY_PX)
+NAMES = ("cat", "dog")
+
+
+def logits(*rows) -> torch.Tensor:
+    """Logits [P, Q] whose scores are ``rows``."""
+    return torch.tensor(rows).logit()
+
+
+def detect(scores, names=NAMES, boxes=BOXES, **settings):
+    return detections_from_logits(logits(*scores), boxes, FRAME, names, **{"threshold": 0.5, **settings})
+
+
+SCORES = ([0.9, 0.2], [0.8, 0.7], [0.1, 0.6])
+
+
+def test_nothing_above_the_threshold_is_an_empty_detections():
+    found = detect(SCORES, threshold=0.95)
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)
+    assert found.names == NAMES
+    assert found.image_hw == (100, 200)
+
+
+@pytest.mark.parametrize("n_patches, n_queries", [(0, 2), (3, 0)])
+def test_no_patches_or_no_queries_give_an_empty_detections(n_patches, n_queries):
+    empty = torch.zeros(n_patches, n_queries)
+    found = detections_from_logits(
+        empty, BOXES[:n_patches], FRAME, NAMES[:n_queries], threshold=0.0, nms_iou=0.5, top_k=5
+    )
+    assert len(found) == 0
+
+
+def test_every_pair_at_or_above_the_threshold_is_found_best_first():
+    found = detect(SCORES, threshold=0.5)
+    assert_close(found.scores, torch.tensor([0.9, 0.8, 0.7, 0.6]))
+    assert found.patches.tolist() == [0, 1, 1, 2]
+    assert found.labels.tolist() == [0, 0, 1, 1]  # patch 1 answers both queries
+    assert_close(found.boxes, BOXES_XYXY_PX[[0, 1, 1, 2]])
+
+
+def test_a_score_equal_to_the_threshold_counts():
+    assert len(detections_from_logits(torch.zeros(1, 1), BOXES[:1], FRAME, ("a",), threshold=0.5)) == 1
+
+
+def test_equal_scores_keep_the_order_of_patches_and_queries():
+    found = detections_from_logits(torch.zeros(3, 2), BOXES, FRAME, NAMES, threshold=0.1)
+    assert found.patches.tolist() == [0, 0, 1, 1, 2, 2]
+    assert found.labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "thresholds, expected",
+    [
+        ([0.5, 0.5], [(0, 0), (1, 0), (1, 1), (2, 1)]),
+        ([0.85, 0.65], [(0, 0), (1, 1)]),
+        ([1.0, 0.1], [(1, 1), (2, 1), (0, 1)]),
+        (torch.tensor([0.85, 1.0]), [(0, 0)]),
+    ],
+)
+def test_each_query_may_have_its_threshold(thresholds, expected):
+    found = detect(SCORES, threshold=thresholds)
+    assert list(zip(found.patches.tolist(), found.labels.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    "nms_iou, expected",
+    [
+        (None, [(0, 0), (1, 0), (1, 1), (2, 1)]),
+        (1.0, [(0, 0), (1, 0), (1, 1), (2, 1)]),
+        (0.81, [(0, 0), (1, 0), (1, 1), (2, 1)]),
+        (0.79, [(0, 0), (1, 1), (2, 1)]),  # patch 1 loses as a cat, not as a dog
+        (0.0, [(0, 0), (1, 1), (2, 1)]),
+    ],
+)
+def test_nms_drops_the_worse_of_two_boxes_of_one_query(nms_iou, expected):
+    found = detect(SCORES, nms_iou=nms_iou)
+    assert list(zip(found.patches.tolist(), found.labels.tolist(), strict=True)) == expected
+
+
+def test_nms_of_a_thousand_queries_is_that_of_each_alone():
+    torch.manual_seed(0)
+    frame = Frame((5000, 5000), (640, 640), (640, 640))
+    corners = 4000 + torch.randint(0, 60, (600, 1)) * 15 + torch.rand(600, 2) * 8
+    boxes = xyxy_to_cxcywh(torch.cat([corners, corners + 6 + torch.rand(600, 2) * 6], 1) / 5000)
+    last = torch.rand(600, 1) * 4
+    many = torch.cat([torch.full((600, 999), -9.0), last], 1)
+    alone = detections_from_logits(last, boxes, frame, ("x",), threshold=0.5, nms_iou=0.5, top_k=600)
+    among = detections_from_logits(many, boxes, frame, ["x"] * 1000, threshold=0.5, nms_iou=0.5, top_k=600)
+    assert 0 < len(alone) < 600
+    assert among.patches.tolist() == alone.patches.tolist()
+
+
+@pytest.mark.parametrize("nms_iou", [None, 0.5])
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4, 300])
+def test_top_k_keeps_the_best(top_k, nms_iou):
+    everything, found = detect(SCORES, nms_iou=nms_iou), detect(SCORES, nms_iou=nms_iou, top_k=top_k)
+    assert found.patches.tolist() == everything.patches[:top_k].tolist()
+
+
+def test_top_k_is_filled_from_behind_many_overlapping_boxes():
+    many = BOXES[:1].repeat(100, 1)
+    scores = [[0.9]] * 100 + [[0.6]]
+    found = detect(scores, names=("cat",), boxes=torch.cat([many, BOXES[2:]]), nms_iou=0.5, top_k=2)
+    assert found.patches.tolist() == [0, 100]
+
+
+def test_a_logit_of_minus_infinity_never_answers():
+    masked = torch.tensor([[-torch.inf], [-1e4], [torch.nan]])
+    assert detections_from_logits(masked, BOXES, FRAME, ("a",), threshold=0.0).patches.tolist() == [1]
+
+
+def test_boxes_are_clipped_and_those_outside_the_picture_are_no_detections():
+    boxes = torch.tensor([[0.5, 0.5, 4.0, 4.0], [1.5, 0.5, 0.2, 0.2], [0.5, -0.5, 0.2, 1.0], [0.0, 0.0, 0.5, 0.5]])
+    found = detect([[0.9], [0.9], [0.9], [0.8]], names=("a",), boxes=boxes)
+    assert found.patches.tolist() == [0, 3]
+    assert_close(found.boxes, torch.tensor([[0.0, 0, 200, 100], [0, 0, 50, 25]]))
+
+
+def test_a_box_that_is_not_a_number_is_no_detection():
+    boxes = torch.tensor([[torch.nan, 0.5, 0.1, 0.1], [0.5, 0.5, 0.1, 0.1]])
+    assert detect([[0.9], [0.8]], names=("a",), boxes=boxes, nms_iou=0.5).patches.tolist() == [1]
+
+
+def test_names_that_contain_one_another_or_repeat_are_told_apart_by_index():
+    found = detect([[0.1, 0.9, 0.8], [0.7, 0.1, 0.1]], names=("cat", "caterpillar", "cat"), boxes=BOXES[:2])
+    assert [d.name for d in found] == ["caterpillar", "cat", "cat"]
+    assert found.labels.tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"threshold": float("nan")}, r"threshold must lie in \[0, 1\], got nan"),
+        ({"threshold": -0.1}, "threshold must lie in"),
+        ({"threshold": 1.1}, "threshold must lie in"),
+        ({"threshold": [0.5, float("nan")]}, "threshold must lie in"),
+        ({"threshold": [0.5]}, "one for each of the 2 queries"),
+        ({"threshold": [0.5, 0.5, 0.5]}, "one for each of the 2 queries"),
+        ({"threshold": []}, "one for each of the 2 queries"),
+        ({"threshold": [[0.5, 0.5]]}, "one for each of the 2 queries"),
+        ({"threshold": None}, "threshold must be a number"),
+        ({"threshold": "0.5"}, "threshold must be a number"),
+        ({"nms_iou": float("nan")}, r"nms_iou must be a number in \[0, 1\], got nan"),
+        ({"nms_iou": -0.1}, "nms_iou must be a number"),
+        ({"nms_iou": 1.1}, "nms_iou must be a number"),
+        ({"nms_iou": "0.5"}, "nms_iou must be a number"),
+        ({"top_k": 0}, "top_k must be a whole number, at least 1, got 0"),
+        ({"top_k": -1}, "top_k must be"),
+        ({"top_k": 2.5}, "top_k must be"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, sentence):
+    with pytest.raises(QueryError, match=sentence):
+        detect(SCORES, **settings)
+
+
+def test_one_threshold_is_given_to_every_query():
+    assert_close(check_threshold(0.25, 3), torch.tensor([0.25, 0.25, 0.25]))
+    assert check_threshold(0.25, 0).shape == (0,)

@@ -1,0 +1,95 @@
+"""Drawing on a copy, in the place that was found, whatever the name."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from picture_files import encode, noise, turned
+from PIL import Image
+
+from owl_swin.errors import ImageError
+from owl_swin.render import draw_detections, label_colour
+from owl_swin.types import Detections
+
+
+def found(*boxes, names=("thing",), image_hw=(200, 300)) -> Detections:
+    n = len(boxes)
+    labels = torch.arange(n) % len(names)
+    return Detections(torch.tensor(boxes).view(n, 4).float(), torch.full((n,), 0.5), labels, names, image_hw, labels)
+
+
+def grey(height=200, width=300) -> Image.Image:
+    return Image.new("RGB", (width, height), (128, 128, 128))
+
+
+def test_nothing_found_draws_nothing(picture):
+    assert np.array_equal(draw_detections(picture, found(image_hw=(60, 90))), picture)
+
+
+def test_the_caller_s_picture_stays_as_it_is():
+    image = grey()
+    drawn = draw_detections(image, found([20, 60, 120, 160]))
+    assert np.array_equal(image, grey())
+    assert not np.array_equal(drawn, image)
+
+
+def test_the_border_lies_on_the_box_and_the_inside_stays_free():
+    drawn = draw_detections(grey(), found([20, 60, 120, 160]))
+    for x, y in [(20, 60), (119, 60), (20, 159), (119, 159), (70, 159), (20, 110)]:
+        assert drawn.getpixel((x, y)) == label_colour(0)
+    for x, y in [(70, 110), (120, 110), (70, 160), (19, 110)]:
+        assert drawn.getpixel((x, y)) == (128, 128, 128)
+
+
+def test_the_name_stands_above_the_box_or_inside_when_there_is_no_room():
+    def coloured_rows(top):
+        drawn = np.asarray(draw_detections(grey(), found([20, top, 280, 190])))
+        return np.flatnonzero((drawn[:, 30] == label_colour(0)).all(-1))
+
+    assert coloured_rows(100).min() < 100 - 8
+    assert coloured_rows(0).min() == 0
+    assert coloured_rows(0)[coloured_rows(0) < 100].max() > 8
+
+
+def test_the_best_is_drawn_on_top():
+    both = draw_detections(grey(), found([20, 60, 120, 160], [20, 60, 120, 160], names=("a", "b")))
+    assert both.getpixel((119, 110)) == label_colour(0)
+
+
+def test_neighbouring_queries_have_different_colours_and_a_query_keeps_its_own():
+    colours = [label_colour(i) for i in range(20)]
+    assert colours == [label_colour(i) for i in range(20)]
+    for one, other in itertools.pairwise(colours):
+        assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 100
+    assert len(set(colours)) == 20
+
+
+@pytest.mark.parametrize("name", ["", "🦉 owl", "一只猫", "a\nb\tc\x00\x1b[31m", "\ud800", "x" * 10_000, "<b>&amp;"])
+def test_any_name_can_be_drawn(name):
+    drawn = draw_detections(grey(), found([20, 60, 120, 160], names=(name,)))
+    assert drawn.size == (300, 200)
+
+
+@pytest.mark.parametrize("image_hw", [(1, 1), (1, 400), (400, 1)])
+def test_the_thinnest_pictures_can_be_drawn_on(image_hw):
+    height, width = image_hw
+    drawn = draw_detections(grey(height, width), found([0, 0, width, height], image_hw=image_hw))
+    assert drawn.size == (width, height)
+
+
+def test_boxes_of_a_turned_picture_lie_on_the_upright_one():
+    upright = noise(40, 80)
+    one = found([10, 10, 60, 30], image_hw=(40, 80))
+    assert np.array_equal(draw_detections(turned(upright, 6), one), draw_detections(upright, one))
+
+
+def test_pictures_that_are_not_rgb_can_be_drawn_on():
+    drawn = draw_detections(grey().convert("L"), found([20, 60, 120, 160]))
+    assert drawn.mode == "RGB"
+    assert drawn.getpixel((20, 60)) == label_colour(0)
+
+
+def test_detections_of_another_picture_are_refused():
+    with pytest.raises(ImageError, match="of a picture of 300x200 pixels, got 200x300"):
+        draw_detections(encode(grey(300, 200)), found([20, 60, 120, 160]))

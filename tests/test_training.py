@@ -1,0 +1,489 @@
+"""Whole training runs on a model of a few thousand parameters: they learn, resume to the bit, and refuse what is wrong."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+from training_data import (
+    NAMES,
+    TINY_MODEL,
+    align_settings,
+    detect_settings,
+    one_shape,
+    to_toml,
+    train_config,
+    write_captions,
+    write_labelled,
+)
+
+from owl_swin import Detector
+from owl_swin.boxes import pairwise_iou
+from owl_swin.checkpoint import save_checkpoint
+from owl_swin.cli.main import main
+from owl_swin.config import ModelConfig, read_toml
+from owl_swin.errors import CheckpointError, ConfigError, DataError
+from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.training import state
+from owl_swin.training.align import AlignTask, _shares, random_views
+from owl_swin.training.config import TrainConfig
+from owl_swin.training.detect import DetectTask
+from owl_swin.training.loop import _prefetched, copy_pooled_to_class_head, load_init, train
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    """Everything that a run measured, without the time it took."""
+    return [{key: value for key, value in line.items() if key != "steps_per_s"} for line in metrics(folder)]
+
+
+def assert_same_state(one, other):
+    ours, theirs = load_file(Path(one) / "state.safetensors"), load_file(Path(other) / "state.safetensors")
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert torch.equal(value, theirs[key]), key
+
+
+def model_of(settings):
+    """The model that a run starts from."""
+    torch.manual_seed(0)
+    model = OwlSwin(read_toml(settings["model"], ModelConfig))
+    for path in settings["init"]:
+        load_init(model, path)
+    return model
+
+
+# --- Detection -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shapes_run(tmp_path_factory):
+    """A run that `owl-swin train` made to its end: (settings, folder, what it printed)."""
+    folder = tmp_path_factory.mktemp("shapes_run")
+    detect = {"mosaic": [1.0], "l1_weight": 3.0, "giou_weight": 3.0}
+    settings = detect_settings(folder, steps=200, batch_size=8, log_every=10, detect=detect)
+    toml = folder / "detect.toml"
+    toml.write_text(to_toml(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["owl-swin", "train", str(toml)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code
+    return settings, Path(settings["output"])
+
+
+def test_loss_of_the_run_falls(shapes_run):
+    _, folder = shapes_run
+    lines = metrics(folder)
+    first, last = lines[0], lines[-3:]
+    for part, factor in (("loss", 2.5), ("class", 3), ("l1", 3), ("objectness", 3)):
+        assert np.mean([line[part] for line in last]) * factor < first[part], part
+
+
+def test_the_trained_detector_finds_the_shapes_by_name(shapes_run):
+    settings, folder = shapes_run
+    detector = Detector.from_pretrained(folder, device="cpu")
+    data = json.loads(Path(settings["data"][0]["path"]).read_text())
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    found, present, absent = 0, [], []
+    for record in data["images"]:
+        own = [a for a in data["annotations"] if a["image_id"] == record["id"]]
+        answers = detector.detect(
+            Path(settings["data"][0]["images"]) / record["file_name"], NAMES, threshold=0.0, top_k=1000
+        )
+        best = {name: answers[answers.labels == label][:1] for label, name in enumerate(NAMES)}
+        for annotation in own:
+            x, y, w, h = annotation["bbox"]
+            answer = best.pop(names[annotation["category_id"]])
+            found += bool(pairwise_iou(answer.boxes, torch.tensor([[x, y, x + w, y + h]], dtype=torch.float)) > 0.5)
+            present.append(float(answer.scores))
+        absent += [float(answer.scores) for answer in best.values()]
+    assert len(present) == 18
+    assert found >= 14
+    assert np.mean(present) > 2 * np.mean(absent)
+
+
+def test_metrics_are_a_line_every_so_many_steps_and_at_the_end(shapes_run):
+    lines = metrics(shapes_run[1])
+    assert [line["step"] for line in lines] == [*range(0, 200, 10), 199]
+    for line in lines:
+        assert {"loss", "class", "l1", "giou", "objectness", "grad_norm", "lr_factor", "steps_per_s"} <= line.keys()
+        assert all(np.isfinite(value) for value in line.values())
+    assert lines[0]["lr_factor"] == 0.1 and lines[-1]["lr_factor"] < 0.02
+
+
+def test_a_frozen_text_tower_stays_to_the_bit(shapes_run):
+    settings, folder = shapes_run
+    start, end = load_file(settings["init"][0]), load_file(folder / "state.safetensors")
+    for key, value in start.items():
+        assert torch.equal(end[f"model.text_encoder.{key}"], value)
+        assert torch.equal(end[f"ema.text_encoder.{key}"], value)
+    assert not torch.equal(end["model.class_head.embed.weight"], end["ema.class_head.embed.weight"])
+
+
+def test_a_finished_run_does_nothing_more(shapes_run):
+    settings, folder = shapes_run
+    before = load_file(folder / "state.safetensors"), metrics(folder)
+    train(train_config(settings | {"steps": 100}))  # fewer than it has
+    after = load_file(folder / "state.safetensors"), metrics(folder)
+    assert all(torch.equal(value, after[0][key]) for key, value in before[0].items())
+    assert before[1] == after[1]
+    assert state_step(folder) == 200
+
+
+def state_step(folder):
+    from safetensors import safe_open
+
+    with safe_open(Path(folder) / "state.safetensors", "pt") as file:
+        return int(file.metadata()["step"])
+
+
+def test_one_batch_is_learned_by_heart(tmp_path):
+    settings = detect_settings(tmp_path, batch_size=2)
+    model = model_of(settings).eval()
+    task = DetectTask(train_config(settings), model)
+    batch = task.batch(0)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    course = []
+    for _ in range(100):
+        parts = task.losses(model, model.encode_patches, batch)
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        course.append({name: float(value.detach()) for name, value in parts.items()})
+    assert [len(labels) for labels in batch.labels] == [1, 3]
+    for name in ("loss", "class", "l1", "giou", "objectness"):
+        assert course[-1][name] < course[0][name] / 10, name
+
+
+# --- Resuming ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_resumed_detection_run_is_the_same_to_the_bit(tmp_path, precision):
+    labelled = write_labelled(tmp_path / "labelled")
+    align_data = [{"kind": "labelled", "path": str(labelled), "images": str(labelled.parent / "images"), "size": 32}]
+    more = {"precision": precision, "align_data": align_data, "align_size": 32, "align_batch_size": 4}
+    settings = detect_settings(tmp_path, **more)
+    straight = train(train_config(settings | {"output": str(tmp_path / "straight")}))
+    config = train_config(settings)
+    train(config, stop_after=3)
+    assert state_step(config.output) == 3
+    train(config, stop_after=3)
+    assert losses(config.output) == losses(straight)
+    assert_same_state(config.output, straight)
+    assert {"align", "accuracy"} <= losses(straight)[0].keys()
+
+
+def test_another_seed_is_another_run(tmp_path):
+    settings = detect_settings(tmp_path, steps=1)
+    one = train(train_config(settings))
+    other = train(train_config(settings | {"output": str(tmp_path / "other"), "seed": 1}))
+    assert losses(one) != losses(other)
+
+
+def test_an_interrupted_save_leaves_the_old_state(tmp_path, monkeypatch):
+    settings = detect_settings(tmp_path, steps=4)
+    config = train_config(settings)
+    train(config, stop_after=2)
+
+    def cut_off(tensors, path, metadata):
+        save_file(tensors, path, metadata=metadata)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "save_file", cut_off)
+        with pytest.raises(OSError, match="no space"):
+            train(config)
+    assert state_step(config.output) == 2
+    Detector.from_pretrained(config.output, device="cpu")
+    train(config)
+    straight = train(train_config(settings | {"output": str(tmp_path / "straight")}))
+    assert_same_state(config.output, straight)
+
+
+def test_a_run_saves_on_its_way(tmp_path, monkeypatch):
+    settings = detect_settings(tmp_path, steps=3, checkpoint_minutes=0.0)
+    saved = []
+    monkeypatch.setattr("owl_swin.training.loop.save_state", lambda path, *, step, **_: saved.append(step))
+    train(train_config(settings))
+    assert saved == [1, 2, 3, 3]
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    settings = detect_settings(tmp_path, steps=1)
+    train(train_config(settings))
+    wider = tmp_path / "wider.toml"
+    wider.write_text(TINY_MODEL.replace("stride = 16\n", "stride = 16\nbox_form = 'owl'\n").replace("(32", "(48"))
+    wider.write_text(wider.read_text().replace("[heads]\nwidth = 32", "[heads]\nwidth = 48"))
+    with pytest.raises(CheckpointError, match="another model"):
+        train(train_config(settings | {"model": str(wider), "init": []}))
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense" * 10])
+def test_a_damaged_state_is_refused(tmp_path, content):
+    settings = detect_settings(tmp_path, steps=1)
+    Path(settings["output"]).mkdir()
+    (Path(settings["output"]) / "state.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="not the state of a training run"):
+        train(train_config(settings))
+
+
+# --- Batches -------------------------------------------------------------------------------------------------------
+
+
+def equal(one, other):
+    """Whether two batches are the same to the bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    if hasattr(one, "__slots__"):
+        return all(equal(getattr(one, name), getattr(other, name)) for name in one.__slots__)
+    return one == other
+
+
+def test_a_batch_is_a_function_of_the_step(tmp_path):
+    labelled = write_labelled(tmp_path / "labelled")
+    align_data = [{"kind": "labelled", "path": str(labelled), "images": str(labelled.parent / "images"), "size": 32}]
+    settings = detect_settings(tmp_path, align_data=align_data, align_size=32)
+    model, config = model_of(settings), train_config(settings)
+    task, fresh = DetectTask(config, model), DetectTask(config, model)
+    for step in (5, 0, 3):
+        torch.manual_seed(step)
+        assert equal(task.batch(step), fresh.batch(step))
+    assert not equal(task.batch(0), task.batch(1))
+
+
+def test_a_batch_keeps_its_contract(tmp_path):
+    settings = detect_settings(tmp_path, batch_size=6)
+    settings["data"] = [*settings["data"], {**settings["data"][0], "weight": 2.0}]
+    settings["detect"] = {"negatives": 2, "mosaic": [0.5, 0.5]}
+    task = DetectTask(train_config(settings), model_of(settings))
+    assert task.name_embeds.shape == (8, 32)
+    seen = set()
+    for step in range(12):
+        batch = task.batch(step)
+        assert batch.pixels.dtype == torch.uint8 and batch.asked.shape == (6, 8)
+        assert batch.pixels.shape[:2] == (6, 3) and max(batch.pixels.shape[2:]) == 96
+        seen.add(tuple(batch.pixels.shape[2:]))
+        for boxes, labels, asked in zip(batch.boxes, batch.labels, batch.asked, strict=True):
+            assert ((boxes >= 0) & (boxes <= 1)).all()
+            assert asked[labels].all()
+            assert asked.nonzero().unique().tolist() == asked.nonzero()[:, 0].tolist()
+            own, other = (asked[:4], asked[4:]) if asked[:4].any() else (asked[4:], asked[:4])
+            assert not other.any()  # a name of another set may be true here, so it is not asked
+            assert own.sum() - len(labels.unique()) == min(2, 4 - len(labels.unique()))
+    assert seen == {(96, 96), (64, 96), (96, 64)}
+
+
+def test_names_that_are_not_asked_do_not_count(tmp_path):
+    settings = detect_settings(tmp_path)
+    model = model_of(settings).eval()
+    task = DetectTask(train_config(settings), model)
+    batch = task.batch(0)
+    batch.asked.zero_()
+    assert task.losses(model, model.encode_patches, batch)["class"] == 0
+
+
+def test_scenes_without_boxes_have_a_loss_and_a_gradient(tmp_path):
+    settings = detect_settings(tmp_path)
+    path = Path(settings["data"][0]["path"])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    model = model_of(settings)
+    task = DetectTask(train_config(settings), model)
+    parts = task.losses(model, model.encode_patches, task.batch(0))
+    parts["loss"].backward()
+    assert parts["l1"] == parts["giou"] == 0 and parts["class"] > 0 and parts["objectness"] > 0
+    assert model.class_head.embed.weight.grad.isfinite().all()
+
+
+def test_prefetched_batches_come_in_order():
+    class Counting:
+        def batch(self, step):
+            return step * 10
+
+    assert list(_prefetched(Counting(), 3, 8)) == [30, 40, 50, 60, 70]
+    assert list(_prefetched(Counting(), 3, 3)) == []
+
+
+def test_an_error_in_a_batch_comes_where_the_batch_is_asked_for():
+    class Failing:
+        def batch(self, step):
+            if step == 1:
+                raise DataError("no such picture")
+            return step
+
+    batches = _prefetched(Failing(), 0, 3)
+    assert next(batches) == 0
+    with pytest.raises(DataError, match="no such picture"):
+        next(batches)
+
+
+# --- Settings and starting weights ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key, where, suggestion",
+    [("step", "", "did you mean 'steps'"), ("lr", "optim", "'optim.lr'"), ("mosaics", "detect", "'detect.mosaic'")],
+)
+def test_an_unknown_key_gets_a_suggestion(tmp_path, key, where, suggestion):
+    settings = {"task": "detect", "model": "m", "output": "o", "optim": {}, "detect": {}, "data": [{"kind": "coco", "path": "p"}]}
+    (settings[where] if where else settings)[key] = 1
+    toml = tmp_path / "run.toml"
+    toml.write_text(to_toml(settings))
+    with pytest.raises(ConfigError, match=suggestion):
+        read_toml(toml, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"task": "segment"}, "task must be one of align, detect"),
+        ({"precision": "float16"}, "precision must be one of"),
+        ({"data": []}, r"at least one \[\[data\]\] table"),
+        ({"steps": 0}, "at least 1"),
+        ({"data": [{"kind": "voc", "path": "p"}]}, "data.kind must be one of"),
+        ({"data": [{"kind": "coco", "path": "p", "weight": 0}]}, "data.weight must be positive"),
+        ({"detect": {"mosaic": [0.5, 0.4]}}, "detect.mosaic must be probabilities"),
+        ({"steps": "many"}, "'steps' must be int, got 'many'"),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused(change, message):
+    settings = {"task": "detect", "model": "m", "output": "o", "data": [{"kind": "coco", "path": "p"}]}
+    with pytest.raises(ConfigError, match=message):
+        train_config(settings | change)
+
+
+def test_starting_weights_of_another_architecture_are_refused(tmp_path, model_file):
+    settings = detect_settings(tmp_path, init=[str(model_file)])
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        train(train_config(settings))
+    assert not list(Path(settings["output"]).glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name, content", [("x.safetensors", b"nonsense"), ("x.pt", b"pickle"), ("x.safetensors", None)])
+def test_starting_weights_that_cannot_be_read_are_refused(tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        load_init(model_of(detect_settings(tmp_path)), str(tmp_path / name))
+
+
+def test_a_file_without_tensors_is_no_start(tmp_path):
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(CheckpointError, match="no tensors"):
+        load_init(model_of(detect_settings(tmp_path)), str(tmp_path / "empty.safetensors"))
+
+
+def test_a_run_starts_from_a_model_file_a_run_or_a_text_tower(tmp_path):
+    settings = detect_settings(tmp_path, steps=2)
+    run = train(train_config(settings))
+    state_tensors = load_file(run / "state.safetensors")
+    text = load_file(settings["init"][0])
+    save_checkpoint(tmp_path / "exact.safetensors", model_of(settings), {}, int8=False)
+    for source, key, expected, tolerance in [
+        (run / "state.safetensors", "fusion.mix.weight", state_tensors["ema.fusion.mix.weight"], 0),
+        (run / "model.safetensors", "fusion.mix.weight", state_tensors["ema.fusion.mix.weight"], 1e-3),  # 8-bit
+        (run, "fusion.mix.weight", state_tensors["ema.fusion.mix.weight"], 1e-3),
+        (tmp_path / "exact.safetensors", "text_encoder.tower.text_projection", text["tower.text_projection"], 1e-3),
+        (settings["init"][0], "text_encoder.tower.text_projection", text["tower.text_projection"], 0),
+    ]:
+        torch.manual_seed(9)
+        model = OwlSwin(read_toml(settings["model"], ModelConfig))
+        load_init(model, str(source))
+        assert_close(model.state_dict()[key], expected, atol=tolerance, rtol=0)
+
+
+def test_patches_start_from_the_projection_of_the_whole_picture(tmp_path):
+    model = model_of(detect_settings(tmp_path))
+    copy_pooled_to_class_head(model)
+    assert torch.equal(model.class_head.embed.weight, model.image_projection.weight)
+    assert model.class_head.embed.weight is not model.image_projection.weight
+
+
+# --- Alignment -----------------------------------------------------------------------------------------------------
+
+
+def alignment_sets(folder):
+    labelled = write_labelled(folder / "labelled")
+    return [
+        {"kind": "labelled", "path": str(labelled), "images": str(labelled.parent / "images"), "size": 32},
+        {"kind": "captions", "path": str(write_captions(folder / "captions")), "size": 40, "weight": 0.5},
+    ]
+
+
+def test_alignment_learns_and_names_the_pictures(tmp_path):
+    settings = align_settings(tmp_path, alignment_sets(tmp_path)[:1], steps=40, log_every=5, align_size=96)
+    folder = train(train_config(settings))
+    lines = metrics(folder)
+    assert lines[-1]["loss"] < lines[0]["loss"] / 2
+    detector = Detector.from_pretrained(folder, device="cpu")
+    answers = [detector.classify(one_shape(name, seed=20), NAMES).ranked()[0][0] for name in NAMES]
+    assert answers == list(NAMES)
+
+
+def test_a_resumed_alignment_run_is_the_same_to_the_bit(tmp_path):
+    settings = align_settings(tmp_path, alignment_sets(tmp_path))
+    straight = train(train_config(settings | {"output": str(tmp_path / "straight")}))
+    config = train_config(settings)
+    train(config, stop_after=3)
+    train(config)
+    assert losses(config.output) == losses(straight)
+    assert_same_state(config.output, straight)
+
+
+def test_captions_are_contrasted_within_the_batch(tmp_path):
+    settings = align_settings(tmp_path, alignment_sets(tmp_path)[1:], steps=60)
+    model = model_of(settings)
+    task = AlignTask(train_config(settings), model, train_config(settings).data, 6)
+    batch = task.batch(0)
+    (index, pixels, labels, which), *rest = batch.parts
+    assert index == 0 and not rest and len(pixels) == 6
+    # By hand: softmax over the captions and over the pictures; another picture's caption is a negative, one's own is not.
+    with torch.no_grad():
+        embeds = model.eval().pool(model.encode_patches(pixels))
+        own = [task.text_embeds[0][int(label)][int(w) % 2] for label, w in zip(labels, which, strict=True)]
+        logits = [[float(model.alignment_log_scale.exp() * (e @ t)) for t in own] for e in embeds]
+        expected = 0.0
+        for i in range(6):
+            others = [j for j in range(6) if j == i or labels[j] != labels[i]]
+            rows = torch.tensor([logits[i][j] for j in others]).logsumexp(0) - logits[i][i]
+            cols = torch.tensor([logits[j][i] for j in others]).logsumexp(0) - logits[i][i]
+            expected += float(rows + cols) / 12
+        assert float(task.losses(model, model.encode_patches, batch)["loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_captions_alone_may_stand_beside_detection(tmp_path):
+    captions = alignment_sets(tmp_path)[1:]
+    settings = detect_settings(tmp_path, steps=1, align_data=captions, align_size=32, align_batch_size=4)
+    line = losses(train(train_config(settings)))[0]
+    assert "align" in line and "accuracy" not in line
+
+
+@pytest.mark.parametrize(
+    "weights, total, counts",
+    [([1.0], 7, [7]), ([1, 1], 4, [2, 2]), ([1, 1, 1], 8, [3, 3, 2]), ([0.9, 0.1], 8, [7, 1]), ([0.99, 0.01], 8, [8, 0])],
+)
+def test_shares_of_a_batch_follow_the_weights(weights, total, counts):
+    shares = _shares(torch.tensor(weights, dtype=torch.float), total)
+    assert sorted(shares, reverse=True) == counts and sum(shares) == total
+
+
+def test_random_views_are_crops_of_their_own_picture():
+    pictures = torch.stack([torch.full((3, 20, 20), value, dtype=torch.uint8) for value in (0, 255)])
+    views = random_views(pictures, 16, torch.Generator().manual_seed(0))
+    assert views.shape == (2, 3, 16, 16) and views.dtype == torch.float32
+    assert views[0].max() < views[1].min()
+    again = random_views(pictures, 16, torch.Generator().manual_seed(0))
+    assert torch.equal(views, again)
