@@ -9,7 +9,7 @@ QUERIES ?= a person, a cat, a car
 IMAGE ?=
 OUT ?= out
 
-.PHONY: detect test check clean
+.PHONY: detect test check figures clean
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
@@ -24,6 +24,24 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# The figures of the model card; DATA is the folder of the sets that the card names.
+MODEL ?= nano
+FIGURES := runs/figures
+FOD_HELDOUT := hammer,battery,soda can,pen,nail,fuel cap
+FOD_TRAINED := bolt,bolt washer,clamp part,metal part,cutter,plastic part,luggage tag,pliers,label,washer,wrench,nut,metal sheet,hose,adjustable clamp,adjustable wrench,bolt nut set,luggage part,paint chip,rock,screw,screwdriver,wire,tape,wood
+EVAL_DETECT = $(BIN)/owl-swin eval detect --model $(MODEL)
+EVAL_TINY = $(BIN)/owl-swin eval classify --model $(MODEL) --annotations $(DATA)/tiny_imagenet/manifest.json --image-size 64
+figures: $(VENV)/.dev
+	$(EVAL_DETECT) --annotations $(DATA)/coco/test.json --images $(DATA)/coco/images --json $(FIGURES)/coco.json
+	$(EVAL_DETECT) --annotations $(DATA)/coco/test.json --images $(DATA)/coco/images --classes person --json $(FIGURES)/coco_person.json
+	$(EVAL_DETECT) --annotations $(DATA)/fod/test.json --images $(DATA)/fod/images --classes "$(FOD_TRAINED)" --json $(FIGURES)/fod_trained.json
+	$(EVAL_DETECT) --annotations $(DATA)/fod/test.json --images $(DATA)/fod/images --classes "$(FOD_HELDOUT)" --json $(FIGURES)/fod_heldout.json
+	$(EVAL_DETECT) --annotations $(DATA)/aquarium/test.json --images $(DATA)/aquarium/images --json $(FIGURES)/aquarium.json
+	$(EVAL_DETECT) --annotations $(DATA)/license_plates/test.json --images $(DATA)/license_plates/images --json $(FIGURES)/license_plates.json
+	$(EVAL_TINY) --json $(FIGURES)/tiny_all.json
+	$(EVAL_TINY) --pictures trained --json $(FIGURES)/tiny_trained.json
+	$(EVAL_TINY) --pictures heldout --among heldout --json $(FIGURES)/tiny_heldout.json
 
 $(VENV)/.photos: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'owl_swin needs Python 3.11 or newer')"

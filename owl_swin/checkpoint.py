@@ -43,6 +43,7 @@ def save_checkpoint(path: str | Path, model: OwlSwin, card: Mapping[str, Any], *
     part = path.with_name(path.name + ".part")
     try:
         save_file(tensors, part, metadata=metadata)
+        part.chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         if part.is_file():

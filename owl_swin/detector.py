@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from owl_swin.checkpoint import load_checkpoint
 from owl_swin.errors import QueryError
-from owl_swin.image import Frame, ImageSource, open_image
+from owl_swin.image import Frame, ImageSource, check_image_size, open_image
 from owl_swin.models.owl_swin import OwlSwin, score
 from owl_swin.postprocess import check_fraction, detections_from_logits
 from owl_swin.runtime import pick_device
@@ -40,18 +40,36 @@ class Detector:
     >>> found = detector.detect("kitchen.jpg", ["a red mug", "a dog"], threshold=0.3)
     """
 
-    def __init__(self, model: OwlSwin, *, card: dict[str, Any] | None = None, device: str | torch.device = "auto"):
+    def __init__(
+        self,
+        model: OwlSwin,
+        *,
+        card: dict[str, Any] | None = None,
+        device: str | torch.device = "auto",
+        image_size: int | None = None,
+    ):
+        """``image_size``: longer side in pixels that pictures are brought to; None is the size the model was made for.
+
+        Larger finds smaller things and costs in proportion to the pixels.
+        """
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.card = card or {}
+        self.image_size = check_image_size(model.config.image_size if image_size is None else image_size)
         text = model.config.text
         self._tokenizer = get_tokenizer(text.context_length, text.open_clip)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path = "nano", *, device: str | torch.device = "auto") -> "Detector":
+    def from_pretrained(
+        cls,
+        source: str | Path = "nano",
+        *,
+        device: str | torch.device = "auto",
+        image_size: int | None = None,
+    ) -> "Detector":
         """The model that ships ("nano"), or one from a .safetensors file or a folder that holds model.safetensors."""
         model, card = load_checkpoint(source)
-        return cls(model, card=card, device=device)
+        return cls(model, card=card, device=device, image_size=image_size)
 
     @torch.inference_mode()
     def encode_image(self, image: ImageSource) -> EncodedImage:
@@ -64,7 +82,7 @@ class Detector:
         if batch_size < 1:
             raise QueryError(f"batch_size must be at least 1, got {batch_size}")
         opened = [open_image(image) for image in images]
-        frames = [Frame.fit((image.height, image.width), self.model.config.image_size) for image in opened]
+        frames = [Frame.fit((image.height, image.width), self.image_size) for image in opened]
         encoded: list[EncodedImage | None] = [None] * len(opened)
         for model_hw in dict.fromkeys(frame.model_hw for frame in frames):
             rows = [i for i, frame in enumerate(frames) if frame.model_hw == model_hw]

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from owl_swin.boxes import clip, cxcywh_to_xyxy, xyxy_to_cxcywh
-from owl_swin.errors import ImageError
+from owl_swin.errors import ImageError, QueryError
 
 # Mean and deviation that torchvision, timm and the published Swin weights use.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -25,6 +25,7 @@ MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 2**30
 # Sides of the model frame are multiples of this: the stride of Swin's last stage.
 FRAME_MULTIPLE = 32
+MAX_FRAME_SIDE = 4096
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
@@ -82,6 +83,13 @@ class Frame:
         frame = pixels.new_zeros(3, *self.model_hw)
         frame[:, :height, :width] = pixels
         return frame
+
+
+def check_image_size(size: int) -> int:
+    """The longer side of the model frame; anything but 32 to 4096 pixels raises QueryError."""
+    if not isinstance(size, int) or not FRAME_MULTIPLE <= size <= MAX_FRAME_SIDE:
+        raise QueryError(f"image_size must be a whole number from {FRAME_MULTIPLE} to {MAX_FRAME_SIDE}, got {size!r}")
+    return size
 
 
 def normalise(pixels: Tensor) -> Tensor:

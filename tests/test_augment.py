@@ -78,8 +78,10 @@ def test_boxes_follow_their_pixels_through_a_mosaic(side):
 
 
 def test_mosaic_keeps_every_picture_in_its_own_cell():
-    def draw(counter=iter(range(4))):
-        return Image.new("RGB", (30, 30), (50 * next(counter), 0, 0)), *NO_BOXES
+    reds = iter((0, 50, 100, 150))
+
+    def draw():
+        return Image.new("RGB", (30, 30), (next(reds), 0, 0)), *NO_BOXES
 
     canvas = mosaic(draw, (40, 60), 2, np.random.default_rng(0), min_kept=0.5)
     assert canvas.pixels[::20, ::30, 0].tolist() == [[0, 50], [100, 150]]

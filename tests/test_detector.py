@@ -399,3 +399,14 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
 def test_a_device_that_is_not_there_is_named(tiny_model, device):
     with pytest.raises(ConfigError, match=f"device '{device}' cannot be used here"):
         Detector(tiny_model, device=device)
+
+
+@pytest.mark.parametrize("size", [0, 31, 5000, 64.0, -1])
+def test_an_image_size_outside_its_range_is_refused(tiny_model, size):
+    with pytest.raises(QueryError, match="image_size must be a whole number from 32 to 4096"):
+        Detector(tiny_model, device="cpu", image_size=size)
+
+
+def test_a_larger_image_size_gives_more_patches(tiny_model, picture):
+    small, large = (Detector(tiny_model, device="cpu", image_size=size).encode_image(picture) for size in (64, 128))
+    assert len(large.embeddings.class_embeds) > len(small.embeddings.class_embeds)

@@ -2,19 +2,19 @@
 
 import json
 import zlib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from training_data import NAMES, write_captions, write_model
 
 from owl_swin.config import ModelConfig, from_mapping, read_toml
-from owl_swin.errors import ConfigError, DataError
+from owl_swin.errors import CheckpointError, ConfigError, DataError
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.models.text import TextEncoder
 from owl_swin.tokenizer import get_tokenizer
@@ -26,13 +26,14 @@ from owl_swin.training.distil_text import (
     distil_loss,
     principal_directions,
     tar_captions,
+    teacher_embeddings,
     wordnet_nouns,
 )
 from owl_swin.training.loop import load_init
 
 DIMENSIONS = 48
 
-# Lines as WordNet writes them: offset, lexicographer file, type, number of words (hex), word and number …, pointers | gloss.
+# Lines as WordNet writes them: offset, lexicographer file, type, number of words (hex), words, pointers | gloss.
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by Princeton University under the  \n"
 DATA_NOUN = (
     LICENCE
@@ -55,7 +56,7 @@ def wordnet(tmp_path):
     return folder
 
 
-@lru_cache(maxsize=None)
+@cache
 def word_vector(word):
     return torch.from_numpy(np.random.default_rng(zlib.crc32(word.encode())).normal(size=DIMENSIONS)).float()
 
@@ -117,6 +118,17 @@ def test_captions_of_tars_in_order(tmp_path):
         f"picture 1 of a {NAMES[1]}",
     ]
     assert list(tar_captions([])) == []
+
+
+def test_a_tar_that_cannot_be_read_gets_one_sentence(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.tar: no shard of captions"):
+        list(tar_captions([str(tmp_path / "absent.tar")]))
+
+
+def test_a_folder_without_a_teacher_gets_one_sentence(tmp_path):
+    with pytest.raises(DataError, match="no sentence encoder here") as caught:
+        teacher_embeddings(tmp_path, ["a dog"])
+    assert "\n" not in str(caught.value)
 
 
 # --- The space -----------------------------------------------------------------------------------------------------
@@ -197,6 +209,12 @@ def test_a_student_goes_on_from_an_earlier_one(settings, tmp_path):
     first = run(settings)
     more = run(settings | {"output": str(tmp_path / "more"), "init": str(first / "text.safetensors"), "steps": 1})
     assert lines(more)[0]["cosine"] > lines(first)[0]["cosine"] + 0.2
+
+
+def test_a_start_of_another_shape_is_refused(settings, tmp_path):
+    save_file({"tower.text_projection": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"other\.safetensors: weights do not fit"):
+        run(settings | {"init": str(tmp_path / "other.safetensors")})
 
 
 def test_the_teacher_is_asked_once(settings, monkeypatch):

@@ -1,6 +1,7 @@
 """Average precision and zero-shot accuracy against cases whose figures are known."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from training_data import COLOURS, NAMES, grey_noise, one_shape, write_json, write_labelled, write_shapes
 
+from owl_swin.cli.main import main
 from owl_swin.detector import TEMPLATES
 from owl_swin.errors import DataError
 from owl_swin.evaluation.alignment import class_embeddings, evaluate_classification
@@ -121,8 +123,8 @@ def random_case(seed, *, n_images=25, crowds=0.2):
             x, y, w, h = (float(v) for v in rng.uniform([0, 0, 10, 10], [60, 60, 40, 40]))
             boxes.append((image, category, [x, y, w, h], int(rng.random() < crowds)))
             for _ in range(rng.integers(0, 3)):
-                jitter = rng.normal(0, 3, 4)
-                rows.append(answer(image, category, ([x, y, w, h] + jitter).tolist(), float(rng.random())))
+                jittered = rng.normal([x, y, w, h], 3).tolist()
+                rows.append(answer(image, category, jittered, float(rng.random())))
         for _ in range(rng.integers(0, 3)):
             rows.append(answer(image, int(rng.choice([3, 8, 9])), rng.uniform(5, 50, 4).tolist(), float(rng.random())))
     return truth(*boxes, n_images=n_images, categories=(3, 8, 9)), rows
@@ -307,6 +309,32 @@ def test_the_shipped_kind_of_detector_fits(shapes, detector):
     assert 0 <= result["AP"] <= 100 and result["n_images"] == 5
 
 
+def command(monkeypatch, *arguments):
+    """Runs `owl-swin eval` in this process."""
+    monkeypatch.setattr(sys, "argv", ["owl-swin", "eval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def test_the_command_writes_what_it_prints(monkeypatch, capsys, shapes, model_file, tmp_path):
+    places = ("--annotations", shapes, "--images", shapes.parent / "images", "--model", model_file)
+    out = tmp_path / "new" / "result.json"
+    assert not command(monkeypatch, "detect", *places, "--classes", f"{NAMES[0]}, {NAMES[1]}", "--json", out)
+    result = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == result
+    figures = {"protocol", "n_images", "n_boxes", "AP", "AP50", "per_class", "ci95"}
+    assert figures <= result.keys() and set(result["per_class"]) == {NAMES[0], NAMES[1]}
+
+
+def test_the_command_classifies(monkeypatch, capsys, model_file, tmp_path):
+    path = write_labelled(tmp_path / "set")
+    places = ("--annotations", path, "--images", path.parent / "images", "--model", model_file)
+    assert not command(monkeypatch, "classify", *places)
+    result = json.loads(capsys.readouterr().out)
+    assert {"protocol", "n_images", "top1", "top5", "per_class", "ci95"} <= result.keys() and result["n_images"] == 8
+
+
 # --- Classification ------------------------------------------------------------------------------------------------
 
 
@@ -402,7 +430,9 @@ def write_manifest(folder, labels):
     return write_json(folder / "manifest.json", content | {"val": [{"sheet": "sheet.png", "labels": labels}]})
 
 
-@pytest.mark.parametrize("labels, top1", [([0, 1, 2, 3, 0], 100), ([0, 1, 2, 3, 1], 80), ([1, 0, 3, 2, 3], 0), ([], None)])
+@pytest.mark.parametrize(
+    "labels, top1", [([0, 1, 2, 3, 0], 100), ([0, 1, 2, 3, 1], 80), ([1, 0, 3, 2, 3], 0), ([], None)]
+)
 def test_tiles_of_a_sheet_are_pictures(tmp_path, labels, top1):
     result = evaluate_classification(FakeClassifier(), write_manifest(tmp_path, labels))
     assert result["top1"] == top1 and result["n_images"] == len(labels) and result["n_classes"] == 4

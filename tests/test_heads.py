@@ -1,4 +1,4 @@
-"""The OWL heads: fusion of stages on one grid, box forms, class embeddings, objectness, and the score that joins them."""
+"""The OWL heads: fusion of stages on one grid, box forms, class embeddings, objectness, and the score of a query."""
 
 import math
 

@@ -105,7 +105,6 @@ def test_a_broken_patch_is_matched_last(bad):
     assert patches.tolist() == [1, 2]
 
 
-
 @given(
     n_patches=st.integers(1, 5),
     n_targets=st.integers(1, 5),

@@ -93,6 +93,13 @@ def test_unknown_categories_are_left_out_and_listed(tmp_path):
     assert scenes.broken == ["annotation 11: unknown category 8"]
 
 
+def test_annotations_of_unknown_pictures_are_left_out_and_listed(tmp_path):
+    # Ids that are text on one side and numbers on the other would otherwise leave a set without boxes, silently.
+    scenes = read_coco(coco(tmp_path, [annotation([1, 1, 5, 5], image="5")]), tmp_path)
+    assert len(scenes.scenes[0].boxes) == 0
+    assert scenes.broken == ["annotation 11: unknown picture 5"]
+
+
 def test_crowds_are_left_out_without_complaint(tmp_path):
     path = coco(tmp_path, [annotation([1, 1, 5, 5], iscrowd=1), annotation([2, 2, 5, 5], iscrowd=0)])
     scenes = read_coco(path, tmp_path)

@@ -1,4 +1,4 @@
-"""Whole training runs on a model of a few thousand parameters: they learn, resume to the bit, and refuse what is wrong."""
+"""Whole training runs on a tiny model: they learn, resume to the bit, and refuse what is wrong."""
 
 import json
 import sys
@@ -183,13 +183,6 @@ def test_a_resumed_detection_run_is_the_same_to_the_bit(tmp_path, precision):
     assert {"align", "accuracy"} <= losses(straight)[0].keys()
 
 
-def test_another_seed_is_another_run(tmp_path):
-    settings = detect_settings(tmp_path, steps=1)
-    one = train(train_config(settings))
-    other = train(train_config(settings | {"output": str(tmp_path / "other"), "seed": 1}))
-    assert losses(one) != losses(other)
-
-
 def test_an_interrupted_save_leaves_the_old_state(tmp_path, monkeypatch):
     settings = detect_settings(tmp_path, steps=4)
     config = train_config(settings)
@@ -203,8 +196,9 @@ def test_an_interrupted_save_leaves_the_old_state(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(state, "save_file", cut_off)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(CheckpointError, match=r"cannot write the state of the run here \(no space"):
             train(config)
+    assert not list(Path(config.output).glob("*.part"))
     assert state_step(config.output) == 2
     Detector.from_pretrained(config.output, device="cpu")
     train(config)
@@ -263,6 +257,8 @@ def test_a_batch_is_a_function_of_the_step(tmp_path):
         torch.manual_seed(step)
         assert equal(task.batch(step), fresh.batch(step))
     assert not equal(task.batch(0), task.batch(1))
+    other = DetectTask(train_config(settings | {"seed": 1}), model).batch(0)
+    assert not equal(task.batch(0).pixels, other.pixels) and not equal(task.batch(0).align, other.align)
 
 
 def test_a_batch_keeps_its_contract(tmp_path):
@@ -338,7 +334,14 @@ def test_an_error_in_a_batch_comes_where_the_batch_is_asked_for():
     [("step", "", "did you mean 'steps'"), ("lr", "optim", "'optim.lr'"), ("mosaics", "detect", "'detect.mosaic'")],
 )
 def test_an_unknown_key_gets_a_suggestion(tmp_path, key, where, suggestion):
-    settings = {"task": "detect", "model": "m", "output": "o", "optim": {}, "detect": {}, "data": [{"kind": "coco", "path": "p"}]}
+    settings = {
+        "task": "detect",
+        "model": "m",
+        "output": "o",
+        "optim": {},
+        "detect": {},
+        "data": [{"kind": "coco", "path": "p"}],
+    }
     (settings[where] if where else settings)[key] = 1
     toml = tmp_path / "run.toml"
     toml.write_text(to_toml(settings))
@@ -356,6 +359,8 @@ def test_an_unknown_key_gets_a_suggestion(tmp_path, key, where, suggestion):
         ({"data": [{"kind": "voc", "path": "p"}]}, "data.kind must be one of"),
         ({"data": [{"kind": "coco", "path": "p", "weight": 0}]}, "data.weight must be positive"),
         ({"detect": {"mosaic": [0.5, 0.4]}}, "detect.mosaic must be probabilities"),
+        ({"detect": {"mosaic": []}}, "detect.mosaic must be probabilities"),
+        ({"data": [{"kind": "coco", "path": "p", "mosaic": [1.5, -0.5]}]}, "data.mosaic must be probabilities"),
         ({"steps": "many"}, "'steps' must be int, got 'many'"),
     ],
 )
@@ -372,7 +377,9 @@ def test_starting_weights_of_another_architecture_are_refused(tmp_path, model_fi
     assert not list(Path(settings["output"]).glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("name, content", [("x.safetensors", b"nonsense"), ("x.pt", b"pickle"), ("x.safetensors", None)])
+@pytest.mark.parametrize(
+    "name, content", [("x.safetensors", b"nonsense"), ("x.pt", b"pickle"), ("x.safetensors", None)]
+)
 def test_starting_weights_that_cannot_be_read_are_refused(tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -450,7 +457,7 @@ def test_captions_are_contrasted_within_the_batch(tmp_path):
     batch = task.batch(0)
     (index, pixels, labels, which), *rest = batch.parts
     assert index == 0 and not rest and len(pixels) == 6
-    # By hand: softmax over the captions and over the pictures; another picture's caption is a negative, one's own is not.
+    # By hand, softmax over the captions and over the pictures: other pictures' captions are the negatives.
     with torch.no_grad():
         embeds = model.eval().pool(model.encode_patches(pixels))
         own = [task.text_embeds[0][int(label)][int(w) % 2] for label, w in zip(labels, which, strict=True)]
@@ -473,7 +480,13 @@ def test_captions_alone_may_stand_beside_detection(tmp_path):
 
 @pytest.mark.parametrize(
     "weights, total, counts",
-    [([1.0], 7, [7]), ([1, 1], 4, [2, 2]), ([1, 1, 1], 8, [3, 3, 2]), ([0.9, 0.1], 8, [7, 1]), ([0.99, 0.01], 8, [8, 0])],
+    [
+        ([1.0], 7, [7]),
+        ([1, 1], 4, [2, 2]),
+        ([1, 1, 1], 8, [3, 3, 2]),
+        ([0.9, 0.1], 8, [7, 1]),
+        ([0.99, 0.01], 8, [8, 0]),
+    ],
 )
 def test_shares_of_a_batch_follow_the_weights(weights, total, counts):
     shares = _shares(torch.tensor(weights, dtype=torch.float), total)

@@ -1,4 +1,4 @@
-"""Data sets, models and run files that the training tests make on the spot: coloured shapes on noise, and their names."""
+"""Data sets, models and run files that the training tests make on the spot: coloured shapes on noise."""
 
 import io
 import json

@@ -47,6 +47,7 @@ def detect(
     top_k: Annotated[int, typer.Option(help="Most boxes of a picture.")] = 300,
     model: Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")] = "nano",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
+    image_size: Annotated[int | None, typer.Option(help="Longer side in pixels; larger finds smaller things.")] = None,
     format: Annotated[Format, typer.Option(help="Form of the output.")] = Format.TABLE,
     save: Annotated[Path | None, typer.Option(help="Folder for pictures with the boxes drawn in.")] = None,
 ) -> None:
@@ -56,7 +57,7 @@ def detect(
     """
     from owl_swin.detector import Detector
 
-    detector = Detector.from_pretrained(model, device=device)
+    detector = Detector.from_pretrained(model, device=device, image_size=image_size)
     asked = [*(query or []), *_split_commas(queries)]
     encoded = detector.encode_queries(asked) if asked else None
     settings: dict[str, Any] = {

@@ -57,6 +57,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split of a manifest.")] = "val",
     pictures: Annotated[str, typer.Option(help="classify: all, trained or heldout classes of a manifest.")] = "all",
     among: Annotated[str, typer.Option(help="classify: names to choose from: all, trained or heldout.")] = "all",
+    image_size: Annotated[int | None, typer.Option(help="Longer side in pixels; by default the model's own.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Measure a model under a stated protocol.
@@ -67,7 +68,7 @@ def evaluate(
 
     if json_out is not None:
         make_folder(json_out.parent)
-    detector = Detector.from_pretrained(model)
+    detector = Detector.from_pretrained(model, image_size=image_size)
     chosen = [name.strip() for name in classes.split(",") if name.strip()] if classes else None
     if protocol is Protocol.DETECT:
         from owl_swin.evaluation.coco import evaluate_detection

@@ -18,7 +18,7 @@ PROMPTS = ("{}", "a photo of a {}")
 
 @dataclass(frozen=True, slots=True)
 class AlignBatch:
-    """A part for each set that was drawn from: (set index, pixels [n, 3, S, S] in [0, 1], labels [n], which text [n])."""
+    """A part for each set drawn from: (set index, normalised pixels [n, 3, S, S], labels [n], which text [n])."""
 
     parts: list[tuple[int, Tensor, Tensor, Tensor]]
 
@@ -50,7 +50,7 @@ class AlignTask:
         return AlignBatch(parts)
 
     def losses(self, model: OwlSwin, encode_patches, batch: AlignBatch) -> dict[str, Tensor]:
-        """Mean loss over the pictures of the batch, and the accuracy on the first set."""
+        """Mean loss over the pictures of the batch, and the accuracy on the first labelled set."""
         pixels = torch.cat([part[1] for part in batch.parts])
         embeds = model.pool(encode_patches(pixels))
         scale = model.alignment_log_scale.exp().clamp(max=100)

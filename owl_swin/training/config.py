@@ -34,6 +34,8 @@ class DataConfig:
             raise ConfigError(f"data.kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.weight <= 0:
             raise ConfigError(f"data.weight must be positive, got {self.weight}")
+        if self.mosaic:
+            _check_mosaic("data", self.mosaic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,12 @@ class DetectConfig:
     focal_gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.mosaic or abs(sum(self.mosaic) - 1) > 1e-6 or min(self.mosaic) < 0:
-            raise ConfigError(f"detect.mosaic must be probabilities of 1x1, 2x2, … that add up to 1, got {self.mosaic}")
+        _check_mosaic("detect", self.mosaic)
+
+
+def _check_mosaic(table: str, odds: tuple[float, ...]) -> None:
+    if not odds or abs(sum(odds) - 1) > 1e-6 or min(odds) < 0:
+        raise ConfigError(f"{table}.mosaic must be probabilities of 1x1, 2x2, … that add up to 1, got {odds}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from owl_swin.checkpoint import load_tensors, read_tensors
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import ConfigError, DataError
 from owl_swin.models.text import TextEncoder
@@ -90,10 +91,13 @@ def wordnet_nouns(folder: str | Path) -> dict[str, float]:
 def tar_captions(paths: Sequence[str]) -> Iterator[str]:
     """Captions of webdataset shards whose samples hold ``KEY.json`` with a list "captions"."""
     for path in paths:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.name.endswith(".json"):
-                    yield from json.load(tar.extractfile(member))["captions"]  # type: ignore[arg-type]
+        try:
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    if member.name.endswith(".json"):
+                        yield from json.load(tar.extractfile(member))["captions"]  # type: ignore[arg-type]
+        except (OSError, tarfile.TarError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: no shard of captions ({error})") from None
 
 
 @torch.no_grad()
@@ -101,8 +105,11 @@ def teacher_embeddings(folder: str | Path, texts: Sequence[str], *, batch_size: 
     """Mean-pooled unit sentence vectors [N, 384] of a sentence-transformers folder, read by transformers."""
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: no sentence encoder here ({str(error).splitlines()[0]})") from None
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = torch.empty(len(texts), model.config.hidden_size)
     for start in range(0, len(order), batch_size):
@@ -138,7 +145,7 @@ def distil(config: DistilConfig) -> Path:
     tokenizer = get_tokenizer(model_config.text.context_length)
     student = TextEncoder(model_config.text, model_config.embed_dim)
     if config.init:
-        student.load_state_dict(load_file(config.init))
+        load_tensors(student, read_tensors(Path(config.init))[0], config.init)
 
     names = wordnet_nouns(config.wordnet)
     captions = list(tar_captions(config.caption_tars))
@@ -199,12 +206,12 @@ def distil(config: DistilConfig) -> Path:
             line = {"step": step, "loss": loss.item(), "cosine": cosine.item(), "s": time.monotonic() - started}
             _log(output, line)
         if step % 500 == 499 or step == config.steps - 1:
-            rows = sorted(held_out)
+            held_rows = sorted(held_out)
             with torch.no_grad():
                 held = torch.cat(
-                    [student(tokenizer([texts[i] for i in rows[s : s + 500]])) for s in range(0, len(rows), 500)]
+                    [student(tokenizer([texts[i] for i in held_rows[s : s + 500]])) for s in range(0, len(held_rows), 500)]
                 )
-            cosine = (held * targets[rows]).sum(-1).mean()
+            cosine = (held * targets[held_rows]).sum(-1).mean()
             _log(output, {"step": step, "held_out_cosine": cosine.item()})
             save_file({k: v.contiguous() for k, v in student.state_dict().items()}, output / "text.safetensors")
     return output

@@ -82,11 +82,14 @@ def read_coco(path: Path, images: Path) -> Scenes:
     data = json.loads(path.read_text())
     categories = sorted(data["categories"], key=lambda c: c["id"])
     rows = {c["id"]: row for row, c in enumerate(categories)}
+    image_ids = {record["id"] for record in data["images"]}
     by_image: dict[int, list[Mapping]] = {}
     broken: list[str] = []
     for annotation in data["annotations"]:
         if annotation["category_id"] not in rows:
             broken.append(f"annotation {annotation.get('id')}: unknown category {annotation['category_id']}")
+        elif annotation["image_id"] not in image_ids:
+            broken.append(f"annotation {annotation.get('id')}: unknown picture {annotation['image_id']}")
         elif not annotation.get("iscrowd"):
             by_image.setdefault(annotation["image_id"], []).append(annotation)
     scenes = []

@@ -22,8 +22,12 @@ def save_state(
         tensors |= {f"optim.{index}.{k}": v for k, v in state.items()}
     tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
     part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"step": str(step), "settings": json.dumps(settings)})
-    os.replace(part, path)
+    try:
+        save_file(tensors, part, metadata={"step": str(step), "settings": json.dumps(settings)})
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot write the state of the run here ({error})") from None
 
 
 def load_state(path: Path, *, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
