@@ -439,6 +439,27 @@ def test_tiles_of_a_sheet_are_pictures(tmp_path, labels, top1):
     assert set(result["per_class"]) == {NAMES[label] for label in labels}
 
 
+@pytest.mark.parametrize(
+    "pictures, among, n_images, n_classes",
+    [("all", "all", 5, 4), ("heldout", "all", 2, 4), ("trained", "trained", 3, 2), ("heldout", "trained", 0, 2)],
+)
+def test_held_out_classes_are_asked_apart(tmp_path, pictures, among, n_images, n_classes):
+    path = write_manifest(tmp_path, [0, 1, 2, 3, 0])
+    write_json(path, json.loads(path.read_text()) | {"heldout": [3, 1]})
+    result = evaluate_classification(FakeClassifier(), path, pictures=pictures, among=among)
+    assert (result["n_images"], result["n_classes"]) == (n_images, n_classes)
+    assert result["top1"] == (100 if n_images else None)
+    if pictures == "heldout" and n_images:
+        assert set(result["per_class"]) == {NAMES[1], NAMES[3]}
+
+
+def test_a_group_of_classes_that_is_not_there_is_refused(labelled, tmp_path):
+    with pytest.raises(DataError, match="no group of classes 'seen'"):
+        evaluate_classification(FakeClassifier(), write_manifest(tmp_path, [0]), among="seen")
+    with pytest.raises(DataError, match="no group of classes 'heldout'"):
+        evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images", pictures="heldout")
+
+
 def test_progress_counts_pictures(labelled):
     seen = []
     progress = lambda done, total: seen.append((done, total))  # noqa: E731
