@@ -30,7 +30,7 @@ from owl_swin.errors import CheckpointError, ConfigError, DataError
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training import state
 from owl_swin.training.align import AlignTask, _shares, random_views
-from owl_swin.training.config import TrainConfig
+from owl_swin.training.config import DataConfig, OptimConfig, TrainConfig
 from owl_swin.training.detect import DetectTask
 from owl_swin.training.loop import _prefetched, copy_pooled_to_class_head, load_init, train
 
@@ -500,3 +500,15 @@ def test_random_views_are_crops_of_their_own_picture():
     assert views[0].max() < views[1].min()
     again = random_views(pictures, 16, torch.Generator().manual_seed(0))
     assert torch.equal(views, again)
+
+
+@pytest.mark.parametrize(
+    "optim, message",
+    [
+        ({"text_lr": 1e-5}, "text_lr must be 0"),
+        ({"image_lr": 0.0, "heads_lr": 0.0}, "nothing would be trained"),
+    ],
+)
+def test_learning_rates_that_would_do_nothing_are_refused(optim, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig("detect", "m", "o", (DataConfig("coco", "a"),), optim=OptimConfig(**optim))

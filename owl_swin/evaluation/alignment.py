@@ -31,7 +31,8 @@ def evaluate_classification(
 ) -> dict[str, Any]:
     """Zero-shot top-1 and top-5 in percent: each picture is given the class whose name fits it best.
 
-    ``annotations`` is a manifest of tile sheets, or a COCO-like file whose image records carry ``label`` (then ``images``
+    ``annotations`` is a manifest of tile sheets, or a COCO-like file whose image records carry ``label`` (then
+    ``images``
     is their folder). A class may have several names, separated by commas; prompts and names are averaged. With
     ``classes``, only pictures of these classes are asked, and only these are answers.
 
@@ -66,7 +67,8 @@ def evaluate_classification(
         if progress is not None:
             progress(done, total)
     return {
-        "protocol": f"zero-shot classification of {pictures} classes among {len(wanted)} names, {len(TEMPLATES)} templates averaged",
+        "protocol": f"zero-shot classification of {pictures} classes "
+        f"among {len(wanted)} names, {len(TEMPLATES)} templates averaged",
         "annotations": Path(annotations).name,
         "n_images": len(hits1),
         "n_classes": len(wanted),
@@ -122,7 +124,9 @@ def _group(path: Path, names: list[list[str]], group: str) -> list[int]:
         return list(range(len(names)))
     heldout = json.loads(path.read_text()).get("heldout")
     if group not in ("trained", "heldout") or heldout is None:
-        raise DataError(f"{path}: no group of classes {group!r}; groups are all, and trained and heldout with a manifest")
+        raise DataError(
+            f"{path}: no group of classes {group!r}; groups are all, and trained and heldout with a manifest"
+        )
     return sorted(heldout) if group == "heldout" else sorted(set(range(len(names))) - set(heldout))
 
 

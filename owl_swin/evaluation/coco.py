@@ -35,7 +35,8 @@ def evaluate_detection(
 ) -> dict[str, Any]:
     """Asks every picture for every class by its name and scores the answers.
 
-    Returns protocol, n_images, n_boxes, AP (IoU 0.50 to 0.95), AP50, per_class (name → AP50) and ci95 (of AP50). Figures
+    Returns protocol, n_images, n_boxes, AP (IoU 0.50 to 0.95), AP50, per_class (name → AP50) and ci95 (of AP50).
+    Figures
     are in percent; a figure that the set cannot give (no boxes) is None. Pictures that cannot be read count as pictures
     in which nothing was found and are listed in "broken".
     """

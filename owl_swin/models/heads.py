@@ -55,7 +55,8 @@ class PatchFusion(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """Patch → unit class embedding, and the shift and positive scale of its logits: logit = (cosine + shift) · scale."""
+    """Patch → unit class embedding, and the shift and positive scale of its logits: logit = (cosine + shift) ·
+    scale."""
 
     def __init__(self, width: int, embed_dim: int):
         super().__init__()

@@ -129,7 +129,8 @@ def random_views(images: Tensor, size: int, generator: torch.Generator) -> Tenso
 
 
 def jitter_colours(views: Tensor, uniform) -> Tensor:
-    """Random brightness, contrast and saturation of pixels in [0, 1]; ``uniform(low, high, *shape)`` draws a row each."""
+    """Random brightness, contrast and saturation of pixels in [0, 1]; ``uniform(low, high, *shape)`` draws a row
+    each."""
     grey = views.mean(1, keepdim=True)
     views = grey + (views - grey) * uniform(0.6, 1.4, 1, 1, 1)
     mean = grey.mean((2, 3), keepdim=True)

@@ -13,11 +13,12 @@ KINDS = ("sheets", "crops", "labelled", "captions", "cutouts", "coco")
 class DataConfig:
     """One data set of a mixture.
 
-    ``kind`` is one of: "coco" (annotation file and picture folder, for detection), "crops" (the same, each box a picture),
+    ``kind`` is one of: "coco" (annotation file and picture folder, for detection), "crops" (the same, each box a
+    picture),
     "labelled" (COCO-like file whose image records carry ``label``), "sheets" (sheets of tiles with a manifest),
     "captions" (webdataset tars), "cutouts" (named RGBA pictures). ``weight`` is its share of the drawn samples;
-    ``size`` the side that pictures for alignment are kept at; ``mosaic`` the probabilities of 1x1, 2x2, … pictures on one
-    canvas in detection (empty: those of the run).
+    ``size`` the side that pictures for alignment are kept at; ``mosaic`` the probabilities of 1x1, 2x2, … pictures on
+    one canvas in detection (empty: those of the run).
     """
 
     kind: str
@@ -55,11 +56,15 @@ class OptimConfig:
 
 @dataclass(frozen=True, slots=True)
 class DetectConfig:
-    """What only detection training needs (OWL-ViT, arXiv:2205.06230; OWLv2, arXiv:2306.09683)."""
+    """What only detection training needs (OWL-ViT, arXiv:2205.06230; OWLv2, arXiv:2306.09683).
+
+    ``fresh_class_head`` starts the class head from the picture-wide projection: right after alignment, wrong for a
+    model that has already learned to detect.
+    """
 
     negatives: int = 50
     mosaic: tuple[float, ...] = (0.4, 0.3, 0.3)
-    fresh_class_head: bool = True
+    fresh_class_head: bool = False
     min_crop: float = 0.6
     class_weight: float = 1.0
     l1_weight: float = 1.0
@@ -106,6 +111,10 @@ class TrainConfig:
             raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.optim.text_lr:
+            raise ConfigError("optim.text_lr must be 0: the text encoder stays as it is, its embeddings are made once")
+        if not self.optim.image_lr and not self.optim.heads_lr:
+            raise ConfigError("optim.image_lr and optim.heads_lr are both 0: nothing would be trained")
         if not self.data:
             raise ConfigError("a run needs at least one [[data]] table")
         if min(self.steps, self.batch_size, self.log_every) < 1:

@@ -22,8 +22,8 @@ SHAPES = ((1.0, 1.0), (0.7, 1.0), (1.0, 0.7))
 
 @dataclass(frozen=True, slots=True)
 class DetectBatch:
-    """``pixels [B, 3, H, W]`` uint8; a list item a scene: ``boxes [G, 4]`` cxcywh in [0, 1], ``labels [G]`` in the bank of
-    all names; ``asked [B, Q]`` which names count in which scene."""
+    """``pixels [B, 3, H, W]`` uint8; a list item a scene: ``boxes [G, 4]`` cxcywh in [0, 1], ``labels [G]`` in the
+    bank of all names; ``asked [B, Q]`` which names count in which scene."""
 
     pixels: Tensor
     boxes: list[Tensor]
@@ -77,7 +77,7 @@ class DetectTask:
                 scene = scenes.scenes[rng.integers(len(scenes.scenes))]
                 picture = readable(scenes, scene)
                 if picture is not None:
-                    return picture, scene.boxes, scene.labels
+                    return picture, scene.boxes_on(picture), scene.labels
             raise scenes.unreadable()
 
         return mosaic(draw, hw, side, rng, min_kept=self.config.detect.min_crop)
@@ -102,7 +102,8 @@ class DetectTask:
         pixels = normalise(jitter_colours(batch.pixels.float() / 255, uniform))
         patches = encode_patches(pixels)
         images = encode_from_patches(model, patches, (pixels.shape[2], pixels.shape[3]))
-        logits = score(images, self.name_embeds)  # [B, P, Q]
+        with torch.autocast(pixels.device.type, enabled=False):  # a logit needs more than the 3 digits of bfloat16
+            logits = score(images, self.name_embeds)  # [B, P, Q]
         class_targets = torch.zeros_like(logits)
         object_targets = torch.zeros_like(images.objectness_logits)
         counts = torch.ones(len(pixels))

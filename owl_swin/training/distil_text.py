@@ -5,12 +5,13 @@ that near names are near vectors before any picture is seen. A name inside a pro
 vector of the bare name.
 """
 
+import hashlib
 import json
 import math
 import random
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ PROMPTS = (
 )  # fmt: skip
 ADJECTIVES = (
     "red", "green", "blue", "yellow", "black", "white", "brown", "orange", "purple", "pink", "grey", "golden", "silver",
-    "wooden", "metal", "plastic", "glass", "paper", "leather", "stone", "ceramic", "small", "large", "old", "young", "new",
+    "wooden", "metal", "plastic", "glass", "paper", "leather", "stone", "ceramic", "small", "large", "old", "young",
+    "new",
     "round", "square", "striped", "spotted", "shiny", "broken", "empty", "open", "wet", "furry", "sleeping", "running",
     "standing", "sitting", "flying",
 )  # fmt: skip
@@ -157,12 +159,12 @@ def distil(config: DistilConfig) -> Path:
     print(f"{len(lemmas)} names, {len(phrases)} phrases, {len(captions)} captions, {len(tokens)} tokens", flush=True)
 
     started = time.monotonic()
-    embeds = _cached(output / "teacher.pt", lambda: teacher_embeddings(config.teacher, texts + list(tokens.values())))
+    everything = texts + list(tokens.values())
+    key = hashlib.sha256("\n".join([config.teacher, *everything]).encode()).hexdigest()
+    embeds = _cached(output / "teacher.safetensors", key, lambda: teacher_embeddings(config.teacher, everything))
     print(f"teacher: {time.monotonic() - started:.0f} s", flush=True)
     # Kept, because signs of the directions depend on the machine and a later run must aim at the same space.
-    basis = _cached(
-        output / "basis.pt", lambda: _basis(embeds[: len(texts)], model_config.embed_dim)
-    )
+    basis = _cached(output / "basis.safetensors", key, lambda: _basis(embeds[: len(texts)], model_config.embed_dim))
     mean, directions = basis[:1], basis[1:].T
     if directions.shape[1] < model_config.embed_dim:
         raise ConfigError(f"{config.model}: embed_dim {model_config.embed_dim} is more than the teacher's dimensions")
@@ -177,13 +179,16 @@ def distil(config: DistilConfig) -> Path:
     train = [i for i in range(len(texts)) if i not in held_out]
     odds = weights + [0.7] * len(phrases) + [1.0] * len(captions)
     train_odds = torch.tensor([odds[i] for i in train])
+    matrices = {n for n, p in student.named_parameters() if p.ndim > 1 and "embedding" not in n}
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for n, p in student.named_parameters() if p.ndim > 1 and "embedding" not in n], "weight_decay": 0.05},
-            {"params": [p for n, p in student.named_parameters() if p.ndim <= 1 or "embedding" in n], "weight_decay": 0.0},
+            {"params": [p for n, p in student.named_parameters() if n in matrices], "weight_decay": 0.05},
+            {"params": [p for n, p in student.named_parameters() if n not in matrices], "weight_decay": 0.0},
         ],
-        lr=config.learning_rate, betas=(0.9, 0.98), fused=True,
-    )  # fmt: skip
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
     for step in range(config.steps):
         warm = min(1.0, (step + 1) / config.warmup_steps)
         decay = 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -209,7 +214,10 @@ def distil(config: DistilConfig) -> Path:
             held_rows = sorted(held_out)
             with torch.no_grad():
                 held = torch.cat(
-                    [student(tokenizer([texts[i] for i in held_rows[s : s + 500]])) for s in range(0, len(held_rows), 500)]
+                    [
+                        student(tokenizer([texts[i] for i in held_rows[s : s + 500]]))
+                        for s in range(0, len(held_rows), 500)
+                    ]
                 )
             cosine = (held * targets[held_rows]).sum(-1).mean()
             _log(output, {"step": step, "held_out_cosine": cosine.item()})
@@ -243,9 +251,12 @@ def _log(output: Path, line: dict[str, float]) -> None:
         print(json.dumps(line), file=log)
 
 
-def _cached(path: Path, make) -> Tensor:
+def _cached(path: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
+    """What an earlier run made from the same ``key``, or made now."""
     if path.exists():
-        return torch.load(path, weights_only=True)
-    value = make()
-    torch.save(value, path)
+        tensors, metadata = read_tensors(path)
+        if metadata.get("key") == key:
+            return tensors["value"]
+    value = make().contiguous()
+    save_file({"value": value}, path, metadata={"key": key})
     return value

@@ -1,4 +1,4 @@
-"""The training loop: one command, one TOML; resumable to the bit, with a metrics file and a progress line."""
+"""The training loop: one command, one TOML; resumable to the bit, with a metrics file and a progress bar."""
 
 import json
 import queue
@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
 from owl_swin.checkpoint import checkpoint_path, dequantise, read_tensors, save_checkpoint
 from owl_swin.config import ModelConfig, read_toml, to_mapping
-from owl_swin.errors import CheckpointError
+from owl_swin.errors import CheckpointError, OwlSwinError
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.optim import build_optimizer, set_learning_rate, update_ema
@@ -59,23 +61,30 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
 
     model.train()
     saved, started = time.monotonic(), time.monotonic()
-    with open(output / "metrics.jsonl", "a") as metrics:
+    with open(output / "metrics.jsonl", "a") as metrics, _progress_bar() as bar:
+        shown = bar.add_task("", total=config.steps, completed=first)
         for step, batch in zip(range(first, last), _prefetched(task, first, last), strict=True):
             torch.manual_seed(config.seed * 7_919 + step)
             factor = set_learning_rate(optimizer, config.optim, step, config.steps)
             with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
                 losses = task.losses(model, encode_patches, batch)
+            if not losses["loss"].isfinite():
+                raise OwlSwinError(
+                    f"step {step}: the loss is {losses['loss'].item()}; lower the learning rates and go on from "
+                    f"the last checkpoint in {output}"
+                )
             losses["loss"].backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
             update_ema(ema, model, config.optim.ema_decay, step)
+            bar.update(shown, completed=step + 1)
             if step % config.log_every == 0 or step + 1 == last:
                 rate = (step + 1 - first) / (time.monotonic() - started)
                 line = {k: round(v.item(), 5) for k, v in losses.items()}
                 line |= {"grad_norm": round(norm.item(), 4), "lr_factor": round(factor, 5)}
                 print(json.dumps({"step": step, **line, "steps_per_s": round(rate, 3)}), file=metrics, flush=True)
-                _progress(step, config.steps, line["loss"], rate)
+                bar.update(shown, description=f"loss {line['loss']:.4f}")
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 save(step + 1)
                 saved = time.monotonic()
@@ -155,11 +164,13 @@ def _prefetched(task: Task, first: int, last: int, *, ahead: int = 3) -> Iterato
         stop.set()
 
 
-def _progress(step: int, steps: int, loss: float, rate: float) -> None:
-    left = (steps - step - 1) / max(rate, 1e-9)
-    end = "\r" if sys.stderr.isatty() else "\n"
-    print(
-        f"step {step + 1}/{steps}  loss {loss:.4f}  {rate:.2f} steps/s  {left / 60:.0f} min left",
-        end=end,
-        file=sys.stderr,
+def _progress_bar() -> Progress:
+    """A bar on stderr with loss, steps and time left; silent where stderr is no terminal."""
+    return Progress(
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
     )

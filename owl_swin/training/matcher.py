@@ -20,14 +20,15 @@ def hungarian_match(
 ) -> tuple[Tensor, Tensor]:
     """Pairs (patch [M], target [M]) of least total cost, M = min(P, G): focal class cost + L1 - GIoU, 1:1:1.
 
-    One picture: ``logits [P, Q]``, ``boxes [P, 4]`` and ``target_boxes [G, 4]`` cxcywh in [0, 1], ``target_labels [G, Q]``
-    1 where the target is of the query.
+    One picture: ``logits [P, Q]``, ``boxes [P, 4]`` and ``target_boxes [G, 4]`` cxcywh in [0, 1],
+    ``target_labels [G, Q]`` 1 where the target is of the query.
     """
     from scipy.optimize import linear_sum_assignment
 
     if not len(target_boxes):
         empty = torch.empty(0, dtype=torch.long)
         return empty, empty
+    logits, boxes = logits.float(), boxes.float()
     cost = class_cost(logits, target_labels, alpha=alpha, gamma=gamma)
     cost = cost + torch.cdist(boxes, target_boxes, p=1)
     cost = cost - pairwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
@@ -36,7 +37,7 @@ def hungarian_match(
 
 
 def class_cost(logits: Tensor, target_labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """Focal loss that a patch would save by being the target's rather than background, mean over its queries: [P, G]."""
+    """[P, G]: focal loss that a patch would add by being the target's instead of background, mean over its queries."""
     p = logits.sigmoid()
     positive = alpha * (1 - p) ** gamma * -(p + EPSILON).log()
     negative = (1 - alpha) * p**gamma * -(1 - p + EPSILON).log()

@@ -21,8 +21,8 @@ from owl_swin.training.config import DataConfig
 class Pictures:
     """``images [N, 3, S, S]`` uint8 and, for each, ``labels [N]``: a row of ``texts``.
 
-    ``texts[label]`` are the ways to say it. ``captioned`` pictures have a label each and are contrasted within the batch;
-    the others with all texts of their set.
+    ``texts[label]`` are the ways to say it. ``captioned`` pictures have a label each and are contrasted within the
+    batch; the others with all texts of their set.
     """
 
     images: Tensor

@@ -24,6 +24,14 @@ class Scene:
     boxes: np.ndarray
     labels: np.ndarray
     tile: tuple[int, int, int, int] | None = None  # xyxy part of the source that is the picture
+    stated_wh: tuple[int, int] | None = None  # size that the annotations speak of
+
+    def boxes_on(self, picture: Image.Image) -> np.ndarray:
+        """The boxes in pixels of the picture as it is, which may be stored smaller than annotated."""
+        if self.stated_wh is None or self.stated_wh == picture.size:
+            return self.boxes
+        x, y = picture.width / self.stated_wh[0], picture.height / self.stated_wh[1]
+        return self.boxes * np.array([x, y, x, y], dtype=np.float32)
 
 
 @dataclass(slots=True)
@@ -109,6 +117,7 @@ def read_coco(path: Path, images: Path) -> Scenes:
                 images / record["file_name"],
                 np.array(boxes, dtype=np.float32).reshape(-1, 4),
                 np.array(labels, dtype=np.int64),
+                stated_wh=(record["width"], record["height"]),
             )
         )
     return Scenes(scenes, [[c["name"]] for c in categories], broken)
