@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from owl_swin.training.matcher import class_cost, hungarian_match
+from owl_swin.models.heads import cell_centres
+from owl_swin.training.matcher import centre_match, class_cost, hungarian_match
 
 ALPHA, GAMMA = 0.3, 2.0
 
@@ -125,3 +126,18 @@ def test_total_cost_is_the_least_of_all_pairings(n_patches, n_targets, n_queries
     costs = slow_costs(logits.tolist(), boxes.tolist(), labels.tolist(), targets.tolist())
     total = sum(costs[p][g] for p, g in zip(chosen.tolist(), matched.tolist(), strict=True))
     assert total == pytest.approx(cheapest(costs), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "boxes, pairs",
+    [
+        ([], []),
+        ([[0.5, 0.5, 1.0, 1.0]], [(5, 0), (6, 0), (9, 0), (10, 0)]),  # the middle of a 4x4 grid
+        ([[0.125, 0.125, 0.01, 0.01]], [(0, 0)]),  # smaller than a cell: the nearest patch
+        ([[0.5, 0.5, 1.0, 1.0], [0.375, 0.375, 0.1, 0.1]], [(5, 1), (6, 0), (9, 0), (10, 0)]),  # the smaller box wins
+    ],
+)
+def test_centre_matching_on_a_grid_of_four(boxes, pairs):
+    centres = cell_centres((4, 4)) / 4
+    patches, targets = centre_match(centres, torch.tensor(boxes).reshape(-1, 4))
+    assert list(zip(patches.tolist(), targets.tolist(), strict=True)) == pairs

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from owl_swin.errors import ConfigError
 
 TASKS = ("align", "detect")
+MATCHINGS = ("hungarian", "centre")
 PRECISIONS = ("float32", "bfloat16")
 KINDS = ("sheets", "crops", "labelled", "captions", "cutouts", "coco")
 
@@ -65,6 +66,7 @@ class DetectConfig:
     negatives: int = 50
     mosaic: tuple[float, ...] = (0.4, 0.3, 0.3)
     fresh_class_head: bool = False
+    matching: str = "hungarian"
     min_crop: float = 0.6
     class_weight: float = 1.0
     l1_weight: float = 1.0
@@ -74,6 +76,8 @@ class DetectConfig:
     focal_gamma: float = 2.0
 
     def __post_init__(self) -> None:
+        if self.matching not in MATCHINGS:
+            raise ConfigError(f"detect.matching must be one of {', '.join(MATCHINGS)}, got {self.matching!r}")
         _check_mosaic("detect", self.mosaic)
 
 

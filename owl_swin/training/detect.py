@@ -8,12 +8,13 @@ from torch import Tensor
 
 from owl_swin.boxes import xyxy_to_cxcywh
 from owl_swin.image import normalise
+from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches, score
 from owl_swin.training.align import AlignBatch, AlignTask, jitter_colours, name_embeddings
 from owl_swin.training.augment import Canvas, mosaic
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
-from owl_swin.training.matcher import hungarian_match
+from owl_swin.training.matcher import centre_match, hungarian_match
 from owl_swin.training.scenes import Scenes, load_scenes, readable
 
 # Height and width of a batch in fractions of image_size: square, landscape, portrait.
@@ -92,7 +93,7 @@ class DetectTask:
         return asked
 
     def losses(self, model: OwlSwin, encode_patches, batch: DetectBatch) -> dict[str, Tensor]:
-        """Class, box and objectness losses, each a mean over the scenes of sums divided by the scene's boxes."""
+        """Class, box and objectness losses, each a mean over the scenes of the sum a matched pair."""
         settings = self.config.detect
         generator = torch.Generator().manual_seed(batch.colours)
 
@@ -104,22 +105,27 @@ class DetectTask:
         images = encode_from_patches(model, patches, (pixels.shape[2], pixels.shape[3]))
         with torch.autocast(pixels.device.type, enabled=False):  # a logit needs more than the 3 digits of bfloat16
             logits = score(images, self.name_embeds)  # [B, P, Q]
+        stride = model.config.heads.stride
+        centres = cell_centres(images.grid_hw) * stride / torch.tensor([pixels.shape[3], pixels.shape[2]])
         class_targets = torch.zeros_like(logits)
         object_targets = torch.zeros_like(images.objectness_logits)
         counts = torch.ones(len(pixels))
         l1, giou = logits.new_zeros(()), logits.new_zeros(())
         for i, (boxes, labels) in enumerate(zip(batch.boxes, batch.labels, strict=True)):
             boxes, multi_hot = merge_same_boxes(boxes, labels, logits.shape[-1])
-            count = max(len(boxes), 1)
+            if settings.matching == "centre":
+                chosen, matched = centre_match(centres, boxes)
+            else:
+                chosen, matched = hungarian_match(
+                    logits[i],
+                    images.pred_boxes[i],
+                    multi_hot,
+                    boxes,
+                    alpha=settings.focal_alpha,
+                    gamma=settings.focal_gamma,
+                )
+            count = max(len(chosen), 1)
             counts[i] = count
-            chosen, matched = hungarian_match(
-                logits[i],
-                images.pred_boxes[i],
-                multi_hot,
-                boxes,
-                alpha=settings.focal_alpha,
-                gamma=settings.focal_gamma,
-            )
             class_targets[i, chosen] = multi_hot[matched]
             object_targets[i, chosen] = 1
             distance, overlap = box_losses(images.pred_boxes[i, chosen], boxes[matched])

@@ -1,4 +1,8 @@
-"""Which patch answers for which box: the Hungarian matching of OWL-ViT (after DETR, arXiv:2005.12872)."""
+"""Which patch answers for which box.
+
+"hungarian": one patch a box, the matching of OWL-ViT (after DETR, arXiv:2005.12872). "centre": every patch in the middle of
+a box, as in FCOS with centre sampling (arXiv:1904.01355).
+"""
 
 import torch
 from torch import Tensor
@@ -43,3 +47,23 @@ def class_cost(logits: Tensor, target_labels: Tensor, *, alpha: float, gamma: fl
     negative = (1 - alpha) * p**gamma * -(1 - p + EPSILON).log()
     labels = target_labels.to(logits)  # [G, Q]
     return (positive - negative) @ labels.T / labels.sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def centre_match(centres: Tensor, target_boxes: Tensor, *, radius: float = 0.35) -> tuple[Tensor, Tensor]:
+    """Pairs (patch [M], target [M]): patches whose centre lies within ``radius`` of a box's sides from its middle.
+
+    ``centres [P, 2]`` (x, y) and ``target_boxes [G, 4]`` cxcywh, both in [0, 1]. The patch nearest to a box's middle
+    always belongs to it; a patch in several boxes answers for the smallest.
+    """
+    if not len(target_boxes):
+        empty = torch.empty(0, dtype=torch.long)
+        return empty, empty
+    distance = (centres[:, None] - target_boxes[None, :, :2]).abs()  # [P, G, 2]
+    inside = (distance <= radius * target_boxes[None, :, 2:]).all(-1)
+    nearest = distance.square().sum(-1).argmin(0)
+    inside[nearest, torch.arange(len(target_boxes))] = True
+    areas = target_boxes[:, 2] * target_boxes[:, 3]
+    owner = torch.where(inside, areas[None], torch.inf).min(1)
+    patches = owner.values.isfinite().nonzero()[:, 0]
+    return patches, owner.indices[patches]
