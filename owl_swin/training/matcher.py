@@ -1,7 +1,7 @@
 """Which patch answers for which box.
 
-"hungarian": one patch a box, the matching of OWL-ViT (after DETR, arXiv:2005.12872). "centre": every patch in the middle of
-a box, as in FCOS with centre sampling (arXiv:1904.01355).
+"hungarian": one patch a box, the matching of OWL-ViT (after DETR, arXiv:2005.12872).
+"centre": every patch in the middle of a box, as in FCOS with centre sampling (arXiv:1904.01355).
 """
 
 import torch
