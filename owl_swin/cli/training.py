@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,20 +92,24 @@ def export(
     model: Annotated[str, typer.Argument(help="A training run's folder, or any model.")],
     to: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
     card: Annotated[Path | None, typer.Option(help="TOML file with the sentences of the model card.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Longer side in pixels of pictures.")] = None,
     figures: Annotated[Path, typer.Option(help="Folder of the JSON results that the card names.")] = Path(
         "runs/figures"
     ),
 ) -> None:
-    """Write a model as one small file with its card.
+    """Write a model as one small file with its card. --image-size sets the longer side that it reads by default.
 
     Example: owl-swin export runs/detect --to my_model.safetensors --card configs/model/nano_card.toml
     """
     from owl_swin.checkpoint import load_checkpoint, save_checkpoint
     from owl_swin.evaluation.card import build_card
+    from owl_swin.image import check_image_size
 
     network, old_card = load_checkpoint(model)
     if card is not None:
         old_card = build_card(card, figures)
+    if image_size is not None:
+        network.config = replace(network.config, image_size=check_image_size(image_size))
     if to.suffix != ".safetensors":
         raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
     make_folder(to.parent)
