@@ -20,9 +20,13 @@ Draw = Callable[[], tuple[Image.Image, np.ndarray, np.ndarray]]
 
 # A box smaller than this many pixels on the canvas teaches nothing on a grid of stride 16.
 MIN_SIDE_PX = 4.0
+# A crop around an object is at least this tall, so that a tiny one is not blown up to a blur.
+MIN_ZOOM_PX = 24.0
 
 
-def mosaic(draw: Draw, hw: tuple[int, int], side: int, rng: np.random.Generator, *, min_kept: float) -> Canvas:
+def mosaic(
+    draw: Draw, hw: tuple[int, int], side: int, rng: np.random.Generator, *, min_kept: float, zoom: float = 0.0
+) -> Canvas:
     """``side`` × ``side`` pictures from ``draw`` on one canvas of ``hw`` pixels, each cropped and flipped at random."""
     height, width = hw
     ys = np.linspace(0, height, side + 1).round().astype(int)
@@ -32,7 +36,7 @@ def mosaic(draw: Draw, hw: tuple[int, int], side: int, rng: np.random.Generator,
     for row in range(side):
         for col in range(side):
             cell_hw = (int(ys[row + 1] - ys[row]), int(xs[col + 1] - xs[col]))
-            cell = place(*draw(), cell_hw, rng, min_kept=min_kept)
+            cell = place(*draw(), cell_hw, rng, min_kept=min_kept, zoom=zoom)
             pixels[ys[row] : ys[row + 1], xs[col] : xs[col + 1]] = cell.pixels
             boxes.append(cell.boxes + np.array([xs[col], ys[row], xs[col], ys[row]], dtype=np.float32))
             labels.append(cell.labels)
@@ -47,12 +51,17 @@ def place(
     rng: np.random.Generator,
     *,
     min_kept: float,
+    zoom: float = 0.0,
 ) -> Canvas:
     """A random crop of the picture, flipped half the time, stretched to ``hw`` by at most a third.
 
-    Boxes that keep less than ``min_kept`` of their area in the crop are dropped, the others are cut to it.
+    With probability ``zoom`` the crop is around one object, so that it fills much of the canvas. Boxes that keep less
+    than ``min_kept`` of their area in the crop are dropped, the others are cut to it.
     """
-    crop = _random_crop((picture.height, picture.width), hw, rng)
+    if zoom and len(boxes) and rng.random() < zoom:
+        crop = _crop_around(boxes[rng.integers(len(boxes))], (picture.height, picture.width), hw, rng)
+    else:
+        crop = _random_crop((picture.height, picture.width), hw, rng)
     x0, y0, x1, y1 = crop
     pixels = np.asarray(picture.resize((hw[1], hw[0]), Image.Resampling.BILINEAR, crop))
     scale = np.array([hw[1] / (x1 - x0), hw[0] / (y1 - y0)] * 2, dtype=np.float32)
@@ -79,6 +88,21 @@ def _random_crop(
     scale = np.sqrt(rng.uniform(0.4, 1.0)) if rng.random() < 0.7 else 1.0
     wide, tall = wide * scale, tall * scale
     x, y = rng.uniform(0, width - wide), rng.uniform(0, height - tall)
+    return float(x), float(y), float(x + wide), float(y + tall)
+
+
+def _crop_around(
+    box: np.ndarray, picture_hw: tuple[int, int], hw: tuple[int, int], rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """xyxy of a crop with the shape of ``hw`` that holds the box, 1.05 to 3 times as large, or all there is."""
+    height, width = picture_hw
+    aspect = hw[1] / hw[0]
+    x0, y0, x1, y1 = (float(value) for value in box)
+    tall = max((x1 - x0) / aspect, y1 - y0, MIN_ZOOM_PX) * np.exp(rng.uniform(np.log(1.05), np.log(3.0)))
+    tall = min(tall, height, width / aspect)
+    wide = min(tall * aspect, width)
+    x = np.clip(rng.uniform(min(x1 - wide, x0), max(x1 - wide, x0)), 0, width - wide)
+    y = np.clip(rng.uniform(min(y1 - tall, y0), max(y1 - tall, y0)), 0, height - tall)
     return float(x), float(y), float(x + wide), float(y + tall)
 
 

@@ -68,6 +68,7 @@ class DetectConfig:
     fresh_class_head: bool = False
     matching: str = "hungarian"
     min_crop: float = 0.6
+    zoom: float = 0.0
     class_weight: float = 1.0
     l1_weight: float = 1.0
     giou_weight: float = 1.0

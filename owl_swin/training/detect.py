@@ -69,8 +69,8 @@ class DetectTask:
         return DetectBatch(pixels, boxes, labels, asked, int(rng.integers(1 << 31)), align)
 
     def _canvas(self, owner: int, hw: tuple[int, int], rng: np.random.Generator) -> Canvas:
-        scenes = self.sets[owner]
-        odds = self.config.data[owner].mosaic or self.config.detect.mosaic
+        scenes, settings = self.sets[owner], self.config.detect
+        odds = self.config.data[owner].mosaic or settings.mosaic
         side = 1 + int(rng.choice(len(odds), p=odds))
 
         def draw():
@@ -81,7 +81,7 @@ class DetectTask:
                     return picture, scene.boxes_on(picture), scene.labels
             raise scenes.unreadable()
 
-        return mosaic(draw, hw, side, rng, min_kept=self.config.detect.min_crop)
+        return mosaic(draw, hw, side, rng, min_kept=settings.min_crop, zoom=settings.zoom)
 
     def _asked(self, owner: int, labels: Tensor, rng: np.random.Generator) -> Tensor:
         """Names that are scored in a scene [Q]: its own, and up to ``negatives`` others that its set annotates."""
