@@ -176,3 +176,15 @@ def test_cells_of_a_few_pixels(hw):
 def test_a_picture_without_boxes_stays_without():
     canvas = place(Image.new("RGB", (50, 40)), *NO_BOXES, (32, 32), np.random.default_rng(0), min_kept=0.6)
     assert canvas.boxes.shape == (0, 4) and canvas.labels.shape == (0,)
+
+
+@pytest.mark.parametrize("hw", [(96, 96), (64, 96), (96, 64)])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_zoomed_crop_holds_its_object_and_shows_it_large(hw, seed):
+    box = np.array([[60, 30, 100, 70]], np.float32)
+    picture = Image.new("RGB", (160, 120))
+    rng = np.random.default_rng(seed)
+    canvas = place(picture, box, np.array([3]), hw, rng, min_kept=0.99, zoom=1.0)
+    assert canvas.labels.tolist() == [3]
+    sides = (canvas.boxes[0, 2:] - canvas.boxes[0, :2]) / [hw[1], hw[0]]
+    assert 0.33 <= sides.max() <= 1
