@@ -1,0 +1,25 @@
+"""The model that ships, on the photo that `make detect` uses."""
+
+from pathlib import Path
+
+import pytest
+import skimage
+
+from owl_swin import Detector
+
+ASTRONAUT = Path(skimage.__file__).parent / "data" / "astronaut.png"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Detector:
+    return Detector.from_pretrained(device="cpu")
+
+
+def test_it_names_the_person_in_the_photo_and_nothing_that_is_not_there(shipped):
+    found = shipped.detect(ASTRONAUT, ["a person", "a cat", "a car"], threshold=0.3)
+    assert {one.name for one in found} == {"a person"}
+
+
+def test_the_same_photo_gives_the_same_answer(shipped):
+    first, second = (shipped.detect(ASTRONAUT, ["a person"], threshold=0.1).to_dicts() for _ in range(2))
+    assert first == second
