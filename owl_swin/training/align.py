@@ -2,25 +2,41 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from owl_swin.image import normalise
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.tokenizer import get_tokenizer
 from owl_swin.training.config import DataConfig, TrainConfig
 from owl_swin.training.pictures import Pictures, load_pictures
+from owl_swin.training.teacher import TeacherHead, distillation_losses, teacher_maps
 
 PROMPTS = ("{}", "a photo of a {}")
 
 
 @dataclass(frozen=True, slots=True)
 class AlignBatch:
-    """A part for each set drawn from: (set index, normalised pixels [n, 3, S, S], labels [n], which text [n])."""
+    """A part for each set drawn from."""
 
-    parts: list[tuple[int, Tensor, Tensor, Tensor]]
+    parts: list["AlignPart"]
+
+
+@dataclass(frozen=True, slots=True)
+class AlignPart:
+    """Pictures of one set: normalised pixels [n, 3, S, S], which part of the kept picture each shows (theta [n, 2, 3]),
+    its row there [n], labels [n], and a random number [n] that picks among the ways to say it."""
+
+    owner: int
+    pixels: Tensor
+    theta: Tensor
+    rows: Tensor
+    labels: Tensor
+    which: Tensor
 
 
 class AlignTask:
@@ -35,6 +51,12 @@ class AlignTask:
             caption_embeddings(pictures.texts, model) if pictures.captioned else name_embeddings(pictures.texts, model)
             for pictures in self.sets
         ]
+        self.extra = nn.Module()
+        self.teacher_maps: list[Tensor] = []
+        if config.teacher.name:
+            cache = Path(config.output) / "teacher"
+            self.teacher_maps = teacher_maps(config.teacher, [pictures.images for pictures in self.sets], cache)
+            self.extra = TeacherHead(model.config.heads.width, config.teacher.dim)
 
     def batch(self, step: int) -> AlignBatch:
         """The batch of a step: a function of the seed and the step alone, so that a resumed run sees the same."""
@@ -44,23 +66,27 @@ class AlignTask:
             if not count:
                 continue
             rows = torch.randint(len(pictures.images), (count,), generator=generator)
-            pixels = random_views(pictures.images[rows], self.config.align_size, generator)
+            theta = random_theta(count, generator)
+            pixels = random_views(pictures.images[rows], theta, self.config.align_size, generator)
             which = torch.randint(1 << 30, (count,), generator=generator)
-            parts.append((index, pixels, pictures.labels[rows], which))
+            parts.append(AlignPart(index, pixels, theta, rows, pictures.labels[rows], which))
         return AlignBatch(parts)
 
     def losses(self, model: OwlSwin, encode_patches, batch: AlignBatch) -> dict[str, Tensor]:
         """Mean loss over the pictures of the batch, and the accuracy on the first labelled set."""
-        pixels = torch.cat([part[1] for part in batch.parts])
-        embeds = model.pool(encode_patches(pixels))
+        pixels = torch.cat([part.pixels for part in batch.parts])
+        patches = encode_patches(pixels)
+        embeds = model.pool(patches)
         scale = model.alignment_log_scale.exp().clamp(max=100)
         total, start, out = embeds.new_zeros(()), 0, {}
-        for index, part_pixels, labels, which in batch.parts:
-            here = embeds[start : start + len(part_pixels)]
-            start += len(part_pixels)
-            texts = self.text_embeds[index]
+        for part in batch.parts:
+            here = embeds[start : start + len(part.rows)]
+            start += len(part.rows)
+            texts, labels = self.text_embeds[part.owner], part.labels
             if isinstance(texts, list):  # captions: one of each picture's own, contrasted within the batch
-                chosen = torch.stack([texts[i][int(w) % len(texts[i])] for i, w in zip(labels, which, strict=True)])
+                chosen = torch.stack(
+                    [texts[i][int(w) % len(texts[i])] for i, w in zip(labels, part.which, strict=True)]
+                )
                 logits = scale * here @ chosen.T
                 logits = logits.masked_fill(
                     (labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool), -1e4
@@ -72,8 +98,14 @@ class AlignTask:
                 loss = F.cross_entropy(logits, labels, label_smoothing=0.05)
                 if "accuracy" not in out:
                     out["accuracy"] = (logits.argmax(-1) == labels).float().mean().detach()
-            out[f"loss_{index}"] = loss.detach()
-            total = total + loss * len(part_pixels) / len(pixels)
+            out[f"loss_{part.owner}"] = loss.detach()
+            total = total + loss * len(part.rows) / len(pixels)
+        if self.teacher_maps:
+            maps = torch.cat([self.teacher_maps[part.owner][part.rows] for part in batch.parts])
+            theta = torch.cat([part.theta for part in batch.parts])
+            dense, pooled = distillation_losses(cast(TeacherHead, self.extra), patches, maps, theta)
+            out |= {"dense": dense.detach(), "pooled": pooled.detach()}
+            total = total + self.config.teacher.dense_weight * dense + self.config.teacher.pooled_weight * pooled
         return {"loss": total, **out}
 
 
@@ -104,15 +136,12 @@ def caption_embeddings(captions: Sequence[Sequence[str]], model: OwlSwin) -> lis
     return list(flat.split([len(own) for own in captions]))
 
 
-def random_views(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Random crops (30 to 100 % of the area, sides 3:4 to 4:3), flips and colours of uint8 [N, 3, S, S].
+def random_theta(n: int, generator: torch.Generator) -> Tensor:
+    """Which part of a picture each of n views shows, as ``affine_grid`` takes it [n, 2, 3]: 30 to 100 % of the area,
+    sides 3:4 to 4:3, half of them mirrored."""
 
-    Returns normalised pixels [N, 3, size, size].
-    """
-    n = len(images)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(n, *shape, generator=generator) * (high - low) + low
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(n, generator=generator) * (high - low) + low
 
     side = uniform(0.3, 1.0).sqrt()
     aspect = uniform(-0.14, 0.14).exp()
@@ -121,6 +150,16 @@ def random_views(images: Tensor, size: int, generator: torch.Generator) -> Tenso
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = scale_x * flip, scale_y
     theta[:, 0, 2], theta[:, 1, 2] = (1 - scale_x) * uniform(-1, 1), (1 - scale_y) * uniform(-1, 1)
+    return theta
+
+
+def random_views(images: Tensor, theta: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """The parts ``theta`` of uint8 [N, 3, S, S], with random colours: normalised pixels [N, 3, size, size]."""
+    n = len(images)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(n, *shape, generator=generator) * (high - low) + low
+
     grid = F.affine_grid(theta, [n, 3, size, size], align_corners=False)
     views = F.grid_sample(
         images.float().div_(255), grid, mode="bilinear", padding_mode="reflection", align_corners=False

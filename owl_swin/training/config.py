@@ -82,6 +82,22 @@ class DetectConfig:
         _check_mosaic("detect", self.mosaic)
 
 
+@dataclass(frozen=True, slots=True)
+class TeacherConfig:
+    """A published image network whose features the patches also learn to predict (no ``name``: none).
+
+    ``name`` is timm's; ``weights`` a safetensors file with timm's tensor names (empty: what timm publishes); ``size``
+    the side in pixels that kept pictures are shown to it at; ``dim`` how many directions of its features count.
+    """
+
+    name: str = ""
+    weights: str = ""
+    size: int = 160
+    dim: int = 256
+    dense_weight: float = 1.0
+    pooled_weight: float = 1.0
+
+
 def _check_mosaic(table: str, odds: tuple[float, ...]) -> None:
     if not odds or abs(sum(odds) - 1) > 1e-6 or min(odds) < 0:
         raise ConfigError(f"{table}.mosaic must be probabilities of 1x1, 2x2, … that add up to 1, got {odds}")
@@ -110,6 +126,7 @@ class TrainConfig:
     checkpoint_minutes: float = 5.0
     optim: OptimConfig = field(default_factory=OptimConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from owl_swin.boxes import xyxy_to_cxcywh
 from owl_swin.image import normalise
@@ -46,6 +46,7 @@ class DetectTask:
         self.first_name = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
         self.name_embeds = torch.cat([name_embeddings(scenes.names, model) for scenes in self.sets])  # [Q, E]
         self.align = AlignTask(config, model, config.align_data, config.align_batch_size) if config.align_data else None
+        self.extra = self.align.extra if self.align else nn.Module()
 
     def batch(self, step: int) -> DetectBatch:
         """The batch of a step: a function of the seed and the step alone, so that a resumed run sees the same."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from owl_swin.checkpoint import checkpoint_path, dequantise, read_tensors, save_checkpoint
 from owl_swin.config import ModelConfig, read_toml, to_mapping
@@ -24,7 +24,9 @@ from owl_swin.training.state import load_state, save_state
 
 
 class Task(Protocol):
-    """What is trained: batches as a function of the step, and losses of a batch."""
+    """What is trained: batches as a function of the step, losses of a batch, and the parameters only these need."""
+
+    extra: nn.Module
 
     def batch(self, step: int) -> Any: ...
 
@@ -46,15 +48,16 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     if config.task == "detect" and config.detect.fresh_class_head:
         copy_pooled_to_class_head(model)
     task = build_task(config, model)
-    optimizer = build_optimizer(model, config.optim)
+    optimizer = build_optimizer(model, config.optim, task.extra)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
     state_path = output / "state.safetensors"
-    first = load_state(state_path, model=model, ema=ema, optimizer=optimizer) if state_path.exists() else 0
+    parts: dict[str, Any] = {"model": model, "extra": task.extra, "ema": ema, "optimizer": optimizer}
+    first = load_state(state_path, **parts) if state_path.exists() else 0
     last = max(first, config.steps if stop_after is None else min(config.steps, first + stop_after))
     encode_patches = torch.compile(model.encode_patches) if config.compile else model.encode_patches
 
     def save(step: int) -> None:
-        save_state(state_path, model=model, ema=ema, optimizer=optimizer, step=step, settings=to_mapping(config))
+        save_state(state_path, **parts, step=step, settings=to_mapping(config))
         save_average(
             output / "model.safetensors", model, ema, {"name": output.name, "recipe": f"{step} steps of {output}"}
         )
@@ -74,7 +77,9 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
                     f"the last checkpoint in {output}"
                 )
             losses["loss"].backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(
+                [*model.parameters(), *task.extra.parameters()], config.optim.clip_norm
+            )
             optimizer.step()
             optimizer.zero_grad()
             update_ema(ema, model, config.optim.ema_decay, step)

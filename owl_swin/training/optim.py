@@ -15,11 +15,15 @@ def part_of(name: str) -> str:
     return "text" if name.startswith("text_encoder.") else "heads"
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with a group for each learning rate, with and without decay; parts at rate 0 stop requiring gradients."""
+def build_optimizer(model: nn.Module, config: OptimConfig, extra: nn.Module | None = None) -> torch.optim.AdamW:
+    """AdamW with a group for each learning rate, with and without decay; parts at rate 0 stop requiring gradients.
+
+    ``extra`` holds what only the training task needs; it learns at the rate of the heads.
+    """
     rates = {"image": config.image_lr, "text": config.text_lr, "heads": config.heads_lr}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    named = [*model.named_parameters(), *([] if extra is None else extra.named_parameters(prefix="extra"))]
+    for name, parameter in named:
         part = part_of(name)
         parameter.requires_grad_(rates[part] > 0)
         if rates[part] > 0:

@@ -13,10 +13,18 @@ from owl_swin.errors import CheckpointError
 
 
 def save_state(
-    path: Path, *, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer, step: int, settings: dict
+    path: Path,
+    *,
+    model: nn.Module,
+    extra: nn.Module,
+    ema: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    settings: dict,
 ) -> None:
     """Writes the state after ``step`` finished steps; a reader sees the old file or the new one, never half of one."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"extra.{k}": v for k, v in extra.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optim.{index}.{k}": v for k, v in state.items()}
@@ -30,7 +38,9 @@ def save_state(
         raise CheckpointError(f"{path}: cannot write the state of the run here ({error})") from None
 
 
-def load_state(path: Path, *, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+def load_state(
+    path: Path, *, model: nn.Module, extra: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> int:
     """Puts the state back in place and returns the number of finished steps."""
     try:
         with safe_open(path, "pt") as file:
@@ -40,6 +50,7 @@ def load_state(path: Path, *, model: nn.Module, ema: dict[str, Tensor], optimize
         raise CheckpointError(f"{path}: not the state of a training run ({error})") from None
     try:
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        extra.load_state_dict({k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")})
         for key in ema:
             ema[key].copy_(tensors[f"ema.{key}"])
     except (RuntimeError, KeyError):
