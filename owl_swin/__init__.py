@@ -10,6 +10,7 @@ from owl_swin.errors import (
     OwlSwinError,
     QueryError,
 )
+from owl_swin.exemplar import Exemplar
 from owl_swin.image import open_image
 from owl_swin.render import draw_detections
 from owl_swin.types import Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
@@ -23,6 +24,7 @@ __all__ = [
     "Detections",
     "Detector",
     "EncodedImage",
+    "Exemplar",
     "ImageEmbeddings",
     "ImageError",
     "MissingExtraError",

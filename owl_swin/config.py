@@ -113,6 +113,25 @@ class HeadsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationConfig:
+    """What turns raw logits into those whose sigmoid is the share of right boxes: logit · scale + bias (Platt 1999).
+
+    Apart for queries by text and by exemplar; ``owl-swin eval calibrate`` fits it.
+    """
+
+    text_scale: float = 1.0
+    text_bias: float = 0.0
+    exemplar_scale: float = 1.0
+    exemplar_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.text_scale < math.inf and 0 < self.exemplar_scale < math.inf):
+            raise ConfigError(f"calibration: scales must be positive, got {self.text_scale} and {self.exemplar_scale}")
+        if not (math.isfinite(self.text_bias) and math.isfinite(self.exemplar_bias)):
+            raise ConfigError(f"calibration: biases must be finite, got {self.text_bias} and {self.exemplar_bias}")
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """One whole model. ``embed_dim`` is the size of the space that images, patches and queries share."""
 
@@ -122,6 +141,7 @@ class ModelConfig:
     image: SwinConfig = field(default_factory=SwinConfig)
     text: TextConfig = field(default_factory=TextConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
 
     def __post_init__(self) -> None:
         if max(self.heads.stages) > len(self.image.depths):

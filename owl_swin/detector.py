@@ -7,10 +7,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from owl_swin.checkpoint import load_checkpoint
 from owl_swin.errors import QueryError
-from owl_swin.image import Frame, ImageSource, check_image_size, open_image
+from owl_swin.exemplar import (
+    BOX_PATCHES,
+    MARGIN,
+    Exemplar,
+    check_box,
+    combine,
+    most_object_like,
+    patch_of_box,
+    surroundings,
+)
+from owl_swin.image import FRAME_MULTIPLE, Frame, ImageSource, check_image_size, open_image
 from owl_swin.models.owl_swin import OwlSwin, score
 from owl_swin.postprocess import check_fraction, detections_from_logits
 from owl_swin.runtime import pick_device
@@ -22,7 +33,7 @@ ANYTHING = "object"
 # Averaged by classify(); the text encoder knows them from its training.
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a close-up of a {}")
 
-Queries = Sequence[str] | QueryEmbeddings | None
+Queries = Sequence[str | Exemplar] | QueryEmbeddings | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +106,43 @@ class Detector:
         return [item for item in encoded if item is not None]
 
     @torch.inference_mode()
-    def encode_queries(self, queries: Sequence[str]) -> QueryEmbeddings:
-        """Text queries → embeddings that can be kept and used for any number of pictures. Names are kept as given."""
+    def encode_queries(self, queries: Sequence[str | Exemplar]) -> QueryEmbeddings:
+        """Texts and exemplars → embeddings that can be kept and used for any number of pictures, in the same order.
+
+        Names are kept as given.
+        """
         if isinstance(queries, str):
             raise QueryError(f"queries must be a list of texts, got the single text {queries!r}; write [{queries!r}]")
-        names = tuple(queries)
-        if not names:
+        if isinstance(queries, Exemplar):
+            raise QueryError("queries must be a list, got a single exemplar; write [exemplar]")
+        queries = tuple(queries)
+        if not queries:
             raise QueryError("the list of queries is empty; leave queries out to find anything that looks like a thing")
-        ids = self._tokenizer([clean_text(name) for name in names]).to(self.device)
-        return QueryEmbeddings(self.model.encode_text(ids), names)
+        texts = [clean_text(query) for query in queries if not isinstance(query, Exemplar)]
+        embeds = iter(self.model.encode_text(self._tokenizer(texts).to(self.device)) if texts else ())
+        rows = [self.encode_exemplars([q]) if isinstance(q, Exemplar) else next(embeds) for q in queries]
+        return QueryEmbeddings(
+            torch.stack(rows),
+            tuple(query.name if isinstance(query, Exemplar) else query for query in queries),
+            tuple("exemplar" if isinstance(query, Exemplar) else "text" for query in queries),
+        )
+
+    @torch.inference_mode()
+    def encode_exemplars(self, exemplars: Sequence[Exemplar]) -> Tensor:
+        """One unit embedding [E] of a thing that several exemplars show: the geometric median of theirs."""
+        if not exemplars:
+            raise QueryError("the list of exemplars is empty")
+        return combine(torch.stack([self._encode_exemplar(exemplar) for exemplar in exemplars]))
+
+    @torch.inference_mode()
+    def score(self, encoded: EncodedImage, queries: QueryEmbeddings) -> Tensor:
+        """Calibrated logits [P, Q] of every patch for every query; their sigmoid is the score."""
+        self._check_fit(queries)
+        embeddings, calibration = encoded.embeddings, self.model.config.calibration
+        logits = score(embeddings, queries.query_embeds.to(embeddings.class_embeds))
+        scale = logits.new_tensor([getattr(calibration, f"{route}_scale") for route in queries.routes])
+        bias = logits.new_tensor([getattr(calibration, f"{route}_bias") for route in queries.routes])
+        return logits * scale + bias
 
     @torch.inference_mode()
     def detect(
@@ -129,9 +168,8 @@ class Detector:
             logits = embeddings.objectness_logits[:, None]
         else:
             query = queries if isinstance(queries, QueryEmbeddings) else self.encode_queries(queries)
-            self._check_fit(query)
             names = query.names
-            logits = score(embeddings, query.query_embeds.to(embeddings.class_embeds))
+            logits = self.score(encoded, query)
         if objectness is not None:
             check_fraction("objectness", objectness)
             keep = embeddings.objectness_logits.sigmoid() >= objectness
@@ -190,21 +228,37 @@ class Detector:
             return [queries] * n_images
         if len(queries) == n_images == 0:
             return []
-        if isinstance(queries, str) or all(isinstance(query, str) for query in queries):
+        if isinstance(queries, str) or all(isinstance(query, (str, Exemplar)) for query in queries):
             return [self.encode_queries(queries)] * n_images  # type: ignore[arg-type]
         if len(queries) != n_images:
             raise QueryError(f"got {len(queries)} lists of queries for {n_images} pictures; give one list a picture")
-        made: dict[tuple[str, ...], QueryEmbeddings] = {}
+        made: dict[tuple[str | Exemplar, ...], QueryEmbeddings] = {}
         out: list[QueryEmbeddings | None] = []
         for query in queries:
             if query is None or isinstance(query, QueryEmbeddings):
                 out.append(query)
             else:
-                key = tuple(query) if not isinstance(query, str) else query
+                key = tuple(query) if not isinstance(query, str) else query  # type: ignore[arg-type]
                 if key not in made:
                     made[key] = self.encode_queries(query)  # type: ignore[index, arg-type]
                 out.append(made[key])  # type: ignore[index]
         return out
+
+    def _encode_exemplar(self, exemplar: Exemplar) -> Tensor:
+        """Unit embedding [E] of one exemplar."""
+        picture = open_image(exemplar.image)
+        if exemplar.box_xyxy is None:
+            embeddings = self.encode_image(picture).embeddings
+            everything = torch.arange(len(embeddings.class_embeds), device=self.device)
+            return embeddings.class_embeds[most_object_like(embeddings, everything)]
+        box = check_box(exemplar.box_xyxy, (picture.height, picture.width))
+        part = surroundings(box, (picture.height, picture.width), MARGIN)
+        crop = picture.crop(part)
+        box_side = float((box[2:] - box[:2]).max())
+        side = BOX_PATCHES * self.model.config.heads.stride * max(crop.size) / box_side
+        frame = Frame.fit((crop.height, crop.width), max(FRAME_MULTIPLE, round(side)))
+        embeddings = self.model.encode_image(frame.pixels(crop)[None].to(self.device))[0]
+        return patch_of_box(embeddings, frame, box - box.new_tensor([part[0], part[1]] * 2))
 
     def _check_fit(self, queries: QueryEmbeddings) -> None:
         embed_dim = self.model.config.embed_dim

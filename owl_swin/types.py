@@ -13,6 +13,9 @@ from torch import Tensor
 
 from owl_swin.errors import QueryError
 
+# Where a query comes from.
+ROUTES = ("text", "exemplar")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageEmbeddings:
@@ -44,12 +47,21 @@ class ImageEmbeddings:
 
 @dataclass(frozen=True, slots=True)
 class QueryEmbeddings:
-    """Queries ready to be scored: ``query_embeds [Q, E]``, unit length, and the caller's own name of each."""
+    """Queries ready to be scored: ``query_embeds [Q, E]``, unit length, and the caller's own name of each.
+
+    ``routes`` says of each where it came from, "text" or "exemplar", because their scores are calibrated apart; left
+    out, all are texts.
+    """
 
     query_embeds: Tensor
     names: tuple[str, ...]
+    routes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.routes:
+            object.__setattr__(self, "routes", ("text",) * len(self.names))
+        if len(self.routes) != len(self.names) or not set(self.routes) <= set(ROUTES):
+            raise QueryError(f"expected one of {', '.join(ROUTES)} for each of {len(self.names)} names")
         if self.query_embeds.ndim != 2 or len(self.query_embeds) != len(self.names):
             raise QueryError(
                 f"expected one embedding for each of {len(self.names)} names, got {list(self.query_embeds.shape)}"
