@@ -79,12 +79,20 @@ def test_boxes_are_cut_to_the_picture(tmp_path, bbox, expected):
 
 
 @pytest.mark.parametrize(
-    "bbox", [[10, 10, 0, 5], [10, 10, 5, 0], [10, 10, -5, 5], [100, 10, 5, 5], [10, -9, 5, 5], [float("nan"), 1, 5, 5]]
+    "bbox", [[10, 10, 0, 5], [10, 10, 5, 0], [10, 10, -5, 5], [100, 10, 5, 5], [10, -9, 5, 5]]
 )
 def test_empty_boxes_are_left_out_and_listed(tmp_path, bbox):
     scenes = read_coco(coco(tmp_path, [annotation(bbox), annotation([1, 1, 5, 5])]), tmp_path)
     assert scenes.scenes[0].boxes.tolist() == [[1, 1, 6, 6]]
     assert len(scenes.broken) == 1 and "annotation 11: empty box" in scenes.broken[0]
+    assert scenes.scenes[0].unknown.tolist() == [1]  # something is there, only the box is lost
+
+
+@pytest.mark.parametrize("bbox", [[float("nan"), 1, 5, 5], [1, 1, float("inf"), 5], [1, 2, 3], ["a", 1, 2, 3], None, 7])
+def test_boxes_that_are_not_four_numbers_are_left_out_and_listed(tmp_path, bbox):
+    scenes = read_coco(coco(tmp_path, [annotation(bbox), annotation([1, 1, 5, 5])]), tmp_path)
+    assert scenes.scenes[0].boxes.tolist() == [[1, 1, 6, 6]]
+    assert len(scenes.broken) == 1 and "annotation 11: not four numbers" in scenes.broken[0]
 
 
 def test_unknown_categories_are_left_out_and_listed(tmp_path):
@@ -104,10 +112,12 @@ def test_crowds_are_left_out_without_complaint(tmp_path):
     path = coco(tmp_path, [annotation([1, 1, 5, 5], iscrowd=1), annotation([2, 2, 5, 5], iscrowd=0)])
     scenes = read_coco(path, tmp_path)
     assert scenes.scenes[0].boxes.tolist() == [[2, 2, 7, 7]]
+    assert scenes.scenes[0].unknown.tolist() == [1]  # more of them are there
     assert scenes.broken == []
 
 
 def test_what_was_left_out_is_said(tmp_path, caplog):
+    grey_noise(50, 100).save(tmp_path / "a.png")
     path = coco(tmp_path, [annotation([1, 1, 0, 0]), annotation([1, 1, 5, 5], category=8)])
     with caplog.at_level(logging.WARNING, "owl_swin"):
         load_scenes(DataConfig("coco", str(path), str(tmp_path)))

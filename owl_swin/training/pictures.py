@@ -1,20 +1,42 @@
 """Small labelled and captioned pictures, decoded once and held in memory as uint8, for alignment."""
 
-import io
-import json
 import random
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from owl_swin.errors import DataError
-from owl_swin.training.config import DataConfig
+from owl_swin.training.config import ALIGN_KINDS, DataConfig
+from owl_swin.training.readers.broken import report_broken
+from owl_swin.training.readers.captions import read_coco_captions, read_csv, read_jsonl, read_tars
+from owl_swin.training.readers.labelled import (
+    Sample,
+    read_crops,
+    read_cutouts,
+    read_folders,
+    read_labelled,
+    read_tiles,
+)
+
+# The most that one set may take: more would be swapped out on most machines.
+MAX_BYTES = 16 << 30
+
+READERS: dict[str, Callable[[DataConfig, list[str]], Iterator[Sample]]] = {
+    "sheets": read_tiles,
+    "crops": read_crops,
+    "labelled": read_labelled,
+    "folders": read_folders,
+    "cutouts": read_cutouts,
+    "captions": read_tars,
+    "csv": read_csv,
+    "jsonl": read_jsonl,
+    "coco_captions": read_coco_captions,
+}
+CAPTIONED = ("captions", "csv", "jsonl", "coco_captions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,127 +44,68 @@ class Pictures:
     """``images [N, 3, S, S]`` uint8 and, for each, ``labels [N]``: a row of ``texts``.
 
     ``texts[label]`` are the ways to say it. ``captioned`` pictures have a label each and are contrasted within the
-    batch; the others with all texts of their set.
+    batch; the others with all texts of their set. ``broken`` says what was left out, a sentence each.
     """
 
     images: Tensor
     labels: Tensor
     texts: list[list[str]]
     captioned: bool = False
+    broken: tuple[str, ...] = ()
 
 
 def load_pictures(config: DataConfig) -> Pictures:
-    """Reads one set; what each kind expects is said in DataConfig."""
-    readers = {
-        "sheets": _sheets,
-        "crops": _crops,
-        "labelled": _labelled,
-        "captions": _captions,
-        "cutouts": _cutouts,
-    }
-    try:
-        samples = list(readers[config.kind](config))
-    except KeyError as error:
-        raise DataError(f"{config.path}: no {error} where a set of kind {config.kind!r} has it") from None
-    except (OSError, TypeError, ValueError, IndexError, tarfile.TarError) as error:
-        raise DataError(f"{config.path}: cannot be read as {config.kind!r} ({error})") from None
+    """Reads one set; what each kind expects is said in DataConfig. Broken entries are left out, listed and counted in
+    a warning. A set that needs more than 16 GiB is refused."""
+    if config.kind not in ALIGN_KINDS:
+        known = ", ".join(ALIGN_KINDS)
+        raise DataError(f"{config.path}: sets of kind {config.kind!r} are not for alignment; those of {known} are")
+    broken: list[str] = []
+    samples = _read(config, broken)
     if not samples:
-        raise DataError(f"{config.path}: holds no picture of split {config.split!r}")
-    captioned = config.kind == "captions"
+        problem = f"cannot be read as {config.kind!r} ({broken[0]})" if broken else ""
+        raise DataError(f"{config.path}: {problem or f'holds no picture of split {config.split!r}'}")
+    report_broken(config.path, broken)
+    captioned = config.kind in CAPTIONED
+    order = list(range(len(samples)))
+    random.Random(0).shuffle(order)
     texts: dict[tuple[str, ...], int] = {}
     labels: list[int] = []
-    images: list[Tensor] = []
-    rng = random.Random(0)
-    rng.shuffle(samples)
+    kept: list[int] = []
     counts: dict[int, int] = {}
-    for pixels, names in samples:
-        label = len(labels) if captioned else texts.setdefault(names, len(texts))
+    for place in order:
+        label = len(labels) if captioned else texts.setdefault(samples[place][1], len(texts))
         counts[label] = counts.get(label, 0) + 1
-        if config.max_per_class and counts[label] > config.max_per_class:
-            continue
-        labels.append(label)
-        images.append(torch.from_numpy(pixels).permute(2, 0, 1))
-    all_texts = [list(names) for _, names in samples] if captioned else [list(names) for names in texts]
-    return Pictures(torch.stack(images), torch.tensor(labels), all_texts, captioned)
+        if not config.max_per_class or counts[label] <= config.max_per_class:
+            labels.append(label)
+            kept.append(place)
+    said = [list(samples[place][1]) for place in kept] if captioned else [list(names) for names in texts]
+    images = torch.empty(len(kept), 3, config.size, config.size, dtype=torch.uint8)
+    for row, place in enumerate(kept):
+        images[row] = torch.from_numpy(samples[place][0]).permute(2, 0, 1)
+        samples[place] = (np.empty(0, np.uint8), ())  # its pixels are in the tensor now
+    return Pictures(images, torch.tensor(labels), said, captioned, tuple(broken))
 
 
-Sample = tuple[np.ndarray, tuple[str, ...]]
-
-
-def _sheets(config: DataConfig) -> Iterator[Sample]:
-    manifest_path = Path(config.path)
-    manifest = json.loads(manifest_path.read_text())
-    tile, (rows, cols) = manifest["tile_px"], manifest["sheet_grid"]
-    names = [tuple(n.strip() for n in entry.split(",")) for entry in manifest["classes"]]
-    for sheet in manifest[config.split]:
-        pixels = np.asarray(Image.open(manifest_path.parent / sheet["sheet"]).convert("RGB"))
-        tiles = pixels.reshape(rows, tile, cols, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
-        for label, picture in zip(sheet["labels"], tiles, strict=False):
-            yield (
-                picture.copy() if tile == config.size else _square(Image.fromarray(picture), config.size),
-                names[label],
-            )
-
-
-def _crops(config: DataConfig) -> Iterator[Sample]:
-    data = json.loads(Path(config.path).read_text())
-    names = {c["id"]: (c["name"],) for c in data["categories"]}
-    boxes: dict[int, list] = {}
-    for annotation in data["annotations"]:
-        if not annotation.get("iscrowd") and min(annotation["bbox"][2:]) >= 16:
-            boxes.setdefault(annotation["image_id"], []).append(annotation)
-    for record in data["images"]:
-        if record["id"] not in boxes:
-            continue
-        picture = Image.open(Path(config.images) / record["file_name"]).convert("RGB")
-        for annotation in boxes[record["id"]]:
-            x, y, w, h = annotation["bbox"]
-            side = min(1.2 * max(w, h), *picture.size)  # a square with some surroundings, inside the picture
-            left = min(max(x + w / 2 - side / 2, 0), picture.width - side)
-            top = min(max(y + h / 2 - side / 2, 0), picture.height - side)
-            crop = picture.resize(
-                (config.size, config.size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
-            )
-            yield np.array(crop), names[annotation["category_id"]]
-
-
-def _labelled(config: DataConfig) -> Iterator[Sample]:
-    for record in json.loads(Path(config.path).read_text())["images"]:
-        picture = Image.open(Path(config.images) / record["file_name"]).convert("RGB")
-        yield _square(picture, config.size), tuple(n.strip() for n in record["label"].split(","))
-
-
-def _captions(config: DataConfig) -> Iterator[Sample]:
-    paths = sorted(Path(config.path).glob(f"{config.split}-*.tar"))
-    for path in paths:
-        with tarfile.open(path) as tar:
-            pictures: dict[str, np.ndarray] = {}
-            captions: dict[str, tuple[str, ...]] = {}
-            for member in tar:
-                if not member.isfile():
-                    continue
-                key, _, extension = member.name.rpartition(".")
-                content = tar.extractfile(member).read()  # type: ignore[union-attr]
-                if extension == "json":
-                    captions[key] = tuple(json.loads(content)["captions"])
-                else:
-                    pictures[key] = _square(Image.open(io.BytesIO(content)).convert("RGB"), config.size)
-            yield from ((pictures[key], captions[key]) for key in sorted(pictures))
-
-
-def _cutouts(config: DataConfig, *, backgrounds: int = 3) -> Iterator[Sample]:
-    rng = np.random.default_rng(0)
-    folder = Path(config.images)
-    for record in json.loads(Path(config.path).read_text())["images"]:
-        cutout = Image.open(folder / record["file_name"]).convert("RGBA").resize((config.size, config.size))
-        for _ in range(backgrounds):
-            colours = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
-            canvas = Image.fromarray(colours).resize(cutout.size, Image.Resampling.BILINEAR).convert("RGBA")
-            yield np.array(Image.alpha_composite(canvas, cutout).convert("RGB")), (record["name"],)
-
-
-def _square(picture: Image.Image, size: int) -> np.ndarray:
-    side = min(picture.size)
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.array(picture.resize((size, size), Image.Resampling.BICUBIC, box))
+def _read(config: DataConfig, broken: list[str]) -> list[Sample]:
+    """All samples of the set, or the first ``max_pictures``."""
+    samples: list[Sample] = []
+    most = MAX_BYTES // (3 * config.size**2)
+    try:
+        for sample in READERS[config.kind](config, broken):
+            if config.max_pictures and len(samples) == config.max_pictures:
+                break
+            if len(samples) == most:
+                raise DataError(
+                    f"{config.path}: holds more than {most} pictures, which at {config.size} pixels take more than "
+                    f"{MAX_BYTES / 2**30:.3g} GiB of memory; set data.max_pictures, or a smaller data.size"
+                )
+            samples.append(sample)
+    except DataError:
+        raise
+    except KeyError as error:
+        raise DataError(f"{config.path}: no {error} where a set of kind {config.kind!r} has it") from None
+    except (OSError, TypeError, ValueError, IndexError, AttributeError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{config.path}: cannot be read as {config.kind!r} ({reason})") from None
+    return samples

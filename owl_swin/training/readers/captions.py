@@ -1,0 +1,168 @@
+"""Pictures with captions: webdataset tars, tables, and COCO captions."""
+
+import csv
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from owl_swin.errors import DataError
+from owl_swin.training.config import DataConfig
+from owl_swin.training.readers.labelled import Sample, squares
+from owl_swin.training.readers.naming import PICTURE_SUFFIXES, images_folder, place_pictures, texts_of
+
+TEXT_KEYS = ("captions", "caption", "text")
+SEPARATORS = (",", "\t", ";")
+
+
+def read_tars(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
+    """webdataset shards as open_clip reads them: KEY.jpg (png, webp, …) with KEY.txt, or KEY.json with "caption" or
+    "captions". The key ends at the first dot of the file's name. A shard that is cut off gives what it holds."""
+    for shard in shards(config.path, config.split):
+        pictures: dict[str, bytes] = {}
+        texts: dict[str, tuple[str, ...]] = {}
+        try:
+            with tarfile.open(shard) as tar:
+                for member in tar:
+                    _read_member(tar, member, pictures, texts)
+        except (OSError, tarfile.TarError, EOFError) as error:
+            broken.append(f"{shard}: not a whole tar file ({getattr(error, 'strerror', None) or error})")
+        broken += [f"{shard.name} {key}: caption without a picture" for key in sorted(texts.keys() - pictures.keys())]
+        entries = ((f"{shard.name} {key}", pictures[key], texts.get(key, ())) for key in sorted(pictures))
+        yield from squares(entries, config.size, broken)
+
+
+def shards(path: str, split: str) -> list[Path]:
+    """The tars that a folder, a tar or a pattern stands for, in order.
+
+    Patterns know braces of numbers ("cc3m-{000..331}.tar"), * and ?, and several parts joined by "::".
+    """
+    if Path(path).is_dir():
+        return sorted(Path(path).glob(f"{split}-*.tar"))
+    found: list[Path] = []
+    for part in path.split("::"):
+        for one in expand_braces(part):
+            found += _matching(Path(one)) if any(c in one for c in "*?[") else [Path(one)]
+    return found
+
+
+def _matching(pattern: Path) -> list[Path]:
+    root = Path(pattern.anchor)
+    return sorted(root.glob(str(pattern.relative_to(root))))
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """ "a-{08..11}" → a-08, a-09, a-10, a-11; "{b,c}" → b, c."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if not match:
+        return [pattern]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if numbers:
+        first, last = numbers.groups()
+        inner = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    else:
+        inner = match[1].split(",")
+    start, end = pattern[: match.start()], pattern[match.end() :]
+    return [start + one + rest for one in inner for rest in expand_braces(end)]
+
+
+def read_csv(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
+    """A line a caption, with column names on top, separated by commas, tabs or semicolons; lines of one picture are
+    put together."""
+    path = Path(config.path)
+    columns = (config.path_column, config.caption_column)
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        header = file.readline()
+        separator = next(
+            (s for s in SEPARATORS if set(columns) <= set(next(csv.reader([header], delimiter=s), []))), None
+        )
+        if separator is None:
+            raise DataError(
+                f"{path}: its first line names no columns {columns[0]!r} and {columns[1]!r}; "
+                f"set data.path_column and data.caption_column (it is {header.strip()[:80]!r})"
+            )
+        file.seek(0)
+        rows = [(f"line {n}", row) for n, row in enumerate(csv.DictReader(file, delimiter=separator), start=2)]
+    yield from _table(rows, config, broken)
+
+
+def read_jsonl(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
+    """A JSON object a line, with a picture's path and a caption or a list of them."""
+    rows = []
+    for number, line in enumerate(Path(config.path).read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            row = None
+            broken.append(f"line {number}: not a JSON object ({error})")
+        if isinstance(row, dict):
+            rows.append((f"line {number}", row))
+        elif row is not None:
+            broken.append(f"line {number}: not a JSON object ({line[:40]})")
+    yield from _table(rows, config, broken)
+
+
+def read_coco_captions(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
+    """COCO captions: "images", and "annotations" with ``image_id`` and ``caption``."""
+    path = Path(config.path)
+    data = json.loads(path.read_text())
+    texts: dict[Any, list[str]] = {}
+    names: dict[Any, str] = {}
+    for place, record in enumerate(data["images"], start=1):
+        if isinstance(record, dict) and "id" in record and texts_of(record.get("file_name")):
+            names[record["id"]] = record["file_name"]
+        else:
+            broken.append(f"image record number {place}: has no id or file_name")
+    for place, annotation in enumerate(data["annotations"], start=1):
+        known: dict[str, Any] = annotation if isinstance(annotation, dict) else {}
+        text, image_id = texts_of(known.get("caption")), known.get("image_id")
+        if not text or image_id not in names:
+            broken.append(f"annotation number {place}: {'unknown picture' if text else 'has no caption'} {image_id}")
+            continue
+        texts.setdefault(image_id, []).append(text[0])
+    sources = place_pictures(images_folder(path, config.images), list(names.values()))
+    entries = [
+        (name, source, tuple(texts.get(image_id, ())))
+        for source, (image_id, name) in zip(sources, names.items(), strict=True)
+    ]
+    yield from squares(entries, config.size, broken)
+
+
+def _table(rows: list[tuple[str, dict[str, Any]]], config: DataConfig, broken: list[str]) -> Iterator[Sample]:
+    """Samples of the rows of a table, one a picture."""
+    texts: dict[str, list[str]] = {}
+    for where, row in rows:
+        name, text = texts_of(row.get(config.path_column)), texts_of(row.get(config.caption_column))
+        if name and text:
+            texts.setdefault(name[0], []).extend(text)
+        else:
+            broken.append(f"{where}: has no {config.caption_column if name else config.path_column}")
+    folder = Path(config.images) if config.images else Path(config.path).parent
+    entries = ((name, folder / name, tuple(own)) for name, own in texts.items())
+    yield from squares(entries, config.size, broken)
+
+
+def _read_member(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, pictures: dict[str, bytes], texts: dict[str, tuple[str, ...]]
+) -> None:
+    folder, _, name = member.name.rpartition("/")
+    stem, _, extension = name.partition(".")
+    key, extension = f"{folder}/{stem}" if folder else stem, extension.lower()
+    file = tar.extractfile(member) if member.isfile() and stem else None
+    if file is None:
+        return
+    if f".{extension}" in PICTURE_SUFFIXES:
+        pictures[key] = file.read()
+    elif extension == "txt":
+        texts.setdefault(key, texts_of(file.read().decode("utf-8", "replace")))
+    elif extension == "json":
+        try:
+            content = json.loads(file.read())
+        except ValueError:
+            return  # the picture is then one without a text, and noted so
+        found = next((texts_of(content[k]) for k in TEXT_KEYS if texts_of(content.get(k))), ()) if content else ()
+        texts[key] = found or texts.get(key, ())

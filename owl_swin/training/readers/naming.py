@@ -1,0 +1,52 @@
+"""Names and places as data sets write them, made ready for a text encoder and a file system."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+def spoken(name: str) -> str:
+    """A name as one would say it: spaces for underscores."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def spoken_names(text: str) -> list[str]:
+    """The names in "sofa, couch", each once."""
+    return list(dict.fromkeys(filter(None, (spoken(name) for name in text.split(",")))))
+
+
+def texts_of(value: Any) -> tuple[str, ...]:
+    """The non-empty texts in a text or a list of texts; anything else has none."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
+
+
+def images_folder(path: Path, images: str) -> Path:
+    """The folder of a set's pictures: the one given, else "images" beside the file, else the file's own."""
+    if images:
+        return Path(images)
+    return path.parent / "images" if (path.parent / "images").is_dir() else path.parent
+
+
+def place_pictures(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Where pictures lie in ``folder``.
+
+    Many annotation files name them with folders that a copy of the pictures has not ("images/v1/patch8/a.jpg" in
+    patch8/a.jpg). The first form under which one of the first 20 is found is taken for all.
+    """
+    for parts in (0, 2, 1):
+        if any((folder / _last(name, parts)).is_file() for name in names[:20]):
+            return [folder / _last(name, parts) for name in names]
+    return [folder / name for name in names]
+
+
+def pictures_in(folder: Path, *, deep: bool = True) -> list[Path]:
+    """The picture files of a folder, in order; ``deep``: and of the folders in it."""
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(path for path in found if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."))
+
+
+def _last(name: str, parts: int) -> str:
+    return "/".join(PurePosixPath(name).parts[-parts:]) if parts else name

@@ -1,0 +1,218 @@
+"""A picture with boxes and names, a set of them, and the checks that every reader of boxes shares."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from owl_swin.errors import DataError, ImageError
+from owl_swin.image import open_image
+
+logger = logging.getLogger("owl_swin")
+
+# What undoes the turn by which an EXIF orientation makes a picture upright; only turns that swap width and height.
+UNTURN = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def no_rows() -> np.ndarray:
+    """No rows of the set's names."""
+    return np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Where a picture lies, its ``boxes [N, 4]`` in xyxy pixels, and ``labels [N]``: for each a row of the set's names.
+
+    ``negatives [K]``: names that were looked for and are not there; None: every name of the set was looked for, so
+    each one without a box is absent. ``unknown [U]``: names of which boxes may be missing here (LVIS' "not exhaustive",
+    crowds, VOC's "difficult", a box that was broken), whether or not others are given: nothing in the picture is surely
+    not one of these.
+    """
+
+    source: Path
+    boxes: np.ndarray
+    labels: np.ndarray
+    tile: tuple[int, int, int, int] | None = None  # xyxy part of the source that is the picture
+    stated_wh: tuple[int, int] | None = None  # size that the boxes speak of; (1, 1): they are fractions of the picture
+    negatives: np.ndarray | None = None
+    unknown: np.ndarray = field(default_factory=no_rows)
+
+    def boxes_on(self, picture: Image.Image) -> np.ndarray:
+        """The boxes in pixels of the picture as it is, which may be stored smaller than annotated."""
+        if self.stated_wh is None or self.stated_wh == picture.size:
+            return self.boxes
+        x, y = picture.width / self.stated_wh[0], picture.height / self.stated_wh[1]
+        return self.boxes * np.array([x, y, x, y], dtype=np.float32)
+
+    def absent(self, n_names: int) -> np.ndarray:
+        """Rows [K] of the set's ``n_names`` names that are surely not in the picture, in order."""
+        looked_for = np.arange(n_names) if self.negatives is None else self.negatives
+        return np.setdiff1d(looked_for, np.concatenate([self.labels, self.unknown]))
+
+
+@dataclass(slots=True)
+class Scenes:
+    """One set. What a scene says of the names that it has no box of is told by its ``negatives`` and ``unknown``."""
+
+    scenes: list[Scene]
+    names: list[list[str]]  # the ways to say each class
+    broken: list[str] = field(default_factory=list)  # what was left out, a sentence each
+    cache_bytes: int = 4 << 30
+    _cache: dict[object, Image.Image] = field(default_factory=dict)
+
+    def picture(self, scene: Scene) -> Image.Image:
+        """The decoded picture, kept while there is room."""
+        key = (scene.source, scene.tile)
+        if key in self._cache:
+            return self._cache[key]
+        sheet = self._cache.get(scene.source) or open_annotated(scene)
+        picture = sheet if scene.tile is None else sheet.crop(scene.tile)
+        kept = scene.source if scene.tile is not None else key
+        size = sheet.width * sheet.height * 3
+        if kept not in self._cache and size <= self.cache_bytes:
+            self._cache[kept] = sheet
+            self.cache_bytes -= size
+        return picture
+
+    def unreadable(self) -> DataError:
+        """What to raise when no picture of the set can be read."""
+        return DataError(
+            f"none of 100 pictures drawn from {self.scenes[0].source.parent} could be read: {self.broken[-1]}"
+        )
+
+
+def readable(scenes: Scenes, scene: Scene) -> Image.Image | None:
+    """The picture, or None (noted once in ``broken``) when its file cannot be read."""
+    try:
+        return scenes.picture(scene)
+    except ImageError as error:
+        if str(error) not in scenes.broken:
+            scenes.broken.append(str(error))
+            logger.warning("left out: %s", error)
+        return None
+
+
+def open_annotated(scene: Scene) -> Image.Image:
+    """The scene's source file as its boxes see it: upright, unless the stated size is that of the stored pixels.
+
+    Annotations speak of the picture as it is shown, EXIF orientation applied. Some tools ignore the orientation and
+    annotate the pixels as stored; where the stated size tells (a quarter turn of a picture that is no square), the
+    picture comes as stored, so that the boxes fit.
+    """
+    picture = open_image(scene.source)
+    if scene.stated_wh is None or not _sideways(scene.stated_wh, picture.size):
+        return picture
+    turn = UNTURN.get(exif_orientation(scene.source))
+    return picture if turn is None else picture.transpose(turn)
+
+
+def exif_orientation(path: Path) -> int:
+    """EXIF's number of the orientation that a readable picture is stored in; 1 is upright."""
+    with Image.open(path) as file:
+        return int(file.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _sideways(stated_wh: tuple[int, int], upright_wh: tuple[int, int]) -> bool:
+    """Whether a stated size has the shape of the picture turned by a quarter rather than upright."""
+    stated, upright = (math.log(wh[0] / wh[1]) for wh in (stated_wh, upright_wh))
+    return abs(stated + upright) < abs(stated - upright)
+
+
+class BoxList:
+    """The boxes of one picture while they are read.
+
+    What is no box inside the picture is left out and noted in ``broken``; its name is then unknown in the picture.
+    """
+
+    def __init__(self, broken: list[str], wh: tuple[int, int] | None = None):
+        self.broken, self.wh = broken, wh
+        self.boxes: list[tuple[float, float, float, float]] = []
+        self.labels: list[int] = []
+        self.unknown: list[int] = []
+
+    def add(self, where: str, label: int, xyxy: Sequence[Any], *, shown: Any = None) -> None:
+        """Adds a box, cut to the picture; ``where`` and ``shown`` (the box as the file has it) are for the note."""
+        shown = list(xyxy) if shown is None else shown
+        try:
+            x0, y0, x1, y1 = (float(value) for value in xyxy)
+            numbers = all(math.isfinite(value) for value in (x0, y0, x1, y1))
+        except (TypeError, ValueError):
+            numbers = False
+        if not numbers:
+            self.broken.append(f"{where}: not four numbers {shown}")
+            self.unknown.append(label)
+            return
+        width, height = self.wh or (math.inf, math.inf)
+        x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+        if x1 <= x0 or y1 <= y0:
+            self.broken.append(f"{where}: empty box {shown}")
+            self.unknown.append(label)
+            return
+        self.boxes.append((x0, y0, x1, y1))
+        self.labels.append(label)
+
+    def scene(self, source: Path, **more: Any) -> Scene:
+        """The scene of these boxes; ``more`` are further fields of it."""
+        boxes = np.array(self.boxes, dtype=np.float32).reshape(-1, 4)
+        labels = np.array(self.labels, dtype=np.int64)
+        unknown = np.unique(np.array(self.unknown + list(more.pop("unknown", ())), dtype=np.int64))
+        return Scene(source, boxes, labels, **{"stated_wh": self.wh, **more}, unknown=unknown)
+
+
+def without_rare(scenes: Scenes, min_boxes: int) -> Scenes:
+    """The set without the names that have fewer than ``min_boxes`` boxes; rows are counted anew."""
+    labels = [scene.labels for scene in scenes.scenes]
+    counts = np.bincount(np.concatenate([no_rows(), *labels]), minlength=len(scenes.names))
+    kept = np.flatnonzero(counts >= min_boxes)
+    new_row = np.full(len(scenes.names), -1)
+    new_row[kept] = np.arange(len(kept))
+
+    def moved(rows: np.ndarray) -> np.ndarray:
+        return new_row[rows][new_row[rows] >= 0]
+
+    left = [
+        replace(
+            scene,
+            boxes=scene.boxes[new_row[scene.labels] >= 0],
+            labels=moved(scene.labels),
+            negatives=None if scene.negatives is None else moved(scene.negatives),
+            unknown=moved(scene.unknown),
+        )
+        for scene in scenes.scenes
+    ]
+    return replace(scenes, scenes=left, names=[scenes.names[row] for row in kept])
+
+
+def without_missing(scenes: list[Scene], broken: list[str]) -> list[Scene]:
+    """The scenes whose file is there; the others are noted in ``broken``. One look a folder, not one a picture."""
+    listed: dict[Path, set[str]] = {}
+    missing: dict[Path, None] = {}
+    for scene in scenes:
+        folder = scene.source.parent
+        if folder not in listed:
+            try:
+                listed[folder] = {path.name for path in folder.iterdir()}
+            except (OSError, ValueError):
+                listed[folder] = set()
+        if scene.source.name not in listed[folder] and not _is_file(scene.source):
+            missing[scene.source] = None
+    broken += [f"{source}: no such picture" for source in missing]
+    return [scene for scene in scenes if scene.source not in missing] if missing else scenes
+
+
+def _is_file(path: Path) -> bool:
+    # A file system may know the name in another case or composition than its listing shows.
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

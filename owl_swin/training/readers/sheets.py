@@ -1,0 +1,57 @@
+"""Sheets of equal tiles with a manifest: each tile is a picture of one named object with one box."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from owl_swin.training.readers.naming import spoken_names
+from owl_swin.training.readers.scene import BoxList, Scenes
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What manifest.json says: tiles of ``side`` pixels, ``rows`` x ``cols`` a sheet, and the names of each class."""
+
+    side: int
+    rows: int
+    cols: int
+    names: list[list[str]]
+    sheets: list[dict[str, Any]]
+
+    @staticmethod
+    def read(path: Path, split: str) -> "Manifest":
+        """The part ``split`` of a manifest."""
+        content = json.loads(path.read_text())
+        rows, cols = content["sheet_grid"]
+        names = [spoken_names(entry) for entry in content["classes"]]
+        return Manifest(content["tile_px"], rows, cols, names, content[split])
+
+    def tiles(self, sheet: dict[str, Any], broken: list[str]) -> Iterator[tuple[int, int, int, int]]:
+        """Place, label, and left and top pixel of the tiles in use."""
+        for place, label in enumerate(sheet["labels"][: self.rows * self.cols]):
+            if not isinstance(label, int) or not 0 <= label < len(self.names):
+                broken.append(f"{sheet['sheet']} tile {place}: unknown class {label}")
+                continue
+            yield place, label, place % self.cols * self.side, place // self.cols * self.side
+
+
+def read_sheets(path: Path, split: str) -> Scenes:
+    """A scene a tile. Only names that occur in the split, so that a name which it never shows is no negative."""
+    manifest = Manifest.read(path, split)
+    broken: list[str] = []
+    tiles = [
+        (path.parent / sheet["sheet"], label, (x, y), sheet["boxes_xyxy"][place])
+        for sheet in manifest.sheets
+        for place, label, x, y in manifest.tiles(sheet, broken)
+    ]
+    seen = sorted({label for _, label, _, _ in tiles})
+    rows = {label: row for row, label in enumerate(seen)}
+    side = manifest.side
+    scenes = []
+    for source, label, (x, y), box in tiles:
+        boxes = BoxList(broken, (side, side))
+        boxes.add(f"{source.name} tile at {x}, {y}", rows[label], box)
+        scenes.append(boxes.scene(source, tile=(x, y, x + side, y + side), stated_wh=None))
+    return Scenes(scenes, [manifest.names[label] for label in seen], broken)

@@ -1,0 +1,129 @@
+"""YOLO form: data.yaml or a list of class names, and a text file of relative boxes beside each picture's folder."""
+
+from pathlib import Path
+from typing import Any
+
+from owl_swin.errors import DataError, MissingExtraError
+from owl_swin.training.readers.naming import PICTURE_SUFFIXES, pictures_in, spoken_names
+from owl_swin.training.readers.scene import BoxList, Scene, Scenes
+
+YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
+LIST_NAMES = ("classes.txt", "obj.names", "labels.txt")
+# Boxes may reach over the border by a rounding error; beyond this they are in pixels.
+LARGEST = 1.01
+
+
+def read_yolo(path: Path, images: str, split: str) -> Scenes:
+    """data.yaml (``names``, ``path``, and pictures under the name of the split), classes.txt, or a folder with one.
+
+    Labels of images/a.jpg lie in labels/a.txt, or beside the picture: "class cx cy w h" a line in fractions of the
+    picture; of a polygon "class x y x y …" the box around it is taken. A picture without a label file has no boxes.
+    """
+    path = next((path / name for name in YAML_NAMES + LIST_NAMES if (path / name).is_file()), path)
+    if path.suffix in (".yaml", ".yml"):
+        classes, places = _read_yaml(path, split)
+    else:
+        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        classes = dict(enumerate(names))
+        places = [path.parent / "images" if (path.parent / "images").is_dir() else path.parent]
+    broken: list[str] = []
+    rows = {number: row for row, number in enumerate(sorted(classes))}
+    pictures = [one for place in ([Path(images)] if images else places) for one in _pictures(place)]
+    scenes = [_scene(picture, rows, broken) for picture in pictures]
+    return Scenes(scenes, [spoken_names(classes[number]) or [classes[number]] for number in sorted(classes)], broken)
+
+
+def label_file(picture: Path) -> Path:
+    """Where the labels of a picture lie: the last folder "images" on its way becomes "labels"."""
+    parts = list(picture.parent.parts)
+    if "images" in parts:
+        last = len(parts) - 1 - parts[::-1].index("images")
+        parts[last] = "labels"
+        return Path(*parts) / f"{picture.stem}.txt"
+    beside = picture.parent.parent / "labels" / f"{picture.stem}.txt"
+    return beside if beside.is_file() else picture.with_suffix(".txt")
+
+
+def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path]]:
+    """Class names by number, and the folders or lists of the split's pictures."""
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError:
+        raise MissingExtraError("reading data.yaml", "train") from None
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    names: Any = content["names"]
+    classes = {
+        int(number): str(name) for number, name in (names.items() if isinstance(names, dict) else enumerate(names))
+    }
+    keys = {"val": ("val", "valid", "validation")}.get(split, (split,))
+    places: Any = next((content[key] for key in keys if content.get(key)), None)
+    if places is None:
+        known = [key for key in ("train", "val", "valid", "test") if content.get(key)]
+        raise DataError(f"{path}: has no split {split!r}; it has {', '.join(known) or 'none'}")
+    root = path.parent / str(content.get("path") or "")
+    root = root if root.is_dir() else path.parent  # "path" may speak of another machine
+    return classes, [_resolved(root, str(place)) for place in (places if isinstance(places, list) else [places])]
+
+
+def _resolved(root: Path, place: str) -> Path:
+    # Exporters write "../train/images" for the folder train/images beside data.yaml.
+    found = [root / place, root / place.removeprefix("../")]
+    return next((one for one in found if one.exists()), found[0])
+
+
+def _pictures(place: Path) -> list[Path]:
+    """Pictures of a folder and the folders in it, or of a list with a path a line, relative to the list."""
+    if place.is_dir():
+        return pictures_in(place)
+    lines = [line.strip() for line in place.read_text().splitlines()]
+    return [place.parent / line for line in lines if line]
+
+
+def _scene(picture: Path, rows: dict[int, int], broken: list[str]) -> Scene:
+    boxes, labels = BoxList(broken, (1, 1)), label_file(picture)
+    try:
+        lines = labels.read_text().splitlines() if labels.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        broken.append(f"{labels}: cannot be read ({getattr(error, 'strerror', None) or error})")
+        return boxes.scene(picture, unknown=rows.values())
+    for number, line in enumerate(lines, start=1):
+        where, fields = f"{labels.parent.name}/{labels.name} line {number}", line.split()
+        if not fields:
+            continue
+        try:
+            label, values = int(float(fields[0])), [float(value) for value in fields[1:]]
+        except (ValueError, OverflowError):
+            broken.append(f"{where}: not numbers {line[:60]!r}")
+            continue
+        if label not in rows:
+            broken.append(f"{where}: unknown class {label}")
+        elif len(values) != 4 and (len(values) < 6 or len(values) % 2):
+            broken.append(f"{where}: not 'class cx cy w h' {line[:60]!r}")
+            boxes.unknown.append(rows[label])
+        elif max(values) > LARGEST:
+            broken.append(f"{where}: not fractions of the picture {line[:60]!r}")
+            boxes.unknown.append(rows[label])
+        else:
+            boxes.add(where, rows[label], _corners(values), shown=line[:60])
+    return boxes.scene(picture)
+
+
+def _corners(values: list[float]) -> tuple[float, float, float, float]:
+    if len(values) > 4:
+        return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
+    x, y, w, h = values
+    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+
+
+def is_yolo(folder: Path) -> bool:
+    """Whether a folder looks like a set in YOLO form."""
+    named = any((folder / name).is_file() for name in YAML_NAMES)
+    listed = any((folder / name).is_file() for name in LIST_NAMES)
+    return named or (listed and ((folder / "labels").is_dir() or any(_has_label(p) for p in folder.glob("*.txt"))))
+
+
+def _has_label(path: Path) -> bool:
+    return any(path.with_suffix(suffix).is_file() for suffix in PICTURE_SUFFIXES)
