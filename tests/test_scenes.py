@@ -78,9 +78,7 @@ def test_boxes_are_cut_to_the_picture(tmp_path, bbox, expected):
     assert scenes.scenes[0].boxes.tolist() == [expected]
 
 
-@pytest.mark.parametrize(
-    "bbox", [[10, 10, 0, 5], [10, 10, 5, 0], [10, 10, -5, 5], [100, 10, 5, 5], [10, -9, 5, 5]]
-)
+@pytest.mark.parametrize("bbox", [[10, 10, 0, 5], [10, 10, 5, 0], [10, 10, -5, 5], [100, 10, 5, 5], [10, -9, 5, 5]])
 def test_empty_boxes_are_left_out_and_listed(tmp_path, bbox):
     scenes = read_coco(coco(tmp_path, [annotation(bbox), annotation([1, 1, 5, 5])]), tmp_path)
     assert scenes.scenes[0].boxes.tolist() == [[1, 1, 6, 6]]
@@ -236,7 +234,7 @@ def test_training_goes_on_without_the_unreadable_pictures(tmp_path, task):
     grey_noise(40, 40).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     task.sets = [Scenes([scene_of(tmp_path / name) for name in ("good.png", "bad.png", "absent.png")], [["cat"]])]
-    canvas = task._canvas(0, (64, 64), np.random.default_rng(0))
+    canvas, _ = task._canvas(0, (64, 64), np.random.default_rng(0))
     assert canvas.pixels.min() > 50  # all four cells hold the good one
 
 

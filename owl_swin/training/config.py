@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from owl_swin.errors import ConfigError
 
 TASKS = ("align", "detect")
-MATCHINGS = ("hungarian", "centre")
+MATCHINGS = ("hungarian", "aligned", "centre")
 PRECISIONS = ("float32", "bfloat16")
+CONTRASTS = ("softmax", "sigmoid")
+SHARDS = ("ddp", "fsdp")
 DETECT_KINDS = ("coco", "lvis", "voc", "yolo", "visual_genome", "sheets")
 ALIGN_KINDS = (
     "captions",
@@ -105,6 +107,7 @@ class DetectConfig:
     mosaic: tuple[float, ...] = (0.4, 0.3, 0.3)
     fresh_class_head: bool = False
     matching: str = "hungarian"
+    scales: tuple[float, ...] = (1.0,)
     min_crop: float = 0.6
     zoom: float = 0.0
     class_weight: float = 1.0
@@ -117,6 +120,8 @@ class DetectConfig:
     def __post_init__(self) -> None:
         if self.matching not in MATCHINGS:
             raise ConfigError(f"detect.matching must be one of {', '.join(MATCHINGS)}, got {self.matching!r}")
+        if not self.scales or min(self.scales) <= 0:
+            raise ConfigError(f"detect.scales must be positive factors on image_size, got {self.scales}")
         _check_mosaic("detect", self.mosaic)
 
 
@@ -143,7 +148,15 @@ def _check_mosaic(table: str, odds: tuple[float, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """One run of `owl-swin train`."""
+    """One run of `owl-swin train`.
+
+    ``init`` are weights to start from, each on top of the one before: a model file, a run's folder or state, a name
+    that ships, "swin:NAME" (a published Swin for the image encoder) or "open_clip:MODEL/TAG" (a published text encoder).
+    ``batch_size`` is for each process and each of the ``accumulate`` passes of a step. ``contrast`` is the loss on
+    captions. ``shard`` says how several processes share the model. ``preview_every`` steps, a picture of what the model
+    finds is drawn (0: never). ``blend`` mixes the weights that the run started from into the result: 0 is the trained
+    model alone, 1 the old one (WiSE-FT, arXiv:2109.01903).
+    """
 
     task: str
     model: str
@@ -156,9 +169,16 @@ class TrainConfig:
     align_weight: float = 0.5
     steps: int = 1000
     batch_size: int = 64
+    accumulate: int = 1
     image_size: int = 64
     precision: str = "float32"
+    contrast: str = "softmax"
     compile: bool = False
+    device: str = "auto"
+    shard: str = "ddp"
+    blend: float = 0.0
+    tensorboard: bool = False
+    preview_every: int = 0
     seed: int = 0
     log_every: int = 20
     checkpoint_minutes: float = 5.0
@@ -171,11 +191,17 @@ class TrainConfig:
             raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.optim.text_lr:
-            raise ConfigError("optim.text_lr must be 0: the text encoder stays as it is, its embeddings are made once")
-        if not self.optim.image_lr and not self.optim.heads_lr:
-            raise ConfigError("optim.image_lr and optim.heads_lr are both 0: nothing would be trained")
+        if self.contrast not in CONTRASTS:
+            raise ConfigError(f"contrast must be one of {', '.join(CONTRASTS)}, got {self.contrast!r}")
+        if self.shard not in SHARDS:
+            raise ConfigError(f"shard must be one of {', '.join(SHARDS)}, got {self.shard!r}")
+        if not 0 <= self.blend <= 1:
+            raise ConfigError(f"blend must lie in 0 (the trained weights) to 1 (the old ones), got {self.blend}")
+        if not self.optim.image_lr and not self.optim.heads_lr and not self.optim.text_lr:
+            raise ConfigError("optim.image_lr, text_lr and heads_lr are all 0: nothing would be trained")
+        if self.preview_every and (self.task != "detect" or self.shard == "fsdp"):
+            raise ConfigError("preview_every draws boxes of a whole model: it needs task = 'detect' and shard = 'ddp'")
         if not self.data:
             raise ConfigError("a run needs at least one [[data]] table")
-        if min(self.steps, self.batch_size, self.log_every) < 1:
-            raise ConfigError("steps, batch_size and log_every must be at least 1")
+        if min(self.steps, self.batch_size, self.accumulate, self.log_every) < 1:
+            raise ConfigError("steps, batch_size, accumulate and log_every must be at least 1")

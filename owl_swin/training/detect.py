@@ -10,12 +10,14 @@ from owl_swin.boxes import xyxy_to_cxcywh
 from owl_swin.image import normalise
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches, score
-from owl_swin.training.align import AlignBatch, AlignTask, jitter_colours, name_embeddings
+from owl_swin.training.align import AlignBatch, AlignTask, jitter_colours
 from owl_swin.training.augment import Canvas, mosaic
 from owl_swin.training.config import TrainConfig
+from owl_swin.training.distributed import Process
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
-from owl_swin.training.matcher import centre_match, hungarian_match
-from owl_swin.training.scenes import Scenes, load_scenes, readable
+from owl_swin.training.matcher import MATCHERS
+from owl_swin.training.scenes import Scene, Scenes, load_scenes, readable
+from owl_swin.training.texts import TextBank, prompted
 
 # Height and width of a batch in fractions of image_size: square, landscape, portrait.
 SHAPES = ((1.0, 1.0), (0.7, 1.0), (1.0, 0.7))
@@ -23,117 +25,139 @@ SHAPES = ((1.0, 1.0), (0.7, 1.0), (1.0, 0.7))
 
 @dataclass(frozen=True, slots=True)
 class DetectBatch:
-    """``pixels [B, 3, H, W]`` uint8; a list item a scene: ``boxes [G, 4]`` cxcywh in [0, 1], ``labels [G]`` in the
-    bank of all names; ``asked [B, Q]`` which names count in which scene."""
+    """``pixels [B, 3, H, W]`` uint8; a list item a scene: ``boxes [G, 4]`` cxcywh in [0, 1] and ``labels [G]``, columns
+    of the batch's Q classes; ``asked [B, Q]`` which classes count in which scene; ``classes [Q]`` of the bank and how
+    they are said this time, ``texts [Q]`` rows of it; ``colours [B, 3]`` uniform numbers."""
 
     pixels: Tensor
     boxes: list[Tensor]
     labels: list[Tensor]
     asked: Tensor
-    colours: int
+    classes: Tensor
+    texts: Tensor
+    colours: Tensor
     align: AlignBatch | None
 
 
 class DetectTask:
-    """Draws a set by weight for each scene; positives are the scene's names, negatives other names of its own set."""
+    """Draws a set by weight for each scene; positives are the scene's names, negatives other names of its own set that
+    are known to be absent."""
 
-    def __init__(self, config: TrainConfig, model: OwlSwin):
-        self.config = config
+    def __init__(self, config: TrainConfig, model: OwlSwin, process: Process):
+        self.config, self.process = config, process
         self.sets: list[Scenes] = [load_scenes(data) for data in config.data]
         weights = np.array([data.weight for data in config.data])
         self.odds = weights / weights.sum()
         sizes = [len(scenes.names) for scenes in self.sets]
         self.first_name = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
-        self.name_embeds = torch.cat([name_embeddings(scenes.names, model) for scenes in self.sets])  # [Q, E]
-        self.align = AlignTask(config, model, config.align_data, config.align_batch_size) if config.align_data else None
-        self.extra = self.align.extra if self.align else nn.Module()
+        names = [own for scenes in self.sets for own in scenes.names]
+        self.bank = TextBank(prompted(names), model, trainable=config.optim.text_lr > 0)
+        self.extra = nn.ModuleDict()
+        self.align = None
+        if config.align_data:
+            self.align = AlignTask(config, model, config.align_data, config.align_batch_size, process)
+            self.extra = self.align.extra
+        self.matcher = MATCHERS[config.detect.matching]
 
-    def batch(self, step: int) -> DetectBatch:
-        """The batch of a step: a function of the seed and the step alone, so that a resumed run sees the same."""
-        config, rng = self.config, np.random.default_rng((self.config.seed, step))
+    def batch(self, index: int) -> DetectBatch:
+        """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the
+        same, and so that the processes together see what one would with all their scenes."""
+        config, rng = self.config, np.random.default_rng((self.config.seed, index))
         shape = SHAPES[rng.integers(len(SHAPES))]
-        hw = tuple(max(32, round(config.image_size * side / 32) * 32) for side in shape)
-        canvases, owners = [], []
-        for _ in range(config.batch_size):
+        longer = config.image_size * config.detect.scales[rng.integers(len(config.detect.scales))]
+        hw = (max(32, round(longer * shape[0] / 32) * 32), max(32, round(longer * shape[1] / 32) * 32))
+        ways = torch.from_numpy(rng.random(len(self.bank), dtype=np.float32)).clamp(max=1 - 1e-6)
+        canvases, asked, labels = [], [], []
+        first = self.process.rank * config.batch_size
+        for place in range(first, first + config.batch_size):
+            rng = np.random.default_rng((config.seed, index, place))
             owner = int(rng.choice(len(self.sets), p=self.odds))
-            canvases.append(self._canvas(owner, hw, rng))  # type: ignore[arg-type]
-            owners.append(owner)
+            canvas, drawn = self._canvas(owner, hw, rng)
+            canvases.append(canvas)
+            labels.append(torch.from_numpy(canvas.labels + self.first_name[owner]))
+            asked.append(self._asked(owner, canvas.labels, drawn, rng))
+        classes = torch.cat(asked).unique()  # [Q], sorted
+        counts = torch.zeros(config.batch_size, len(classes), dtype=torch.bool)
+        for row, own in zip(counts, asked, strict=True):
+            row[torch.searchsorted(classes, own)] = True
         scale = torch.tensor([hw[1], hw[0], hw[1], hw[0]])
-        boxes = [xyxy_to_cxcywh(torch.from_numpy(canvas.boxes) / scale) for canvas in canvases]
-        labels = [
-            torch.from_numpy(canvas.labels + self.first_name[owner])
-            for canvas, owner in zip(canvases, owners, strict=True)
-        ]
-        asked = torch.stack([self._asked(owner, label, rng) for owner, label in zip(owners, labels, strict=True)])
-        pixels = torch.from_numpy(np.stack([canvas.pixels for canvas in canvases])).permute(0, 3, 1, 2)
-        align = self.align.batch(step) if self.align else None
-        return DetectBatch(pixels, boxes, labels, asked, int(rng.integers(1 << 31)), align)
+        colours = torch.rand(
+            config.batch_size * self.process.world, 3, generator=torch.Generator().manual_seed(int(ways.sum() * 1e4))
+        )
+        return DetectBatch(
+            pixels=torch.from_numpy(np.stack([canvas.pixels for canvas in canvases])).permute(0, 3, 1, 2),
+            boxes=[xyxy_to_cxcywh(torch.from_numpy(canvas.boxes) / scale) for canvas in canvases],
+            labels=[torch.searchsorted(classes, own) for own in labels],
+            asked=counts,
+            classes=classes,
+            texts=self.bank.draw(classes, ways[classes]),
+            colours=colours[first : first + config.batch_size],
+            align=self.align.batch(index) if self.align else None,
+        )
 
-    def _canvas(self, owner: int, hw: tuple[int, int], rng: np.random.Generator) -> Canvas:
+    def _canvas(self, owner: int, hw: tuple[int, int], rng: np.random.Generator) -> tuple[Canvas, list[Scene]]:
         scenes, settings = self.sets[owner], self.config.detect
         odds = self.config.data[owner].mosaic or settings.mosaic
         side = 1 + int(rng.choice(len(odds), p=odds))
+        drawn: list[Scene] = []
 
         def draw():
             for _ in range(100):
                 scene = scenes.scenes[rng.integers(len(scenes.scenes))]
                 picture = readable(scenes, scene)
                 if picture is not None:
+                    drawn.append(scene)
                     return picture, scene.boxes_on(picture), scene.labels
             raise scenes.unreadable()
 
-        return mosaic(draw, hw, side, rng, min_kept=settings.min_crop, zoom=settings.zoom)
+        return mosaic(draw, hw, side, rng, min_kept=settings.min_crop, zoom=settings.zoom), drawn
 
-    def _asked(self, owner: int, labels: Tensor, rng: np.random.Generator) -> Tensor:
-        """Names that are scored in a scene [Q]: its own, and up to ``negatives`` others that its set annotates."""
-        first, last = self.first_name[owner], self.first_name[owner + 1]
-        asked = torch.zeros(len(self.name_embeds), dtype=torch.bool)
-        others = rng.permutation(np.setdiff1d(np.arange(first, last), labels.numpy()))
-        asked[others[: self.config.detect.negatives]] = True
-        asked[labels] = True
-        return asked
+    def _asked(self, owner: int, labels: np.ndarray, drawn: list[Scene], rng: np.random.Generator) -> Tensor:
+        """Names that are scored in a canvas, as classes of the bank: its own, and up to ``negatives`` others that
+        none of its pictures shows. A picture speaks only of names that its set has annotated in it."""
+        names = len(self.sets[owner].names)
+        absent = np.ones(names, dtype=bool)
+        for scene in drawn:
+            if scene.negatives is not None:
+                checked = np.zeros(names, dtype=bool)
+                checked[scene.negatives] = True
+                absent &= checked
+            absent[scene.labels] = False
+            absent[scene.unknown] = False
+        others = rng.permutation(np.flatnonzero(absent))[: self.config.detect.negatives]
+        return torch.from_numpy(np.union1d(labels, others).astype(np.int64) + self.first_name[owner])
 
     def losses(self, model: OwlSwin, encode_patches, batch: DetectBatch) -> dict[str, Tensor]:
         """Class, box and objectness losses, each a mean over the scenes of the sum a matched pair."""
         settings = self.config.detect
-        generator = torch.Generator().manual_seed(batch.colours)
-
-        def uniform(low: float, high: float, *shape: int) -> Tensor:
-            return torch.rand(len(batch.pixels), *shape, generator=generator) * (high - low) + low
-
-        pixels = normalise(jitter_colours(batch.pixels.float() / 255, uniform))
+        device = model.alignment_log_scale.device
+        pixels = batch.pixels.to(device, non_blocking=True).float() / 255
+        pixels = normalise(jitter_colours(pixels, batch.colours))
         patches = encode_patches(pixels)
         images = encode_from_patches(model, patches, (pixels.shape[2], pixels.shape[3]))
-        with torch.autocast(pixels.device.type, enabled=False):  # a logit needs more than the 3 digits of bfloat16
-            logits = score(images, self.name_embeds)  # [B, P, Q]
+        texts = self.bank.embed(model, batch.texts)
+        with torch.autocast(device.type, enabled=False):  # a logit needs more than the 3 digits of bfloat16
+            logits = score(images, texts.float())  # [B, P, Q]
         stride = model.config.heads.stride
         centres = cell_centres(images.grid_hw) * stride / torch.tensor([pixels.shape[3], pixels.shape[2]])
+        centres = centres.to(device)
         class_targets = torch.zeros_like(logits)
         object_targets = torch.zeros_like(images.objectness_logits)
-        counts = torch.ones(len(pixels))
+        counts = torch.ones(len(pixels), device=device)
         l1, giou = logits.new_zeros(()), logits.new_zeros(())
         for i, (boxes, labels) in enumerate(zip(batch.boxes, batch.labels, strict=True)):
-            boxes, multi_hot = merge_same_boxes(boxes, labels, logits.shape[-1])
-            if settings.matching == "centre":
-                chosen, matched = centre_match(centres, boxes)
-            else:
-                chosen, matched = hungarian_match(
-                    logits[i],
-                    images.pred_boxes[i],
-                    multi_hot,
-                    boxes,
-                    alpha=settings.focal_alpha,
-                    gamma=settings.focal_gamma,
-                )
-            count = max(len(chosen), 1)
+            boxes, multi_hot = merge_same_boxes(boxes.to(device), labels.to(device), logits.shape[-1])
+            match = self.matcher(centres, logits[i], images.pred_boxes[i], multi_hot, boxes, settings)
+            count = match.weights.sum().clamp(min=1)
             counts[i] = count
-            class_targets[i, chosen] = multi_hot[matched]
-            object_targets[i, chosen] = 1
-            distance, overlap = box_losses(images.pred_boxes[i, chosen], boxes[matched])
-            l1 = l1 + distance.sum() / count
-            giou = giou + overlap.sum() / count
+            class_targets[i, match.patches] = multi_hot[match.targets] * match.weights[:, None]
+            object_targets[i, match.patches] = match.weights
+            distance, overlap = box_losses(images.pred_boxes[i, match.patches], boxes[match.targets])
+            l1 = l1 + (distance * match.weights).sum() / count
+            giou = giou + (overlap * match.weights).sum() / count
         focal = {"alpha": settings.focal_alpha, "gamma": settings.focal_gamma}
-        per_scene = (focal_loss(logits, class_targets, **focal) * batch.asked[:, None]).sum((1, 2)) / counts
+        asked = batch.asked.to(device)[:, None]
+        per_scene = (focal_loss(logits, class_targets, **focal) * asked).sum((1, 2)) / counts
         objectness = focal_loss(images.objectness_logits, object_targets, **focal).sum(1) / counts
         parts = {
             "class": per_scene.mean(),
@@ -150,5 +174,5 @@ class DetectTask:
         if self.align is not None and batch.align is not None:
             aligned = self.align.losses(model, encode_patches, batch.align)
             total = total + self.config.align_weight * aligned["loss"]
-            parts |= {"align": aligned["loss"], **{k: v for k, v in aligned.items() if k == "accuracy"}}
+            parts |= {"align": aligned["loss"], **{k: v for k, v in aligned.items() if k in ("accuracy", "dense")}}
         return {"loss": total, **{name: value.detach() for name, value in parts.items()}}

@@ -1,107 +1,174 @@
-"""The training loop: one command, one TOML; resumable to the bit, with a metrics file and a progress bar."""
+"""The training loop: one command, one TOML, one process or many; resumable to the bit."""
 
-import json
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor, nn
 
-from owl_swin.checkpoint import checkpoint_path, dequantise, read_tensors, save_checkpoint
+from owl_swin.checkpoint import save_checkpoint
 from owl_swin.config import ModelConfig, read_toml, to_mapping
-from owl_swin.errors import CheckpointError, OwlSwinError
+from owl_swin.errors import OwlSwinError
 from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.training.align import AlignTask
 from owl_swin.training.config import TrainConfig
-from owl_swin.training.optim import build_optimizer, set_learning_rate, update_ema
+from owl_swin.training.detect import DetectTask
+from owl_swin.training.distributed import Process, mean_over_processes, share, started_process, whole
+from owl_swin.training.initial import blended, load_init
+from owl_swin.training.journal import Journal
+from owl_swin.training.optim import build_optimizer, part_of, set_learning_rate, update_ema
+from owl_swin.training.preview import draw_preview
 from owl_swin.training.state import load_state, save_state
 
 
 class Task(Protocol):
-    """What is trained: batches as a function of the step, losses of a batch, and the parameters only these need."""
+    """What is trained: batches as a function of their index, losses of a batch, and the parameters only these need."""
 
-    extra: nn.Module
+    @property
+    def extra(self) -> nn.Module: ...
 
-    def batch(self, step: int) -> Any: ...
+    def batch(self, index: int) -> Any: ...
 
     def losses(self, model: OwlSwin, encode_patches: Callable[[Tensor], Tensor], batch: Any) -> dict[str, Tensor]: ...
+
+
+class TrainStep(nn.Module):
+    """Model and task as one module, so that its gradients can be averaged over processes."""
+
+    def __init__(self, model: OwlSwin, task: Task, encode_patches: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.model, self.extra = model, task.extra
+        self._task, self._encode_patches = task, encode_patches
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        return self._task.losses(self.model, self._encode_patches, batch)
 
 
 def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     """Runs or resumes a run to its end (or for ``stop_after`` steps more) and returns its folder.
 
     The folder then holds ``state.safetensors`` (to go on), ``model.safetensors`` (the averaged weights, to use) and
-    ``metrics.jsonl`` (a line every ``log_every`` steps).
+    ``metrics.jsonl`` (a line every ``log_every`` steps). Under `torchrun` the processes share the work.
     """
+    with started_process(config.device) as process:
+        return _train(config, process, stop_after)
+
+
+def _train(config: TrainConfig, process: Process, stop_after: int | None) -> Path:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    model = OwlSwin(read_toml(config.model, ModelConfig))
+    model = OwlSwin(read_toml(config.model, ModelConfig)).to(process.device)
     for path in config.init:
         load_init(model, path)
+    old = {name: p.detach().clone() for name, p in model.named_parameters()} if config.blend else {}
     if config.task == "detect" and config.detect.fresh_class_head:
         copy_pooled_to_class_head(model)
-    task = build_task(config, model)
+    task = build_task(config, model, process)
+    task.extra.to(process.device)
+    freeze(model, config)
+    encode_patches = torch.compile(model.encode_patches) if config.compile else model.encode_patches
+    step_module = share(TrainStep(model, task, encode_patches), process, config.shard)
     optimizer = build_optimizer(model, config.optim, task.extra)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
-    state_path = output / "state.safetensors"
     parts: dict[str, Any] = {"model": model, "extra": task.extra, "ema": ema, "optimizer": optimizer}
+    state_path = output / "state.safetensors"
     first = load_state(state_path, **parts) if state_path.exists() else 0
     last = max(first, config.steps if stop_after is None else min(config.steps, first + stop_after))
-    encode_patches = torch.compile(model.encode_patches) if config.compile else model.encode_patches
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     def save(step: int) -> None:
-        save_state(state_path, **parts, step=step, settings=to_mapping(config))
-        save_average(
-            output / "model.safetensors", model, ema, {"name": output.name, "recipe": f"{step} steps of {output}"}
-        )
+        save_state(state_path, **parts, step=step, settings=to_mapping(config), process=process)
+        weights = {name: whole(value) for name, value in ema.items()}
+        if process.first:
+            save_average(output / "model.safetensors", config, blended(weights, old, config.blend) if old else weights)
+
+    def journal() -> Journal | nullcontext:
+        if not process.first:
+            return nullcontext()
+        return Journal(output, first=first, steps=config.steps, tensorboard=config.tensorboard)
 
     model.train()
-    saved, started = time.monotonic(), time.monotonic()
-    with open(output / "metrics.jsonl", "a") as metrics, _progress_bar() as bar:
-        shown = bar.add_task("", total=config.steps, completed=first)
-        for step, batch in zip(range(first, last), _prefetched(task, first, last), strict=True):
-            torch.manual_seed(config.seed * 7_919 + step)
+    saved = started = time.monotonic()
+    batches = _prefetched(task, first * config.accumulate, last * config.accumulate)
+    with journal() as book:
+        for step in range(first, last):
+            torch.manual_seed(config.seed * 7_919 + step + 104_729 * process.rank)
             factor = set_learning_rate(optimizer, config.optim, step, config.steps)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-                losses = task.losses(model, encode_patches, batch)
+            losses = _gradients(step_module, batches, config, process)
             if not losses["loss"].isfinite():
                 raise OwlSwinError(
                     f"step {step}: the loss is {losses['loss'].item()}; lower the learning rates and go on from "
                     f"the last checkpoint in {output}"
                 )
-            losses["loss"].backward()
-            norm = torch.nn.utils.clip_grad_norm_(
-                [*model.parameters(), *task.extra.parameters()], config.optim.clip_norm
-            )
+            norm = whole(torch.nn.utils.clip_grad_norm_(trained, config.optim.clip_norm))
             optimizer.step()
             optimizer.zero_grad()
             update_ema(ema, model, config.optim.ema_decay, step)
-            bar.update(shown, completed=step + 1)
+            if book:
+                book.advance(step + 1)
             if step % config.log_every == 0 or step + 1 == last:
-                rate = (step + 1 - first) / (time.monotonic() - started)
-                line = {k: round(v.item(), 5) for k, v in losses.items()}
-                line |= {"grad_norm": round(norm.item(), 4), "lr_factor": round(factor, 5)}
-                print(json.dumps({"step": step, **line, "steps_per_s": round(rate, 3)}), file=metrics, flush=True)
-                bar.update(shown, description=f"loss {line['loss']:.4f}")
-            if time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                numbers = {k: round(v, 5) for k, v in mean_over_processes(losses, process).items()}
+                numbers |= {"grad_norm": round(norm.item(), 4), "lr_factor": round(factor, 5)}
+                if book:
+                    rate = (step + 1 - first) / (time.monotonic() - started)
+                    book.write(step, numbers | {"steps_per_s": round(rate, 3)})
+            if book and isinstance(task, DetectTask) and _is_turn(step + 1, config.preview_every):
+                book.picture(step, draw_preview(output / f"found-{step + 1}.jpg", model, ema, task))
+            if _due(saved, config.checkpoint_minutes, process):
                 save(step + 1)
                 saved = time.monotonic()
     save(last)
     return output
 
 
-def save_average(path: Path, model: OwlSwin, ema: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Writes the averaged weights as a model file."""
-    averaged = OwlSwin(model.config)
-    averaged.load_state_dict({**model.state_dict(), **ema})
-    save_checkpoint(path, averaged, card)
+def _gradients(step_module: nn.Module, batches: Iterator[Any], config: TrainConfig, process: Process) -> dict:
+    """Adds up the gradients of ``accumulate`` passes; returns the mean of their losses."""
+    mean: dict[str, Tensor] = {}
+    for turn in range(config.accumulate):
+        batch = next(batches)
+        together = turn + 1 == config.accumulate or not hasattr(step_module, "no_sync")
+        with nullcontext() if together else step_module.no_sync():  # type: ignore[operator]
+            with torch.autocast(process.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                losses = step_module(batch)
+            (losses["loss"] / config.accumulate).backward()
+        for name, value in losses.items():
+            mean[name] = mean.get(name, 0.0) + value.detach() / config.accumulate
+    return mean
+
+
+def _is_turn(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _due(saved: float, minutes: float, process: Process) -> bool:
+    """Whether it is time to save: the first process's clock decides for all."""
+    due = time.monotonic() - saved > 60 * minutes
+    if process.world == 1:
+        return due
+    flag = torch.tensor(float(due), device=process.device)
+    torch.distributed.broadcast(flag, 0)
+    return bool(flag)
+
+
+def freeze(model: OwlSwin, config: TrainConfig) -> None:
+    """Parts whose learning rate is 0 stop requiring gradients."""
+    rates = {"image": config.optim.image_lr, "text": config.optim.text_lr, "heads": config.optim.heads_lr}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(rates[part_of(name)] > 0)
+
+
+def save_average(path: Path, config: TrainConfig, weights: dict[str, Tensor]) -> None:
+    """Writes averaged weights as a model file."""
+    averaged = OwlSwin(read_toml(config.model, ModelConfig))
+    averaged.load_state_dict({k: weights[k].cpu().reshape(v.shape) for k, v in averaged.named_parameters()})
+    output = Path(config.output)
+    save_checkpoint(path, averaged, {"name": output.name, "recipe": f"`owl-swin train` into {output}"})
 
 
 def copy_pooled_to_class_head(model: OwlSwin) -> None:
@@ -109,44 +176,23 @@ def copy_pooled_to_class_head(model: OwlSwin) -> None:
     model.class_head.embed.load_state_dict(model.image_projection.state_dict())
 
 
-def build_task(config: TrainConfig, model: OwlSwin) -> Task:
+def build_task(config: TrainConfig, model: OwlSwin, process: Process) -> Task:
     """The task that a run's ``task`` names."""
     if config.task == "align":
-        from owl_swin.training.align import AlignTask
-
-        return AlignTask(config, model, config.data, config.batch_size)
-    from owl_swin.training.detect import DetectTask
-
-    return DetectTask(config, model)
-
-
-def load_init(model: OwlSwin, path: str) -> None:
-    """Starts from weights: of a whole model, of the text encoder alone, or the average of an earlier run's state.
-
-    Parts that the file does not hold stay as they are; a tensor of another shape, or a file without any, is refused.
-    """
-    tensors = dequantise(read_tensors(checkpoint_path(path))[0], path)
-    own = model.state_dict()
-    if any(key.startswith("ema.") for key in tensors):
-        tensors = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
-    elif any(key.startswith("tower.") for key in tensors):
-        tensors = {f"text_encoder.{k}": v for k, v in tensors.items()}
-    wrong = [k for k, v in tensors.items() if k not in own or own[k].shape != v.shape]
-    if wrong or not tensors:
-        raise CheckpointError(f"{path}: does not fit this model; first misfit: {wrong[:3] or 'no tensors'}")
-    model.load_state_dict(tensors, strict=False)
+        return AlignTask(config, model, config.data, config.batch_size, process)
+    return DetectTask(config, model, process)
 
 
 def _prefetched(task: Task, first: int, last: int, *, ahead: int = 3) -> Iterator[Any]:
-    """Batches of the steps, made by a thread while the step before runs."""
+    """Batches in order, made by a thread while the ones before are learned from."""
     ready: queue.Queue = queue.Queue(maxsize=ahead)
     stop = threading.Event()
 
     def work() -> None:
         item: tuple[Any, Exception | None]
-        for step in range(first, last):
+        for index in range(first, last):
             try:
-                item = (task.batch(step), None)
+                item = (task.batch(index), None)
             except Exception as error:  # raised again where the batch is asked for
                 item = (None, error)
             while not stop.is_set():
@@ -167,15 +213,3 @@ def _prefetched(task: Task, first: int, last: int, *, ahead: int = 3) -> Iterato
             yield batch
     finally:
         stop.set()
-
-
-def _progress_bar() -> Progress:
-    """A bar on stderr with loss, steps and time left; silent where stderr is no terminal."""
-    return Progress(
-        "{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )

@@ -27,7 +27,7 @@ def merge_same_boxes(boxes: Tensor, labels: Tensor, n_queries: int, *, iou: floa
 
     ``boxes [G, 4]`` cxcywh, ``labels [G]`` → boxes [M, 4] and multi-hot labels [M, Q]. The first box of a group stays.
     """
-    multi_hot = F.one_hot(labels, n_queries).float() if len(labels) else torch.zeros(0, n_queries)
+    multi_hot = F.one_hot(labels, n_queries).float() if len(labels) else boxes.new_zeros(0, n_queries)
     if len(boxes) < 2:
         return boxes, multi_hot
     same = pairwise_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(boxes)) > iou
@@ -35,6 +35,6 @@ def merge_same_boxes(boxes: Tensor, labels: Tensor, n_queries: int, *, iou: floa
     first = same.float().argmax(1)  # the earliest box that this one repeats
     while not torch.equal(first, first[first]):  # a repeats b, b repeats c: all are of c's group
         first = first[first]
-    leader = first == torch.arange(len(boxes))
+    leader = first == torch.arange(len(boxes), device=boxes.device)
     merged = torch.zeros_like(multi_hot).index_add_(0, first, multi_hot).clamp(max=1)
     return boxes[leader], merged[leader]

@@ -55,8 +55,8 @@ def teacher_maps(config: TeacherConfig, sets: Sequence[Tensor], cache: Path) -> 
         parts = []
         for start in range(0, len(images), BATCH):
             found = _maps(teacher, images[start : start + BATCH], config.size, mean, std)
-            parts.append(torch.einsum("nchw,ct->nthw", found - centre[:, None, None], directions).half())
-        maps.append(torch.cat(parts))
+            parts.append(torch.einsum("nchw,ct->nthw", found - centre[:, None, None], directions).half().contiguous())
+        maps.append(torch.cat(parts).contiguous())
     cache.mkdir(parents=True, exist_ok=True)
     save_file({str(i): m for i, m in enumerate(maps)}, path)
     stamp.write_text(wanted)

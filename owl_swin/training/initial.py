@@ -1,0 +1,73 @@
+"""Weights to start from, and mixing them back in at the end."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from owl_swin.checkpoint import checkpoint_path, dequantise, read_tensors
+from owl_swin.errors import CheckpointError, ConfigError
+from owl_swin.models.owl_swin import OwlSwin
+
+
+def load_init(model: OwlSwin, source: str) -> None:
+    """Starts from weights; ``source`` as in TrainConfig.init.
+
+    Parts that the source does not hold stay as they are; a tensor of another shape, or a file without any, is refused.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "swin" and name:
+        _load(model, {f"image_encoder.{k}": v for k, v in _published_swin(model, name).items()}, source)
+        return
+    if kind == "open_clip" and name:
+        _load(model, {f"text_encoder.tower.{k}": v for k, v in _published_text(model, name).items()}, source)
+        return
+    tensors = dequantise(read_tensors(checkpoint_path(_state_of(source)))[0], source)
+    if any(key.startswith("ema.") for key in tensors):
+        tensors = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
+    elif any(key.startswith("tower.") for key in tensors):
+        tensors = {f"text_encoder.{k}": v for k, v in tensors.items()}
+    _load(model, tensors, source)
+
+
+def _state_of(source: str) -> str:
+    """A run's folder means its state, which has all the digits that model.safetensors rounds away."""
+    state = Path(source) / "state.safetensors"
+    return str(state) if state.is_file() else source
+
+
+def _load(model: OwlSwin, tensors: dict[str, Tensor], source: str) -> None:
+    own = model.state_dict()
+    wrong = [k for k, v in tensors.items() if k not in own or own[k].shape != v.shape]
+    if wrong or not tensors:
+        raise CheckpointError(f"{source}: does not fit this model; first misfit: {wrong[:3] or 'no tensors'}")
+    model.load_state_dict(tensors, strict=False)
+
+
+def _published_swin(model: OwlSwin, name: str) -> dict[str, Tensor]:
+    from owl_swin.published import load_swin
+
+    return load_swin(name, padding=model.config.image.padding).state_dict()
+
+
+def _published_text(model: OwlSwin, name: str) -> dict[str, Tensor]:
+    import open_clip
+
+    architecture, _, tag = name.partition("/")
+    if not tag or model.config.text.open_clip != architecture:
+        raise ConfigError(
+            f"open_clip:{name}: write open_clip:MODEL/TAG with the MODEL that the model's text.open_clip names "
+            f"({model.config.text.open_clip or 'none here'})"
+        )
+    published = open_clip.create_model(architecture, pretrained=tag)
+    text = published.text if hasattr(published, "text") else None
+    if text is not None:
+        return text.state_dict()
+    own = model.text_encoder.tower.state_dict()  # open_clip's CLIP class keeps the text tower's parts at its top
+    return {key: value for key, value in published.state_dict().items() if key in own}
+
+
+@torch.no_grad()
+def blended(trained: dict[str, Tensor], old: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights between the trained and the old ones: ``share`` 0 is all trained, 1 all old."""
+    return {key: torch.lerp(value.float(), old[key].to(value.device).float(), share) for key, value in trained.items()}

@@ -1,0 +1,154 @@
+"""Several processes train as one would with all their pictures, and a run that is killed goes on to the bit."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_data import TINY_MODEL, align_settings, detect_settings, to_toml, write_captions, write_labelled
+
+from owl_swin.config import ModelConfig, read_toml
+from owl_swin.errors import ConfigError
+from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.training.distributed import started_process
+
+PROGRAM = """
+import sys
+from owl_swin.config import read_toml
+from owl_swin.training.config import TrainConfig
+from owl_swin.training.loop import train
+train(read_toml(sys.argv[1], TrainConfig))
+"""
+
+
+def start(toml: Path, **env: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(toml)], env={**os.environ, "OMP_NUM_THREADS": "1", **env}
+    )
+
+
+def run(folder: Path, settings: dict, processes: int = 1) -> Path:
+    """The run's folder after all processes have ended well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    toml = folder / "run.toml"
+    settings = settings | {"output": str(folder / "run"), "device": "cpu"}
+    toml.write_text(to_toml(settings))
+    if processes == 1:
+        started = [start(toml)]
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        started = [start(toml, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(processes)]
+    codes = [process.wait(timeout=240) for process in started]
+    assert codes == [0] * processes
+    return Path(settings["output"])
+
+
+def losses(folder: Path) -> list[dict]:
+    """Everything that a run measured, without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "steps_per_s"} for line in lines]
+
+
+def without_drop_path(settings: dict) -> dict:
+    """Which blocks are left out at random depends on the process; here nothing is."""
+    model = Path(settings["model"])
+    model.write_text(TINY_MODEL.replace("drop_path_rate = 0.05", "drop_path_rate = 0.0"))
+    return settings
+
+
+def assert_close_runs(one: Path, other: Path) -> None:
+    """The same losses and weights, up to the order of sums."""
+    for ours, theirs in zip(losses(one), losses(other), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-3, abs=2e-4)
+    ours, theirs = load_file(one / "state.safetensors"), load_file(other / "state.safetensors")
+    assert ours.keys() == theirs.keys()
+    moved = [key for key in ours if key.startswith("model.") and ours[key].is_floating_point()]
+    assert all(torch.allclose(ours[key], theirs[key], atol=2e-3) for key in moved)
+
+
+def mixed_align(folder: Path, **changes) -> dict:
+    """Alignment on labelled and captioned pictures, four of each in a batch of eight."""
+    labelled = write_labelled(folder / "labelled", n=12)
+    data = [
+        {"kind": "labelled", "path": str(labelled), "images": str(labelled.parent / "images"), "size": 32},
+        {"kind": "captions", "path": str(write_captions(folder / "captions", n=12)), "size": 32},
+    ]
+    return without_drop_path(align_settings(folder, data, steps=3, **changes))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"contrast": "softmax"}, {"contrast": "sigmoid"}, {"shard": "fsdp"}],
+    ids=["softmax", "sigmoid", "fsdp"],
+)
+def test_two_processes_align_as_one_with_the_doubled_batch(tmp_path, change):
+    settings = mixed_align(tmp_path) | change
+    settings["optim"] = settings["optim"] | {"text_lr": 1e-3}
+    double = run(tmp_path / "double", settings | {"batch_size": 16})
+    two = run(tmp_path / "two", settings | {"batch_size": 8}, processes=2)
+    assert_close_runs(two, double)
+
+
+def test_two_processes_detect_as_one_with_the_doubled_batch(tmp_path):
+    settings = without_drop_path(detect_settings(tmp_path, steps=3))
+    double = run(tmp_path / "double", settings | {"batch_size": 8})
+    two = run(tmp_path / "two", settings | {"batch_size": 4}, processes=2)
+    assert_close_runs(two, double)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_goes_on_to_the_bit(tmp_path, processes):
+    settings = detect_settings(tmp_path, steps=8, checkpoint_minutes=0.0)
+    straight = run(tmp_path / "straight", settings, processes)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    toml = folder / "run.toml"
+    toml.write_text(to_toml(settings | {"output": str(folder / "run"), "device": "cpu"}))
+    victim = start(toml)
+    metrics = folder / "run" / "metrics.jsonl"
+    if processes == 1:
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
+            assert victim.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    # Half a line, as a machine that lost its power leaves it.
+    metrics.parent.mkdir(exist_ok=True)
+    with open(metrics, "a") as file:
+        file.write('{"step": 7, "lo')
+    gone_on = run(folder, settings, processes)
+    assert losses(gone_on) == losses(straight)
+    ours, theirs = (load_file(path / "state.safetensors") for path in (gone_on, straight))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_one_process_needs_no_launcher():
+    with started_process("cpu") as process:
+        assert (process.rank, process.world, process.device.type, process.first) == (0, 1, "cpu", True)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="must be auto, cpu or cuda"), started_process("tpu"):
+        pass
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="finds no GPU"), started_process("cuda"):
+            pass
+
+
+def test_the_tiny_model_has_no_other_randomness(tmp_path):
+    """What the comparisons above rest on."""
+    settings = without_drop_path(detect_settings(tmp_path))
+    model = OwlSwin(read_toml(settings["model"], ModelConfig)).train()
+    pixels = torch.rand(2, 3, 64, 64)
+    assert torch.equal(model.encode_patches(pixels), model.encode_patches(pixels))
