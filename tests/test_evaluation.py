@@ -14,7 +14,8 @@ from owl_swin.cli.main import main
 from owl_swin.detector import TEMPLATES
 from owl_swin.errors import DataError
 from owl_swin.evaluation.alignment import class_embeddings, evaluate_classification
-from owl_swin.evaluation.coco import average_precision, evaluate_detection
+from owl_swin.evaluation.coco import evaluate_detection
+from owl_swin.evaluation.precision import average_precision
 from owl_swin.image import open_image
 from owl_swin.types import Detections, QueryEmbeddings
 
@@ -45,13 +46,16 @@ def answer(image, category, bbox, score):
 
 @pytest.mark.parametrize("data", [truth(), truth((0, 3, BOX, 1))], ids=["no boxes", "a crowd alone"])
 def test_a_set_without_boxes_has_no_figures(data):
-    expected = {"AP": None, "AP50": None, "per_class": {}, "ci95": None}
+    expected = dict.fromkeys(["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]) | {"per_class": {}}
+    expected |= {"ci95": None}
     assert average_precision(data, []) == average_precision(data, [answer(0, 3, BOX, 0.9)]) == expected
 
 
 def test_without_answers_every_figure_is_zero():
     figures = average_precision(truth((0, 3, BOX)), [])
-    assert figures == {"AP": 0.0, "AP50": 0.0, "per_class": {"class 3": 0.0}, "ci95": [0.0, 0.0]}
+    assert figures.pop("AP_small") is figures.pop("AP_large") is None
+    zeros = dict.fromkeys(["AP", "AP50", "AP75", "AP_medium"], 0.0)
+    assert figures == zeros | {"per_class": {"class 3": 0.0}, "ci95": [0.0, 0.0]}
 
 
 # COCO reads the precision at 101 recalls, 0.00 to 1.00: 51 of them are at most one half.
@@ -106,6 +110,28 @@ def test_a_loose_box_counts_at_the_loose_thresholds():
     # 62 % of the width: found at IoU 0.50, 0.55 and 0.60, missed at the other seven.
     figures = average_precision(truth((0, 3, [0, 0, 50, 50])), [answer(0, 3, [0, 0, 31, 50], 0.5)])
     assert figures["AP"] == 30 and figures["AP50"] == 100
+
+
+def test_sizes_are_those_of_the_annotated_area():
+    # Areas of 900, 1,600 and 10,000 pixels; only the middle one is found, and its answer is as small as the first.
+    boxes = [(0, 3, [0, 0, 30, 30]), (0, 3, [50, 50, 40, 40]), (1, 3, [0, 0, 100, 100])]
+    figures = average_precision(truth(*boxes), [answer(0, 3, [50, 50, 31, 31], 0.5)])
+    assert figures["AP_small"] == figures["AP_large"] == 0
+    assert figures["AP_medium"] == 30  # 60 % overlap: found at IoU 0.50, 0.55 and 0.60
+    assert figures["AP75"] == 0 and figures["AP50"] == pytest.approx(100 * 34 / 101, abs=0.01)
+
+
+def test_an_answer_too_many_does_not_count():
+    rows = [answer(0, 3, FAR, 0.9), answer(0, 3, BOX, 0.5)]
+    figures = average_precision(truth((0, 3, BOX)), rows, max_detections=1)
+    assert figures["AP50"] == 0 and figures["ci95"] == [0.0, 0.0]
+
+
+def test_classes_of_one_name_are_told_apart():
+    data = truth((0, 3, BOX), (0, 8, BOX))
+    data["categories"][1]["name"] = "class 3"
+    figures = average_precision(data, [answer(0, 3, BOX, 0.5)])
+    assert figures["per_class"] == {"class 3 (3)": 100.0, "class 3 (8)": 0.0}
 
 
 def test_a_set_of_one_picture():
@@ -174,10 +200,8 @@ class FakeDetector:
         picture = open_image(path)
         return path.name, (picture.height, picture.width)
 
-    def detect_batch(self, images, queries, **_):
-        return [self._answers(name, hw, queries.names) for name, hw in images]
-
-    def _answers(self, name, hw, names):
+    def detect(self, encoded, queries, **_):
+        (name, hw), names = encoded, queries.names
         rows = [row for row in self.told.get(name, []) if row[2] in names]
         return Detections(
             torch.tensor([row[0] for row in rows], dtype=torch.float).reshape(-1, 4),
@@ -207,7 +231,7 @@ def shapes(tmp_path):
 
 
 def test_right_answers_score_100(shapes):
-    result = evaluate_detection(told_from(shapes), shapes, shapes.parent / "images", batch_size=2)
+    result = evaluate_detection(told_from(shapes), shapes, shapes.parent / "images")
     assert result["AP"] == result["AP50"] == 100 and result["ci95"] == [100.0, 100.0]
     assert result["n_images"] == 5 and result["n_boxes"] == 7
     assert set(result["per_class"]) <= set(NAMES) and set(result["per_class"].values()) == {100.0}
@@ -221,8 +245,8 @@ def test_no_answers_score_zero(shapes):
 def test_progress_is_told_to_the_end(shapes):
     seen = []
     progress = lambda done, total: seen.append((done, total))  # noqa: E731
-    evaluate_detection(told_from(shapes), shapes, shapes.parent / "images", batch_size=2, progress=progress)
-    assert seen == [(2, 5), (4, 5), (5, 5)]
+    evaluate_detection(told_from(shapes), shapes, shapes.parent / "images", progress=progress)
+    assert seen == [(i, 5) for i in range(1, 6)]
 
 
 def test_only_the_chosen_classes_are_asked_and_count(shapes):
