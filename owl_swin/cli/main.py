@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _register() -> None:
-    from owl_swin.cli import detect, info, training
+    from owl_swin.cli import bench, detect, info, training
 
     app.command("detect")(detect.detect)
     app.command("info")(info.info)
@@ -45,6 +45,7 @@ def _register() -> None:
     app.command("distil")(training.distil)
     app.command("eval")(training.evaluate)
     app.command("export")(training.export)
+    app.command("bench")(bench.bench)
 
 
 _register()

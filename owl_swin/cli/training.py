@@ -25,16 +25,23 @@ def train(
     stop_after: Annotated[
         int | None, typer.Option(help="Stop after so many steps more; the next call goes on.")
     ] = None,
+    blend: Annotated[
+        float | None,
+        typer.Option(help="Share of the weights that the run started from in the result, 0 to 1: less forgetting."),
+    ] = None,
 ) -> None:
-    """Train or go on training; the run's folder then holds model.safetensors.
+    """Train or go on training; the run's folder then holds model.safetensors. Under torchrun, processes share the work.
 
-    Example: owl-swin train configs/train/detect_nano.toml
+    Example: owl-swin train configs/train/finetune.toml --blend 0.5
     """
     from owl_swin.config import read_toml
     from owl_swin.training.config import TrainConfig
     from owl_swin.training.loop import train as run
 
-    print(run(read_toml(config, TrainConfig), stop_after=stop_after))
+    settings = read_toml(config, TrainConfig)
+    if blend is not None:
+        settings = replace(settings, blend=blend)
+    print(run(settings, stop_after=stop_after))
 
 
 def distil(config: Annotated[Path, typer.Argument(help="A TOML file, as configs/train/distil_text.toml.")]) -> None:

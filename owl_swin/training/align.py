@@ -181,11 +181,12 @@ def random_theta(chances: Tensor) -> Tensor:
 def random_views(images: Tensor, theta: Tensor, size: int, chances: Tensor) -> Tensor:
     """The parts ``theta`` of uint8 [n, 3, S, S], colours changed by uniform numbers [n, 3]: normalised pixels
     [n, 3, size, size]."""
-    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
+    finer = max(1, images.shape[-1] // size)  # shrinking by sampling alone would leave pixels out
+    grid = F.affine_grid(theta, [len(images), 3, finer * size, finer * size], align_corners=False)
     views = F.grid_sample(
         images.float().div_(255), grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
-    return normalise(jitter_colours(views, chances))
+    return normalise(jitter_colours(F.avg_pool2d(views, finer), chances))
 
 
 def jitter_colours(views: Tensor, chances: Tensor) -> Tensor:

@@ -151,11 +151,11 @@ class TrainConfig:
     """One run of `owl-swin train`.
 
     ``init`` are weights to start from, each on top of the one before: a model file, a run's folder or state, a name
-    that ships, "swin:NAME" (a published Swin for the image encoder) or "open_clip:MODEL/TAG" (a published text encoder).
-    ``batch_size`` is for each process and each of the ``accumulate`` passes of a step. ``contrast`` is the loss on
-    captions. ``shard`` says how several processes share the model. ``preview_every`` steps, a picture of what the model
-    finds is drawn (0: never). ``blend`` mixes the weights that the run started from into the result: 0 is the trained
-    model alone, 1 the old one (WiSE-FT, arXiv:2109.01903).
+    that ships, "swin:NAME" (a published Swin for the image encoder) or "open_clip:MODEL/TAG" (a published text
+    encoder). ``batch_size`` is for each process and each of the ``accumulate`` passes of a step. ``contrast`` is the
+    loss on captions. ``shard`` says how several processes share the model. ``preview_every`` steps, a picture of what
+    the model finds is drawn (0: never). ``blend`` mixes the weights that the run started from into the result: 0 is
+    the trained model alone, 1 the old one (WiSE-FT, arXiv:2109.01903).
     """
 
     task: str

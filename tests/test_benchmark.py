@@ -1,0 +1,39 @@
+"""The training benchmark: what it reports follows from what it measured."""
+
+import json
+
+import pytest
+from training_data import TINY_MODEL
+
+from owl_swin.cli.main import app
+from owl_swin.config import ModelConfig, read_toml
+from owl_swin.errors import ConfigError
+from owl_swin.evaluation.benchmark import benchmark_training
+
+
+@pytest.fixture
+def tiny_toml(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY_MODEL)
+    return path
+
+
+def test_a_row_for_us_and_one_for_timm(tiny_toml, tmp_path):
+    from typer.testing import CliRunner
+
+    out = tmp_path / "bench.json"
+    arguments = ["bench", "train", "--model", str(tiny_toml), "--image-size", "32", "--batch-size", "2"]
+    ran = CliRunner().invoke(app, [*arguments, "--rounds", "2", "--device", "cpu", "--json", str(out)])
+    assert ran.exit_code == 0, ran.output
+    result = json.loads(out.read_text())
+    assert set(result["images_per_s"]) == set(result["gflops"]) == {"owl_swin", "timm"}
+    ours, theirs = result["images_per_s"]["owl_swin"], result["images_per_s"]["timm"]
+    assert result["ratio_to_timm"] == pytest.approx(ours / theirs, rel=0.01)
+    for name, share in result["share_of_matrix_rate"].items():
+        assert share == pytest.approx(result["gflops"][name] / result["matrix_gflops"], rel=0.02, abs=1e-3)
+
+
+@pytest.mark.parametrize("change", [{"rounds": 0}, {"batch_size": 0}, {"precision": "float16"}])
+def test_a_measurement_that_means_nothing_is_refused(tiny_toml, change):
+    with pytest.raises(ConfigError):
+        benchmark_training(read_toml(tiny_toml, ModelConfig), **change)

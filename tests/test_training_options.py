@@ -1,0 +1,248 @@
+"""What a run can do beyond its plain form: teacher, trained texts, accumulation, blending, pictures, boards, starts."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from training_data import align_settings, detect_settings, train_config, write_labelled
+
+from owl_swin.config import ModelConfig, read_toml
+from owl_swin.errors import CheckpointError, ConfigError
+from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.training.config import TeacherConfig
+from owl_swin.training.detect import DetectTask
+from owl_swin.training.distributed import Process
+from owl_swin.training.initial import blended, load_init
+from owl_swin.training.loop import train
+from owl_swin.training.teacher import TeacherHead, distillation_losses, teacher_maps
+from owl_swin.training.texts import PROMPTS, TextBank, prompted
+
+ALONE = Process(0, 1, torch.device("cpu"))
+SMALL_TEACHER = "mobilenetv3_small_050"
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def labelled_settings(folder, **changes):
+    labelled = write_labelled(folder / "labelled")
+    data = [{"kind": "labelled", "path": str(labelled), "images": str(labelled.parent / "images"), "size": 32}]
+    return align_settings(folder, data, **changes)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    import timm
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_file(timm.create_model(SMALL_TEACHER, pretrained=False).state_dict(), path)
+    return path
+
+
+# --- Teacher -------------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_is_learned_from_and_asked_once(tmp_path, teacher_file, monkeypatch):
+    teacher = {"name": SMALL_TEACHER, "weights": str(teacher_file), "size": 64, "dim": 8}
+    settings = labelled_settings(tmp_path, steps=40, teacher=teacher)
+    config = train_config(settings)
+    train(config, stop_after=20)
+    monkeypatch.setattr("owl_swin.training.teacher.load_teacher", lambda _: pytest.fail("asked again"))
+    train(config)
+    lines = metrics(config.output)
+    assert lines[-1]["dense"] < lines[0]["dense"] - 0.1 and lines[-1]["pooled"] < lines[0]["pooled"] - 0.1
+    state = load_file(Path(config.output) / "state.safetensors")
+    assert "extra.teacher.dense.weight" in state
+    assert not any("teacher" in key for key in load_file(Path(config.output) / "model.safetensors"))
+
+
+def test_maps_are_the_teachers_in_its_main_directions(tmp_path, teacher_file):
+    config = TeacherConfig(SMALL_TEACHER, str(teacher_file), size=64, dim=6)
+    pictures = torch.randint(256, (12, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    maps = teacher_maps(config, [pictures[:8], pictures[8:]], tmp_path)
+    assert [tuple(m.shape) for m in maps] == [(8, 6, 2, 2), (4, 6, 2, 2)] and maps[0].dtype == torch.float16
+    spread = torch.cat(maps).float().permute(0, 2, 3, 1).flatten(0, 2).std(0)
+    assert (spread[:-1] >= spread[1:] - 1e-3).all()  # the strongest direction first
+
+
+def test_a_view_has_the_part_of_the_map_that_it_shows():
+    head = TeacherHead(4, 2)
+    with torch.no_grad():
+        for linear in (head.dense, head.pooled):
+            linear.weight.zero_()
+            linear.bias.copy_(torch.tensor([1.0, 0.0]))
+    maps = torch.zeros(1, 2, 2, 2)
+    maps[0, 0, :, 0] = 1  # left half: what the head says; right half: the opposite
+    maps[0, 0, :, 1] = -1
+    left = torch.tensor([[[0.25, 0.0, -0.75], [0.0, 1.0, 0.0]]])
+    mirrored = left * torch.tensor([-1.0, 1.0, 1.0])
+    right = torch.tensor([[[0.25, 0.0, 0.75], [0.0, 1.0, 0.0]]])
+    patches = torch.zeros(1, 2, 2, 4)
+    for theta, expected in ((left, 0.0), (mirrored, 0.0), (right, 2.0)):
+        losses = distillation_losses(head, patches, maps, theta)
+        assert [float(x.detach()) for x in losses] == pytest.approx([expected] * 2)
+
+
+def test_weights_of_another_teacher_are_refused(tmp_path, teacher_file):
+    wrong = tmp_path / "wrong.safetensors"
+    save_file({"a": torch.zeros(2)}, wrong)
+    config = TeacherConfig(SMALL_TEACHER, str(wrong), size=32, dim=2)
+    with pytest.raises(CheckpointError, match="missing"):
+        teacher_maps(config, [torch.zeros(2, 3, 8, 8, dtype=torch.uint8)], tmp_path)
+
+
+# --- Texts ---------------------------------------------------------------------------------------------------------
+
+
+def model_of(settings):
+    torch.manual_seed(0)
+    model = OwlSwin(read_toml(settings["model"], ModelConfig))
+    for source in settings["init"]:
+        load_init(model, source)
+    return model
+
+
+def test_every_name_in_every_prompt_is_a_way_to_say_a_class(tmp_path):
+    model = model_of(labelled_settings(tmp_path)).eval()
+    names = [["sofa", "couch"], ["dog"]]
+    ways = prompted(names)
+    assert [len(own) for own in ways] == [2 * len(PROMPTS), len(PROMPTS)] and "a photo of a couch" in ways[0]
+    bank = TextBank(ways, model, trainable=False)
+    classes = torch.tensor([0, 0, 1, 1])
+    first_and_last = bank.draw(classes, torch.tensor([0.0, 0.999, 0.0, 0.999]))
+    with torch.no_grad():
+        tokens = TextBank([["sofa"], [ways[0][-1]], ["dog"], [ways[1][-1]]], model, trainable=False)
+        expected = tokens.embed(model, tokens.draw(torch.arange(4), torch.zeros(4)))
+    torch.testing.assert_close(bank.embed(model, first_and_last), expected)
+    live = TextBank(ways, model, trainable=True)
+    torch.testing.assert_close(
+        live.embed(model, live.draw(classes, torch.zeros(4))),
+        bank.embed(model, bank.draw(classes, torch.zeros(4))),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("task", ["align", "detect"])
+def test_a_text_rate_trains_the_text_encoder(tmp_path, task):
+    settings = labelled_settings(tmp_path) if task == "align" else detect_settings(tmp_path)
+    settings["optim"] = settings["optim"] | {"text_lr": 1e-3}
+    folder = train(train_config(settings))
+    before, after = load_file(settings["init"][0]), load_file(folder / "state.safetensors")
+    key = "tower.transformer.resblocks.0.mlp.c_fc.weight"
+    assert not torch.equal(before[key], after[f"model.text_encoder.{key}"])
+
+
+def test_locked_images_leave_only_texts_and_heads_to_learn(tmp_path):
+    settings = labelled_settings(tmp_path)
+    settings["optim"] = settings["optim"] | {"image_lr": 0.0, "text_lr": 1e-3}
+    start = model_of(settings).state_dict()
+    after = load_file(train(train_config(settings)) / "state.safetensors")
+    for key, value in start.items():
+        if key.startswith("image_encoder."):
+            assert torch.equal(after[f"model.{key}"], value)
+
+
+# --- The step ------------------------------------------------------------------------------------------------------
+
+
+def test_accumulated_passes_are_one_step(tmp_path):
+    settings = detect_settings(tmp_path, steps=2, accumulate=3)
+    folder = train(train_config(settings))
+    lines = metrics(folder)
+    model = model_of(settings).train()
+    task = DetectTask(train_config(settings), model, ALONE)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        seen = [float(task.losses(model, model.encode_patches, task.batch(i))["loss"]) for i in range(3)]
+    assert len(lines) == 2 and lines[0]["loss"] == pytest.approx(sum(seen) / 3, rel=0.02)
+
+
+@pytest.mark.parametrize("matching", ["hungarian", "aligned", "centre"])
+def test_every_matching_learns(tmp_path, matching):
+    settings = detect_settings(tmp_path, steps=30, detect={"mosaic": [1.0], "matching": matching, "scales": [0.7, 1.0]})
+    lines = metrics(train(train_config(settings)))
+    assert sum(line["loss"] for line in lines[-3:]) < sum(line["loss"] for line in lines[:3])
+
+
+def test_blending_gives_weights_between_the_old_and_the_trained(tmp_path):
+    settings = detect_settings(tmp_path, steps=3)
+    start = model_of(settings).state_dict()
+    kinds = {}
+    for share in (0.0, 0.25, 1.0):
+        config = replace(train_config(settings | {"output": str(tmp_path / f"run{share}")}), blend=share)
+        kinds[share] = load_file(train(config) / "model.safetensors")
+    key = "image_encoder.norm.weight"
+    trained = load_file(tmp_path / "run0.0" / "state.safetensors")[f"ema.{key}"]
+    assert not torch.equal(trained, start[key])
+    for share, tensors in kinds.items():
+        torch.testing.assert_close(tensors[key].float(), torch.lerp(trained, start[key], share), atol=2e-3, rtol=2e-3)
+    assert blended({"a": torch.zeros(1)}, {"a": torch.ones(1)}, 0.3)["a"] == pytest.approx(0.3)
+
+
+def test_pictures_and_boards_tell_how_a_run_goes(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = detect_settings(tmp_path, steps=4, preview_every=2, tensorboard=True)
+    folder = train(train_config(settings))
+    for step in (2, 4):
+        with Image.open(folder / f"found-{step}.jpg") as picture:
+            assert picture.size == (960, 640) and len(set(picture.convert("L").tobytes())) > 50
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    told = [(event.step, event.value) for event in board.Scalars("loss")]
+    assert [step for step, _ in told] == [0, 1, 2, 3]
+    assert [value for _, value in told] == pytest.approx([line["loss"] for line in metrics(folder)], abs=1e-4)
+    assert [image.step for image in board.Images("found")] == [1, 3]
+
+
+# --- Starts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_starts_from_a_published_swin(tmp_path):
+    import timm
+
+    settings = labelled_settings(tmp_path)
+    toml = Path(settings["model"])
+    toml.write_text(toml.read_text().replace("depths = [1, 1, 2, 1]", "depths = [2, 2, 2, 2]"))
+    config = read_toml(toml, ModelConfig).image
+    published = timm.models.swin_transformer.SwinTransformer(
+        img_size=128, embed_dim=config.embed_dim, depths=config.depths, num_heads=config.num_heads,
+        window_size=config.window_size, num_classes=0,
+    )  # fmt: skip
+    weights = tmp_path / "swin.safetensors"
+    save_file(published.state_dict(), weights)
+    model = OwlSwin(read_toml(toml, ModelConfig))
+    load_init(model, f"swin:{weights}")
+    theirs = published.state_dict()["layers.0.blocks.0.attn.qkv.weight"]
+    assert torch.equal(model.image_encoder.stages[0][0].attn.qkv.weight, theirs)
+
+
+def test_a_run_starts_from_an_open_clip_text_encoder(tmp_path):
+    import open_clip
+
+    small = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    (tmp_path / "small_for_this_test.json").write_text(json.dumps(small))
+    open_clip.add_model_config(tmp_path / "small_for_this_test.json")
+    torch.manual_seed(1)
+    clip = open_clip.create_model("small_for_this_test", pretrained=None)
+    save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, tmp_path / "clip.safetensors")
+    settings = labelled_settings(tmp_path)
+    toml = Path(settings["model"])
+    toml.write_text(toml.read_text().replace("[text]\n", '[text]\nopen_clip = "small_for_this_test"\n'))
+    model = OwlSwin(read_toml(toml, ModelConfig)).eval()
+    load_init(model, f"open_clip:small_for_this_test/{tmp_path / 'clip.safetensors'}")
+    ids = open_clip.get_tokenizer("small_for_this_test")(["a dog", "two cats"])
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_text(ids), clip.eval().encode_text(ids, normalize=True))
+    with pytest.raises(ConfigError, match="open_clip:MODEL/TAG"):
+        load_init(model, "open_clip:ViT-B-32/openai")
