@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fake_detector import FakeDetector
 from PIL import Image
 from training_data import COLOURS, NAMES, grey_noise, one_shape, write_json, write_labelled, write_shapes
 
@@ -17,7 +18,6 @@ from owl_swin.evaluation.alignment import class_embeddings, evaluate_classificat
 from owl_swin.evaluation.coco import evaluate_detection
 from owl_swin.evaluation.precision import average_precision
 from owl_swin.image import open_image
-from owl_swin.types import Detections, QueryEmbeddings
 
 BOX, FAR = [10, 10, 40, 40], [60, 60, 30, 30]  # xywh
 
@@ -183,34 +183,6 @@ def test_the_callers_data_is_left_alone():
 
 
 # --- Detection over files ------------------------------------------------------------------------------------------
-
-
-class FakeDetector:
-    """Answers with the xyxy boxes that it was told, {file name: [(box, score, name), …]}; reads the files for real."""
-
-    def __init__(self, told):
-        self.told = told
-        self.asked = None
-
-    def encode_queries(self, names):
-        self.asked = tuple(names)
-        return QueryEmbeddings(torch.zeros(len(self.asked), 1), self.asked)
-
-    def encode_image(self, path):
-        picture = open_image(path)
-        return path.name, (picture.height, picture.width)
-
-    def detect(self, encoded, queries, **_):
-        (name, hw), names = encoded, queries.names
-        rows = [row for row in self.told.get(name, []) if row[2] in names]
-        return Detections(
-            torch.tensor([row[0] for row in rows], dtype=torch.float).reshape(-1, 4),
-            torch.tensor([row[1] for row in rows]),
-            torch.tensor([names.index(row[2]) for row in rows], dtype=torch.long),
-            names,
-            hw,
-            torch.zeros(len(rows), dtype=torch.long),
-        )
 
 
 def told_from(path):

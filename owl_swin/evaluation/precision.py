@@ -86,8 +86,7 @@ def resampled_ap50(
     """
     place = {record["id"]: i for i, record in enumerate(truth["images"])}
     n_images = len(place)
-    rng = np.random.default_rng(0)
-    times = [np.bincount(rng.integers(0, n_images, n_images), minlength=n_images) for _ in range(draws if place else 0)]
+    times = resampled_weights(n_images, draws)
     hits = _hits(truth, rows, max_detections, lvis)
     out = np.full((len(times), len(truth["categories"])), np.nan)
     boxes = {c["id"]: np.zeros(n_images) for c in truth["categories"]}
@@ -100,6 +99,14 @@ def resampled_ap50(
         for draw, weights in enumerate(times):
             out[draw, column] = 100 * weighted_ap(hit, weights[where], float(boxes[category["id"]] @ weights))
     return out
+
+
+def resampled_weights(n_images: int, draws: int) -> np.ndarray:
+    """How often each picture is drawn [draws, n_images], with replacement; the same in every call. No pictures, no
+    draws."""
+    rng = np.random.default_rng(0)
+    times = [np.bincount(rng.integers(0, n_images, n_images), minlength=n_images) for _ in range(draws) if n_images]
+    return np.array(times, dtype=int).reshape(len(times), n_images)
 
 
 def weighted_ap(hits: np.ndarray, weights: np.ndarray, n_truth: float) -> float:

@@ -102,7 +102,7 @@ def encode_set(
 
 
 def coco_rows(found: Detections, record: dict[str, Any], category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """COCO result rows of one picture, in the pixels that the annotation file states; label i is ``category_ids[i]``."""
+    """COCO result rows of one picture, in annotated pixels; label i is the class ``category_ids[i]``."""
     boxes = xyxy_to_xywh(in_annotated_pixels(found, record)).tolist()
     return [
         {"image_id": record["id"], "category_id": category_ids[label], "bbox": box, "score": score}

@@ -1,0 +1,212 @@
+"""Do scores mean what they say? Detection calibration error (Küppers et al. 2020, arXiv:2004.13546) and its cure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from owl_swin.config import CalibrationConfig
+from owl_swin.detector import Detector
+from owl_swin.errors import DataError
+from owl_swin.evaluation.answers import KEPT, Answers, collect_answers
+from owl_swin.evaluation.asking import make_ask
+from owl_swin.evaluation.precision import average_precision, interval, resampled_weights
+from owl_swin.evaluation.sets import Progress, counted_boxes, read_boxes, without_background
+
+BINS = 10
+# Side in pixels of one panel of the reliability picture.
+PANEL = 320
+
+
+@dataclass(frozen=True, slots=True)
+class Platt:
+    """score → sigmoid(logit(score) · scale + bias) (Platt 1999); ``scale`` is one over the temperature."""
+
+    scale: float = 1.0
+    bias: float = 0.0
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-(to_logits(scores) * self.scale + self.bias)))
+
+
+def evaluate_calibration(
+    detector: Detector,
+    annotations: str | Path,
+    images: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    fit: str | Path | None = None,
+    fit_images: str | Path | None = None,
+    route: str = "text",
+    nms_iou: float | None = 0.5,
+    draws: int = 200,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Platt]:
+    """The calibration error of a model's answers; with ``fit``, a set that is not this one, before and after the cure.
+
+    Returns the figures and the fitted map. d_ece, in percent: the mean over answers of |share of right answers − mean
+    score| in ten bins of the score; an answer is right as COCO counts it at IoU 0.50. reliability lists each bin's mean
+    score, share of right answers and number of answers. With ``fit`` these are after the cure, d_ece_before and
+    reliability_before are the model's own, and temperature and bias are the cure.
+    """
+    answers, truth = _answers(detector, annotations, images, classes, route, nms_iou, progress)
+    cure, fitted = Platt(), {}
+    if fit is not None:
+        if Path(fit).resolve() == Path(annotations).resolve():
+            raise DataError(f"{fit}: is the file that is judged on; fit on another one")
+        folder = fit_images if fit_images is not None else images
+        cure = fit_platt(_answers(detector, fit, folder, None, route, nms_iou, progress)[0], where=str(fit))
+        before = reliability(answers.score, answers.right)
+        fitted = {
+            "fit": Path(fit).name,
+            "temperature": round(1 / cure.scale, 4),
+            "bias": round(cure.bias, 4),
+            "d_ece_before": d_ece(before),
+            "ci95_d_ece_before": _interval(answers, answers.score, draws),
+            "reliability_before": _rows(before),
+        }
+    scores = cure(answers.score) if fit is not None else answers.score
+    after = reliability(scores, answers.right)
+    result = {
+        "protocol": f"calibration of the {KEPT} best answers of a picture, asked by {route}, right at IoU 0.50, "
+        f"{BINS} bins, NMS {nms_iou}",
+        "annotations": Path(annotations).name,
+        "n_images": len(truth["images"]),
+        "n_boxes": len(counted_boxes(truth)),
+        **average_precision(truth, answers.rows, draws=draws),
+        "n_answers": len(scores),
+        "d_ece": d_ece(after),
+        "ci95_d_ece": _interval(answers, scores, draws),
+        **fitted,
+        "reliability": _rows(after),
+        "broken": answers.broken,
+    }
+    return result, cure
+
+
+def calibrated(config: CalibrationConfig, cure: Platt, route: str) -> CalibrationConfig:
+    """The calibration of a model whose scores of one route are mapped once more."""
+    scale, bias = getattr(config, f"{route}_scale"), getattr(config, f"{route}_bias")
+    values = {f"{route}_scale": scale * cure.scale, f"{route}_bias": bias * cure.scale + cure.bias}
+    return replace(config, **values)
+
+
+def fit_platt(answers: Answers, *, where: str = "the set") -> Platt:
+    """The map of scores that makes right and wrong answers likeliest, by Newton's method.
+
+    Targets are drawn in a little from 0 and 1, as Platt has it. A set without right or without wrong answers, or whose
+    right answers score no higher than the wrong ones, raises DataError.
+    """
+    x, right = to_logits(answers.score), answers.right
+    n_right, n_wrong = int(right.sum()), int((~right).sum())
+    if not n_right or not n_wrong:
+        raise DataError(
+            f"{where}: {n_right} of {n_right + n_wrong} answers are right; calibration needs right and wrong ones"
+        )
+    target = np.where(right, (n_right + 1) / (n_right + 2), 1 / (n_wrong + 2))
+    inputs = np.stack([x, np.ones_like(x)], 1)  # [N, 2]
+    theta = np.array([1.0, 0.0])
+    loss = _loss(inputs @ theta, target)
+    for _ in range(100):
+        chance = 1 / (1 + np.exp(-(inputs @ theta)))
+        gradient = inputs.T @ (chance - target)
+        curvature = (inputs * (chance * (1 - chance))[:, None]).T @ inputs + 1e-9 * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        rate = 1.0
+        while (new := _loss(inputs @ (theta - rate * step), target)) > loss and rate > 1e-6:
+            rate /= 2
+        theta, gain, loss = theta - rate * step, loss - new, new
+        if gain < 1e-9 * abs(loss):
+            break
+    if theta[0] <= 0:
+        raise DataError(f"{where}: right answers score no higher than wrong ones; these scores cannot be calibrated")
+    return Platt(float(theta[0]), float(theta[1]))
+
+
+def reliability(scores: np.ndarray, right: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Sums [bins, 3] of scores, right answers and answers, over bins of the score of equal width."""
+    place = np.minimum((scores * bins).astype(int), bins - 1)
+    return np.stack(
+        [np.bincount(place, weights, minlength=bins) for weights in (scores, right, np.ones(len(scores)))], 1
+    )
+
+
+def d_ece(table: np.ndarray) -> float | None:
+    """Detection expected calibration error in percent of the sums [bins, 3]; None without answers."""
+    total = table[:, 2].sum()
+    return round(100 * float(np.abs(table[:, 0] - table[:, 1]).sum() / total), 2) if total else None
+
+
+def draw_reliability(panels: dict[str, Sequence[dict[str, float]]]) -> Image.Image:
+    """A picture with a panel for each title: bars are shares of right answers, the line is perfect calibration."""
+    margin = 40
+    picture = Image.new("RGB", (len(panels) * (PANEL + margin) + margin, PANEL + 2 * margin), "white")
+    draw = ImageDraw.Draw(picture)
+    for number, (title, rows) in enumerate(panels.items()):
+        left, top = margin + number * (PANEL + margin), margin
+        bottom, width = top + PANEL, PANEL / BINS
+        for row in rows:
+            x = left + int(row["from"] * BINS + 0.5) * width
+            draw.rectangle((x + 1, bottom - row["right"] * PANEL, x + width - 1, bottom), fill="#4a7ab5")
+            draw.text((x + 2, top + 2), _short(int(row["n"])), fill="#777777")
+        draw.rectangle((left, top, left + PANEL, bottom), outline="black")
+        draw.line((left, bottom, left + PANEL, top), fill="#c03030", width=2)
+        draw.text((left, margin // 3), f"{title}: share of right answers against score", fill="black")
+        for tick in (0, 0.5, 1):
+            draw.text((left + tick * PANEL - 8, bottom + 4), f"{tick:g}", fill="black")
+            draw.text((left - 22, bottom - tick * PANEL - 6), f"{tick:g}", fill="black")
+    return picture
+
+
+def to_logits(scores: np.ndarray) -> np.ndarray:
+    """Logits of scores; 0 and 1, which float32 rounds to, stay finite."""
+    inside = np.clip(scores, 1e-9, 1 - 1e-7)
+    return np.log(inside / (1 - inside))
+
+
+def _answers(
+    detector: Detector,
+    annotations: str | Path,
+    images: str | Path,
+    classes: Sequence[str] | None,
+    route: str,
+    nms_iou: float | None,
+    progress: Progress | None,
+) -> tuple[Answers, dict[str, Any]]:
+    truth = without_background(read_boxes(annotations, classes))
+    ask = make_ask(detector, truth, images, route=route)
+    return collect_answers(detector, truth, images, ask, nms_iou=nms_iou, progress=progress), truth
+
+
+def _interval(answers: Answers, scores: np.ndarray, draws: int) -> list[float] | None:
+    """95 % interval of d_ece over pictures."""
+    tables = np.zeros((len(answers.best), BINS, 3))
+    place = np.minimum((scores * BINS).astype(int), BINS - 1)
+    for column, values in enumerate((scores, answers.right, np.ones(len(scores)))):
+        np.add.at(tables[:, :, column], (answers.image, place), values)
+    resampled = [d_ece(np.tensordot(weights, tables, 1)) for weights in resampled_weights(len(tables), draws)]
+    return interval(np.array([value for value in resampled if value is not None]))
+
+
+def _rows(table: np.ndarray) -> list[dict[str, float]]:
+    return [
+        {
+            "from": place / len(table),
+            "score": round(float(score / n), 4),
+            "right": round(float(right / n), 4),
+            "n": int(n),
+        }
+        for place, (score, right, n) in enumerate(table)
+        if n
+    ]
+
+
+def _loss(logits: np.ndarray, target: np.ndarray) -> float:
+    return float((np.logaddexp(0, logits) - target * logits).sum())
+
+
+def _short(n: int) -> str:
+    return str(n) if n < 1000 else f"{n / 1000:.0f}k"

@@ -1,0 +1,188 @@
+"""Calibration error of answers whose error is known, the fit that cures it, and the model that keeps the cure."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, make_tiny_model
+from fake_detector import FakeDetector
+from test_absence import BOX, XYXY, write_set
+from torch.testing import assert_close
+from training_data import write_shapes
+
+from owl_swin.checkpoint import load_checkpoint, save_checkpoint
+from owl_swin.config import CalibrationConfig
+from owl_swin.detector import Detector
+from owl_swin.errors import ConfigError, DataError
+from owl_swin.evaluation.answers import Answers
+from owl_swin.evaluation.calibration import (
+    Platt,
+    calibrated,
+    d_ece,
+    draw_reliability,
+    evaluate_calibration,
+    fit_platt,
+    reliability,
+    to_logits,
+)
+from owl_swin.exemplar import Exemplar
+
+
+def answers(score, right):
+    n = len(score)
+    empty = np.zeros((1, 1))
+    zeros = np.zeros(n, int)
+    return Answers(["a"], zeros, zeros, np.array(score), np.array(right, bool), empty, empty > 0, np.array([1]), [], [])
+
+
+@pytest.mark.parametrize(
+    "scores, right, expected",
+    [
+        ([], [], None),
+        ([1.0], [1], 0.0),
+        ([1.0], [0], 100.0),
+        ([0.0, 0.0], [0, 0], 0.0),
+        ([0.75] * 4, [1, 1, 1, 0], 0.0),
+        ([0.75] * 4, [1, 1, 0, 0], 25.0),
+        ([0.95, 0.05], [0, 1], 95.0),
+        ([0.71, 0.79], [1, 0], 25.0),  # one bin: mean score 0.75, half of them right
+        ([0.69, 0.71], [1, 0], 51.0),  # two bins: (0.31 + 0.71) / 2
+    ],
+)
+def test_d_ece_of_known_cases(scores, right, expected):
+    assert d_ece(reliability(np.array(scores, float), np.array(right, float))) == expected
+
+
+def test_the_fit_finds_the_map_that_made_the_answers():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-1, 2, 40_000)
+    right = rng.random(40_000) < 1 / (1 + np.exp(-(0.5 * logits - 1)))
+    scores = 1 / (1 + np.exp(-logits))
+    cure = fit_platt(answers(scores, right))
+    assert cure.scale == pytest.approx(0.5, abs=0.02) and cure.bias == pytest.approx(-1, abs=0.04)
+    assert d_ece(reliability(scores, right)) > 10 > 1 > d_ece(reliability(cure(scores), right))
+
+
+@pytest.mark.parametrize(
+    "scores, right, sentence",
+    [
+        ([], [], "0 of 0 answers are right"),
+        ([0.5, 0.6], [0, 0], "0 of 2 answers are right"),
+        ([0.5, 0.6], [1, 1], "2 of 2 answers are right"),
+        ([0.9, 0.8, 0.1, 0.2], [0, 0, 1, 1], "no higher than wrong ones"),
+    ],
+)
+def test_what_cannot_be_fitted_gets_one_sentence(scores, right, sentence):
+    with pytest.raises(DataError, match=sentence):
+        fit_platt(answers(scores, right))
+
+
+def test_answers_that_are_told_apart_perfectly_are_fitted():
+    cure = fit_platt(answers([0.9, 0.8, 0.2, 0.1], [1, 1, 0, 0]))
+    assert np.isfinite([cure.scale, cure.bias]).all() and (cure(np.array([0.1, 0.9])) > [0, 0.5]).all()
+
+
+def test_logits_of_scores_that_float32_rounds_are_finite():
+    assert np.isfinite(to_logits(np.array([0.0, 1.0]))).all()
+    assert_close(torch.tensor(Platt()(np.array([0.1, 0.7]))), torch.tensor([0.1, 0.7], dtype=torch.float64))
+
+
+def test_cures_add_up():
+    config = calibrated(CalibrationConfig(), Platt(2.0, 1.0), "exemplar")
+    config = calibrated(config, Platt(3.0, -1.0), "exemplar")
+    # 3 · (2 · logit + 1) − 1
+    assert config == CalibrationConfig(exemplar_scale=6.0, exemplar_bias=2.0)
+
+
+@pytest.mark.parametrize("setting", [{"text_scale": 0.0}, {"exemplar_scale": -1.0}, {"text_bias": float("nan")}])
+def test_a_calibration_that_cannot_be_is_refused(setting):
+    with pytest.raises(ConfigError, match="calibration"):
+        CalibrationConfig(**setting)
+
+
+def test_the_picture_has_a_panel_each():
+    rows = [{"from": 0.9, "score": 0.95, "right": 0.5, "n": 12_000}]
+    one, two = draw_reliability({"before": rows}), draw_reliability({"before": rows, "after": []})
+    assert one.height == two.height and two.width > 1.5 * one.width
+    assert one.getpixel((40 + 304, 40 + 300)) != (255, 255, 255)  # the bar of the last bin
+    assert one.getpixel((40 + 304, 40 + 100)) == (255, 255, 255)  # which ends in the middle
+
+
+# --- In the model --------------------------------------------------------------------------------------------------
+
+
+def calibrated_detector(**settings) -> Detector:
+    model = make_tiny_model()
+    model.config = replace(TINY, calibration=CalibrationConfig(**settings))
+    return Detector(model, device="cpu")
+
+
+def test_each_route_has_its_own_map(detector, picture):
+    queries = ["cat", Exemplar(picture, (10, 12, 50, 44))]
+    encoded = detector.encode_image(picture)
+    raw = detector.score(encoded, detector.encode_queries(queries))
+    cured = calibrated_detector(text_scale=2.0, text_bias=-1.0, exemplar_scale=0.5, exemplar_bias=3.0)
+    mapped = cured.score(encoded, cured.encode_queries(queries))
+    assert_close(mapped, torch.stack([raw[:, 0] * 2 - 1, raw[:, 1] * 0.5 + 3], 1))
+
+
+def test_detections_keep_their_order_and_get_the_new_scores(detector, picture):
+    cured = calibrated_detector(text_scale=0.5, text_bias=-1.0)
+    before, after = (one.detect(picture, ["cat"], threshold=0) for one in (detector, cured))
+    assert torch.equal(before.boxes, after.boxes)
+    assert_close(after.scores, (before.scores.logit() * 0.5 - 1).sigmoid())
+
+
+def test_the_file_keeps_the_calibration(tmp_path):
+    model = make_tiny_model()
+    model.config = replace(TINY, calibration=CalibrationConfig(text_scale=2.5, exemplar_bias=-3.0))
+    save_checkpoint(tmp_path / "m.safetensors", model, {})
+    assert load_checkpoint(tmp_path / "m.safetensors")[0].config == model.config
+
+
+# --- Over files ----------------------------------------------------------------------------------------------------
+
+
+def test_scores_that_say_too_much_are_cured_on_one_set_and_judged_on_another(tmp_path):
+    # Every answer says 0.9 or 0.5; three of four are right at 0.9, and one of four at 0.5.
+    told = {}
+    for i in range(8):
+        score, good = (0.9, i % 4 != 0) if i < 4 else (0.5, i % 4 == 0)
+        told[f"{i}.png"] = [(XYXY if good else [60, 60, 90, 90], score, "a")]
+    sets = []
+    for name in ("fit", "judge"):
+        (tmp_path / name).mkdir()
+        sets.append(write_set(tmp_path / name, [(i, "a", BOX) for i in range(8)], n_images=8))
+    fit, judge = sets
+    result, cure = evaluate_calibration(
+        FakeDetector(told), judge, judge.parent, fit=fit, fit_images=fit.parent, draws=10
+    )
+    assert result["d_ece_before"] == pytest.approx(100 * (0.15 + 0.25) / 2, abs=0.01)
+    assert result["d_ece"] < 9  # not 0: Platt's targets are drawn in
+    assert result["temperature"] == pytest.approx(1 / cure.scale, abs=1e-3) and result["fit"] == "set.json"
+    assert sum(row["n"] for row in result["reliability"]) == result["n_answers"] == 8
+    assert result["ci95_d_ece_before"][0] <= result["d_ece_before"] <= result["ci95_d_ece_before"][1]
+
+
+def test_the_set_that_is_judged_on_is_not_fitted_on(tmp_path):
+    path = write_set(tmp_path, [(0, "a", BOX)])
+    with pytest.raises(DataError, match="fit on another one"):
+        evaluate_calibration(FakeDetector({}), path, tmp_path, fit=path)
+
+
+@pytest.mark.parametrize("n_images", [0, 1])
+def test_sets_of_no_and_one_picture(tmp_path, n_images):
+    told = {"0.png": [(XYXY, 0.9, "a")]}
+    result, cure = evaluate_calibration(FakeDetector(told), write_set(tmp_path, [], n_images), tmp_path)
+    assert result["d_ece"] == (90.0 if n_images else None) and cure == Platt()
+    assert result["ci95_d_ece"] == ([90.0, 90.0] if n_images else None)
+    assert "d_ece_before" not in result
+
+
+def test_the_error_of_a_real_detector_falls(tmp_path, detector):
+    fit, judge = (write_shapes(tmp_path / name, n) for name, n in (("fit", 10), ("judge", 6)))
+    result, _ = evaluate_calibration(
+        detector, judge, judge.parent / "images", fit=fit, fit_images=fit.parent / "images", draws=5
+    )
+    assert result["d_ece"] < result["d_ece_before"]
