@@ -93,3 +93,22 @@ def test_pictures_that_are_not_rgb_can_be_drawn_on():
 def test_detections_of_another_picture_are_refused():
     with pytest.raises(ImageError, match="of a picture of 300x200 pixels, got 200x300"):
         draw_detections(encode(grey(300, 200)), found([20, 60, 120, 160]))
+
+
+@pytest.mark.parametrize("y0", [0.0, 0.4, 1.3, 2.7])
+def test_letters_at_the_upper_border_are_whole(y0):
+    # Letters without ascenders start so low in their line that the line starts above the picture.
+    at_border, below = (
+        np.asarray(draw_detections(grey(), found([0, y, 200, 190], names=("noose",)), with_scores=False)).max(2) < 60
+        for y in (y0, 100.0)
+    )
+    assert below.sum() > 20  # black letters on a bright label
+    assert at_border.sum() == below.sum()
+
+
+def test_scores_may_be_left_away():
+    with_score, without = (
+        draw_detections(grey(), found([20, 60, 220, 160]), with_scores=shown) for shown in (True, False)
+    )
+    width = [sum(drawn.getpixel((x, 50)) == label_colour(0) for x in range(300)) for drawn in (with_score, without)]
+    assert width[1] < width[0]

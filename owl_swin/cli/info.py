@@ -1,50 +1,131 @@
-"""`owl-swin info`: what a model is, what it was made from, and what it can do."""
+"""`owl-swin info`: what a model is and can do, or what a data set holds."""
 
+import json
 import platform
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from owl_swin.cli.data_info import data_json, data_lines, describe_data
+from owl_swin.errors import DataError
+
 PACKAGES = ("owl_swin", "torch", "torchvision", "open_clip_torch", "transformers", "pillow", "safetensors", "numpy")
 
 
+class Format(StrEnum):
+    """How the answer is written."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
 def info(
-    model: Annotated[str, typer.Argument(help="A name that ships, a .safetensors file, or a folder.")] = "nano",
+    what: Annotated[
+        str,
+        typer.Argument(metavar="[MODEL|DATA]", help="A name that ships, a .safetensors file, a folder; or a data set."),
+    ] = "nano",
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Form of the data set (coco, lvis, voc, yolo, captions, …); guessed if not given."),
+    ] = None,
+    images: Annotated[str, typer.Option(help="Folder of the data set's pictures.")] = "",
+    split: Annotated[str, typer.Option(help="Part of a data set that has parts.")] = "train",
+    check: Annotated[bool, typer.Option("--check", help="Decode every picture of the data set.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Write sample pictures with boxes and names here (.jpg, .png).")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, max=200, help="Pictures on that sheet.")] = 12,
+    form: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TABLE,
 ) -> None:
-    """Print the model card, the measured table and the versions in use.
+    """Print a model's card, measured table and versions; or what a data set holds and what is wrong with it.
 
     Example: owl-swin info nano
+
+    Example: owl-swin info annotations.json --images photos --save sheet.jpg
     """
+    chosen = _kind_of_data(what, kind, asked=bool(images or save or check))
+    if chosen is None:
+        about = _about_model(what)
+        print(
+            json.dumps(about, indent=2, ensure_ascii=False) if form == Format.JSON else "\n".join(_model_lines(about))
+        )
+        return
+    found = describe_data(what, chosen, images, split, check=check, save=save, samples=samples)
+    print(data_json(found) if form == Format.JSON else "\n".join(data_lines(found)))
+
+
+def _kind_of_data(what: str, kind: str | None, *, asked: bool) -> str | None:
+    """The kind of the data set at ``what``, or None when it is a model."""
+    from owl_swin.checkpoint import SHIPPED
+    from owl_swin.training.readers.guess import guess_kind
+
+    path = Path(what)
+    if kind is None and (what in SHIPPED or path.suffix == ".safetensors" or any(_files(path, "*.safetensors"))):
+        return None
+    chosen = kind or guess_kind(what)
+    if chosen is None and (asked or path.suffix == ".json" or any(_files(path, "*"))):
+        unclear = "neither a model nor a data set of a form that can be told; say which with --kind"
+        raise DataError(f"{what}: {unclear if path.exists() else 'no such file or folder'}")
+    return chosen
+
+
+def _files(path: Path, pattern: str) -> list[Path]:
+    try:
+        return list(path.glob(pattern)) if path.is_dir() else []
+    except (OSError, ValueError):
+        return []
+
+
+def _about_model(model: str) -> dict[str, Any]:
+    """Everything that is printed of a model, ready for JSON."""
     from owl_swin.checkpoint import checkpoint_path, load_checkpoint
+    from owl_swin.config import to_mapping
 
     path = checkpoint_path(model)
     network, card = load_checkpoint(model)
-    config = network.config
-    print(f"{card.get('name', config.name)}  ({path}, {path.stat().st_size / 1e6:.1f} MB)")
     parts = {
         "image encoder": network.image_encoder,
         "text encoder": network.text_encoder,
         "whole model": network,
     }
-    for part, module in parts.items():
-        print(f"  {part:<14} {sum(p.numel() for p in module.parameters()) / 1e6:6.2f} M parameters")
-    print(
-        f"  Swin {config.image.embed_dim} channels, depths {config.image.depths}, windows of {config.image.window_size}"
-    )
-    print(
-        f"  pictures: longer side {config.image_size} px; a patch is {config.heads.stride} px; "
-        f"embeddings of {config.embed_dim}"
-    )
-    for line in card_lines(card):
-        print(line)
-    print("\nversions")
-    print(f"  python {platform.python_version()}")
+    return {
+        "name": card.get("name", network.config.name),
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "parameters": {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()},
+        "config": to_mapping(network.config),
+        "card": card,
+        "versions": _versions(),
+    }
+
+
+def _model_lines(about: dict[str, Any]) -> list[str]:
+    config, image = about["config"], about["config"]["image"]
+    lines = [f"{about['name']}  ({about['path']}, {about['bytes'] / 1e6:.1f} MB)"]
+    lines += [f"  {part:<14} {count / 1e6:6.2f} M parameters" for part, count in about["parameters"].items()]
+    depths = tuple(image["depths"])
+    return [
+        *lines,
+        f"  Swin {image['embed_dim']} channels, depths {depths}, windows of {image['window_size']}",
+        f"  pictures: longer side {config['image_size']} px; a patch is {config['heads']['stride']} px; "
+        f"embeddings of {config['embed_dim']}",
+        *card_lines(about["card"]),
+        "\nversions",
+        *(f"  {name} {number or 'not installed as a package'}" for name, number in about["versions"].items()),
+    ]
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            print(f"  {package} {version(package)}")
+            found[package] = version(package)
         except PackageNotFoundError:
-            print(f"  {package} not installed as a package")
+            found[package] = None
+    return found
 
 
 def card_lines(card: dict[str, Any]) -> list[str]:

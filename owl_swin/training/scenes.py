@@ -9,7 +9,7 @@ from owl_swin.training.config import DETECT_KINDS, DataConfig
 from owl_swin.training.readers.broken import report_broken
 from owl_swin.training.readers.coco import read_coco, read_lvis
 from owl_swin.training.readers.naming import images_folder
-from owl_swin.training.readers.scene import Scene, Scenes, readable, without_missing, without_rare
+from owl_swin.training.readers.scene import Scene, Scenes, merge_same_names, readable, without_missing, without_rare
 from owl_swin.training.readers.sheets import read_sheets
 from owl_swin.training.readers.visual_genome import read_visual_genome
 from owl_swin.training.readers.voc import read_voc
@@ -39,7 +39,7 @@ def load_scenes(config: DataConfig) -> Scenes:
     there = without_missing(scenes.scenes, scenes.broken)
     if config.max_pictures:
         there = there[: config.max_pictures]
-    scenes = replace(scenes, scenes=there)
+    scenes = merge_same_names(replace(scenes, scenes=there))
     if config.min_per_class:
         scenes = without_rare(scenes, config.min_per_class)
     if not scenes.scenes or not scenes.names:

@@ -158,11 +158,11 @@ def _read_member(
     if f".{extension}" in PICTURE_SUFFIXES:
         pictures[key] = file.read()
     elif extension == "txt":
-        texts.setdefault(key, texts_of(file.read().decode("utf-8", "replace")))
+        texts[key] = texts.get(key) or texts_of(file.read().decode("utf-8", "replace"))
     elif extension == "json":
         try:
             content = json.loads(file.read())
         except ValueError:
-            return  # the picture is then one without a text, and noted so
-        found = next((texts_of(content[k]) for k in TEXT_KEYS if texts_of(content.get(k))), ()) if content else ()
-        texts[key] = found or texts.get(key, ())
+            content = None  # the picture is then one without a text, and noted so
+        values = [content.get(k) for k in TEXT_KEYS] if isinstance(content, dict) else []
+        texts[key] = next((texts_of(value) for value in values if texts_of(value)), texts.get(key, ()))

@@ -112,14 +112,9 @@ def open_annotated(scene: Scene) -> Image.Image:
     picture = open_image(scene.source)
     if scene.stated_wh is None or not _sideways(scene.stated_wh, picture.size):
         return picture
-    turn = UNTURN.get(exif_orientation(scene.source))
+    with Image.open(scene.source) as file:
+        turn = UNTURN.get(file.getexif().get(ExifTags.Base.Orientation, 1))
     return picture if turn is None else picture.transpose(turn)
-
-
-def exif_orientation(path: Path) -> int:
-    """EXIF's number of the orientation that a readable picture is stored in; 1 is upright."""
-    with Image.open(path) as file:
-        return int(file.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _sideways(stated_wh: tuple[int, int], upright_wh: tuple[int, int]) -> bool:
@@ -176,6 +171,21 @@ def without_rare(scenes: Scenes, min_boxes: int) -> Scenes:
     kept = np.flatnonzero(counts >= min_boxes)
     new_row = np.full(len(scenes.names), -1)
     new_row[kept] = np.arange(len(kept))
+    return _renumbered(scenes, new_row, [scenes.names[row] for row in kept])
+
+
+def merge_same_names(scenes: Scenes) -> Scenes:
+    """The set with classes of the very same names made one: else each would be a negative of the other."""
+    rows: dict[tuple[str, ...], int] = {}
+    new_row = np.array([rows.setdefault(tuple(names), len(rows)) for names in scenes.names], dtype=np.int64)
+    if len(rows) == len(scenes.names):
+        return scenes
+    logger.warning("%d classes have the names of others and are made one with them", len(scenes.names) - len(rows))
+    return _renumbered(scenes, new_row, [list(names) for names in rows])
+
+
+def _renumbered(scenes: Scenes, new_row: np.ndarray, names: list[list[str]]) -> Scenes:
+    """The set with each row of names changed to ``new_row``; rows that become -1 go, with their boxes."""
 
     def moved(rows: np.ndarray) -> np.ndarray:
         return new_row[rows][new_row[rows] >= 0]
@@ -185,12 +195,12 @@ def without_rare(scenes: Scenes, min_boxes: int) -> Scenes:
             scene,
             boxes=scene.boxes[new_row[scene.labels] >= 0],
             labels=moved(scene.labels),
-            negatives=None if scene.negatives is None else moved(scene.negatives),
-            unknown=moved(scene.unknown),
+            negatives=None if scene.negatives is None else np.unique(moved(scene.negatives)),
+            unknown=np.unique(moved(scene.unknown)),
         )
         for scene in scenes.scenes
     ]
-    return replace(scenes, scenes=left, names=[scenes.names[row] for row in kept])
+    return replace(scenes, scenes=left, names=names)
 
 
 def without_missing(scenes: list[Scene], broken: list[str]) -> list[Scene]:

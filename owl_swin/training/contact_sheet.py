@@ -1,0 +1,92 @@
+"""A sheet of sample pictures with their boxes and names, or with their texts below, to be looked at."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from owl_swin.errors import DataError
+from owl_swin.image import open_image
+from owl_swin.render import draw_detections
+from owl_swin.training.pictures import Pictures
+from owl_swin.training.readers.scene import Scene, Scenes, readable
+from owl_swin.types import Detections
+
+COLUMNS = 4
+# Pixels of a cell and between cells, and of the letters below a picture.
+CELL, GAP, LETTER = 400, 8, 15
+TEXT_LINES = 3
+
+
+def sheet_of_scenes(scenes: Scenes, n: int = 12) -> Image.Image:
+    """``n`` pictures, evenly spread over those with boxes, with boxes and first names; below it how many boxes."""
+    with_boxes = [scene for scene in scenes.scenes if len(scene.boxes)] or scenes.scenes
+    cells, captions = [], []
+    for scene in _spread(with_boxes, 3 * n):
+        picture = readable(scenes, scene)
+        if picture is None:
+            continue
+        cells.append(_drawn(picture, scene, [names[0] for names in scenes.names]))
+        boxes = "1 box" if len(scene.boxes) == 1 else f"{len(scene.boxes)} boxes"
+        captions.append(f"{scene.source.name}: {boxes}")
+    chosen = _spread(range(len(cells)), n)
+    return _sheet([cells[i] for i in chosen], [captions[i] for i in chosen], lines=1)
+
+
+def sheet_of_pictures(pictures: Pictures, n: int = 24) -> Image.Image:
+    """``n`` pictures of a set for alignment with their texts below."""
+    rows = _spread(range(len(pictures.images)), n)
+    cells = [Image.fromarray(pictures.images[row].permute(1, 2, 0).numpy()) for row in rows]
+    side = CELL // 2
+    shown = [cell.resize((side, side), Image.Resampling.BICUBIC) for cell in cells]
+    texts = [" / ".join(pictures.texts[int(pictures.labels[row])]) for row in rows]
+    return _sheet(shown, texts, cell=side, columns=2 * COLUMNS, lines=TEXT_LINES)
+
+
+def _drawn(picture: Image.Image, scene: Scene, names: Sequence[str]) -> Image.Image:
+    """The picture in a cell's size with its boxes, large ones first so that small ones stay in sight."""
+    scale = CELL / max(picture.size)
+    small = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.BICUBIC)
+    boxes = torch.from_numpy(scene.boxes_on(picture) * np.float32(scale))
+    order = (boxes[:, 2:] - boxes[:, :2]).prod(1).argsort()  # the first is drawn last
+    n = len(boxes)
+    found = Detections(
+        boxes[order],
+        torch.ones(n),
+        torch.from_numpy(scene.labels)[order],
+        tuple(names),
+        (small.height, small.width),
+        torch.zeros(n, dtype=torch.long),
+    )
+    return draw_detections(open_image(small), found, with_scores=False)
+
+
+def _sheet(
+    cells: Sequence[Image.Image], texts: Sequence[str], *, cell: int = CELL, columns: int = COLUMNS, lines: int
+) -> Image.Image:
+    if not cells:
+        raise DataError("no picture of the set can be read, so there is none to show")
+    font = ImageFont.load_default(LETTER)
+    columns = min(columns, len(cells))
+    below = lines * (LETTER + 4) + GAP
+    tops = [GAP]  # of each row, as tall as its tallest picture; and where the last one ends
+    for start in range(0, len(cells), columns):
+        tops.append(tops[-1] + max(picture.height for picture in cells[start : start + columns]) + below)
+    canvas = Image.new("RGB", (columns * (cell + GAP) + GAP, tops[-1]), "white")
+    draw = ImageDraw.Draw(canvas)
+    for place, (picture, text) in enumerate(zip(cells, texts, strict=True)):
+        x, bottom = GAP + place % columns * (cell + GAP), tops[place // columns + 1] - below
+        canvas.paste(picture, (x + (cell - picture.width) // 2, bottom - picture.height))
+        wide = max(8, int(cell / (0.52 * LETTER)))
+        shown = textwrap.wrap(text, wide, max_lines=lines, placeholder=" …")
+        draw.multiline_text((x, bottom + 2), "\n".join(shown), fill="black", font=font, spacing=2)
+    return canvas
+
+
+def _spread(items: Sequence, n: int) -> list:
+    """``n`` of the items at equal distances, or all."""
+    if len(items) <= n:
+        return list(items)
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, n)]

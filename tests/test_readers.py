@@ -1,0 +1,459 @@
+"""Readers of detection sets: LVIS, Pascal VOC, YOLO, Visual Genome; EXIF turns, synonyms, every kind of breakage."""
+
+import logging
+
+import numpy as np
+import pytest
+from picture_files import turned
+from PIL import Image
+from training_data import write_json
+
+from owl_swin.errors import DataError
+from owl_swin.image import open_image
+from owl_swin.training.config import ALIGN_KINDS, DETECT_KINDS, DataConfig
+from owl_swin.training.readers.broken import reasons
+from owl_swin.training.readers.guess import guess_kind
+from owl_swin.training.readers.naming import place_pictures, spoken_names
+from owl_swin.training.readers.scene import Scene
+from owl_swin.training.scenes import load_scenes
+
+
+def picture(path, width=100, height=50):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), "grey").save(path)
+    return path
+
+
+def coco_set(folder, annotations, *, categories=None, images=None):
+    """A COCO file and its one picture of 100 x 50, unless ``images`` has others."""
+    picture(folder / "a.png")
+    images = [{"id": 1, "file_name": "a.png", "width": 100, "height": 50}] if images is None else images
+    categories = categories or [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "cow"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return str(write_json(folder / "set.json", content))
+
+
+def box(bbox=(10, 10, 20, 20), category=1, **more):
+    return {"id": 7, "image_id": 1, "category_id": category, "bbox": list(bbox), **more}
+
+
+# --- What a scene says of names without boxes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels, negatives, unknown, absent",
+    [
+        ([], None, [], [0, 1, 2, 3]),
+        ([1, 1], None, [], [0, 2, 3]),
+        ([1], None, [3], [0, 2]),
+        ([1], [], [], []),
+        ([1], [2, 3], [], [2, 3]),
+        ([1], [1, 2, 3], [3], [2]),
+    ],
+)
+def test_absent_names_are_those_that_were_looked_for_and_not_found(labels, negatives, unknown, absent):
+    rows = [np.array(values, dtype=np.int64) for values in (labels, negatives or [], unknown)]
+    scene = Scene(
+        "a", np.zeros((len(labels), 4)), rows[0], negatives=None if negatives is None else rows[1], unknown=rows[2]
+    )
+    assert scene.absent(4).tolist() == absent
+
+
+def test_a_plain_set_knows_every_absent_name(tmp_path):
+    scene = load_scenes(DataConfig("coco", coco_set(tmp_path, [box()]))).scenes[0]
+    assert scene.negatives is None and scene.unknown.tolist() == [] and scene.absent(3).tolist() == [1, 2]
+
+
+def test_lvis_tells_verified_negatives_and_names_with_missing_boxes(tmp_path):
+    image = {"id": 1, "file_name": "a.png", "width": 100, "height": 50}
+    image |= {"neg_category_ids": [9], "not_exhaustive_category_ids": [4]}
+    categories = [
+        {"id": 4, "name": "aerosol_can", "synonyms": ["aerosol_can", "spray_can"]},
+        {"id": 6, "name": "sofa, couch, sofa"},
+        {"id": 9, "name": "bow_(weapon)", "synonyms": []},
+    ]
+    path = coco_set(tmp_path, [box(category=4)], images=[image], categories=categories)
+    scenes = load_scenes(DataConfig("lvis", path))
+    assert scenes.names == [["aerosol can", "spray can"], ["sofa", "couch"], ["bow (weapon)"]]
+    scene = scenes.scenes[0]
+    assert scene.labels.tolist() == [0] and scene.negatives.tolist() == [2] and scene.unknown.tolist() == [0]
+    assert scene.absent(3).tolist() == [2]  # nobody looked for a sofa
+    assert load_scenes(DataConfig("coco", path)).scenes[0].negatives.tolist() == [2]
+
+
+def test_a_file_without_negatives_is_no_lvis(tmp_path):
+    with pytest.raises(DataError, match="no image record has 'neg_category_ids'; read it as kind 'coco'"):
+        load_scenes(DataConfig("lvis", coco_set(tmp_path, [box()])))
+
+
+@pytest.mark.parametrize("key", ["iscrowd", "isgroupof"])
+def test_groups_leave_their_name_unknown(tmp_path, key):
+    scene = load_scenes(DataConfig("coco", coco_set(tmp_path, [box(category=2, **{key: 1})]))).scenes[0]
+    assert len(scene.boxes) == 0 and scene.unknown.tolist() == [1] and scene.absent(3).tolist() == [0, 2]
+
+
+# --- COCO: names, places, sizes --------------------------------------------------------------------------------------
+
+
+def test_classes_of_the_same_names_are_one(tmp_path, caplog):
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "cat"}]
+    path = coco_set(tmp_path, [box(category=1), box(category=2), box(category=3)], categories=categories)
+    with caplog.at_level(logging.WARNING, "owl_swin"):
+        scenes = load_scenes(DataConfig("coco", path))
+    assert scenes.names == [["cat"], ["dog"]] and scenes.scenes[0].labels.tolist() == [0, 1, 0]
+    assert "1 classes have the names of others" in caplog.text
+
+
+def test_rare_names_go_with_their_boxes(tmp_path):
+    path = coco_set(tmp_path, [box(category=2), box(category=3), box((0, 0, 9, 9), category=3)])
+    scenes = load_scenes(DataConfig("coco", path, min_per_class=2))
+    assert scenes.names == [["cow"]] and scenes.scenes[0].labels.tolist() == [0, 0]
+    assert len(scenes.scenes[0].boxes) == 2
+
+
+@pytest.mark.parametrize(
+    "stated, placed",
+    [
+        ("a.png", "a.png"),
+        ("images/v1/patch8/a.png", "patch8/a.png"),
+        ("http://host/val/b.png", "b.png"),
+        ("c.png", "c.png"),
+    ],
+)
+def test_pictures_are_found_where_the_copy_has_them(tmp_path, stated, placed):
+    if placed != "c.png":
+        picture(tmp_path / placed)
+    assert place_pictures(tmp_path, [stated]) == [tmp_path / placed]
+
+
+def test_pictures_lie_beside_the_file_when_no_folder_is_given(tmp_path):
+    path = coco_set(tmp_path, [box()])
+    assert load_scenes(DataConfig("coco", path)).scenes[0].source == tmp_path / "a.png"
+    picture(tmp_path / "images" / "a.png")
+    assert load_scenes(DataConfig("coco", path)).scenes[0].source == tmp_path / "images" / "a.png"
+
+
+def test_boxes_are_scaled_from_the_stated_size_to_the_stored_one(tmp_path):
+    images = [{"id": 1, "file_name": "a.png", "width": 400, "height": 200}]  # stored at a quarter
+    scenes = load_scenes(DataConfig("coco", coco_set(tmp_path, [box((40, 40, 80, 80))], images=images)))
+    scene = scenes.scenes[0]
+    assert scene.boxes_on(scenes.picture(scene)).tolist() == [[10, 10, 30, 30]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("speaks_of", ["shown", "stored"])
+def test_boxes_fit_pictures_that_exif_turns(tmp_path, orientation, speaks_of):
+    # A black square on white, 100 x 50 when upright; its box is found by looking at the pixels.
+    upright = Image.new("RGB", (100, 50), "white")
+    upright.paste("black", (10, 5, 30, 25))
+    (tmp_path / "t.png").write_bytes(turned(upright, orientation))
+    stored = Image.open(tmp_path / "t.png").convert("RGB")
+    # A turn that keeps the size cannot be told from it: the boxes are taken as of the picture shown.
+    seen = stored if speaks_of == "stored" and orientation >= 5 else upright
+    x0, y0, x1, y1 = Image.eval(seen, lambda value: 255 - value).getbbox()
+    images = [{"id": 1, "file_name": "t.png", "width": seen.width, "height": seen.height}]
+    scenes = load_scenes(DataConfig("coco", coco_set(tmp_path, [box((x0, y0, x1 - x0, y1 - y0))], images=images)))
+    found = scenes.picture(scenes.scenes[0])
+    assert np.array_equal(np.asarray(found), np.asarray(seen))
+    assert scenes.scenes[0].boxes_on(found).tolist() == [[x0, y0, x1, y1]]
+
+
+def test_pictures_without_a_stated_size_are_taken_as_shown(tmp_path):
+    (tmp_path / "t.png").write_bytes(turned(Image.new("RGB", (100, 50)), 6))
+    path = coco_set(tmp_path, [box()], images=[{"id": 1, "file_name": "t.png"}])
+    scenes = load_scenes(DataConfig("coco", path))
+    assert scenes.picture(scenes.scenes[0]).size == open_image(tmp_path / "t.png").size == (100, 50)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "a.png"}]}, "picture 1: given twice"),
+        ({"images": [{"id": 1, "file_name": "a.png"}, {"id": 2}]}, "picture 2: no file name"),
+        ({"images": [{"id": 1, "file_name": "a.png"}, "b.png"]}, "image record number 2: not in COCO's form"),
+        ({"images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]}, "b.png: no such picture"),
+        ({"annotations": [box(), {"id": 8}]}, "annotation 8: not in COCO's form (problem with 'category_id')"),
+        ({"annotations": [box(), 3]}, "annotation number 2: not in COCO's form"),
+        ({"annotations": [box(), box((10, 10, 0, 5))]}, "annotation 7: empty box [10, 10, 0, 5]"),
+        ({"annotations": [box(), box(category=[1])]}, "annotation 7: not in COCO's form"),
+        (
+            {"images": [{"id": 1, "file_name": "a.png", "neg_category_ids": [44]}]},
+            "unknown category 44 in neg_category",
+        ),
+        ({"images": [{"id": 1, "file_name": "a.png", "neg_category_ids": 3}]}, "neg_category_ids is no list"),
+        ({"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]}, "category 1: given twice"),
+        ({"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": " "}]}, "category 2: has no name"),
+    ],
+)
+def test_a_broken_entry_is_left_out_and_said(tmp_path, caplog, change, sentence):
+    path = coco_set(tmp_path, **{"annotations": [box()], **change})
+    with caplog.at_level(logging.WARNING, "owl_swin"):
+        scenes = load_scenes(DataConfig("coco", path))
+    assert len(scenes.scenes) == 1 and scenes.scenes[0].boxes.tolist() == [[10, 10, 30, 30]]
+    assert len(scenes.broken) == 1 and sentence in scenes.broken[0]
+    assert "1 entry left out" in caplog.text and sentence in caplog.text
+
+
+def test_nothing_left_is_an_error_that_says_the_first_problem(tmp_path):
+    path = coco_set(tmp_path, [], images=[{"id": 1, "file_name": "gone.png"}])
+    with pytest.raises(DataError, match=r"holds 0 pictures and 3 names, need both; .*gone\.png: no such picture"):
+        load_scenes(DataConfig("coco", path))
+
+
+# --- Pascal VOC ------------------------------------------------------------------------------------------------------
+
+
+def voc_object(name="cat", corners=(11, 11, 30, 30), **more):
+    fields = dict(zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
+    inner = "".join(f"<{key}>{value}</{key}>" for key, value in fields.items())
+    extra = "".join(f"<{key}>{value}</{key}>" for key, value in more.items())
+    return f"<object><name>{name}</name><bndbox>{inner}</bndbox>{extra}</object>"
+
+
+def write_voc(root, **objects):
+    """A VOC folder: for each file stem its objects; pictures are 100 x 50."""
+    for stem, content in objects.items():
+        picture(root / "JPEGImages" / f"{stem}.jpg")
+        xml = root / "Annotations" / f"{stem}.xml"
+        xml.parent.mkdir(exist_ok=True)
+        size = "<size><width>100</width><height>50</height></size>"
+        xml.write_text(f"<annotation><filename>{stem}.jpg</filename>{size}{content}</annotation>")
+    return root
+
+
+def test_voc_corners_count_from_one_and_names_are_said_in_words(tmp_path):
+    root = write_voc(tmp_path, a=voc_object("diningtable", (1, 1, 100, 50)) + voc_object("cat"), b="")
+    for path in (root, root / "Annotations"):
+        scenes = load_scenes(DataConfig("voc", str(path)))
+        assert scenes.names == [["cat"], ["dining table"]] and scenes.broken == []
+        first, second = scenes.scenes
+        assert first.source == root / "JPEGImages" / "a.jpg"
+        assert first.boxes.tolist() == [[0, 0, 100, 50], [10, 10, 30, 30]] and first.labels.tolist() == [1, 0]
+        assert second.boxes.shape == (0, 4)
+
+
+def test_an_image_set_list_names_the_pictures(tmp_path):
+    root = write_voc(tmp_path, a=voc_object(), b=voc_object("dog"), c="")
+    names = root / "ImageSets" / "Main" / "val.txt"
+    names.parent.mkdir(parents=True)
+    names.write_text("b\nc  -1\n")
+    scenes = load_scenes(DataConfig("voc", str(names)))
+    assert [scene.source.stem for scene in scenes.scenes] == ["b", "c"] and scenes.names == [["dog"]]
+
+
+def test_difficult_objects_leave_their_name_unknown(tmp_path):
+    root = write_voc(tmp_path, a=voc_object() + voc_object("dog", difficult=1))
+    scene = load_scenes(DataConfig("voc", str(root))).scenes[0]
+    assert scene.labels.tolist() == [0] and scene.unknown.tolist() == [1] and scene.absent(2).tolist() == []
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (voc_object(corners=(30, 30, 10, 10)), "bad.xml object 1: empty box ['30', '30', '10', '10']"),
+        (voc_object(corners=("nan", 1, 2, 3)), "bad.xml object 1: not four numbers"),
+        (voc_object(corners=("", 1, 2, 3)), "bad.xml object 1: not four numbers"),
+        (voc_object(name=""), "bad.xml object 1: has no name"),
+        ("<object>", "bad.xml: not an XML file"),
+    ],
+)
+def test_broken_voc_entries_are_left_out_and_said(tmp_path, content, sentence):
+    scenes = load_scenes(DataConfig("voc", str(write_voc(tmp_path, bad=content, good=voc_object()))))
+    assert scenes.scenes[-1].boxes.tolist() == [[10, 10, 30, 30]]
+    assert len(scenes.broken) == 1 and sentence in scenes.broken[0]
+
+
+def test_a_listed_picture_without_its_files_is_said(tmp_path):
+    root = write_voc(tmp_path, a=voc_object(), b=voc_object())
+    (root / "JPEGImages" / "b.jpg").unlink()
+    (root / "train.txt").write_text("a\nb\nabsent\n")
+    scenes = load_scenes(DataConfig("voc", str(root / "train.txt")))
+    assert [scene.source.stem for scene in scenes.scenes] == ["a"]
+    assert sorted(reasons(scenes.broken)) == ["no such picture", "not an XML file that can be read"]
+
+
+# --- YOLO ------------------------------------------------------------------------------------------------------------
+
+
+def write_yolo(root, names=("cat", "traffic_light"), split="train", **labels):
+    """images/SPLIT and labels/SPLIT with data.yaml; a picture whose labels are None has no file of them."""
+    for stem, content in labels.items():
+        picture(root / "images" / split / f"{stem}.png")
+        if content is not None:
+            file = root / "labels" / split / f"{stem}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content)
+    (root / "data.yaml").write_text(f"path: /elsewhere\n{split}: images/{split}\nnames: {list(names)}\n")
+    return root
+
+
+def test_yolo_boxes_are_fractions_of_the_picture_whatever_its_size(tmp_path):
+    root = write_yolo(tmp_path, a="0 0.5 0.5 0.2 0.4\n\n1 0.05 0.5 0.2 1\n", b=None, c="")
+    for path in (root, root / "data.yaml"):
+        scenes = load_scenes(DataConfig("yolo", str(path)))
+        assert scenes.names == [["cat"], ["traffic light"]] and scenes.broken == []
+        first, *others = scenes.scenes
+        boxes = first.boxes_on(scenes.picture(first))
+        assert np.allclose(boxes, [[40, 15, 60, 35], [0, 0, 15, 50]], atol=1e-4)  # the second is cut to the picture
+        assert [len(scene.boxes) for scene in others] == [0, 0]
+
+
+def test_a_polygon_becomes_the_box_around_it(tmp_path):
+    scenes = load_scenes(DataConfig("yolo", str(write_yolo(tmp_path, a="0 0.1 0.2 0.5 0.2 0.3 0.8\n"))))
+    assert np.allclose(scenes.scenes[0].boxes, [[0.1, 0.2, 0.5, 0.8]])
+
+
+def test_names_may_be_numbered_and_folders_may_be_written_from_below(tmp_path):
+    picture(tmp_path / "valid" / "images" / "a.png")
+    (tmp_path / "valid" / "labels").mkdir()
+    (tmp_path / "valid" / "labels" / "a.txt").write_text("7 0.5 0.5 1 1")
+    (tmp_path / "data.yaml").write_text("names: {3: dog, 7: 'sofa, couch'}\nvalid: ../valid/images\n")
+    scenes = load_scenes(DataConfig("yolo", str(tmp_path), split="val"))
+    assert scenes.names == [["dog"], ["sofa", "couch"]] and scenes.scenes[0].labels.tolist() == [1]
+
+
+def test_a_list_of_classes_is_enough(tmp_path):
+    for folder in ("", "images"):
+        picture(tmp_path / folder / "a.png")
+        (tmp_path / "a.txt").write_text("1 0.5 0.5 1 1")
+        (tmp_path / "classes.txt").write_text("cat\ndog\n")
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "labels" / "a.txt").write_text("1 0.5 0.5 1 1")
+        scenes = load_scenes(DataConfig("yolo", str(tmp_path)))
+        assert scenes.names == [["cat"], ["dog"]] and scenes.scenes[0].labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "line, sentence",
+    [
+        ("5 0.5 0.5 0.1 0.1", "train/bad.txt line 1: unknown class 5"),
+        ("0 0.5 0.5 0.1", "line 1: not 'class cx cy w h'"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "line 1: not 'class cx cy w h'"),
+        ("0 50 25 10 10", "line 1: not fractions of the picture"),
+        ("0 0.5 0.5 0 0.1", "line 1: empty box"),
+        ("0 nan 0.5 0.1 0.1", "line 1: not four numbers"),
+        ("cat 0.5 0.5 0.1 0.1", "line 1: not numbers"),
+    ],
+)
+def test_broken_yolo_lines_are_left_out_and_said(tmp_path, line, sentence):
+    scenes = load_scenes(DataConfig("yolo", str(write_yolo(tmp_path, bad=f"{line}\n0 0.5 0.5 0.2 0.4\n"))))
+    assert len(scenes.scenes[0].boxes) == 1
+    assert len(scenes.broken) == 1 and sentence in scenes.broken[0]
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [("names: [", "not a YAML file"), ("names: [a]", "has no split 'train'; it has none"), ("- a", "not in the form")],
+)
+def test_a_wrong_yaml_gets_one_sentence(tmp_path, content, sentence):
+    (tmp_path / "data.yaml").write_text(content)
+    with pytest.raises(DataError, match=sentence) as caught:
+        load_scenes(DataConfig("yolo", str(tmp_path / "data.yaml")))
+    assert "\n" not in str(caught.value)
+
+
+# --- Visual Genome ---------------------------------------------------------------------------------------------------
+
+
+def test_objects_have_free_names_and_nothing_is_a_verified_negative(tmp_path):
+    picture(tmp_path / "VG_100K_2" / "12.jpg")
+    thing = {"x": 10, "y": 10, "w": 20, "h": 20, "names": ["Man", "player"]}
+    path = write_json(tmp_path / "objects.json", [{"image_id": 12, "objects": [thing, {**thing, "names": ["hat"]}]}])
+    scenes = load_scenes(DataConfig("visual_genome", str(path)))
+    assert scenes.names == [["man"], ["player"], ["hat"]]
+    scene = scenes.scenes[0]
+    assert scene.source == tmp_path / "VG_100K_2" / "12.jpg" and scene.labels.tolist() == [0, 1, 2]
+    assert scene.boxes.tolist() == [[10, 10, 30, 30]] * 3 and scene.absent(3).tolist() == []
+
+
+def test_regions_are_phrases_and_sizes_come_from_the_file_beside(tmp_path):
+    picture(tmp_path / "3.jpg")
+    region = {"x": -5, "y": 0, "width": 500, "height": 40, "phrase": "A red kite in the sky."}
+    path = write_json(tmp_path / "region_descriptions.json", [{"id": 3, "regions": [region]}])
+    write_json(tmp_path / "image_data.json", [{"image_id": 3, "width": 200, "height": 100}])
+    scenes = load_scenes(DataConfig("visual_genome", str(path)))
+    assert scenes.names == [["a red kite in the sky"]]
+    assert scenes.scenes[0].boxes.tolist() == [[0, 0, 200, 40]] and scenes.scenes[0].stated_wh == (200, 100)
+
+
+@pytest.mark.parametrize(
+    "record, sentence",
+    [
+        (
+            {"image_id": 1, "objects": [{"x": 1, "y": 1, "w": 0, "h": 5, "names": ["hat"]}]},
+            "entry 1: empty box [1, 1, 0, 5]",
+        ),
+        ({"image_id": 1, "objects": [{"x": 1, "names": ["hat"]}]}, "picture 1 entry 1: not four numbers"),
+        ({"image_id": 1, "objects": [{"x": 1, "y": 1, "w": 3, "h": 5, "names": []}]}, "entry 1: has no name"),
+        ({"image_id": 1}, "record number 2: neither objects nor regions"),
+        (7, "record number 2: neither objects nor regions"),
+    ],
+)
+def test_broken_visual_genome_entries_are_left_out_and_said(tmp_path, record, sentence):
+    picture(tmp_path / "1.jpg")
+    good = {"image_id": 1, "objects": [{"x": 1, "y": 1, "w": 5, "h": 5, "names": ["cat"]}]}
+    scenes = load_scenes(DataConfig("visual_genome", str(write_json(tmp_path / "objects.json", [good, record]))))
+    assert len(scenes.scenes[0].boxes) == 1
+    assert len(scenes.broken) == 1 and sentence in scenes.broken[0]
+
+
+# --- All kinds -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", DETECT_KINDS)
+def test_an_absent_or_empty_set_gets_one_sentence(tmp_path, kind):
+    (tmp_path / "empty").mkdir()
+    for name in ("absent.json", "empty"):
+        with pytest.raises(DataError) as caught:
+            load_scenes(DataConfig(kind, str(tmp_path / name)))
+        assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_kinds_for_alignment_alone_have_no_boxes(tmp_path):
+    for kind in set(ALIGN_KINDS) - set(DETECT_KINDS):
+        with pytest.raises(DataError, match="have no boxes to detect"):
+            load_scenes(DataConfig(kind, str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("cat", ["cat"]),
+        ("sofa, couch", ["sofa", "couch"]),
+        ("traffic_light", ["traffic light"]),
+        (" a ,, a", ["a"]),
+        ("", []),
+    ],
+)
+def test_names_are_split_at_commas_and_said_in_words(text, names):
+    assert spoken_names(text) == names
+
+
+def test_what_was_left_out_is_counted_by_reason():
+    broken = ["annotation 1: empty box [0, 0]", "annotation 2: empty box [3, 3]", "a.txt line 3: unknown class 7"]
+    assert reasons([]) == {}
+    assert reasons(broken) == {"empty box": 2, "unknown class": 1}
+
+
+def test_kinds_are_guessed_from_what_lies_there(tmp_path):
+    (tmp_path / "nothing").mkdir()
+    image = {"id": 1, "file_name": "a.png"}
+    files = {
+        "coco": {"images": [image], "annotations": [box()], "categories": []},
+        "lvis": {"images": [image | {"neg_category_ids": []}], "annotations": [], "categories": []},
+        "coco_captions": {"images": [image], "annotations": [{"caption": "a"}]},
+        "labelled": {"images": [image | {"label": "cat"}]},
+        "cutouts": {"images": [image | {"name": "cat"}]},
+        "sheets": {"tile_px": 4},
+        "visual_genome": [{"objects": []}],
+    }
+    for kind, content in files.items():
+        assert guess_kind(str(write_json(tmp_path / "one.json", content))) == kind
+    assert guess_kind(str(write_voc(tmp_path / "voc", a=""))) == "voc"
+    assert guess_kind(str(write_yolo(tmp_path / "yolo", a=""))) == "yolo"
+    picture(tmp_path / "classes" / "cat" / "a.png")
+    assert guess_kind(str(tmp_path / "classes")) == "folders"
+    by_name = {"a.csv": "csv", "a.tsv": "csv", "a.jsonl": "jsonl", "a-{0..3}.tar": "captions", "d.yaml": "yolo"}
+    assert {name: guess_kind(name) for name in by_name} == by_name
+    for nothing in ("nano", "absent.json", str(tmp_path / "nothing"), str(write_json(tmp_path / "x.json", {"a": 1}))):
+        assert guess_kind(nothing) is None
