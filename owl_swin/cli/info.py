@@ -25,7 +25,7 @@ class Format(StrEnum):
 def info(
     what: Annotated[
         str,
-        typer.Argument(metavar="[MODEL|DATA]", help="A name that ships, a .safetensors file, a folder; or a data set."),
+        typer.Argument(metavar="MODEL|DATA", help="A name that ships, a .safetensors file, a folder; or a data set."),
     ] = "nano",
     kind: Annotated[
         str | None,
