@@ -10,7 +10,7 @@ THRESHOLD ?= 0.3
 IMAGE ?=
 OUT ?= out
 
-.PHONY: detect test check figures clean
+.PHONY: detect test check figures ablation clean
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
@@ -43,6 +43,17 @@ figures: $(VENV)/.dev
 	$(EVAL_TINY) --json $(FIGURES)/tiny_all.json
 	$(EVAL_TINY) --pictures trained --json $(FIGURES)/tiny_trained.json
 	$(EVAL_TINY) --pictures heldout --among heldout --json $(FIGURES)/tiny_heldout.json
+
+# Matching x box form at one equal budget; DATA as above, linked as "data" here.
+ABLATION := hungarian_patch hungarian_owl aligned_patch aligned_owl
+ABLATION_EVAL = $(BIN)/owl-swin eval detect --image-size 128
+ablation: $(VENV)/.dev
+	@test -e data || ln -s "$(DATA)" data
+	for run in $(ABLATION); do \
+	  $(BIN)/owl-swin train configs/train/ablation_$$run.toml && \
+	  $(ABLATION_EVAL) --model runs/ablation_$$run --annotations data/fod/test.json --images data/fod/images --classes "$(FOD_TRAINED)" --json runs/ablation_$$run/fod.json && \
+	  $(ABLATION_EVAL) --model runs/ablation_$$run --annotations data/coco/test.json --images data/coco/images --classes person --json runs/ablation_$$run/coco_person.json || exit 1; \
+	done
 
 $(VENV)/.photos: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'owl_swin needs Python 3.11 or newer')"

@@ -97,6 +97,14 @@ def test_weights_of_another_teacher_are_refused(tmp_path, teacher_file):
         teacher_maps(config, [torch.zeros(2, 3, 8, 8, dtype=torch.uint8)], tmp_path)
 
 
+def test_a_free_classifier_helps_and_stays_behind(tmp_path):
+    settings = labelled_settings(tmp_path, steps=60, linear_weight=1.0)
+    folder = train(train_config(settings))
+    assert max(line["linear_accuracy"] for line in metrics(folder)[-5:]) > 0.5
+    assert "extra.linear_0.weight" in load_file(folder / "state.safetensors")
+    assert not any("linear_" in key for key in load_file(folder / "model.safetensors"))
+
+
 # --- Texts ---------------------------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,11 @@ class AlignTask:
         self.contrast = _contrastive_loss(config.contrast, process)
         if config.contrast == "sigmoid":
             self.extra["bias"] = _Bias(-10.0)
+        if config.linear_weight:
+            width = model.config.heads.width
+            for owner, pictures in enumerate(self.sets):
+                if not pictures.captioned:
+                    self.extra[f"linear_{owner}"] = nn.Linear(width, len(pictures.texts))
         self.teacher_maps: list[Tensor] = []
         if config.teacher.name:
             cache = Path(config.output) / "teacher"
@@ -108,11 +113,12 @@ class AlignTask:
         device = model.alignment_log_scale.device
         pixels = torch.cat([part.pixels for part in batch.parts]).to(device, non_blocking=True)
         patches = encode_patches(pixels)
-        embeds = model.pool(patches)
+        embeds, pooled_patches = model.pool(patches), patches.mean((1, 2))
         scale = model.alignment_log_scale.exp().clamp(max=100)
         total, start, out = embeds.new_zeros(()), 0, {}
         for part in batch.parts:
-            here = embeds[start : start + len(part.rows)]
+            own = slice(start, start + len(part.rows))
+            here = embeds[own]
             start += len(part.rows)
             texts = self.banks[part.owner].embed(model, part.texts)
             if self.sets[part.owner].captioned:
@@ -123,6 +129,12 @@ class AlignTask:
                 loss = F.cross_entropy(logits, target, label_smoothing=LABEL_SMOOTHING)
                 if "accuracy" not in out:
                     out["accuracy"] = (logits.argmax(-1) == target).float().mean().detach()
+                if f"linear_{part.owner}" in self.extra:
+                    guess = self.extra[f"linear_{part.owner}"](pooled_patches[own]).float()
+                    labels = self.sets[part.owner].labels[part.rows].to(device)
+                    linear = F.cross_entropy(guess, labels, label_smoothing=LABEL_SMOOTHING)
+                    total = total + self.config.linear_weight * linear * len(part.rows) / len(pixels)
+                    out.setdefault("linear_accuracy", (guess.argmax(-1) == labels).float().mean().detach())
             out[f"loss_{part.owner}"] = loss.detach()
             total = total + loss * len(part.rows) / len(pixels)
         if self.teacher_maps:

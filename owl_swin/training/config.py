@@ -153,7 +153,10 @@ class TrainConfig:
     ``init`` are weights to start from, each on top of the one before: a model file, a run's folder or state, a name
     that ships, "swin:NAME" (a published Swin for the image encoder) or "open_clip:MODEL/TAG" (a published text
     encoder). ``batch_size`` is for each process and each of the ``accumulate`` passes of a step. ``contrast`` is the
-    loss on captions. ``shard`` says how several processes share the model. ``preview_every`` steps, a picture of what
+    loss on captions. ``linear_weight`` weighs a free linear classifier for each labelled set, which only training has:
+    fixed texts alone teach a young encoder slowly. ``logit_scale`` is the inverse temperature to start the alignment
+    at (0: as the weights have it); against a sentence encoder's near names 30 learned twice as fast as CLIP's 14.
+    ``shard`` says how several processes share the model. ``preview_every`` steps, a picture of what
     the model finds is drawn (0: never). ``blend`` mixes the weights that the run started from into the result: 0 is
     the trained model alone, 1 the old one (WiSE-FT, arXiv:2109.01903).
     """
@@ -167,6 +170,8 @@ class TrainConfig:
     align_batch_size: int = 64
     align_size: int = 64
     align_weight: float = 0.5
+    linear_weight: float = 0.0
+    logit_scale: float = 0.0
     steps: int = 1000
     batch_size: int = 64
     accumulate: int = 1

@@ -1,5 +1,6 @@
 """The training loop: one command, one TOML, one process or many; resumable to the bit."""
 
+import math
 import queue
 import threading
 import time
@@ -66,6 +67,8 @@ def _train(config: TrainConfig, process: Process, stop_after: int | None) -> Pat
     model = OwlSwin(read_toml(config.model, ModelConfig)).to(process.device)
     for path in config.init:
         load_init(model, path)
+    if config.logit_scale:
+        torch.nn.init.constant_(model.alignment_log_scale, math.log(config.logit_scale))
     old = {name: p.detach().clone() for name, p in model.named_parameters()} if config.blend else {}
     if config.task == "detect" and config.detect.fresh_class_head:
         copy_pooled_to_class_head(model)
