@@ -37,13 +37,14 @@ def main() -> None:
 
 
 def _register() -> None:
-    from owl_swin.cli import bench, detect, info, training
+    from owl_swin.cli import bench, detect, evaluate, info, training
 
     app.command("detect")(detect.detect)
     app.command("info")(info.info)
     app.command("train")(training.train)
+    app.command("paste")(training.paste)
     app.command("distil")(training.distil)
-    app.command("eval")(training.evaluate)
+    app.add_typer(evaluate.app, name="eval")
     app.command("export")(training.export)
     app.command("bench")(bench.bench)
 

@@ -1,23 +1,13 @@
-"""`owl-swin train | distil | eval | export`: making models and judging them."""
+"""`owl-swin train | distil | export`: making models."""
 
-import json
-import sys
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from owl_swin.cli.output import make_folder, write_whole
+from owl_swin.cli.output import make_folder
 from owl_swin.errors import OwlSwinError
-
-
-class Protocol(StrEnum):
-    """What is measured."""
-
-    DETECT = "detect"
-    CLASSIFY = "classify"
 
 
 def train(
@@ -44,6 +34,32 @@ def train(
     print(run(settings, stop_after=stop_after))
 
 
+def paste(
+    cutouts: Annotated[
+        Path, typer.Argument(help="Folder of RGBA pictures called after what they show, or a JSON list.")
+    ],
+    on: Annotated[Path, typer.Option(help="Folder of photographs to paste on.")],
+    to: Annotated[Path, typer.Option(help="Folder to write annotations.json and images/ to.")],
+    pictures: Annotated[int, typer.Option(help="How many scenes.", min=1)] = 100,
+    names: Annotated[str | None, typer.Option(help="Only these names, separated by commas.")] = None,
+    most_things: Annotated[int, typer.Option(help="At most so many things in a scene.", min=1)] = 4,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
+) -> None:
+    """Make a detection set out of cut-outs: paste them on photographs, with boxes.
+
+    Example: owl-swin paste cutouts --on photos --to my_set --pictures 200
+    """
+    from owl_swin.training.paste import find_cutouts, paste_scenes
+
+    if not on.is_dir():
+        raise OwlSwinError(f"{on}: not a folder of photographs")
+    photographs = sorted(p for p in on.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+    chosen = [name.strip() for name in names.split(",") if name.strip()] if names else []
+    make_folder(to)
+    found = find_cutouts(cutouts, chosen)
+    print(paste_scenes(found, photographs, to, pictures=pictures, most_things=most_things, seed=seed))
+
+
 def distil(config: Annotated[Path, typer.Argument(help="A TOML file, as configs/train/distil_text.toml.")]) -> None:
     """Distil a sentence encoder into the small text tower.
 
@@ -54,45 +70,6 @@ def distil(config: Annotated[Path, typer.Argument(help="A TOML file, as configs/
     from owl_swin.training.distil_text import distil as run
 
     print(run(read_toml(config, DistilConfig)))
-
-
-def evaluate(
-    protocol: Annotated[Protocol, typer.Argument(help="What to measure.")],
-    annotations: Annotated[Path, typer.Option(help="COCO JSON, or the manifest of tile sheets for classify.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
-    model: Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")] = "nano",
-    classes: Annotated[str | None, typer.Option(help="Only these classes, separated by commas.")] = None,
-    split: Annotated[str, typer.Option(help="Split of a manifest.")] = "val",
-    pictures: Annotated[str, typer.Option(help="classify: all, trained or heldout classes of a manifest.")] = "all",
-    among: Annotated[str, typer.Option(help="classify: names to choose from: all, trained or heldout.")] = "all",
-    image_size: Annotated[int | None, typer.Option(help="Longer side in pixels; by default the model's own.")] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
-) -> None:
-    """Measure a model under a stated protocol.
-
-    Example: owl-swin eval detect --annotations test.json --images pictures --json result.json
-    """
-    from owl_swin.detector import Detector
-
-    if json_out is not None:
-        make_folder(json_out.parent)
-    detector = Detector.from_pretrained(model, image_size=image_size)
-    chosen = [name.strip() for name in classes.split(",") if name.strip()] if classes else None
-    if protocol is Protocol.DETECT:
-        from owl_swin.evaluation.coco import evaluate_detection
-
-        if images is None:
-            raise OwlSwinError("eval detect needs --images, the folder of the pictures")
-        result = evaluate_detection(detector, annotations, images, classes=chosen, progress=_progress)
-    else:
-        from owl_swin.evaluation.alignment import evaluate_classification
-
-        settings: dict[str, Any] = {"split": split, "classes": chosen, "pictures": pictures, "among": among}
-        result = evaluate_classification(detector, annotations, images, progress=_progress, **settings)
-    text = json.dumps(result, indent=2)
-    if json_out is not None:
-        write_whole(json_out, (text + "\n").encode())
-    print(text)
 
 
 def export(
@@ -122,9 +99,3 @@ def export(
     make_folder(to.parent)
     save_checkpoint(to, network, old_card)
     print(f"{to}  {to.stat().st_size / 1e6:.1f} MB")
-
-
-def _progress(done: int, total: int) -> None:
-    if done % 50 == 0 or done == total:
-        end = "\n" if done == total or not sys.stderr.isatty() else "\r"
-        print(f"{done}/{total} pictures", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,123 @@
+"""Makes a detection set out of named cut-outs: pastes them on photographs, with their boxes (arXiv:1708.01642)."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from owl_swin.errors import DataError, ImageError
+from owl_swin.image import open_image
+
+# Height of a pasted thing as a share of the photograph's shorter side.
+SIZES = (0.15, 0.6)
+# A thing of which less than this share of its pixels stays visible behind later ones gets no box.
+LEAST_VISIBLE = 0.5
+
+
+def paste_scenes(
+    cutouts: Sequence[tuple[Path, str]],
+    photographs: Sequence[Path],
+    folder: Path,
+    *,
+    pictures: int,
+    most_things: int = 4,
+    longer_side_px: int = 320,
+    seed: int = 0,
+) -> Path:
+    """Writes ``pictures`` scenes of 1 to ``most_things`` cut-outs and their COCO file; returns the file.
+
+    ``cutouts`` are pictures with transparency and their names. Things are scaled, mirrored half the time, and may cover
+    one another; boxes are of what can be seen. The same seed gives the same scenes.
+    """
+    if not cutouts or not photographs:
+        raise DataError(f"pasting needs cut-outs and photographs, got {len(cutouts)} and {len(photographs)}")
+    names = sorted({name for _, name in cutouts})
+    rows = {name: i + 1 for i, name in enumerate(names)}
+    images, annotations = [], []
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for index in range(pictures):
+        rng = random.Random(seed * 1_000_003 + index)
+        canvas = open_image(rng.choice(photographs))
+        canvas.thumbnail((longer_side_px, longer_side_px))
+        owner = np.full((canvas.height, canvas.width), -1)
+        placed: list[tuple[str, int]] = []
+        for _ in range(rng.randint(1, most_things)):
+            path, name = rng.choice(cutouts)
+            mask = _paste(canvas, _read_cutout(path), rng)
+            owner[mask] = len(placed)
+            placed.append((name, int(mask.sum())))
+        file_name = f"{index:06d}.jpg"
+        canvas.save(folder / "images" / file_name, quality=92)
+        images.append({"id": index + 1, "file_name": file_name, "width": canvas.width, "height": canvas.height})
+        for place, (name, pixels) in enumerate(placed):
+            ys, xs = np.nonzero(owner == place)
+            if pixels and len(ys) >= LEAST_VISIBLE * pixels:
+                x, y = int(xs.min()), int(ys.min())
+                box = [x, y, int(xs.max()) + 1 - x, int(ys.max()) + 1 - y]
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": index + 1,
+                        "category_id": rows[name],
+                        "bbox": box,
+                        "area": box[2] * box[3],
+                        "iscrowd": 0,
+                    }
+                )
+    categories = [{"id": row, "name": name} for name, row in rows.items()]
+    target = folder / "annotations.json"
+    target.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return target
+
+
+def find_cutouts(folder: Path, names: Sequence[str] = ()) -> list[tuple[Path, str]]:
+    """Cut-outs of a folder: RGBA pictures called after what they show ("red mug.png", "red_mug-2.webp").
+
+    A JSON file of records {"file_name", "name"} in ``images`` may stand for the folder; files then lie in ``images``
+    beside it. With ``names`` only these.
+    """
+    if folder.is_file():
+        try:
+            records = json.loads(folder.read_text())["images"]
+            found = [(folder.parent / "images" / r["file_name"], str(r["name"])) for r in records]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder}: not a list of named cut-outs (problem with {error})") from None
+    elif folder.is_dir():
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".webp"))
+        found = [(p, p.stem.split("-")[0].replace("_", " ").strip()) for p in files]
+    else:
+        raise DataError(f"{folder}: neither a folder of cut-outs nor a JSON file that lists them")
+    missing = sorted(set(names) - {name for _, name in found})
+    if missing:
+        raise DataError(f"{folder}: has no cut-out called {missing[0]!r}")
+    return [(path, name) for path, name in found if not names or name in names]
+
+
+def _read_cutout(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            cutout = picture.convert("RGBA")
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read as a cut-out ({error})") from None
+    box = cutout.getchannel("A").getbbox()
+    if box is None:
+        raise ImageError(f"{path}: shows nothing, every pixel is transparent")
+    return cutout.crop(box)
+
+
+def _paste(canvas: Image.Image, cutout: Image.Image, rng: random.Random) -> np.ndarray:
+    """Pastes in place at a random place and size; returns which pixels [H, W] it covers."""
+    tall = rng.uniform(*SIZES) * min(canvas.size)
+    scale = min(tall / cutout.height, canvas.width / cutout.width)
+    width, height = max(1, round(cutout.width * scale)), max(1, round(cutout.height * scale))
+    thing = cutout.resize((width, height), Image.Resampling.LANCZOS)
+    if rng.random() < 0.5:
+        thing = thing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    x, y = rng.randint(0, canvas.width - width), rng.randint(0, canvas.height - height)
+    canvas.paste(thing, (x, y), thing)
+    mask = np.zeros((canvas.height, canvas.width), dtype=bool)
+    mask[y : y + height, x : x + width] = np.asarray(thing.getchannel("A")) > 127
+    return mask

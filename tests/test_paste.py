@@ -1,0 +1,96 @@
+"""Pasted scenes: boxes are of what can be seen, and the same seed gives the same set."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from owl_swin.cli.main import app
+from owl_swin.errors import DataError, ImageError
+from owl_swin.training.paste import find_cutouts, paste_scenes
+
+COLOURS = {"red mug": (255, 0, 0), "blue cup": (0, 0, 255)}
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (120, 80), (90, 90, 90)).save(folder / "grey.png")
+    return folder
+
+
+@pytest.fixture
+def cutouts(tmp_path):
+    folder = tmp_path / "cutouts"
+    folder.mkdir()
+    for name, colour in COLOURS.items():
+        picture = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+        picture.paste((*colour, 255), (10, 5, 30, 35))  # 20 wide, 30 high within transparent borders
+        picture.save(folder / f"{name.replace(' ', '_')}-1.png")
+    return folder
+
+
+def test_a_box_holds_just_what_is_seen(cutouts, photographs, tmp_path):
+    found = find_cutouts(cutouts)
+    assert sorted(name for _, name in found) == sorted(COLOURS)
+    target = paste_scenes(found, [photographs / "grey.png"], tmp_path / "set", pictures=8, most_things=1)
+    data = json.loads(target.read_text())
+    names = {c["id"]: c["name"] for c in data["categories"]}
+    assert len(data["images"]) == len(data["annotations"]) == 8
+    for record, annotation in zip(data["images"], data["annotations"], strict=True):
+        pixels = np.asarray(Image.open(target.parent / "images" / record["file_name"]).convert("RGB")).astype(int)
+        own = np.abs(pixels - COLOURS[names[annotation["category_id"]]]).sum(-1) < 200
+        ys, xs = np.nonzero(own)
+        x, y, w, h = annotation["bbox"]
+        assert abs(x - xs.min()) <= 2 and abs(y - ys.min()) <= 2
+        assert abs(x + w - 1 - xs.max()) <= 2 and abs(y + h - 1 - ys.max()) <= 2
+        assert h / w == pytest.approx(1.5, rel=0.25)
+
+
+def test_the_seed_makes_the_set(cutouts, photographs, tmp_path):
+    made = [
+        paste_scenes(find_cutouts(cutouts), [photographs / "grey.png"], tmp_path / str(i), pictures=5, seed=seed)
+        for i, seed in enumerate((3, 3, 4))
+    ]
+    texts = [path.read_text() for path in made]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_covered_thing_has_no_box(cutouts, photographs, tmp_path):
+    target = paste_scenes(
+        find_cutouts(cutouts), [photographs / "grey.png"], tmp_path / "set", pictures=40, most_things=8
+    )
+    data = json.loads(target.read_text())
+    held = [sum(a["image_id"] == r["id"] for a in data["annotations"]) for r in data["images"]]
+    assert 0 < max(held) <= 8 and sum(held) > 40
+
+
+def test_the_command_writes_a_set_that_training_reads(cutouts, photographs, tmp_path):
+    from typer.testing import CliRunner
+
+    from owl_swin.training.config import DataConfig
+    from owl_swin.training.scenes import load_scenes
+
+    arguments = ["paste", str(cutouts), "--on", str(photographs), "--to", str(tmp_path / "set"), "--pictures", "3"]
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 0, ran.output
+    scenes = load_scenes(DataConfig("coco", str(tmp_path / "set" / "annotations.json")))
+    assert len(scenes.scenes) == 3 and sorted(names[0] for names in scenes.names) == sorted(COLOURS)
+
+
+@pytest.mark.parametrize("wrong", ["absent", "names", "empty"])
+def test_what_cannot_be_pasted_is_said(wrong, cutouts, photographs, tmp_path):
+    if wrong == "absent":
+        with pytest.raises(DataError, match="neither a folder"):
+            find_cutouts(tmp_path / "nowhere")
+    elif wrong == "names":
+        with pytest.raises(DataError, match="no cut-out called 'green mug'"):
+            find_cutouts(cutouts, ["green mug"])
+    else:
+        Image.new("RGBA", (4, 4)).save(cutouts / "nothing.png")
+        with pytest.raises(ImageError, match="shows nothing"):
+            paste_scenes([(cutouts / "nothing.png", "x")], [photographs / "grey.png"], tmp_path / "s", pictures=1)
+        with pytest.raises(DataError, match="needs cut-outs and photographs"):
+            paste_scenes([], [photographs / "grey.png"], tmp_path / "s", pictures=1)
