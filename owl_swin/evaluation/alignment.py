@@ -1,7 +1,7 @@
 """How well whole pictures and texts agree: zero-shot classification."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from owl_swin.detector import TEMPLATES, Detector
-from owl_swin.errors import DataError
-
-Progress = Callable[[int, int], None]
+from owl_swin.errors import DataError, ImageError
+from owl_swin.evaluation.sets import Progress
+from owl_swin.image import open_image
 
 
 @torch.inference_mode()
@@ -32,9 +32,9 @@ def evaluate_classification(
     """Zero-shot top-1 and top-5 in percent: each picture is given the class whose name fits it best.
 
     ``annotations`` is a manifest of tile sheets, or a COCO-like file whose image records carry ``label`` (then
-    ``images``
-    is their folder). A class may have several names, separated by commas; prompts and names are averaged. With
-    ``classes``, only pictures of these classes are asked, and only these are answers.
+    ``images`` is their folder). A class may have several names, separated by commas; prompts and names are averaged.
+    With ``classes``, only pictures of these classes are asked, and only these are answers. A picture that cannot be
+    read is left out and listed in "broken".
 
     ``pictures`` and ``among`` choose by a manifest's list of held-out classes which pictures are asked and which names
     are the answers: "all", "trained" or "heldout".
@@ -49,21 +49,30 @@ def evaluate_classification(
     asked &= set(wanted)
     position = {label: i for i, label in enumerate(wanted)}
     texts = class_embeddings(detector, [names[label] for label in wanted])
+    titles = class_titles([names[label] for label in wanted])
     hits1: list[bool] = []
     hits5: list[bool] = []
     per_class: dict[str, list[bool]] = {}
+    broken: list[str] = []
     total, done = len(samples), 0
     for batch in _chunks(samples, 64):
-        batch = [(open_sample, position[label]) for open_sample, label in batch if label in asked]
+        opened, labels = [], []
+        for open_sample, label in batch:
+            if label in asked:
+                try:
+                    opened.append(open_image(open_sample()))
+                    labels.append(position[label])
+                except ImageError as error:
+                    broken.append(str(error))
         done = min(done + 64, total)
-        if batch:
-            encoded = detector.encode_images([open_sample() for open_sample, _ in batch], batch_size=64)
+        if opened:
+            encoded = detector.encode_images(opened, batch_size=64)
             embeds = torch.stack([e.embeddings.image_embed for e in encoded])
             top = (embeds @ texts.T).topk(min(5, len(wanted)), dim=-1).indices.cpu()
-            for row, (_, label) in zip(top, batch, strict=True):
+            for row, label in zip(top, labels, strict=True):
                 hits1.append(bool(row[0] == label))
                 hits5.append(bool((row == label).any()))
-                per_class.setdefault(names[wanted[label]][0], []).append(hits1[-1])
+                per_class.setdefault(titles[label], []).append(hits1[-1])
         if progress is not None:
             progress(done, total)
     return {
@@ -76,7 +85,15 @@ def evaluate_classification(
         "top5": _mean(hits5),
         "per_class": {name: _mean(hits) for name, hits in per_class.items()},
         "ci95": _interval(hits1),
+        "broken": broken,
     }
+
+
+def class_titles(names: Sequence[Sequence[str]]) -> list[str]:
+    """What each class is called in the result: its first name; classes that share it are called by all their names."""
+    firsts, wholes = [own[0] for own in names], [", ".join(own) for own in names]
+    titles = [w if firsts.count(f) > 1 else f for f, w in zip(firsts, wholes, strict=True)]
+    return [f"{title} ({row})" if titles.count(title) > 1 else title for row, title in enumerate(titles)]
 
 
 def class_embeddings(detector: Detector, names: Sequence[Sequence[str]]) -> Tensor:

@@ -1,0 +1,375 @@
+"""`owl-swin eval PROTOCOL`: measuring a model under a stated protocol. JSON on stdout, a table on stderr."""
+
+import io
+import json
+import sys
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from owl_swin.cli.output import make_folder, write_whole
+from owl_swin.errors import DataError, OwlSwinError
+
+if TYPE_CHECKING:
+    from owl_swin.detector import Detector
+
+app = typer.Typer(
+    help="Measure a model under a stated protocol; figures in percent, with 95 % intervals over pictures.",
+    epilog="Example: owl-swin eval detect --annotations test.json --images pictures --json result.json",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+class Route(StrEnum):
+    """How classes are asked for."""
+
+    TEXT = "text"
+    EXEMPLAR = "exemplar"
+
+
+Annotations = Annotated[Path, typer.Option(help="COCO JSON with boxes.")]
+Images = Annotated[Path, typer.Option(help="Folder of the pictures.")]
+Model = Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+ImageSize = Annotated[int | None, typer.Option(help="Longer side in pixels; by default the model's own.")]
+Classes = Annotated[str | None, typer.Option(help="Only these: names with commas, or a file with one a line.")]
+Nms = Annotated[float, typer.Option(help="Of boxes of one class that overlap by more, keep the best; 1 keeps all.")]
+JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
+Exemplars = Annotated[Path | None, typer.Option(help="COCO JSON whose boxes are the exemplars; else other pictures'.")]
+ExemplarImages = Annotated[Path | None, typer.Option(help="Folder of the exemplars' pictures, if another.")]
+By = Annotated[Route, typer.Option("--with", help="Ask by class name or by an exemplar of another picture.")]
+
+
+@app.command()
+def detect(
+    annotations: Annotations,
+    images: Images,
+    model: Model = "nano",
+    classes: Classes = None,
+    nms_iou: Nms = 0.5,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """COCO average precision, asked by class name.
+
+    Example: owl-swin eval detect --annotations test.json --images pictures
+    """
+    from owl_swin.evaluation.coco import evaluate_detection
+
+    detector = _detector(model, device, image_size, json_out)
+    settings: dict[str, Any] = {"classes": _names(classes), "nms_iou": _nms(nms_iou), "progress": _progress}
+    _finish(evaluate_detection(detector, annotations, images, **settings), json_out)
+
+
+@app.command()
+def lvis(
+    annotations: Annotations,
+    images: Images,
+    model: Model = "nano",
+    classes: Classes = None,
+    fixed: Annotated[bool, typer.Option(help="Fixed AP too: the best 10,000 a class, no limit a picture.")] = True,
+    nms_iou: Nms = 0.5,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """LVIS average precision, standard and fixed, by frequency, with its rules for what was annotated.
+
+    Example: owl-swin eval lvis --annotations lvis_v1_minival.json --images coco
+    """
+    from owl_swin.evaluation.lvis import evaluate_lvis
+
+    detector = _detector(model, device, image_size, json_out)
+    settings: dict[str, Any] = {
+        "classes": _names(classes),
+        "fixed": fixed,
+        "nms_iou": _nms(nms_iou),
+        "progress": _progress,
+    }
+    _finish(evaluate_lvis(detector, annotations, images, **settings), json_out)
+
+
+@app.command()
+def odinw(
+    annotations: Annotated[Path, typer.Option(help="Folder with a COCO set in each of its folders.")],
+    model: Model = "nano",
+    split: Annotated[str, typer.Option(help="The part of each set, as its folder or file is called.")] = "test",
+    nms_iou: Nms = 0.5,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Many small sets: a row each and their mean.
+
+    Example: owl-swin eval odinw --annotations odinw
+    """
+    from owl_swin.evaluation.odinw import evaluate_odinw
+
+    detector = _detector(model, device, image_size, json_out)
+    _finish(evaluate_odinw(detector, annotations, split=split, nms_iou=_nms(nms_iou), progress=_progress), json_out)
+
+
+@app.command()
+def split(
+    annotations: Annotations,
+    images: Images,
+    base: Annotated[str, typer.Option(help="Classes trained on: names with commas, or a file with one a line.")],
+    novel: Annotated[str, typer.Option(help="Classes never trained on, likewise.")],
+    model: Model = "nano",
+    nms_iou: Nms = 0.5,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Base against novel classes, asked together, and the harmonic mean.
+
+    Example: owl-swin eval split --annotations test.json --images pictures --base car,dog --novel cat
+    """
+    from owl_swin.evaluation.open_vocabulary import evaluate_split
+
+    detector = _detector(model, device, image_size, json_out)
+    lists: dict[str, Any] = {"base": _names(base) or [], "novel": _names(novel) or []}
+    _finish(evaluate_split(detector, annotations, images, **lists, nms_iou=_nms(nms_iou), progress=_progress), json_out)
+
+
+@app.command()
+def oneshot(
+    annotations: Annotations,
+    images: Images,
+    model: Model = "nano",
+    classes: Classes = None,
+    shots: Annotated[int, typer.Option(help="Exemplars of a class, joined into one query.")] = 1,
+    draws: Annotated[int, typer.Option(help="How often exemplars are drawn; figures are means.")] = 5,
+    exemplars: Exemplars = None,
+    exemplar_images: ExemplarImages = None,
+    seen: Annotated[str | None, typer.Option(help="Classes that training saw, for a figure of their own.")] = None,
+    unseen: Annotated[str | None, typer.Option(help="Classes that it did not see, likewise.")] = None,
+    absent: Annotated[bool, typer.Option("--absent", help="Ask each picture for classes it has not, too.")] = False,
+    nms_iou: Nms = 0.5,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Average precision when each class is shown by a box of another picture.
+
+    Example: owl-swin eval oneshot --annotations test.json --images pictures --shots 3
+    """
+    from owl_swin.evaluation.oneshot import evaluate_oneshot
+
+    detector = _detector(model, device, image_size, json_out)
+    result = evaluate_oneshot(
+        detector,
+        annotations,
+        images,
+        classes=_names(classes),
+        exemplars=exemplars,
+        exemplar_images=exemplar_images,
+        shots=shots,
+        draws=draws,
+        seen=_names(seen) or (),
+        unseen=_names(unseen) or (),
+        absent=absent,
+        nms_iou=_nms(nms_iou),
+        progress=_progress,
+    )
+    _finish(result, json_out)
+
+
+@app.command()
+def absence(
+    annotations: Annotations,
+    images: Images,
+    model: Model = "nano",
+    classes: Classes = None,
+    recall: Annotated[float, typer.Option(help="Share that must be found where false positives are counted.")] = 0.5,
+    by: By = Route.TEXT,
+    exemplars: Exemplars = None,
+    exemplar_images: ExemplarImages = None,
+    nms_iou: Nms = 0.5,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Are scores low where a class is absent? AUROC, false alarms, false positives a picture.
+
+    Example: owl-swin eval absence --annotations test.json --images pictures --recall 0.5
+    """
+    from owl_swin.evaluation.absence import evaluate_absence
+
+    detector = _detector(model, device, image_size, json_out)
+    result = evaluate_absence(
+        detector,
+        annotations,
+        images,
+        classes=_names(classes),
+        recall=recall,
+        route=by,
+        exemplars=exemplars,
+        exemplar_images=exemplar_images,
+        nms_iou=_nms(nms_iou),
+        progress=_progress,
+    )
+    _finish(result, json_out)
+
+
+@app.command()
+def calibrate(
+    annotations: Annotations,
+    images: Images,
+    model: Model = "nano",
+    classes: Classes = None,
+    by: By = Route.TEXT,
+    fit: Annotated[Path | None, typer.Option(help="COCO JSON to fit on; not the one that is judged on.")] = None,
+    fit_images: Annotated[Path | None, typer.Option(help="Folder of its pictures, if another.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write the model with calibrated scores, .safetensors.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the reliability diagram, .png.")] = None,
+    nms_iou: Nms = 0.5,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Do scores mean what they say? With --fit, make them so; --to keeps the cure in a model file.
+
+    Example: owl-swin eval calibrate --annotations test.json --images pictures --fit val.json --to new.safetensors
+    """
+    from owl_swin.checkpoint import save_checkpoint
+    from owl_swin.evaluation.calibration import calibrated, draw_reliability, evaluate_calibration
+
+    if to is not None and fit is None:
+        raise DataError("--to writes a model that was fitted; name a set to fit on with --fit")
+    if to is not None and to.suffix != ".safetensors":
+        raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
+    for path in (to, plot):
+        if path is not None:
+            make_folder(path.parent)
+    detector = _detector(model, device, image_size, json_out)
+    result, cure = evaluate_calibration(
+        detector,
+        annotations,
+        images,
+        classes=_names(classes),
+        fit=fit,
+        fit_images=fit_images,
+        route=by,
+        nms_iou=_nms(nms_iou),
+        progress=_progress,
+    )
+    if plot is not None:
+        panels = {"before": result.get("reliability_before"), "after": result["reliability"]}
+        content = io.BytesIO()
+        shown = panels if fit is not None else {"as it is": result["reliability"]}
+        draw_reliability(shown).save(content, "PNG")  # type: ignore[arg-type]
+        write_whole(plot, content.getvalue())
+    if to is not None:
+        network = detector.model
+        network.config = replace(network.config, calibration=calibrated(network.config.calibration, cure, by))
+        save_checkpoint(to, network, detector.card)
+    _finish(result, json_out)
+
+
+@app.command()
+def classify(
+    annotations: Annotated[Path, typer.Option(help="Manifest of tile sheets, or JSON with a label a picture.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
+    model: Model = "nano",
+    classes: Classes = None,
+    split: Annotated[str, typer.Option(help="Split of a manifest.")] = "val",
+    pictures: Annotated[str, typer.Option(help="all, trained or heldout classes of a manifest.")] = "all",
+    among: Annotated[str, typer.Option(help="Names to choose from: all, trained or heldout.")] = "all",
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Zero-shot classification: each picture gets the name that fits best.
+
+    Example: owl-swin eval classify --annotations labelled.json --images pictures
+    """
+    from owl_swin.evaluation.alignment import evaluate_classification
+
+    detector = _detector(model, device, image_size, json_out)
+    settings: dict[str, Any] = {"split": split, "classes": _names(classes), "pictures": pictures, "among": among}
+    _finish(evaluate_classification(detector, annotations, images, progress=_progress, **settings), json_out)
+
+
+@app.command()
+def retrieve(
+    annotations: Annotated[Path, typer.Option(help="Folder of webdataset tars, or COCO captions JSON.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures of a captions file.")] = None,
+    model: Model = "nano",
+    split: Annotated[str, typer.Option(help="What the names of the tars begin with.")] = "test",
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Pictures find their captions and captions their pictures: recall at 1, 5 and 10.
+
+    Example: owl-swin eval retrieve --annotations captions --split test
+    """
+    from owl_swin.evaluation.retrieval import evaluate_retrieval
+
+    detector = _detector(model, device, image_size, json_out)
+    _finish(evaluate_retrieval(detector, annotations, images, split=split, progress=_progress), json_out)
+
+
+def figures_table(result: dict[str, Any]) -> list[str]:
+    """The figures of a result as lines, each with its 95 % interval where there is one, and a line for each set."""
+    lines = []
+    main = next((key for key in ("AP50", "top1", "image_to_text_r1") if key in result), None)
+    for key, value in result.items():
+        if isinstance(value, float) or (value is None and not key.startswith("ci95")):
+            interval = result.get(f"ci95_{key.removeprefix('AP50_')}", result.get(f"ci95_{key}"))
+            interval = result.get("ci95") if key == main else interval
+            shown = "none" if value is None else f"{value:.2f}"
+            lines.append(f"{key:<20} {shown:>7}" + (f"  ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""))
+    for row in result.get("sets", ()):
+        figures = ("none" if row[key] is None else f"{row[key]:.2f}" for key in ("AP", "AP50"))
+        lines.append("{:<40} {:>7} {:>7}".format(row["set"], *figures))
+    return [line.rstrip() for line in lines]
+
+
+def _detector(model: str, device: str, image_size: int | None, json_out: Path | None) -> "Detector":
+    from owl_swin.detector import Detector
+
+    if json_out is not None:  # a place that cannot be written is said before the long part, not after it
+        make_folder(json_out.parent)
+    return Detector.from_pretrained(model, device=device, image_size=image_size)
+
+
+def _finish(result: dict[str, Any], json_out: Path | None) -> None:
+    text = json.dumps(result, indent=2)
+    if json_out is not None:
+        write_whole(json_out, (text + "\n").encode())
+    for line in figures_table(result):
+        print(line, file=sys.stderr)
+    for sentence in result.get("broken", ()):
+        print(f"owl-swin: {sentence}", file=sys.stderr)
+    print(text)
+
+
+def _names(value: str | None) -> list[str] | None:
+    """Names separated by commas, or the lines of a file; None when nothing was said."""
+    if value is None:
+        return None
+    try:
+        lines = Path(value).read_text().splitlines() if Path(value).is_file() else value.split(",")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{value}: cannot be read as a list of names ({error})") from None
+    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not names:
+        raise DataError(f"{value!r} names no class; separate names with commas, or give a file with one a line")
+    return names
+
+
+def _nms(value: float) -> float | None:
+    return None if value == 1 else value
+
+
+def _progress(done: int, total: int) -> None:
+    if done % 50 == 0 or done == total:
+        end = "\n" if done == total or not sys.stderr.isatty() else "\r"
+        print(f"{done}/{total} pictures", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,139 @@
+"""LVIS average precision (arXiv:1908.03195), as the benchmark has it and "fixed" (arXiv:2102.01066)."""
+
+import heapq
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from owl_swin.detector import Detector, EncodedImage
+from owl_swin.evaluation.coco import query_text
+from owl_swin.evaluation.precision import (
+    interval,
+    mean_over_classes,
+    mean_percent,
+    per_class,
+    precision_table,
+    resampled_ap50,
+)
+from owl_swin.evaluation.sets import Progress, coco_rows, counted_boxes, encode_set, read_boxes
+from owl_swin.types import QueryEmbeddings
+
+PER_IMAGE = 300
+PER_CLASS = 10_000
+# Classes whose answers are sorted out together for the fixed figure; it bounds memory.
+CLASSES_AT_ONCE = 64
+FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
+
+
+def evaluate_lvis(
+    detector: Detector,
+    annotations: str | Path,
+    images: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    fixed: bool = True,
+    nms_iou: float | None = 0.5,
+    draws: int = 200,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Asks every picture for every class by its name and scores as LVIS does.
+
+    LVIS is federated: in a picture only the classes count that are there or in its neg_category_ids, and of those in
+    its not_exhaustive_category_ids no answer is false. AP, AP50, APr, APc, APf (rare, common, frequent classes) are of
+    the 300 best answers a picture; AP_fixed, APr_fixed, … of the 10,000 best answers a class over the whole set, which
+    a picture's other classes cannot push out. Figures are in percent, None where the set has no such class.
+    """
+    truth = read_boxes(annotations, classes)
+    queries = None
+    if truth["categories"]:
+        queries = detector.encode_queries([query_text(c["name"]) for c in truth["categories"]])
+    ids = [c["id"] for c in truth["categories"]]
+    rows: list[dict[str, Any]] = []
+    best = BestOfClass(ids)
+    broken: list[str] = []
+    for record, encoded in encode_set(detector, truth["images"] if queries else [], images, broken, progress):
+        assert queries is not None
+        found = detector.detect(encoded, queries, threshold=0.0, nms_iou=nms_iou, top_k=PER_IMAGE)
+        rows += coco_rows(found, record, ids)
+        if fixed:
+            best.ask(detector, record, encoded, queries, nms_iou)
+    figures = lvis_figures(truth, rows)
+    if fixed:
+        other = lvis_figures(truth, best.rows(), max_detections=PER_CLASS)
+        figures |= {f"{key}_fixed": value for key, value in other.items() if key != "per_class"}
+    return {
+        "protocol": f"LVIS box AP, text queries by class name, {PER_IMAGE} detections a picture"
+        + (f"; fixed AP, {PER_CLASS} a class" if fixed else "")
+        + f", NMS {nms_iou}",
+        "annotations": Path(annotations).name,
+        "n_images": len(truth["images"]),
+        "n_boxes": len(counted_boxes(truth)),
+        **figures,
+        "ci95": interval(
+            mean_over_classes(resampled_ap50(truth, rows, draws=draws, max_detections=PER_IMAGE, lvis=True))
+        ),
+        "broken": broken,
+    }
+
+
+def lvis_figures(
+    truth: dict[str, Any], rows: Sequence[dict[str, Any]], *, max_detections: int = PER_IMAGE
+) -> dict[str, Any]:
+    """AP, AP50, APr, APc, APf and per_class (name → AP50) of result rows, by LVIS's rules."""
+    scored = scored_pairs(truth)
+    rows = [row for row in rows if (row["image_id"], row["category_id"]) in scored]
+    table = precision_table(truth, rows, max_detections=max_detections, lvis=True)[..., 0]
+    figures: dict[str, Any] = {"AP": mean_percent(table), "AP50": mean_percent(table[0])}
+    for letter in FREQUENCIES:
+        own = [i for i, c in enumerate(truth["categories"]) if c.get("frequency") == letter]
+        figures[f"AP{letter}"] = mean_percent(table[:, :, own])
+    return figures | {"per_class": per_class(truth, table[..., None])}
+
+
+def scored_pairs(truth: dict[str, Any]) -> set[tuple[Any, Any]]:
+    """(image id, category id) that count: the class is annotated there, or known to be absent."""
+    pairs = {(a["image_id"], a["category_id"]) for a in truth["annotations"]}
+    return pairs | {(r["id"], category) for r in truth["images"] for category in r.get("neg_category_ids", ())}
+
+
+class BestOfClass:
+    """The 10,000 best answers of every class over the pictures that were asked so far."""
+
+    def __init__(self, category_ids: Sequence[int], size: int = PER_CLASS):
+        self._ids = list(category_ids)
+        self._size = size
+        # Per class (score, order of arrival, row), the worst first; the order decides between equal scores.
+        self._heaps: list[list[tuple[float, int, dict[str, Any]]]] = [[] for _ in self._ids]
+        self._arrived = 0
+
+    def ask(
+        self,
+        detector: Detector,
+        record: dict[str, Any],
+        encoded: EncodedImage,
+        queries: QueryEmbeddings,
+        nms_iou: float | None,
+    ) -> None:
+        """Adds all answers of one picture that are good enough."""
+        floors = [heap[0][0] if len(heap) == self._size else 0.0 for heap in self._heaps]
+        for start in range(0, len(self._ids), CLASSES_AT_ONCE):
+            part = slice(start, start + CLASSES_AT_ONCE)
+            some = QueryEmbeddings(queries.query_embeds[part], queries.names[part], queries.routes[part])
+            found = detector.detect(encoded, some, threshold=floors[part], nms_iou=nms_iou, top_k=10**7)
+            labels = found.labels.tolist()
+            for label, row in zip(labels, coco_rows(found, record, self._ids[part]), strict=True):
+                self.add(start + label, row)
+
+    def add(self, place: int, row: dict[str, Any]) -> None:
+        """Adds one answer of the class at ``place``."""
+        self._arrived += 1
+        heap, item = self._heaps[place], (row["score"], -self._arrived, row)
+        if len(heap) < self._size:
+            heapq.heappush(heap, item)
+        else:
+            heapq.heappushpop(heap, item)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All of them, in order of arrival."""
+        kept = [item for heap in self._heaps for item in heap]
+        return [row for _, _, row in sorted(kept, key=lambda item: -item[1])]

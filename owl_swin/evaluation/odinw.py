@@ -1,0 +1,105 @@
+"""Object detection in the wild (ODinW, arXiv:2204.08790): many small sets, a row each, and the mean of the rows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from owl_swin.detector import Detector
+from owl_swin.errors import DataError
+from owl_swin.evaluation.coco import MAX_DETECTIONS, ask_by_name
+from owl_swin.evaluation.precision import average_precision, interval, mean_over_classes, resampled_ap50
+from owl_swin.evaluation.sets import Progress, counted_boxes, read_boxes, without_background
+
+# Where sets keep their annotations, the best first; pictures lie beside the file or in a folder "images" there.
+PLACES = (
+    "{split}/annotations_without_background.json",
+    "{split}/_annotations.coco.json",
+    "{split}/annotations.json",
+    "{split}.json",
+    "_annotations.coco.json",
+    "annotations.json",
+)
+
+
+def evaluate_odinw(
+    detector: Detector,
+    folder: str | Path,
+    *,
+    split: str = "test",
+    nms_iou: float | None = 0.5,
+    draws: int = 200,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Detection by class name on every COCO set under ``folder``.
+
+    Returns sets, a row each (set, n_images, n_boxes, AP, AP50, ci95, per_class, broken), and the means of the rows as
+    AP and AP50, with ci95 of the mean AP50 (pictures drawn again within each set); a set without boxes has no figure
+    and does not count. A category of id 0 without boxes, which Roboflow adds for the whole, is not asked. Files that
+    are no detection sets are listed in skipped.
+    """
+    rows, resampled, skipped = [], [], []  # type: ignore[var-annotated]
+    for name, path in find_sets(Path(folder), split):
+        try:
+            truth = without_background(read_boxes(path))
+        except DataError as error:
+            skipped.append(str(error))
+            continue
+        beside = path.parent / "images"
+        broken: list[str] = []
+        images = beside if beside.is_dir() else path.parent
+        answers = ask_by_name(detector, truth, images, broken, nms_iou=nms_iou, progress=progress)
+        figures = average_precision(truth, answers, draws=draws)
+        rows.append(
+            {
+                "set": name,
+                "n_images": len(truth["images"]),
+                "n_boxes": len(counted_boxes(truth)),
+                **figures,
+                "broken": broken,
+            }
+        )
+        values = mean_over_classes(resampled_ap50(truth, answers, draws=draws))
+        if len(values):
+            # Each set is drawn on its own: sets of one size must not go up and down together.
+            resampled.append(np.random.default_rng(len(resampled)).choice(values, draws))
+    return {
+        "protocol": f"ODinW: mean over {len(resampled)} sets, text queries by class name, "
+        f"{MAX_DETECTIONS} detections a picture, NMS {nms_iou}",
+        "annotations": Path(folder).name,
+        "n_images": sum(row["n_images"] for row in rows),
+        "n_boxes": sum(row["n_boxes"] for row in rows),
+        "AP": _mean_of(rows, "AP"),
+        "AP50": _mean_of(rows, "AP50"),
+        "per_class": {f"{row['set']}: {name}": value for row in rows for name, value in row["per_class"].items()},
+        "ci95": interval(np.mean(resampled, 0)) if resampled else None,
+        "sets": rows,
+        "skipped": skipped,
+    }
+
+
+def find_sets(folder: Path, split: str) -> list[tuple[str, Path]]:
+    """(name, annotation file) of every set under ``folder``, by name; a folder that is a set holds no others."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; eval odinw reads a folder of COCO sets")
+    found: list[tuple[str, Path]] = []
+    waiting, seen = [folder], set()
+    while waiting:
+        here = waiting.pop()
+        if here.resolve() in seen:  # a link that leads back
+            continue
+        seen.add(here.resolve())
+        places = [here / place.format(split=split) for place in PLACES]
+        annotations = next((place for place in places if place.is_file()), None)
+        if annotations is not None:
+            found.append((here.name if here == folder else here.relative_to(folder).as_posix(), annotations))
+        else:
+            waiting += [child for child in here.iterdir() if child.is_dir()]
+    if not found:
+        raise DataError(f"{folder}: holds no set; looked for {', '.join(p.format(split=split) for p in PLACES)}")
+    return sorted(found)
+
+
+def _mean_of(rows: list[dict[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in rows if row[key] is not None]
+    return round(float(np.mean(values)), 2) if values else None
