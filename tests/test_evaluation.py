@@ -1,7 +1,6 @@
 """Average precision and zero-shot accuracy against cases whose figures are known."""
 
 import json
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +10,9 @@ from fake_detector import FakeDetector
 from PIL import Image
 from training_data import COLOURS, NAMES, grey_noise, one_shape, write_json, write_labelled, write_shapes
 
-from owl_swin.cli.main import main
 from owl_swin.detector import TEMPLATES
 from owl_swin.errors import DataError
-from owl_swin.evaluation.alignment import class_embeddings, evaluate_classification
+from owl_swin.evaluation.alignment import class_embeddings, class_titles, evaluate_classification
 from owl_swin.evaluation.coco import evaluate_detection
 from owl_swin.evaluation.precision import average_precision
 from owl_swin.image import open_image
@@ -305,32 +303,6 @@ def test_the_shipped_kind_of_detector_fits(shapes, detector):
     assert 0 <= result["AP"] <= 100 and result["n_images"] == 5
 
 
-def command(monkeypatch, *arguments):
-    """Runs `owl-swin eval` in this process."""
-    monkeypatch.setattr(sys, "argv", ["owl-swin", "eval", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return ended.value.code
-
-
-def test_the_command_writes_what_it_prints(monkeypatch, capsys, shapes, model_file, tmp_path):
-    places = ("--annotations", shapes, "--images", shapes.parent / "images", "--model", model_file)
-    out = tmp_path / "new" / "result.json"
-    assert not command(monkeypatch, "detect", *places, "--classes", f"{NAMES[0]}, {NAMES[1]}", "--json", out)
-    result = json.loads(out.read_text())
-    assert json.loads(capsys.readouterr().out) == result
-    figures = {"protocol", "n_images", "n_boxes", "AP", "AP50", "per_class", "ci95"}
-    assert figures <= result.keys() and set(result["per_class"]) == {NAMES[0], NAMES[1]}
-
-
-def test_the_command_classifies(monkeypatch, capsys, model_file, tmp_path):
-    path = write_labelled(tmp_path / "set")
-    places = ("--annotations", path, "--images", path.parent / "images", "--model", model_file)
-    assert not command(monkeypatch, "classify", *places)
-    result = json.loads(capsys.readouterr().out)
-    assert {"protocol", "n_images", "top1", "top5", "per_class", "ci95"} <= result.keys() and result["n_images"] == 8
-
-
 # --- Classification ------------------------------------------------------------------------------------------------
 
 
@@ -390,6 +362,21 @@ def test_top5_is_among_the_best_five(tmp_path):
     result = evaluate_classification(FakeClassifier(), path, tmp_path)
     assert result["top1"] == 50  # of two names that say the same, the first is answered
     assert result["top5"] == 100
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_told(labelled):
+    (labelled.parent / "images" / "3.png").write_bytes(b"no picture")
+    result = evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images")
+    assert result["n_images"] == 7 and result["top1"] == 100
+    assert len(result["broken"]) == 1 and "3.png" in result["broken"][0]
+
+
+def test_classes_that_share_their_first_name_are_told_apart(labelled):
+    names = [["crane", "bird"], ["crane", "machine"], ["dog"], ["dog"]]
+    assert class_titles(names) == ["crane, bird", "crane, machine", "dog (2)", "dog (3)"]
+    relabel(labelled, **{f"_{i}": f"square, {NAMES[i]}" for i in (0, 2)})
+    result = evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images")
+    assert {"square, red square", "square, blue square"} < result["per_class"].keys()
 
 
 def test_only_the_chosen_classes_are_asked(labelled):

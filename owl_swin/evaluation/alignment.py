@@ -48,7 +48,7 @@ def evaluate_classification(
         asked = set(wanted)
     asked &= set(wanted)
     position = {label: i for i, label in enumerate(wanted)}
-    texts = class_embeddings(detector, [names[label] for label in wanted])
+    texts = class_embeddings(detector, [names[label] for label in wanted]) if wanted else torch.empty(0)
     titles = class_titles([names[label] for label in wanted])
     hits1: list[bool] = []
     hits5: list[bool] = []

@@ -1,0 +1,165 @@
+"""`owl-swin eval`: one JSON object on stdout, a table on stderr, one sentence for what cannot be."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+from training_data import NAMES, write_captions, write_json, write_labelled, write_shapes
+
+from owl_swin.checkpoint import load_checkpoint
+from owl_swin.cli.evaluate import app, figures_table
+from owl_swin.cli.main import main
+from owl_swin.config import CalibrationConfig
+
+PROTOCOLS = [command.name or command.callback.__name__ for command in app.registered_commands]
+CONTRACT = {"protocol", "n_images", "n_boxes", "AP", "AP50", "per_class", "ci95"}
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys, model_file):
+    """Runs `owl-swin eval` in this process with the tiny model: exit code, result (or stdout), stderr."""
+
+    def run(protocol, *arguments, model=True):
+        given = ["--model", model_file] if model else []
+        monkeypatch.setattr(sys, "argv", ["owl-swin", "eval", protocol, *map(str, [*arguments, *given])])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, json.loads(out) if out.startswith("{") else out, err
+
+    return run
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    path = write_shapes(tmp_path / "shapes", 6)
+    return ["--annotations", path, "--images", path.parent / "images"]
+
+
+def test_the_protocols_are_these():
+    assert sorted(PROTOCOLS) == [
+        "absence",
+        "calibrate",
+        "classify",
+        "detect",
+        "lvis",
+        "odinw",
+        "oneshot",
+        "retrieve",
+        "split",
+    ]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_help_of_each_protocol_holds_an_example(evaluate, protocol):
+    code, out, _ = evaluate(protocol, "--help", model=False)
+    assert code == 0 and f"Example: owl-swin eval {protocol} " in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "protocol, options, keys",
+    [
+        ("detect", ["--classes", f"{NAMES[0]}, {NAMES[1]}"], {"AP75", "AP_small", "AP_medium", "AP_large"}),
+        ("lvis", [], {"APr", "APc", "APf", "AP_fixed", "APr_fixed"}),
+        ("split", ["--base", ",".join(NAMES[:2]), "--novel", ",".join(NAMES[2:])], {"AP50_base", "AP50_novel"}),
+        ("oneshot", ["--shots", 2, "--draws", 2, "--seen", NAMES[0]], {"shots", "draws", "AP50_seen"}),
+        ("oneshot", ["--draws", 1, "--absent"], {"shots", "draws"}),
+        ("absence", ["--recall", 0.3], {"auroc", "auroc_pooled", "fppi", "false_alarms", "recall"}),
+        ("absence", ["--with", "exemplar"], {"auroc"}),
+        ("calibrate", [], {"d_ece", "reliability"}),
+    ],
+)
+def test_each_protocol_gives_its_keys(evaluate, shapes, tmp_path, protocol, options, keys):
+    out = tmp_path / "new" / "result.json"
+    code, result, err = evaluate(protocol, *shapes, *options, "--json", out)
+    assert code == 0 and result.keys() >= CONTRACT | keys
+    assert json.loads(out.read_text()) == result
+    assert result["n_images"] == 6 and "AP50" in err and " to " in err
+
+
+def test_a_folder_of_sets(evaluate, tmp_path):
+    write_shapes(tmp_path / "sets" / "shapes", 3).rename(tmp_path / "sets" / "shapes" / "test.json")
+    code, result, err = evaluate("odinw", "--annotations", tmp_path / "sets")
+    assert code == 0 and result.keys() >= CONTRACT | {"sets"} and "shapes" in err
+
+
+def test_whole_pictures(evaluate, tmp_path):
+    labelled = write_labelled(tmp_path / "set")
+    code, result, _ = evaluate("classify", "--annotations", labelled, "--images", labelled.parent / "images")
+    assert code == 0 and {"protocol", "n_images", "top1", "top5", "per_class", "ci95"} <= result.keys()
+    code, result, err = evaluate("retrieve", "--annotations", write_captions(tmp_path / "tars", 4), "--split", "train")
+    assert code == 0 and "image_to_text_r1" in err and result["n_captions"] == 8
+
+
+def test_the_cure_is_written_in_a_model_and_drawn(evaluate, shapes, tmp_path, model_file):
+    fit = write_shapes(tmp_path / "fit", 10)
+    model, plot = tmp_path / "out" / "new.safetensors", tmp_path / "out" / "plot.png"
+    files = ["--fit", fit, "--fit-images", fit.parent / "images", "--to", model, "--plot", plot]
+    code, result, _ = evaluate("calibrate", *shapes, *files)
+    assert code == 0 and result["d_ece"] < result["d_ece_before"]
+    calibration = load_checkpoint(model)[0].config.calibration
+    assert calibration.text_scale == pytest.approx(1 / result["temperature"], rel=1e-2)
+    assert calibration.exemplar_scale == 1 and load_checkpoint(model_file)[0].config.calibration == CalibrationConfig()
+    assert Image.open(plot).width > 600
+    code, again, _ = evaluate("calibrate", *shapes, "--model", model, model=False)
+    assert again["d_ece"] == pytest.approx(result["d_ece"], abs=0.2)
+    assert again["AP50"] == result["AP50"]
+
+
+def test_names_may_come_from_a_file(evaluate, shapes, tmp_path):
+    (tmp_path / "names.txt").write_text(f"{NAMES[0]}\n\n{NAMES[2]}\n")
+    _, result, _ = evaluate("detect", *shapes, "--classes", tmp_path / "names.txt")
+    assert set(result["per_class"]) == {NAMES[0], NAMES[2]}
+
+
+@pytest.mark.parametrize(
+    "protocol, options, sentence",
+    [
+        ("detect", ["--classes", "zebra"], "has no class 'zebra'"),
+        ("detect", ["--classes", " , "], "names no class"),
+        ("split", ["--base", NAMES[0], "--novel", NAMES[0]], "no class in both"),
+        ("oneshot", ["--shots", 0], "at least 1"),
+        ("oneshot", ["--exemplars", "none.json"], "none.json: cannot be read"),
+        ("absence", ["--recall", 2], "recall must lie in"),
+        ("calibrate", ["--to", "x.safetensors"], "--fit"),
+        ("calibrate", ["--fit", "none.json", "--to", "x.bin"], "must end in .safetensors"),
+        ("detect", ["--image-size", 3], "image_size"),
+    ],
+)
+def test_what_cannot_be_gets_one_sentence(evaluate, shapes, protocol, options, sentence):
+    code, out, err = evaluate(protocol, *shapes, *options)
+    assert code == 2 and out == ""
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("owl-swin: ") and sentence in last
+
+
+def test_broken_pictures_are_told(evaluate, tmp_path, shapes):
+    (tmp_path / "shapes" / "images" / "0.png").write_bytes(b"no picture")
+    code, result, err = evaluate("detect", *shapes)
+    assert code == 0 and len(result["broken"]) == 1 and "0.png" in err
+
+
+def test_the_table_gives_figures_their_own_intervals():
+    result = {"AP": 1.0, "AP50": 2.0, "AP50_novel": None, "auroc": 50.0, "ci95": [1.5, 2.5], "ci95_auroc": [40.0, 60.0]}
+    result |= {"per_class": {}, "n_images": 3, "sets": [{"set": "a", "AP": 1.0, "AP50": None}]}
+    assert [line.split() for line in figures_table(result)] == [
+        ["AP", "1.00"],
+        ["AP50", "2.00", "(1.50", "to", "2.50)"],
+        ["AP50_novel", "none"],
+        ["auroc", "50.00", "(40.00", "to", "60.00)"],
+        ["a", "1.00", "none"],
+    ]
+
+
+def test_an_empty_set_works_for_every_protocol(evaluate, tmp_path):
+    empty = write_json(tmp_path / "test.json", {"images": [], "annotations": [], "categories": []})
+    places = ["--annotations", empty, "--images", tmp_path]
+    for protocol in ("detect", "lvis", "oneshot", "absence", "calibrate"):
+        code, result, err = evaluate(protocol, *places)
+        assert code == 0 and result["AP50"] is result["ci95"] is None, err
+    assert evaluate("odinw", "--annotations", tmp_path)[1]["AP50"] is None
+    assert evaluate("retrieve", *places)[1]["ci95"] is None
+    code, result, _ = evaluate("classify", *places)
+    assert code == 0 and result["top1"] is None
