@@ -76,6 +76,13 @@ def test_exemplars_may_come_from_another_file(tmp_path):
     assert shown(detector) == {(1, (0, 0, 30, 30))}
 
 
+def test_another_file_that_lists_the_asked_picture_does_not_show_it(tmp_path):
+    path = write_set(tmp_path, [(0, "a", BOX)])
+    detector = FakeDetector({"0.png": [(XYXY, 0.9, "a")]})
+    assert evaluate_oneshot(detector, path, tmp_path, exemplars=path)["unasked"] == 1
+    assert detector.exemplars == []
+
+
 def test_another_file_must_have_the_classes(tmp_path):
     path = write_set(tmp_path / "asked", [(0, "a", BOX)])
     other = write_set(tmp_path / "shown", [], names=("a",))
@@ -99,7 +106,7 @@ def test_draws_are_the_same_in_every_run_and_differ_from_one_another(tmp_path):
 
     def drawn(draw, shots=1):
         detector = FakeDetector({})
-        ExemplarBank(detector, truth, tmp_path, same_pictures=True).draw("a", 0, shots=shots, draw=draw)
+        ExemplarBank(detector, truth, tmp_path, tmp_path).draw("a", truth["images"][0], shots=shots, draw=draw)
         return shown(detector)
 
     assert drawn(0) == drawn(0)
@@ -110,7 +117,7 @@ def test_draws_are_the_same_in_every_run_and_differ_from_one_another(tmp_path):
 
 def test_small_boxes_and_crowds_are_no_exemplars_while_there_are_others(tmp_path):
     boxes = [(0, "a", [0, 0, 9, 9]), (1, "a", BOX), (1, "a", BOX, 1), (2, "b", [0, 0, 9, 9]), (2, "b", [0, 0, 0, 9])]
-    bank = ExemplarBank(FakeDetector({}), read_boxes(write_set(tmp_path, boxes)), tmp_path, same_pictures=False)
+    bank = ExemplarBank(FakeDetector({}), read_boxes(write_set(tmp_path, boxes)), tmp_path, tmp_path)
     assert [a["bbox"] for a in bank.boxes["a"]] == [BOX]
     assert [a["bbox"] for a in bank.boxes["b"]] == [[0, 0, 9, 9]]
 
@@ -118,7 +125,7 @@ def test_small_boxes_and_crowds_are_no_exemplars_while_there_are_others(tmp_path
 def test_of_many_boxes_a_fixed_part_is_drawn_from(tmp_path):
     boxes = [(0, "a", [0, 0, 20 + i / 100, 20]) for i in range(MAX_EXEMPLARS + 50)]
     truth = read_boxes(write_set(tmp_path, boxes))
-    banks = [ExemplarBank(FakeDetector({}), truth, tmp_path, same_pictures=False) for _ in range(2)]
+    banks = [ExemplarBank(FakeDetector({}), truth, tmp_path, tmp_path) for _ in range(2)]
     assert len(banks[0].boxes["a"]) == MAX_EXEMPLARS and banks[0].boxes == banks[1].boxes
 
 
@@ -155,7 +162,8 @@ def test_a_real_detector_is_asked(tmp_path, detector, shots):
 
 def test_several_shots_are_the_robust_mean_of_each(tmp_path, detector):
     shapes = write_shapes(tmp_path / "shapes", 12)
-    bank = ExemplarBank(detector, read_boxes(shapes), shapes.parent / "images", same_pictures=True)
-    one, many = (bank.draw(NAMES[0], 0, shots=shots, draw=0) for shots in (1, 2))
+    truth = read_boxes(shapes)
+    bank = ExemplarBank(detector, truth, shapes.parent / "images", shapes.parent / "images")
+    one, many = (bank.draw(NAMES[0], truth["images"][0], shots=shots, draw=0) for shots in (1, 2))
     assert one @ many < 0.9999
-    assert torch.equal(one, bank.draw(NAMES[0], 0, shots=1, draw=0))
+    assert torch.equal(one, bank.draw(NAMES[0], truth["images"][0], shots=1, draw=0))

@@ -64,7 +64,7 @@ def collect_answers(
     best, present, rows, broken = [], [], [], []  # type: ignore[var-annotated]
     columns: list[tuple[int, int, float, bool]] = []
     for record, encoded in encode_set(detector, truth["images"], images, broken, progress):
-        queries = ask(record["id"])
+        queries = ask(record)
         if queries is None:
             continue
         own = boxes.get(record["id"], [])

@@ -10,8 +10,8 @@ from owl_swin.evaluation.coco import query_text
 from owl_swin.evaluation.oneshot import make_bank
 from owl_swin.types import QueryEmbeddings
 
-# (id of the asked picture) → queries, whose names are the set's own, or None when it cannot be asked.
-Ask = Callable[[Any], QueryEmbeddings | None]
+# (record of the asked picture) → queries, whose names are the set's own, or None when it cannot be asked.
+Ask = Callable[[dict[str, Any]], QueryEmbeddings | None]
 
 
 def make_ask(
@@ -28,11 +28,11 @@ def make_ask(
     names: Sequence[str] = list(dict.fromkeys(c["name"] for c in truth["categories"]))
     if route == "exemplar":
         bank = make_bank(detector, truth, images, exemplars, exemplar_images)
-        return lambda image_id: bank.queries(names, image_id, shots=shots)
+        return lambda record: bank.queries(names, record, shots=shots)
     if route != "text":
         raise DataError(f"classes are asked for by text or exemplar, not by {route!r}")
     if not names:
-        return lambda image_id: None
+        return lambda record: None
     encoded = detector.encode_queries([query_text(name) for name in names])
     queries = QueryEmbeddings(encoded.query_embeds, tuple(names))
-    return lambda image_id: queries
+    return lambda record: queries

@@ -42,11 +42,11 @@ MAX_EXEMPLARS = 200
 class ExemplarBank:
     """The boxes of a set as exemplars, each encoded when it is first drawn."""
 
-    def __init__(self, detector: Detector, truth: dict[str, Any], images: str | Path, *, same_pictures: bool):
-        """``same_pictures``: the exemplars come from the pictures that are asked, so never from the asked one."""
+    def __init__(self, detector: Detector, truth: dict[str, Any], images: str | Path, asked_images: str | Path):
+        """Pictures of the exemplars lie in ``images``, those that are asked in ``asked_images``."""
         self._detector = detector
         self._folder = Path(images)
-        self._same_pictures = same_pictures
+        self._asked_folder = Path(asked_images)
         self._records = {record["id"]: record for record in truth["images"]}
         self._names = {c["id"]: c["name"] for c in truth["categories"]}
         self._embeds: dict[int, Tensor | None] = {}
@@ -61,13 +61,15 @@ class ExemplarBank:
             random.Random(0).shuffle(boxes)
             self.boxes[name] = boxes[:MAX_EXEMPLARS]
 
-    def draw(self, name: str, image_id: Any, *, shots: int, draw: int) -> Tensor | None:
-        """Query embedding [E] of ``shots`` exemplars of a class, for one picture and draw; None when there is none.
+    def draw(self, name: str, asked: dict[str, Any], *, shots: int, draw: int) -> Tensor | None:
+        """Query embedding [E] of ``shots`` exemplars of a class, for one asked picture and draw; None without any.
 
-        The same picture, class and draw give the same exemplars in every run. Where a class has fewer, all are used.
+        Exemplars are of other files than the asked picture's. The same picture, class and draw give the same exemplars
+        in every run. Where a class has fewer, all are used.
         """
-        rng = random.Random(f"{image_id} {name} {draw}")
-        pool = [a for a in self.boxes.get(name, []) if not (self._same_pictures and a["image_id"] == image_id)]
+        rng = random.Random(f"{asked['id']} {name} {draw}")
+        path = self._asked_folder / asked["file_name"]
+        pool = [a for a in self.boxes.get(name, []) if self._path(a) != path]
         rng.shuffle(pool)
         embeds = []
         for annotation in pool:
@@ -78,20 +80,25 @@ class ExemplarBank:
                 break
         return combine(torch.stack(embeds)) if embeds else None
 
-    def queries(self, names: Sequence[str], image_id: Any, *, shots: int = 1, draw: int = 0) -> QueryEmbeddings | None:
+    def queries(
+        self, names: Sequence[str], asked: dict[str, Any], *, shots: int = 1, draw: int = 0
+    ) -> QueryEmbeddings | None:
         """Queries for those of the classes that have an exemplar for this picture; None when none has."""
-        drawn = {name: self.draw(name, image_id, shots=shots, draw=draw) for name in names}
+        drawn = {name: self.draw(name, asked, shots=shots, draw=draw) for name in names}
         known = {name: embed for name, embed in drawn.items() if embed is not None}
         if not known:
             return None
         return QueryEmbeddings(torch.stack(list(known.values())), tuple(known), ("exemplar",) * len(known))
+
+    def _path(self, annotation: dict[str, Any]) -> Path:
+        return self._folder / self._records[annotation["image_id"]]["file_name"]
 
     def _encode(self, annotation: dict[str, Any]) -> Tensor | None:
         key = annotation["id"]
         if key not in self._embeds:
             record = self._records[annotation["image_id"]]
             try:
-                picture = open_image(self._folder / record["file_name"])
+                picture = open_image(self._path(annotation))
                 x, y, w, h = annotation["bbox"]
                 sx, sy = picture.width / record["width"], picture.height / record["height"]
                 box = (x * sx, y * sy, (x + w) * sx, (y + h) * sy)
@@ -143,7 +150,7 @@ def evaluate_oneshot(
     for record, encoded in encode_set(detector, truth["images"], images, broken, progress):
         names = [name for name in by_name if absent or name in present[record["id"]]]
         for draw in range(draws if names else 0):
-            queries = bank.queries(names, record["id"], shots=shots, draw=draw)
+            queries = bank.queries(names, record, shots=shots, draw=draw)
             unasked += len(names) - (len(queries) if queries else 0)
             if queries:
                 found = detector.detect(
@@ -175,13 +182,13 @@ def make_bank(
 ) -> ExemplarBank:
     """The exemplars of a set: its own boxes, or those of the file ``exemplars`` for the classes of the same names."""
     if exemplars is None:
-        return ExemplarBank(detector, truth, images, same_pictures=True)
+        return ExemplarBank(detector, truth, images, images)
     other = read_boxes(exemplars)
     missing = sorted({c["name"] for c in truth["categories"]} - {c["name"] for c in other["categories"]})
     if missing:
         raise DataError(f"{exemplars}: has no class {missing[0]!r}, which is asked")
     folder = exemplar_images if exemplar_images is not None else images
-    return ExemplarBank(detector, other, folder, same_pictures=False)
+    return ExemplarBank(detector, other, folder, images)
 
 
 def _figures(

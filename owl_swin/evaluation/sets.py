@@ -14,6 +14,8 @@ from owl_swin.types import Detections
 
 Progress = Callable[[int, int], None]
 
+# Pictures that are decoded and encoded together.
+BATCH = 8
 # Of these lists LVIS says what was looked for in a picture.
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -90,15 +92,28 @@ def encode_set(
     progress: Progress | None = None,
 ) -> Iterator[tuple[dict[str, Any], EncodedImage]]:
     """Each record with its encoded picture, in order; a picture that cannot be read is added to ``broken`` instead."""
-    for done, record in enumerate(records, start=1):
-        try:
-            encoded = detector.encode_image(Path(images) / record["file_name"])
-        except ImageError as error:
-            broken.append(str(error))
-        else:
-            yield record, encoded
-        if progress is not None:
-            progress(done, len(records))
+    for start in range(0, len(records), BATCH):
+        batch = records[start : start + BATCH]
+        paths = [Path(images) / record["file_name"] for record in batch]
+        for offset, encoded in enumerate(_encode_batch(detector, paths, broken)):
+            if encoded is not None:
+                yield batch[offset], encoded
+            if progress is not None:
+                progress(start + offset + 1, len(records))
+
+
+def _encode_batch(detector: Detector, paths: list[Path], broken: list[str]) -> list[EncodedImage | None]:
+    try:
+        return list(detector.encode_images(paths, batch_size=BATCH))
+    except ImageError:  # one of them cannot be read: which one?
+        encoded: list[EncodedImage | None] = []
+        for path in paths:
+            try:
+                encoded.append(detector.encode_image(path))
+            except ImageError as error:
+                broken.append(str(error))
+                encoded.append(None)
+        return encoded
 
 
 def coco_rows(found: Detections, record: dict[str, Any], category_ids: Sequence[int]) -> list[dict[str, Any]]:
