@@ -286,6 +286,28 @@ def test_a_batch_keeps_its_contract(tmp_path):
     assert seen == {(96, 96), (64, 96), (96, 64)}
 
 
+@pytest.mark.parametrize(
+    "negatives, unknown, pseudo, expected",
+    [
+        (None, [], 0, {0, 1, 2, 3}),  # exhaustive: every other name is absent
+        (None, [2], 0, {0, 1, 3}),
+        ([3], [], 0, {0, 3}),  # federated: only what was checked
+        ([], [], 0, {0}),
+        ([], [1], 5, {0, 2, 3}),  # free text: the others are taken to be absent
+        ([3], [1], 1, {0, 2, 3}),
+    ],
+)
+def test_only_names_known_to_be_absent_are_negatives(tmp_path, negatives, unknown, pseudo, expected):
+    from owl_swin.training.scenes import Scene
+
+    settings = detect_settings(tmp_path, detect={"mosaic": [1.0], "pseudo_negatives": pseudo})
+    task = DetectTask(train_config(settings), model_of(settings), ALONE)
+    checked = None if negatives is None else np.array(negatives, dtype=np.int64)
+    scene = Scene(tmp_path, np.zeros((1, 4)), np.array([0]), negatives=checked, unknown=np.array(unknown, np.int64))
+    asked = task._asked(0, np.array([0]), [scene], np.random.default_rng(0))
+    assert set(asked.tolist()) == expected
+
+
 def test_names_that_are_not_asked_do_not_count(tmp_path):
     settings = detect_settings(tmp_path)
     model = model_of(settings).eval()

@@ -99,11 +99,14 @@ class OptimConfig:
 class DetectConfig:
     """What only detection training needs (OWL-ViT, arXiv:2205.06230; OWLv2, arXiv:2306.09683).
 
+    A scene is asked for up to ``negatives`` names that are known to be absent. Where a set lists too few of them (free
+    text, as Visual Genome's), up to ``pseudo_negatives`` other names are drawn and taken to be absent.
     ``fresh_class_head`` starts the class head from the picture-wide projection: right after alignment, wrong for a
     model that has already learned to detect.
     """
 
     negatives: int = 50
+    pseudo_negatives: int = 0
     mosaic: tuple[float, ...] = (0.4, 0.3, 0.3)
     fresh_class_head: bool = False
     matching: str = "hungarian"

@@ -116,15 +116,20 @@ class DetectTask:
         """Names that are scored in a canvas, as classes of the bank: its own, and up to ``negatives`` others that
         none of its pictures shows. A picture speaks only of names that its set has annotated in it."""
         names = len(self.sets[owner].names)
-        absent = np.ones(names, dtype=bool)
+        absent, open_question = np.ones(names, dtype=bool), np.ones(names, dtype=bool)
         for scene in drawn:
             if scene.negatives is not None:
                 checked = np.zeros(names, dtype=bool)
                 checked[scene.negatives] = True
                 absent &= checked
-            absent[scene.labels] = False
-            absent[scene.unknown] = False
-        others = rng.permutation(np.flatnonzero(absent))[: self.config.detect.negatives]
+            for known in (scene.labels, scene.unknown):
+                absent[known] = open_question[known] = False
+        settings = self.config.detect
+        others = rng.permutation(np.flatnonzero(absent))[: settings.negatives]
+        more = min(settings.pseudo_negatives, settings.negatives - len(others))
+        if more > 0:
+            guesses = rng.permutation(np.flatnonzero(open_question & ~absent))[:more]
+            others = np.concatenate([others, guesses])
         return torch.from_numpy(np.union1d(labels, others).astype(np.int64) + self.first_name[owner])
 
     def losses(self, model: OwlSwin, encode_patches, batch: DetectBatch) -> dict[str, Tensor]:
