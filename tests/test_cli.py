@@ -337,6 +337,8 @@ def test_a_result_that_cannot_be_written_is_one_sentence_before_the_work(owl_swi
         "detect",
         "--annotations",
         "missing.json",
+        "--images",
+        tmp_path,
         "--model",
         model_file,
         "--json",
