@@ -31,18 +31,30 @@ MODEL ?= nano
 FIGURES := runs/figures
 FOD_HELDOUT := hammer,battery,soda can,pen,nail,fuel cap
 FOD_TRAINED := bolt,bolt washer,clamp part,metal part,cutter,plastic part,luggage tag,pliers,label,washer,wrench,nut,metal sheet,hose,adjustable clamp,adjustable wrench,bolt nut set,luggage part,paint chip,rock,screw,screwdriver,wire,tape,wood
-EVAL_DETECT = $(BIN)/owl-swin eval detect --model $(MODEL)
-EVAL_TINY = $(BIN)/owl-swin eval classify --model $(MODEL) --annotations $(DATA)/tiny_imagenet/manifest.json --image-size 64
+D := $(DATA)
+EVAL = $(BIN)/owl-swin eval
+COCO := --annotations $(D)/coco/test.json --images $(D)/coco/images
+FOD := --annotations $(D)/fod/test.json --images $(D)/fod/images
+AQUARIUM := --annotations $(D)/aquarium/test.json --images $(D)/aquarium/images
+PLATES := --annotations $(D)/license_plates/test.json --images $(D)/license_plates/images
+TINY := --annotations $(D)/tiny_imagenet/manifest.json --image-size 64
 figures: $(VENV)/.dev
-	$(EVAL_DETECT) --annotations $(DATA)/coco/test.json --images $(DATA)/coco/images --json $(FIGURES)/coco.json
-	$(EVAL_DETECT) --annotations $(DATA)/coco/test.json --images $(DATA)/coco/images --classes person --json $(FIGURES)/coco_person.json
-	$(EVAL_DETECT) --annotations $(DATA)/fod/test.json --images $(DATA)/fod/images --classes "$(FOD_TRAINED)" --json $(FIGURES)/fod_trained.json
-	$(EVAL_DETECT) --annotations $(DATA)/fod/test.json --images $(DATA)/fod/images --classes "$(FOD_HELDOUT)" --json $(FIGURES)/fod_heldout.json
-	$(EVAL_DETECT) --annotations $(DATA)/aquarium/test.json --images $(DATA)/aquarium/images --json $(FIGURES)/aquarium.json
-	$(EVAL_DETECT) --annotations $(DATA)/license_plates/test.json --images $(DATA)/license_plates/images --json $(FIGURES)/license_plates.json
-	$(EVAL_TINY) --json $(FIGURES)/tiny_all.json
-	$(EVAL_TINY) --pictures trained --json $(FIGURES)/tiny_trained.json
-	$(EVAL_TINY) --pictures heldout --among heldout --json $(FIGURES)/tiny_heldout.json
+	$(EVAL) detect --model $(MODEL) $(COCO) --json $(FIGURES)/coco.json
+	$(EVAL) detect --model $(MODEL) $(COCO) --classes person --json $(FIGURES)/coco_person.json
+	$(EVAL) detect --model $(MODEL) $(FOD) --classes "$(FOD_TRAINED)" --json $(FIGURES)/fod_trained.json
+	$(EVAL) detect --model $(MODEL) $(FOD) --classes "$(FOD_HELDOUT)" --json $(FIGURES)/fod_heldout.json
+	$(EVAL) detect --model $(MODEL) $(AQUARIUM) --json $(FIGURES)/aquarium.json
+	$(EVAL) detect --model $(MODEL) $(PLATES) --json $(FIGURES)/license_plates.json
+	$(EVAL) oneshot --model $(MODEL) $(FOD) --classes "$(FOD_HELDOUT)" --json $(FIGURES)/fod_oneshot.json
+	$(EVAL) oneshot --model $(MODEL) $(AQUARIUM) --json $(FIGURES)/aquarium_oneshot.json
+	$(EVAL) oneshot --model $(MODEL) $(PLATES) --json $(FIGURES)/license_plates_oneshot.json
+	$(EVAL) absence --model $(MODEL) $(COCO) --json $(FIGURES)/absence.json
+	$(EVAL) calibrate --model $(MODEL) $(COCO) --plot $(FIGURES)/reliability.png --json $(FIGURES)/calibration.json
+	$(EVAL) classify --model $(MODEL) $(TINY) --json $(FIGURES)/tiny_all.json
+	$(EVAL) classify --model $(MODEL) $(TINY) --pictures trained --json $(FIGURES)/tiny_trained.json
+	$(EVAL) classify --model $(MODEL) $(TINY) --pictures heldout --among heldout --json $(FIGURES)/tiny_heldout.json
+	$(EVAL) classify --model $(MODEL) --annotations $(D)/grocery/test.json --images $(D)/grocery/images --json $(FIGURES)/grocery.json
+	$(EVAL) retrieve --model $(MODEL) --annotations $(D)/flickr8k --json $(FIGURES)/retrieval.json
 
 # Matching x box form at one equal budget; DATA as above, linked as "data" here.
 ABLATION := hungarian_patch hungarian_owl aligned_patch aligned_owl

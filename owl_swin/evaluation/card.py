@@ -54,7 +54,7 @@ def _figure(folder: Path, figure: str) -> str:
         raise DataError(f"{path}: holds no figure {key!r} ({error}); run the evaluation that writes it") from None
     if value is None:
         return "none"
-    interval = result.get("ci95") if key in ("AP50", "top1") else None
+    interval = result.get("ci95" if key in ("AP50", "top1") else f"ci95_{key}")
     return f"{value:.1f}" + (f" ({interval[0]:.1f} to {interval[1]:.1f})" if interval else "")
 
 
