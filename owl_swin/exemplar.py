@@ -40,8 +40,8 @@ class Exemplar:
 def check_box(box_xyxy: Sequence[float], image_hw: tuple[int, int]) -> Tensor:
     """The box as [4] xyxy pixels, cut to the picture; one that shows nothing of it raises QueryError.
 
-    Refused are boxes that are not four finite numbers, that are empty or inverted, or of which less than half a pixel lies
-    in the picture.
+    Refused are boxes that are not four finite numbers, that are empty or inverted, or of which less than half a pixel
+    lies in the picture.
     """
     try:
         values = [float(v) for v in box_xyxy]
