@@ -36,7 +36,8 @@ def paste_scenes(
         raise DataError(f"pasting needs cut-outs and photographs, got {len(cutouts)} and {len(photographs)}")
     names = sorted({name for _, name in cutouts})
     rows = {name: i + 1 for i, name in enumerate(names)}
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for index in range(pictures):
         rng = random.Random(seed * 1_000_003 + index)
