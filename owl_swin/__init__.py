@@ -12,7 +12,8 @@ from owl_swin.errors import (
 )
 from owl_swin.exemplar import Exemplar
 from owl_swin.image import open_image
-from owl_swin.render import draw_detections
+from owl_swin.query import Query
+from owl_swin.render import draw_detections, draw_heat_map
 from owl_swin.types import Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
     "ImageError",
     "MissingExtraError",
     "OwlSwinError",
+    "Query",
     "QueryEmbeddings",
     "QueryError",
     "draw_detections",
+    "draw_heat_map",
     "open_image",
 ]
 __version__ = "0.1.0"

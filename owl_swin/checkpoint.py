@@ -4,21 +4,20 @@ Large matrices may be stored as int8 with a float16 scale a row (``NAME`` and ``
 into float32 when read.
 """
 
+import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from owl_swin.config import ModelConfig, from_mapping, to_mapping
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.safetensors_file import read_safetensors, write_safetensors
 
 FORMAT = "owl_swin-1"
 SHIPPED = ("nano",)
@@ -39,16 +38,7 @@ def save_checkpoint(path: str | Path, model: OwlSwin, card: Mapping[str, Any], *
         "config": json.dumps(to_mapping(model.config)),
         "card": json.dumps(dict(card), ensure_ascii=False),
     }
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        save_file(tensors, part, metadata=metadata)
-        part.chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        if part.is_file():
-            part.unlink()
-        raise CheckpointError(f"{path}: cannot write the model here ({error})") from None
+    write_safetensors(Path(path), tensors, metadata, what="the model", error=CheckpointError)
 
 
 def load_checkpoint(source: str | Path = "nano") -> tuple[OwlSwin, dict[str, Any]]:
@@ -102,11 +92,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path}: pickled weights can run any program and are not read; convert them to safetensors"
         )
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
+    return read_safetensors(path, error=CheckpointError)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256, in hexadecimal, of names, shapes and values of all weights; what settings say is not in it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

@@ -1,7 +1,7 @@
 """The façade that users hold: the only place where image, tokenizer, model and post-processing meet."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_swin.checkpoint import load_checkpoint
+from owl_swin.checkpoint import fingerprint, load_checkpoint
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import (
     BOX_PATCHES,
@@ -22,8 +22,9 @@ from owl_swin.exemplar import (
     surroundings,
 )
 from owl_swin.image import FRAME_MULTIPLE, Frame, ImageSource, check_image_size, open_image
-from owl_swin.models.owl_swin import OwlSwin, score
+from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.postprocess import check_fraction, detections_from_logits
+from owl_swin.query import Query, as_query, encode_queries, score_queries
 from owl_swin.runtime import pick_device
 from owl_swin.tokenizer import clean_text, get_tokenizer
 from owl_swin.types import Classification, Detections, ImageEmbeddings, QueryEmbeddings
@@ -33,7 +34,9 @@ ANYTHING = "object"
 # Averaged by classify(); the text encoder knows them from its training.
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a close-up of a {}")
 
-Queries = Sequence[str | Exemplar] | QueryEmbeddings | None
+# One query, which a list may be mistaken for.
+SINGLE = (Exemplar, Query)
+Queries = Sequence[str | Exemplar | Query] | QueryEmbeddings | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,11 @@ class EncodedImage:
 
 
 class Detector:
-    """Finds what you name in pictures.
+    """Finds what you name or show in pictures.
 
     >>> detector = Detector.from_pretrained()
     >>> found = detector.detect("kitchen.jpg", ["a red mug", "a dog"], threshold=0.3)
+    >>> found = detector.detect("kitchen.jpg", [Exemplar("mug.jpg", (40, 60, 210, 300))])
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Detector:
         self.image_size = check_image_size(model.config.image_size if image_size is None else image_size)
         text = model.config.text
         self._tokenizer = get_tokenizer(text.context_length, text.open_clip)
+        self._fingerprint = ""
 
     @classmethod
     def from_pretrained(
@@ -105,27 +110,40 @@ class Detector:
                     encoded[i] = EncodedImage(embeddings[place], frames[i])
         return [item for item in encoded if item is not None]
 
-    @torch.inference_mode()
-    def encode_queries(self, queries: Sequence[str | Exemplar]) -> QueryEmbeddings:
-        """Texts and exemplars → embeddings that can be kept and used for any number of pictures, in the same order.
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model's weights as they were when it was first asked for; queries carry it when encoded."""
+        if not self._fingerprint:
+            self._fingerprint = fingerprint(self.model)
+        return self._fingerprint
 
-        Names are kept as given.
+    @torch.inference_mode()
+    def encode_queries(self, queries: Sequence[str | Exemplar | Query]) -> QueryEmbeddings:
+        """Texts, exemplars and queries of both → embeddings for any number of pictures, in the same order.
+
+        Names are kept as given. ``save`` of the result and ``load_queries`` keep it in a file.
         """
         if isinstance(queries, str):
             raise QueryError(f"queries must be a list of texts, got the single text {queries!r}; write [{queries!r}]")
-        if isinstance(queries, Exemplar):
-            raise QueryError("queries must be a list, got a single exemplar; write [exemplar]")
-        queries = tuple(queries)
-        if not queries:
+        if isinstance(queries, (Exemplar, Query)):
+            kind = "exemplar" if isinstance(queries, Exemplar) else "query"
+            raise QueryError(f"queries must be a list, got a single {kind}; write [{kind}]")
+        asked = [as_query(query) for query in queries]
+        if not asked:
             raise QueryError("the list of queries is empty; leave queries out to find anything that looks like a thing")
-        texts = [clean_text(query) for query in queries if not isinstance(query, Exemplar)]
-        embeds = iter(self.model.encode_text(self._tokenizer(texts).to(self.device)) if texts else ())
-        rows = [self.encode_exemplars([q]) if isinstance(q, Exemplar) else next(embeds) for q in queries]
-        return QueryEmbeddings(
-            torch.stack(rows),
-            tuple(query.name if isinstance(query, Exemplar) else query for query in queries),
-            tuple("exemplar" if isinstance(query, Exemplar) else "text" for query in queries),
-        )
+        encoded = encode_queries(asked, self._encode_texts, self.encode_exemplars)
+        return replace(encoded, fingerprint=self.fingerprint)
+
+    def load_queries(self, path: str | Path) -> QueryEmbeddings:
+        """Queries that ``QueryEmbeddings.save`` wrote; a damaged file or another model's queries raise QueryError."""
+        queries = QueryEmbeddings.load(path)
+        if not queries.fingerprint:
+            raise QueryError(f"{path}: says not which model made these queries; encode them with this one")
+        try:
+            self._check_fit(queries)
+        except QueryError as error:
+            raise QueryError(f"{path}: {error}") from None
+        return queries
 
     @torch.inference_mode()
     def encode_exemplars(self, exemplars: Sequence[Exemplar]) -> Tensor:
@@ -136,13 +154,23 @@ class Detector:
 
     @torch.inference_mode()
     def score(self, encoded: EncodedImage, queries: QueryEmbeddings) -> Tensor:
-        """Calibrated logits [P, Q] of every patch for every query; their sigmoid is the score."""
+        """Calibrated logits [P, Q] of every patch for every query; their sigmoid is the score.
+
+        ``query.score_queries`` says how texts, exemplars and negatives of one query are joined.
+        """
         self._check_fit(queries)
-        embeddings, calibration = encoded.embeddings, self.model.config.calibration
-        logits = score(embeddings, queries.query_embeds.to(embeddings.class_embeds))
-        scale = logits.new_tensor([getattr(calibration, f"{route}_scale") for route in queries.routes])
-        bias = logits.new_tensor([getattr(calibration, f"{route}_bias") for route in queries.routes])
-        return logits * scale + bias
+        return score_queries(encoded.embeddings, queries, self.model.config.calibration)
+
+    @torch.inference_mode()
+    def similarity(self, image: ImageSource | EncodedImage, queries: Queries = None) -> Tensor:
+        """Scores [Q, h, w] in [0, 1] of the grid of patches, which covers the upright picture, for each query.
+
+        Without queries, [1, h, w]: objectness. ``draw_heat_map`` shows one; ``Detections.patches`` index a map's
+        patches row by row.
+        """
+        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
+        logits, _ = self._logits(encoded, queries)
+        return logits.sigmoid().T.reshape(-1, *encoded.embeddings.grid_hw)
 
     @torch.inference_mode()
     def detect(
@@ -163,13 +191,7 @@ class Detector:
         """
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         embeddings = encoded.embeddings
-        if queries is None:
-            names: tuple[str, ...] = (ANYTHING,)
-            logits = embeddings.objectness_logits[:, None]
-        else:
-            query = queries if isinstance(queries, QueryEmbeddings) else self.encode_queries(queries)
-            names = query.names
-            logits = self.score(encoded, query)
+        logits, names = self._logits(encoded, queries)
         if objectness is not None:
             check_fraction("objectness", objectness)
             keep = embeddings.objectness_logits.sigmoid() >= objectness
@@ -191,7 +213,7 @@ class Detector:
     ) -> list[Detections]:
         """As detect, for many pictures: one Detections a picture, in order.
 
-        ``queries`` is one list of texts for all pictures, or a list of lists, one a picture, of any lengths.
+        ``queries`` is one list for all pictures, or a list of lists, one a picture, of any lengths.
         """
         per_image = self._queries_per_image(queries, len(images))
         places = [i for i, image in enumerate(images) if not isinstance(image, EncodedImage)]
@@ -206,39 +228,53 @@ class Detector:
 
     @torch.inference_mode()
     def classify(
-        self, image: ImageSource | EncodedImage, names: Sequence[str], *, templates: Sequence[str] = TEMPLATES
+        self, image: ImageSource | EncodedImage, names: Sequence[str | Query], *, templates: Sequence[str] = TEMPLATES
     ) -> Classification:
         """Which of the names fits the whole picture: a probability each, by CLIP's softmax over the names.
 
-        Each name is put in every template in place of ``{}`` and the embeddings are averaged.
+        Each name, or every text of a Query, is put in every template in place of ``{}`` and the embeddings are
+        averaged. Exemplars and negatives are of things, not of whole pictures: a Query with such raises QueryError.
         """
         if isinstance(names, str):
             raise QueryError(f"names must be a list of texts, got the single text {names!r}; write [{names!r}]")
         if not templates or any("{}" not in template for template in templates):
             raise QueryError(f"every template must hold {{}} where the name goes, got {list(templates)}")
-        prompts = self.encode_queries([t.replace("{}", clean_text(name)) for name in names for t in templates])
-        embeds = prompts.query_embeds.view(len(names), len(templates), -1).mean(1)
+        texts = [_texts_of_class(name) for name in names]
+        prompts = self.encode_queries([t.replace("{}", text) for own in texts for text in own for t in templates])
+        parts = prompts.query_embeds.split([len(own) * len(templates) for own in texts])
+        embeds = torch.stack([part.mean(0) for part in parts])
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         cosine = F.normalize(embeds, dim=-1) @ encoded.embeddings.image_embed
         scale = self.model.alignment_log_scale.exp().clamp(max=100)
-        return Classification((scale * cosine).softmax(-1), tuple(names))
+        return Classification((scale * cosine).softmax(-1), tuple(q.name if isinstance(q, Query) else q for q in names))
+
+    def _logits(self, encoded: EncodedImage, queries: Queries) -> tuple[Tensor, tuple[str, ...]]:
+        """Logits [P, Q] and the names of the queries; without queries, the objectness of every patch."""
+        if queries is None:
+            return encoded.embeddings.objectness_logits[:, None], (ANYTHING,)
+        query = queries if isinstance(queries, QueryEmbeddings) else self.encode_queries(queries)
+        return self.score(encoded, query), query.names
+
+    def _encode_texts(self, texts: Sequence[str]) -> Tensor:
+        return self.model.encode_text(self._tokenizer(texts).to(self.device))
 
     def _queries_per_image(self, queries: Queries | Sequence[Queries], n_images: int) -> list[QueryEmbeddings | None]:
         if queries is None or isinstance(queries, QueryEmbeddings):
             return [queries] * n_images
-        if len(queries) == n_images == 0:
+        single = isinstance(queries, (str, *SINGLE))  # which encode_queries refuses
+        if not single and len(queries) == n_images == 0:
             return []
-        if isinstance(queries, str) or all(isinstance(query, (str, Exemplar)) for query in queries):
+        if single or all(isinstance(query, (str, *SINGLE)) for query in queries):
             return [self.encode_queries(queries)] * n_images  # type: ignore[arg-type]
         if len(queries) != n_images:
             raise QueryError(f"got {len(queries)} lists of queries for {n_images} pictures; give one list a picture")
-        made: dict[tuple[str | Exemplar, ...], QueryEmbeddings] = {}
+        made: dict[tuple[str | Exemplar | Query, ...], QueryEmbeddings] = {}
         out: list[QueryEmbeddings | None] = []
         for query in queries:
             if query is None or isinstance(query, QueryEmbeddings):
                 out.append(query)
             else:
-                key = tuple(query) if not isinstance(query, str) else query  # type: ignore[arg-type]
+                key = query if isinstance(query, (str, *SINGLE)) else tuple(query)  # type: ignore[assignment]
                 if key not in made:
                     made[key] = self.encode_queries(query)  # type: ignore[index, arg-type]
                 out.append(made[key])  # type: ignore[index]
@@ -267,3 +303,17 @@ class Detector:
                 f"these query embeddings have {queries.query_embeds.shape[1]} dimensions, the model has {embed_dim}; "
                 "encode the queries with the same model"
             )
+        if queries.fingerprint and queries.fingerprint != self.fingerprint:
+            raise QueryError(
+                f"these queries were made by another model (weights {queries.fingerprint[:12]}, this model has "
+                f"{self.fingerprint[:12]}); encode them with this one"
+            )
+
+
+def _texts_of_class(name: str | Query) -> list[str]:
+    """The cleaned texts of one class of classify()."""
+    if isinstance(name, Query):
+        if name.exemplars or name.negatives:
+            raise QueryError(f"whole pictures are told apart by texts alone; the query {name.name!r} has other parts")
+        return [clean_text(text) for text in name.texts]
+    return [clean_text(name)]

@@ -6,10 +6,19 @@ from typing import Any
 from owl_swin.types import Detections
 
 
-def to_record(name: str, found: Detections) -> dict[str, Any]:
-    """One line of JSON: the picture, its size, and the rows of transformers' zero-shot-object-detection pipeline."""
+def to_record(name: str, found: Detections, *, grid_hw: tuple[int, int] | None = None) -> dict[str, Any]:
+    """One line of JSON: the picture, its size, and the rows of transformers' zero-shot-object-detection pipeline.
+
+    With ``grid_hw``, rows and columns of the grid of patches, each detection also says which patch answered, counted
+    from 0 row by row.
+    """
     height, width = found.image_hw
-    return {"image": name, "width": width, "height": height, "detections": found.to_dicts()}
+    record: dict[str, Any] = {"image": name, "width": width, "height": height}
+    rows = found.to_dicts()
+    if grid_hw is not None:
+        record["grid"] = list(grid_hw)
+        rows = [{**row, "patch": patch} for row, patch in zip(rows, found.patches.tolist(), strict=True)]
+    return {**record, "detections": rows}
 
 
 def to_coco(names: Sequence[str], results: Sequence[Detections]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Draws detections on a picture."""
+"""Draws detections and maps of scores on a picture."""
 
 import colorsys
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from owl_swin.errors import ImageError
 from owl_swin.image import ImageSource, open_image
@@ -10,6 +12,10 @@ from owl_swin.types import Detections
 
 # Steps of the golden ratio around the colour wheel: neighbours in the list of queries look different.
 GOLDEN_RATIO = 0.618034
+# Matplotlib's inferno at nine even steps: brightness grows evenly with the score, for colour-blind readers too.
+HEAT = ("000004", "210c4a", "56106e", "89226a", "bb3754", "e35932", "f98c0a", "f9c932", "fcffa4")
+# Opacity of the highest score; below it the opacity falls with the score, so that the picture stays visible.
+HEAT_OPACITY = 0.7
 
 
 def label_colour(label: int) -> tuple[int, int, int]:
@@ -46,6 +52,61 @@ def draw_detections(image: ImageSource, detections: Detections, *, with_scores: 
         ink = "black" if sum(colour) > 330 else "white"
         draw.text((x + line - left, y + line - top), text, fill=ink, font=font)
     return canvas
+
+
+def draw_heat_map(
+    image: ImageSource, scores: Tensor | np.ndarray, *, title: str = "", limits: tuple[float, float] | None = None
+) -> Image.Image:
+    """A copy of the picture, upright and paled, under the colours of scores [h, w] of an even grid over it.
+
+    ``Detector.similarity(image, queries)[i]`` is such a map. Colours run from one score to another: ``limits``, or the
+    lowest and the highest of the map. The scale at the bottom says which these are, after ``title``; give limits, such
+    as (0, 1), to compare pictures by eye.
+    """
+    canvas = open_image(image)
+    values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float32)
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
+        raise ImageError(f"a heat map must be finite numbers [h, w], got {list(values.shape)}")
+    low, high = (float(v) for v in ((values.min(), values.max()) if limits is None else limits))
+    if not -np.inf < low <= high < np.inf:
+        raise ImageError(f"the limits of a heat map must be two numbers, the lower first, got {low:g} and {high:g}")
+    shares = ((values - low) / (high - low) if high > low else np.zeros_like(values)).clip(0, 1)
+    steps = Image.fromarray(255 * shares).resize(canvas.size, Image.Resampling.BILINEAR).convert("L")
+    pale = Image.blend(canvas, canvas.convert("L").convert("RGB"), 0.7)
+    opacity = steps.point([round(255 * HEAT_OPACITY * (v / 255) ** 0.8) for v in range(256)])
+    drawn = Image.composite(_in_heat_colours(steps), pale, opacity)
+    _draw_scale(drawn, _printable(title), low, high)
+    return drawn
+
+
+def _in_heat_colours(steps: Image.Image) -> Image.Image:
+    """A grey picture with its 256 steps in the colours of the scale."""
+    anchors = np.array([[int(colour[i : i + 2], 16) for i in (0, 2, 4)] for colour in HEAT])
+    places = np.linspace(0, 255, len(HEAT))
+    table = np.stack([np.interp(np.arange(256), places, anchors[:, c]) for c in range(3)], 1).round().astype(np.uint8)
+    coloured = steps.copy()
+    coloured.putpalette(table.tobytes())
+    return coloured.convert("RGB")
+
+
+def _draw_scale(canvas: Image.Image, title: str, low: float, high: float) -> None:
+    """The title and the colours from ``low`` to ``high`` in a strip at the bottom; left away where it has no room."""
+    size = max(11, round(min(canvas.width, max(canvas.height, 320)) / 32))
+    font = ImageFont.load_default(size)
+    draw = ImageDraw.Draw(canvas)
+    before, after = f"{title}  {low:.3f}".strip(), f"{high:.3f}"
+    pad, bar = max(3, size // 3), 6 * size
+    x = 2 * pad + round(draw.textlength(before, font=font))
+    width = x + bar + pad + round(draw.textlength(after, font=font)) + pad
+    height = size + 2 * pad
+    if width > canvas.width or 3 * height > canvas.height:
+        return
+    y = canvas.height - height
+    draw.rectangle((0, y, width, canvas.height), fill="black")
+    draw.text((pad, y + height / 2), before, fill="white", font=font, anchor="lm")
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, bar).astype(np.uint8), (max(1, height - 2 * pad), 1)))
+    canvas.paste(_in_heat_colours(ramp), (x, y + pad))
+    draw.text((x + bar + pad, y + height / 2), after, fill="white", font=font, anchor="lm")
 
 
 def _printable(name: str, limit: int = 40) -> str:

@@ -1,20 +1,26 @@
 """The dataclasses that travel between the rooms, and the legend of their shapes.
 
-B pictures, P patches of one picture's grid, Q queries, E embedding dimensions, N detections.
+B pictures, P patches of one picture's grid, Q queries, X extra embeddings of queries, E embedding dimensions,
+N detections.
 Boxes inside the network are cxcywh in [0, 1] of the model frame; boxes that a caller sees are xyxy pixels of the
 caller's picture.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from owl_swin.errors import QueryError
+from owl_swin.safetensors_file import read_safetensors, write_safetensors
 
 # Where a query comes from.
 ROUTES = ("text", "exemplar")
+QUERY_FORMAT = "owl_swin-queries-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +52,55 @@ class ImageEmbeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtraEmbeddings:
+    """What queries hold beside their first embedding: ``embeds [X, E]``, unit length, each of one query.
+
+    ``owners [X]`` is the index of that query. ``shares [X]`` lie in [0, 1): the part that an embedding has in the score
+    of its query, of which the first embedding has the rest; 0 marks a negative, which can only lower the score. A
+    query has any number of negatives and at most one share.
+    """
+
+    embeds: Tensor
+    owners: Tensor
+    shares: Tensor
+    routes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        x = len(self.routes)
+        shapes = [list(t.shape) for t in (self.owners, self.shares)]
+        if self.embeds.ndim != 2 or len(self.embeds) != x or shapes != [[x], [x]]:
+            raise QueryError(
+                f"expected {x} extra embeddings [X, E] with owners [X] and shares [X], got {list(self.embeds.shape)}, "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+        if not set(self.routes) <= set(ROUTES):
+            raise QueryError(f"expected one of {', '.join(ROUTES)} for each extra embedding")
+        if not self.embeds.isfinite().all():
+            raise QueryError("a query embedding holds NaN or infinity")
+        if not ((self.shares >= 0) & (self.shares < 1)).all():  # NaN fails this too
+            raise QueryError("the share of an extra embedding must lie in [0, 1)")
+        shared = self.owners[self.shares > 0].tolist()
+        if len(set(shared)) < len(shared):
+            raise QueryError("a query has at most one extra embedding with a share in its score")
+
+    def __len__(self) -> int:
+        return len(self.routes)
+
+
+@dataclass(frozen=True, slots=True)
 class QueryEmbeddings:
     """Queries ready to be scored: ``query_embeds [Q, E]``, unit length, and the caller's own name of each.
 
     ``routes`` says of each where it came from, "text" or "exemplar", because their scores are calibrated apart; left
-    out, all are texts.
+    out, all are texts. ``extras`` holds what a query has beside that one embedding: the exemplars of a query that has
+    texts too, and negatives. ``fingerprint`` names the weights that made them; "" is unknown.
     """
 
     query_embeds: Tensor
     names: tuple[str, ...]
     routes: tuple[str, ...] = ()
+    extras: ExtraEmbeddings | None = None
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         if not self.routes:
@@ -68,9 +113,100 @@ class QueryEmbeddings:
             )
         if not self.query_embeds.isfinite().all():
             raise QueryError("a query embedding holds NaN or infinity")
+        if self.extras is not None:
+            owners = self.extras.owners
+            if owners.is_floating_point() or not ((owners >= 0) & (owners < len(self))).all():
+                raise QueryError(f"the owner of an extra embedding must be the index of one of {len(self)} queries")
+            if self.extras.embeds.shape[1] != self.query_embeds.shape[1]:
+                raise QueryError(
+                    f"extra embeddings have {self.extras.embeds.shape[1]} dimensions, those of the queries have "
+                    f"{self.query_embeds.shape[1]}"
+                )
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __add__(self, other: "QueryEmbeddings") -> "QueryEmbeddings":
+        """These queries and then the others; those of two models, or of two sizes, raise QueryError."""
+        if self.fingerprint and other.fingerprint and self.fingerprint != other.fingerprint:
+            raise QueryError("queries of two models cannot be asked together; encode them with one model")
+        if self.query_embeds.shape[1] != other.query_embeds.shape[1]:
+            sizes = f"{self.query_embeds.shape[1]} and {other.query_embeds.shape[1]}"
+            raise QueryError(f"queries of {sizes} dimensions cannot be asked together; encode them with one model")
+        place = self.query_embeds
+        extras = [
+            ExtraEmbeddings(x.embeds.to(place), x.owners.to(place.device) + first, x.shares.to(place), x.routes)
+            for x, first in ((self.extras, 0), (other.extras, len(self)))
+            if x is not None
+        ]
+        return QueryEmbeddings(
+            torch.cat([place, other.query_embeds.to(place)]),
+            self.names + other.names,
+            self.routes + other.routes,
+            ExtraEmbeddings(
+                torch.cat([x.embeds for x in extras]),
+                torch.cat([x.owners for x in extras]),
+                torch.cat([x.shares for x in extras]),
+                sum((x.routes for x in extras), ()),
+            )
+            if extras
+            else None,
+            self.fingerprint if self.fingerprint == other.fingerprint else "",
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the queries to one small safetensors file, whole or not at all; load() gives them back to the bit."""
+        tensors = {"query_embeds": self.query_embeds}
+        if self.extras is not None:
+            extras = self.extras
+            tensors |= {"extra_embeds": extras.embeds, "extra_owners": extras.owners, "extra_shares": extras.shares}
+        told = {
+            "names": self.names,
+            "routes": self.routes,
+            "extra_routes": self.extras.routes if self.extras is not None else (),
+            "fingerprint": self.fingerprint,
+        }
+        write_safetensors(
+            Path(path),
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            {"format": QUERY_FORMAT, "queries": json.dumps(told)},
+            what="the queries",
+            error=QueryError,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "QueryEmbeddings":
+        """Queries of a file that save() wrote, on the CPU.
+
+        A file that is damaged, cut off, of another kind, or whose embeddings are not finite and of unit length raises
+        QueryError. ``Detector.load_queries`` also checks that they are of its model.
+        """
+        tensors, metadata = read_safetensors(Path(path), error=QueryError)
+        if metadata.get("format") != QUERY_FORMAT:
+            raise QueryError(
+                f"{path}: holds no queries (format {metadata.get('format')!r}, expected {QUERY_FORMAT!r}); "
+                "QueryEmbeddings.save and --save-query write such files"
+            )
+        try:
+            told = json.loads(metadata["queries"])
+            names, routes, extra_routes = (_strings(told[key]) for key in ("names", "routes", "extra_routes"))
+            (mark,) = _strings([told["fingerprint"]])
+            embeds = _unit_rows(tensors.pop("query_embeds"))
+            extras = None
+            if extra_routes or "extra_embeds" in tensors:
+                owners, shares = tensors.pop("extra_owners"), tensors.pop("extra_shares")
+                if owners.dtype != torch.int64 or shares.dtype != torch.float32:
+                    raise QueryError(f"expected int64 owners and float32 shares, got {owners.dtype} and {shares.dtype}")
+                extras = ExtraEmbeddings(_unit_rows(tensors.pop("extra_embeds")), owners, shares, extra_routes)
+            if tensors:
+                raise QueryError(f"unexpected {', '.join(sorted(tensors)[:3])}")
+            if len(routes) != len(names):
+                raise QueryError(f"{len(names)} names have {len(routes)} routes")
+            return cls(embeds, names, routes, extras, mark)
+        except QueryError as error:
+            raise QueryError(f"{path}: damaged queries: {error}") from None
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise QueryError(f"{path}: damaged queries ({type(error).__name__}: {error})") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +282,19 @@ class Classification:
         """(name, probability), the likeliest first."""
         order = self.probabilities.argsort(descending=True, stable=True).tolist()
         return [(self.names[i], float(self.probabilities[i])) for i in order]
+
+
+def _strings(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise QueryError("names, routes and fingerprint must be texts")
+    return tuple(values)
+
+
+def _unit_rows(embeds: Tensor) -> Tensor:
+    if embeds.dtype != torch.float32 or embeds.ndim != 2:
+        raise QueryError(f"expected float32 embeddings [rows, E], got {embeds.dtype} {list(embeds.shape)}")
+    if not embeds.isfinite().all():
+        raise QueryError("a query embedding holds NaN or infinity")
+    if not ((embeds.norm(dim=1) - 1).abs() < 1e-3).all():
+        raise QueryError("a query embedding is not of unit length")
+    return embeds

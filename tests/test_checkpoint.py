@@ -10,7 +10,7 @@ from conftest import TINY, make_tiny_model
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from owl_swin import checkpoint
+from owl_swin import safetensors_file
 from owl_swin.checkpoint import (
     ROW_SCALE,
     checkpoint_path,
@@ -127,7 +127,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_half_written(tiny_mo
 
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"old")
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(safetensors_file, "save_file", full_disk)
     with pytest.raises(CheckpointError, match=r"cannot write the model here .*No space left"):
         save_checkpoint(path, tiny_model, {})
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]

@@ -17,10 +17,10 @@ FILES = {
 }
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
-    {"errors", "types", "boxes"},
+    {"errors", "types", "boxes", "safetensors_file"},
     {"config", "image", "tokenizer"},
     {"models"},
-    {"checkpoint", "exemplar", "postprocess", "render", "runtime", "formats", "published", "index"},
+    {"checkpoint", "exemplar", "query", "postprocess", "render", "runtime", "formats", "published", "index"},
     {"detector"},
     {"training"},
     {"evaluation"},

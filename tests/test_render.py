@@ -9,7 +9,7 @@ from picture_files import encode, noise, turned
 from PIL import Image
 
 from owl_swin.errors import ImageError
-from owl_swin.render import draw_detections, label_colour
+from owl_swin.render import draw_detections, draw_heat_map, label_colour
 from owl_swin.types import Detections
 
 
@@ -112,3 +112,64 @@ def test_scores_may_be_left_away():
     )
     width = [sum(drawn.getpixel((x, 50)) == label_colour(0) for x in range(300)) for drawn in (with_score, without)]
     assert width[1] < width[0]
+
+
+# --- Heat maps -----------------------------------------------------------------------------------------------------
+
+
+def brightness(drawn: Image.Image) -> np.ndarray:
+    return np.asarray(drawn.convert("L")).astype(int)
+
+
+def test_the_highest_score_is_brightest_and_the_lowest_shows_the_picture():
+    scores = torch.tensor([[0.1, 0.1, 0.1], [0.1, 0.1, 0.9]])
+    drawn = draw_heat_map(grey(), scores)
+    assert drawn.size == (300, 200)
+    assert drawn.getpixel((40, 40)) == (128, 128, 128)
+    red, green, blue = drawn.getpixel((260, 150))
+    assert red > 190 and green > 190 and blue < 180
+    column = brightness(drawn)[150, 160:250]
+    assert column[-1] > column[0]
+
+
+def test_a_heat_map_leaves_the_picture_visible_and_as_it_is(picture):
+    before = np.asarray(picture).copy()
+    drawn = draw_heat_map(picture, np.ones((3, 4), np.float32), limits=(0, 1))
+    assert np.array_equal(picture, before)
+    assert np.corrcoef(brightness(drawn).ravel(), brightness(picture).ravel())[0, 1] > 0.8
+
+
+def test_limits_make_maps_comparable():
+    low, high = (draw_heat_map(grey(), torch.full((2, 2), s), limits=(0, 1)).getpixel((150, 60)) for s in (0.2, 0.9))
+    assert sum(high) > sum(low)
+    flat = [draw_heat_map(grey(), torch.full((2, 2), s)).getpixel((150, 60)) for s in (0.2, 0.9)]
+    assert flat == [(128, 128, 128)] * 2
+
+
+@pytest.mark.parametrize(
+    "image_hw, grid_hw", [((1, 1), (1, 1)), ((1, 400), (2, 9)), ((400, 1), (3, 2)), ((60, 90), (1, 1))]
+)
+def test_any_picture_and_grid_have_a_heat_map(image_hw, grid_hw):
+    drawn = draw_heat_map(grey(*image_hw), torch.rand(grid_hw), title="x" * 1000 + "\n一")
+    assert drawn.size == image_hw[::-1]
+
+
+def test_the_scale_stands_at_the_bottom_where_there_is_room():
+    drawn = np.asarray(draw_heat_map(grey(), torch.rand(4, 6), title="mug"))
+    assert (drawn[-1, :50] == 0).all()
+    assert (drawn[:150] != 0).any(-1).all()
+
+
+@pytest.mark.parametrize(
+    "scores, limits, sentence",
+    [
+        (torch.zeros(3), None, r"finite numbers \[h, w\], got \[3\]"),
+        (torch.zeros(0, 3), None, r"got \[0, 3\]"),
+        (torch.full((2, 2), float("nan")), None, "finite"),
+        (torch.zeros(2, 2), (1, 0), "two numbers, the lower first"),
+        (torch.zeros(2, 2), (0, float("nan")), "two numbers"),
+    ],
+)
+def test_what_is_no_heat_map_is_refused(scores, limits, sentence):
+    with pytest.raises(ImageError, match=sentence):
+        draw_heat_map(grey(), scores, limits=limits)

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 
 import typer
 from PIL import Image
+from torch import Tensor
 
+from owl_swin.cli.asking import Asked, add_saved, check_query_file, make_queries
 from owl_swin.cli.output import make_folder, write_whole
-from owl_swin.errors import ImageError, OwlSwinError, QueryError
+from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.formats import to_coco, to_label_studio, to_record
 from owl_swin.image import open_image
 from owl_swin.types import Detections
@@ -37,6 +39,37 @@ def detect(
         list[str] | None, typer.Option(help="What to find; repeat it. None: anything that looks like a thing.")
     ] = None,
     queries: Annotated[str | None, typer.Option(help="Several at once, separated by commas.")] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PHOTO[@X0,Y0,X1,Y1]",
+            help="A picture of what to find, or the box in it, xmin,ymin,xmax,ymax in pixels. Repeat it: all show one "
+            "thing.",
+        ),
+    ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--not",
+            metavar="PHOTO[@BOX]|TEXT",
+            help="What the thing of --like, or of a single --query, is not; repeat it. A picture if there is a file of "
+            "that name.",
+        ),
+    ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="The texts are not queries of their own but describe the thing of --like.")
+    ] = False,
+    weight: Annotated[
+        float, typer.Option(help="With --join, how much the pictures of --like count against the texts, 0 to 1.")
+    ] = 0.5,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What the thing of --like is called. None: the text of --join, or the first picture's name."),
+    ] = None,
+    query_file: Annotated[list[Path] | None, typer.Option(help="Queries that --save-query kept; repeat it.")] = None,
+    save_query: Annotated[
+        Path | None, typer.Option(help="A .safetensors file to keep the queries of this call in.")
+    ] = None,
     threshold: Annotated[float, typer.Option(help="Lowest score, 0 to 1.")] = 0.2,
     nms_iou: Annotated[
         float, typer.Option(help="Of boxes of one query that overlap by more, keep the best; 1 keeps all.")
@@ -50,16 +83,30 @@ def detect(
     image_size: Annotated[int | None, typer.Option(help="Longer side in pixels; larger finds smaller things.")] = None,
     format: Annotated[Format, typer.Option(help="Form of the output.")] = Format.TABLE,
     save: Annotated[Path | None, typer.Option(help="Folder for pictures with the boxes drawn in.")] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Say which patch of the picture answered (table, jsonl), and with --save draw where each query fits.",
+        ),
+    ] = False,
 ) -> None:
-    """Find things in pictures by name.
+    """Find things in pictures by name or by example.
 
     Example: owl-swin detect kitchen.jpg --query "a red mug" --query "a dog" --format jsonl
+
+    By example: owl-swin detect *.jpg --like mug.jpg@40,60,210,300 --like mug2.jpg --not cup.jpg --not "a blue cup"
     """
     from owl_swin.detector import Detector
 
+    if explain and save is None and format in (Format.COCO, Format.LABEL_STUDIO):
+        raise OwlSwinError(f"--explain adds nothing to --format {format.value}; give it --save, or jsonl or table")
+    asked = make_queries(Asked(query or (), queries, like or (), negative or (), name, join, weight))
+    if save_query is not None:
+        check_query_file(save_query, asked)
     detector = Detector.from_pretrained(model, device=device, image_size=image_size)
-    asked = [*(query or []), *_split_commas(queries)]
-    encoded = detector.encode_queries(asked) if asked else None
+    own = detector.encode_queries(asked) if asked else None
+    encoded = add_saved(detector, own, query_file or ())
     settings: dict[str, Any] = {
         "threshold": threshold,
         "nms_iou": None if nms_iou == 1 else nms_iou,
@@ -70,10 +117,14 @@ def detect(
     if save is not None:
         make_folder(save)
         _check_apart(images, save)
+    folder = _Folder(save) if save is not None else None
+    if save_query is not None and own is not None:
+        make_folder(save_query.parent)
+        own.save(save_query)
+        print(f"wrote {save_query}", file=sys.stderr)
     failed = 0
     names: list[str] = []
     results: list[Detections] = []
-    taken: set[str] = set()
     for start in range(0, len(images), BATCH):
         opened: list[tuple[str, Image.Image]] = []
         for source in images[start : start + BATCH]:
@@ -82,35 +133,28 @@ def detect(
             except ImageError as error:
                 print(f"owl-swin: {error}", file=sys.stderr)
                 failed += 1
-        found = detector.detect_batch([image for _, image in opened], encoded, batch_size=BATCH, **settings)
-        for (source, image), one in zip(opened, found, strict=True):
+        seen = detector.encode_images([image for _, image in opened], batch_size=BATCH)
+        found = detector.detect_batch(seen, encoded, **settings)
+        for (source, image), patches, one in zip(opened, seen, found, strict=True):
             if format is Format.JSONL:
-                print(json.dumps(to_record(source, one)), flush=True)
+                grid_hw = patches.embeddings.grid_hw if explain else None
+                print(json.dumps(to_record(source, one, grid_hw=grid_hw)), flush=True)
             else:
                 names.append(source)
                 results.append(one)
-            if save is not None:
-                _save_drawing(save, source, image, one, taken)
+            if folder is not None:
+                folder.save_all(source, image, one, detector.similarity(patches, encoded) if explain else None)
     if format is Format.COCO:
         print(json.dumps(to_coco(names, results)))
     elif format is Format.LABEL_STUDIO:
         print(json.dumps(to_label_studio(names, results, model_version=str(detector.card.get("name", model)))))
     elif format is Format.TABLE:
-        for line in _table(names, results):
+        for line in _table(names, results, explain):
             print(line)
     if failed:
         if len(images) > 1:
             print(f"owl-swin: {failed} of {len(images)} pictures could not be read", file=sys.stderr)
         raise typer.Exit(2)
-
-
-def _split_commas(queries: str | None) -> list[str]:
-    if queries is None:
-        return []
-    names = [name.strip() for name in queries.split(",") if name.strip()]
-    if not names:
-        raise QueryError(f"--queries names nothing: {queries!r}; separate the names with commas")
-    return names
 
 
 def _open(source: str) -> Image.Image:
@@ -134,30 +178,43 @@ def _check_apart(images: list[str], folder: Path) -> None:
             raise OwlSwinError(f"{source}: lies in the folder of --save and could be overwritten; name another folder")
 
 
-def _save_drawing(folder: Path, source: str, image: Image.Image, found: Detections, taken: set[str]) -> None:
-    """Writes the drawing as JPEG, named after the picture; pictures of one name in several folders get numbers."""
-    from owl_swin.render import draw_detections
+class _Folder:
+    """Drawings as JPEG, named after their pictures; pictures of one name in several folders get numbers."""
 
-    stem = "stdin" if source == "-" else Path(source).stem
-    name, number = stem, 1
-    while name in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    taken.add(name)
-    path = folder / f"{name}.jpg"
-    content = io.BytesIO()
-    draw_detections(image, found).save(content, "JPEG", quality=92)
-    write_whole(path, content.getvalue())
-    print(f"wrote {path}", file=sys.stderr)
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._taken: set[str] = set()
+
+    def save_all(self, source: str, image: Image.Image, found: Detections, maps: Tensor | None) -> None:
+        """The boxes of one picture and, beside them, a heat map for each query, of the scores [Q, h, w]."""
+        from owl_swin.render import draw_detections, draw_heat_map
+
+        stem = "stdin" if source == "-" else Path(source).stem
+        stem = self._save(stem, draw_detections(image, found))
+        for number, scores in enumerate([] if maps is None else maps):
+            self._save(f"{stem}-heat-{number + 1}", draw_heat_map(image, scores, title=found.names[number]))
+
+    def _save(self, stem: str, drawing: Image.Image) -> str:
+        name, number = stem, 1
+        while name in self._taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self._taken.add(name)
+        content = io.BytesIO()
+        drawing.save(content, "JPEG", quality=92)
+        path = self._folder / f"{name}.jpg"
+        write_whole(path, content.getvalue())
+        print(f"wrote {path}", file=sys.stderr)
+        return name
 
 
-def _table(names: list[str], results: list[Detections]) -> Iterator[str]:
+def _table(names: list[str], results: list[Detections], explain: bool) -> Iterator[str]:
     rows = [
-        (name, one.name, f"{one.score:.3f}", *(f"{value:.0f}" for value in one.box_xyxy))
+        (name, one.name, f"{one.score:.3f}", *(f"{value:.0f}" for value in one.box_xyxy), *([str(patch)] * explain))
         for name, found in zip(names, results, strict=True)
-        for one in found
+        for one, patch in zip(found, found.patches.tolist(), strict=True)
     ]
-    head = ("picture", "label", "score", "xmin", "ymin", "xmax", "ymax")
+    head = ("picture", "label", "score", "xmin", "ymin", "xmax", "ymax", *(["patch"] * explain))
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows] if rows else []:
         cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]

@@ -1,0 +1,125 @@
+"""What `owl-swin detect` is asked for: texts, examples, what it is not, and saved queries, from its options."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from owl_swin.errors import OwlSwinError, QueryError
+from owl_swin.exemplar import Exemplar, check_box
+from owl_swin.image import open_image
+from owl_swin.query import Query
+from owl_swin.types import QueryEmbeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options that say what to find, as they were written."""
+
+    query: Sequence[str] = ()
+    queries: str | None = None
+    like: Sequence[str] = ()
+    negative: Sequence[str] = ()
+    name: str | None = None
+    join: bool = False
+    weight: float = 0.5
+
+
+def make_queries(asked: Asked) -> list[str | Query]:
+    """The queries in the order in which they are asked; options that contradict one another raise QueryError.
+
+    Every text is a query of its own. All of ``like`` are one more, after the texts, to which ``negative`` belongs;
+    with ``join`` the texts belong to it too. Without ``like``, a single text is what ``negative`` belongs to.
+    """
+    texts = [*asked.query, *split_commas(asked.queries)]
+    if not (asked.like or asked.negative or asked.join):
+        if asked.name is not None:
+            raise QueryError("--name is for the query of --like, --join or --not; there is none of these")
+        return list(texts)
+    if asked.join and not texts:
+        raise QueryError("--join makes the texts of --query part of the query of --like; there is no text")
+    if asked.negative and not asked.like and not texts:
+        raise QueryError("--not says what a thing is not; say with --query or --like what it is")
+    if asked.negative and not asked.like and not asked.join and len(texts) > 1:
+        raise QueryError(
+            f"--not belongs to one query, and there are {len(texts)} texts; give it one --query, or --join if all of "
+            "them mean the same thing"
+        )
+    joined = texts if asked.join or not asked.like else []
+    exemplars = [_exemplar("--like", argument) for argument in asked.like]
+    negatives = [_negative(argument) for argument in asked.negative]
+    name = asked.name or (joined[0] if joined else Path(_split_box(asked.like[0])[0]).stem)
+    query = Query(name, joined, exemplars, negatives, asked.weight)
+    return [*(text for text in texts if text not in joined), query]
+
+
+def split_commas(queries: str | None) -> list[str]:
+    """The names in one text, between commas; a text without any raises QueryError."""
+    if queries is None:
+        return []
+    names = [name.strip() for name in queries.split(",") if name.strip()]
+    if not names:
+        raise QueryError(f"--queries names nothing: {queries!r}; separate the names with commas")
+    return names
+
+
+def add_saved(detector, queries: QueryEmbeddings | None, files: Sequence[Path]) -> QueryEmbeddings | None:
+    """The queries and, after them, those of the files."""
+    for path in files:
+        saved = detector.load_queries(path)
+        queries = saved if queries is None else queries + saved
+    return queries
+
+
+def check_query_file(path: Path, queries: Sequence[object]) -> None:
+    """Refuses what --save-query cannot write, before any work."""
+    if not queries:
+        raise QueryError("--save-query keeps what --query, --like and --not ask for; there is none of these")
+    if path.suffix != ".safetensors":
+        raise OwlSwinError(f"{path}: the file of --save-query must end in .safetensors")
+
+
+def _exemplar(option: str, argument: str) -> Exemplar:
+    """The exemplar of PHOTO or PHOTO@xmin,ymin,xmax,ymax; what is wrong with it is said with the argument."""
+    path, box = _split_box(argument)
+    picture = open_image(path)
+    try:
+        if box is not None:
+            check_box(box, (picture.height, picture.width))
+    except QueryError as error:
+        raise QueryError(f"{option} {argument}: {error}") from None
+    return Exemplar(picture, box, name=Path(path).stem)
+
+
+def _negative(argument: str) -> str | Exemplar:
+    """A picture, when a file of that name is there, or the argument has a box or ends as pictures do; else a text."""
+    path, box = _split_box(argument)
+    looks_like_one = Path(path).suffix.lower() in Image.registered_extensions()
+    return _exemplar("--not", argument) if box is not None or looks_like_one or _is_file(path) else argument
+
+
+def _split_box(argument: str) -> tuple[str, tuple[float, ...] | None]:
+    """The path, which may hold @ itself, and the numbers after the last @, if that is what stands there.
+
+    The name of a file that is there is taken as it is.
+    """
+    path, at, tail = argument.rpartition("@")
+    if not at or _is_file(argument):
+        return argument, None
+    try:
+        box = tuple(float(number) for number in tail.split(","))
+    except ValueError:
+        if _is_file(path):
+            raise QueryError(
+                f"{argument}: after @ stand four numbers, xmin,ymin,xmax,ymax in pixels, got {tail!r}"
+            ) from None
+        return argument, None
+    return (path, box) if path and (len(box) > 1 or _is_file(path)) else (argument, None)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name that is too long, or with a null in it
+        return False

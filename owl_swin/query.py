@@ -1,0 +1,157 @@
+"""Queries of several parts: texts, exemplars and negatives of one thing, and how their scores are joined."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from owl_swin.config import CalibrationConfig
+from owl_swin.errors import QueryError
+from owl_swin.exemplar import Exemplar
+from owl_swin.models.owl_swin import score
+from owl_swin.tokenizer import clean_text
+from owl_swin.types import ExtraEmbeddings, ImageEmbeddings, QueryEmbeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One thing to look for, told by texts, shown by exemplars, or both; ``name`` is what its detections are called.
+
+    ``negatives``, texts or exemplars, are what it is not: its score goes down where one of them fits as well or better.
+    ``weight`` in [0, 1] is how much the exemplars count against the texts when there are both. A query without texts
+    and exemplars, or whose parts are of the wrong kind, raises QueryError.
+
+    >>> mug = Query("my mug", texts=["a red mug"], exemplars=[Exemplar("mug.jpg", (40, 60, 210, 300))],
+    ...             negatives=["a cup"])
+    >>> detector.detect("shelf.jpg", [mug, "a dog"])
+    """
+
+    name: str
+    texts: Sequence[str] = ()
+    exemplars: Sequence[Exemplar] = ()
+    negatives: Sequence[str | Exemplar] = ()
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise QueryError(f"the name of a query must be a text, got {type(self.name).__name__}")
+        kinds = {"texts": (str,), "exemplars": (Exemplar,), "negatives": (str, Exemplar)}
+        for field, kind in kinds.items():
+            object.__setattr__(self, field, _parts(self.name, field, getattr(self, field), kind))
+        if not self.texts and not self.exemplars:
+            only = "only negatives" if self.negatives else "neither texts nor exemplars"
+            raise QueryError(f"the query {self.name!r} has {only}; give it at least one text or exemplar to look for")
+        if not isinstance(self.weight, Real) or not 0 <= self.weight <= 1:  # NaN fails this too
+            raise QueryError(f"the weight of the query {self.name!r} must be a number in [0, 1], got {self.weight!r}")
+
+
+def as_query(query: str | Exemplar | Query) -> Query:
+    """A text or an exemplar as a query of that one part, called by the text as it is or the exemplar's name."""
+    if isinstance(query, Query):
+        return query
+    if isinstance(query, Exemplar):
+        return Query(query.name, exemplars=(query,))
+    if not isinstance(query, str):
+        raise QueryError(
+            f"a text query must be a string, got {type(query).__name__}; a query is a text, an Exemplar or a Query"
+        )
+    return Query(query, texts=(query,))
+
+
+def encode_queries(
+    queries: Sequence[Query],
+    encode_texts: Callable[[list[str]], Tensor],
+    encode_exemplars: Callable[[Sequence[Exemplar]], Tensor],
+) -> QueryEmbeddings:
+    """The queries as embeddings, in order: texts and exemplars of each joined to one of a kind, every negative apart.
+
+    ``encode_texts`` makes unit embeddings [N, E] of N texts and is called once; ``encode_exemplars`` makes one [E] of
+    several exemplars.
+    """
+    texts = dict.fromkeys(part for q in queries for part in (*q.texts, *q.negatives) if isinstance(part, str))
+    cleaned = {text: clean_text(text) for text in texts}
+    unique = list(dict.fromkeys(cleaned.values()))
+    embeds = dict(zip(unique, encode_texts(unique), strict=True)) if unique else {}
+    first: list[tuple[Tensor, str]] = []
+    extra: list[tuple[Tensor, str, int, float]] = []
+    for owner, query in enumerate(queries):
+        positive: list[tuple[Tensor, str]] = []
+        weight = float(query.weight) if query.texts and query.exemplars else float(not query.texts)
+        if weight < 1:
+            positive.append((_mean(torch.stack([embeds[cleaned[text]] for text in query.texts])), "text"))
+        if weight > 0:
+            positive.append((encode_exemplars(query.exemplars), "exemplar"))
+        first.append(positive[0])
+        extra += [(embed, route, owner, weight) for embed, route in positive[1:]]
+        for part in query.negatives:
+            if isinstance(part, Exemplar):
+                extra.append((encode_exemplars([part]), "exemplar", owner, 0.0))
+            else:
+                extra.append((embeds[cleaned[part]], "text", owner, 0.0))
+    rows = torch.stack([embed for embed, _ in first])
+    extras = None
+    if extra:
+        extras = ExtraEmbeddings(
+            torch.stack([embed for embed, *_ in extra]),
+            torch.tensor([owner for _, _, owner, _ in extra], device=rows.device),
+            torch.tensor([share for *_, share in extra], device=rows.device),
+            tuple(route for _, route, _, _ in extra),
+        )
+    return QueryEmbeddings(rows, tuple(q.name for q in queries), tuple(route for _, route in first), extras)
+
+
+def score_queries(images: ImageEmbeddings, queries: QueryEmbeddings, calibration: CalibrationConfig) -> Tensor:
+    """Calibrated logits [..., P, Q] of every patch for every query; their sigmoid is the score.
+
+    All embeddings of all queries go through one matrix product, and each is calibrated by its own route. A query with
+    texts and exemplars has the mean of both logits, weighted by its share. Negatives multiply the score by the chance
+    that the patch shows the query rather than the negative that fits best: sigmoid(own logit - that logit). So a
+    negative never raises a score, a negative that fits much worse leaves it as it is, and nothing is rescaled.
+    """
+    extras = queries.extras
+    embeds, routes = queries.query_embeds.to(images.class_embeds), queries.routes
+    if extras is not None:
+        embeds, routes = torch.cat([embeds, extras.embeds.to(embeds)]), routes + extras.routes
+    logits = score(images, embeds)  # [..., P, Q + X]
+    scale = logits.new_tensor([getattr(calibration, f"{route}_scale") for route in routes])
+    bias = logits.new_tensor([getattr(calibration, f"{route}_bias") for route in routes])
+    logits = logits * scale + bias
+    if extras is None:
+        return logits
+    own, extra = logits[..., : len(queries)].clone(), logits[..., len(queries) :]
+    owners, shares = extras.owners.to(own.device), extras.shares.to(own)
+    shared, negative = shares > 0, shares == 0
+    own[..., owners[shared]] = torch.lerp(own[..., owners[shared]], extra[..., shared], shares[shared])
+    return _against(own, extra[..., negative], owners[negative])
+
+
+def _against(logits: Tensor, negatives: Tensor, owners: Tensor) -> Tensor:
+    """Logits [..., Q] of sigmoid(logit) · sigmoid(logit - best negative), for negatives [..., X] of queries [X]."""
+    best = torch.full_like(logits, -math.inf)  # of a query without negatives: its logit stays as it is, to the bit
+    best = best.scatter_reduce(-1, owners.expand_as(negatives), negatives, "amax")
+    margin = logits - best
+    return -torch.stack([-logits, -margin, -logits - margin]).logsumexp(0)
+
+
+def _mean(embeds: Tensor) -> Tensor:
+    """Unit embedding [E] of texts [N, E] that say the same."""
+    return embeds[0] if len(embeds) == 1 else F.normalize(embeds.mean(0), dim=-1)
+
+
+def _parts(name: str, field: str, parts: object, kind: tuple[type, ...]) -> tuple:
+    """The parts as a tuple; a single part that is no list, or one of another kind, raises QueryError."""
+    told = " or ".join({str: "texts", Exemplar: "Exemplars"}[k] for k in kind)
+    wanted = f"{field} of the query {name!r} must be a list of {told}"
+    if isinstance(parts, (str, Exemplar)):
+        single = f"the single text {parts!r}" if isinstance(parts, str) else "a single exemplar"
+        raise QueryError(f"{wanted}, got {single}; put it in [ ]")
+    if not isinstance(parts, Sequence):
+        raise QueryError(f"{wanted}, got {type(parts).__name__}")
+    for part in parts:
+        if not isinstance(part, kind):
+            raise QueryError(f"{wanted}, got a {type(part).__name__} in it")
+    return tuple(parts)
