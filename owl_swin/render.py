@@ -71,7 +71,7 @@ def draw_heat_map(
     if not -np.inf < low <= high < np.inf:
         raise ImageError(f"the limits of a heat map must be two numbers, the lower first, got {low:g} and {high:g}")
     shares = ((values - low) / (high - low) if high > low else np.zeros_like(values)).clip(0, 1)
-    steps = Image.fromarray(255 * shares).resize(canvas.size, Image.Resampling.BILINEAR).convert("L")
+    steps = Image.fromarray(255 * shares).resize(canvas.size, Image.Resampling.BICUBIC).convert("L")
     pale = Image.blend(canvas, canvas.convert("L").convert("RGB"), 0.7)
     opacity = steps.point([round(255 * HEAT_OPACITY * (v / 255) ** 0.8) for v in range(256)])
     drawn = Image.composite(_in_heat_colours(steps), pale, opacity)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_tiny_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from picture_files import encode, noise
 from PIL import Image
 
@@ -150,6 +152,18 @@ def test_options_that_mean_nothing_get_one_sentence(asked, sentence):
     with pytest.raises(OwlSwinError, match=re.escape(sentence)) as caught:
         make_queries(asked)
     assert "\n" not in str(caught.value)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.text() | st.builds("{}@{}".format, st.sampled_from(["mug.png", "a@b", ""]), st.text("0123456789.,-@einfa")))
+def test_whatever_is_written_is_a_query_or_one_sentence(argument):
+    for asked in (Asked(like=[argument]), Asked(["cat"], negative=[argument])):
+        try:
+            (query,) = make_queries(asked)
+        except OwlSwinError as error:
+            assert str(error)
+        else:
+            assert isinstance(query, Query)
 
 
 # --- Through the command -------------------------------------------------------------------------------------------
