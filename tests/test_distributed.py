@@ -133,6 +133,22 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path, processes):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_torchrun_starts_the_command(tmp_path):
+    settings = without_drop_path(detect_settings(tmp_path, steps=2, batch_size=2)) | {"device": "cpu"}
+    toml = tmp_path / "run.toml"
+    toml.write_text(to_toml(settings))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ran = subprocess.run(
+        [*launcher, "-m", "owl_swin", "train", str(toml)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert len(losses(Path(settings["output"]))) == 2 and (Path(settings["output"]) / "model.safetensors").exists()
+
+
 def test_one_process_needs_no_launcher():
     with started_process("cpu") as process:
         assert (process.rank, process.world, process.device.type, process.first) == (0, 1, "cpu", True)
