@@ -63,8 +63,8 @@ def benchmark_training(
     gflops = {name: flops[name] / statistics.median(times) / 1e9 for name, times in seconds.items()}
     matrix = 2 * MATRIX_SIDE**3 / statistics.median(products) / 1e9
     return {
-        "protocol": f"training step of the image side, {batch_size} pictures of {image_size} px, {precision}, median of "
-        f"{rounds} alternating rounds",
+        "protocol": f"training step of the image side, {batch_size} pictures of {image_size} px, {precision}, "
+        f"median of {rounds} alternating rounds",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {place.type}, torch {torch.__version__}",
         "images_per_s": {name: round(value, 1) for name, value in rate.items()},
         "gflops": {name: round(value, 1) for name, value in gflops.items()},

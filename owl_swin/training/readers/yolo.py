@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from owl_swin.errors import DataError
+from owl_swin.errors import DataError, MissingExtraError
 from owl_swin.training.readers.naming import PICTURE_SUFFIXES, pictures_in, spoken_names
 from owl_swin.training.readers.scene import BoxList, Scene, Scenes
 
@@ -46,7 +46,10 @@ def label_file(picture: Path) -> Path:
 
 def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path]]:
     """Class names by number, and the folders or lists of the split's pictures."""
-    import yaml  # type: ignore[import-untyped]  # comes with transformers
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError:
+        raise MissingExtraError("reading YOLO's data.yaml", "train") from None
 
     try:
         content = yaml.safe_load(path.read_text())
