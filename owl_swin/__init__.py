@@ -2,6 +2,7 @@
 
 from owl_swin.detector import Detector, EncodedImage
 from owl_swin.errors import (
+    ArchiveError,
     CheckpointError,
     ConfigError,
     DataError,
@@ -17,6 +18,7 @@ from owl_swin.render import draw_detections, draw_heat_map
 from owl_swin.types import Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
 
 __all__ = [
+    "ArchiveError",
     "CheckpointError",
     "Classification",
     "ConfigError",

@@ -6,6 +6,7 @@ OwlSwinError (a ValueError)
 ├── QueryError        a query, exemplar or threshold that means nothing
 ├── CheckpointError   weights that are missing, damaged, or of another model
 ├── DataError         a data set that cannot be read
+├── ArchiveError      an archive of regions that cannot be opened, is busy, or is another model's
 └── MissingExtraError a part of the program whose optional dependency is not installed
 """
 
@@ -32,6 +33,10 @@ class CheckpointError(OwlSwinError):
 
 class DataError(OwlSwinError):
     """A data set that cannot be read."""
+
+
+class ArchiveError(OwlSwinError):
+    """An archive of regions that cannot be opened, is busy, or is another model's."""
 
 
 class MissingExtraError(OwlSwinError):

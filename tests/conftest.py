@@ -53,3 +53,13 @@ def model_file(tiny_model, tmp_path_factory):
 @pytest.fixture
 def picture() -> Image.Image:
     return noise(60, 90)
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """A Ray of this process's own, with both engines that need one: several seconds to start, so all tests share it."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield ray
+    ray.shutdown()

@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ FLOORS = [
     {"errors", "types", "boxes", "safetensors_file"},
     {"config", "image", "tokenizer"},
     {"models"},
-    {"checkpoint", "exemplar", "query", "postprocess", "render", "runtime", "formats", "published", "index"},
+    {"checkpoint", "exemplar", "query", "postprocess", "render", "runtime", "formats", "published"},
     {"detector"},
+    {"index"},
     {"training"},
     {"evaluation"},
     {"server"},
@@ -107,6 +109,12 @@ def undocumented(node: ast.Module | ast.ClassDef):
             yield from undocumented(child)
 
 
+def test_every_package_is_installed():
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")}
+    assert listed == sorted({".".join(folder.parts) for folder in folders} | {"owl_swin.demo"})
+
+
 def test_the_public_names_are_sorted_complete_and_there():
     bound = {
         name
@@ -123,7 +131,19 @@ def test_the_public_names_are_sorted_complete_and_there():
 
 
 def test_importing_the_package_does_not_import_what_only_a_part_needs():
-    heavy = ("transformers", "open_clip", "timm", "scipy", "gradio", "faster_coco_eval", "matplotlib", "pandas")
+    heavy = (
+        "transformers",
+        "open_clip",
+        "timm",
+        "scipy",
+        "gradio",
+        "faster_coco_eval",
+        "matplotlib",
+        "pandas",
+        "lancedb",
+        "ray",
+        "fastapi",
+    )
     program = f"import sys, owl_swin; print([name for name in {heavy!r} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"

@@ -1,0 +1,1 @@
+"""Search over the regions of an archive of pictures."""

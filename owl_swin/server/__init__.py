@@ -1,0 +1,1 @@
+"""The HTTP API, and what it needs to serve many clients at once."""
