@@ -10,7 +10,7 @@ THRESHOLD ?= 0.3
 IMAGE ?=
 OUT ?= out
 
-.PHONY: detect test check figures ablation clean
+.PHONY: detect test check figures ablation forgetting clean
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
@@ -65,6 +65,26 @@ ablation: $(VENV)/.dev
 	  $(BIN)/owl-swin train configs/train/ablation_$$run.toml && \
 	  $(ABLATION_EVAL) --model runs/ablation_$$run --annotations data/fod/test.json --images data/fod/images --classes "$(FOD_TRAINED)" --json runs/ablation_$$run/fod.json && \
 	  $(ABLATION_EVAL) --model runs/ablation_$$run --annotations data/coco/test.json --images data/coco/images --classes person --json runs/ablation_$$run/coco_person.json || exit 1; \
+	done
+
+# What fine-tuning on 50 pictures of new things gives and costs: ten kinds of cut-outs on photographs, four ways.
+F := runs/forgetting
+NEW := guitar,rocket,lobster,cactus,saxophone,octopus,crown,snail,kite,abacus
+forgetting: $(VENV)/.dev
+	@test -e data || ln -s "$(DATA)" data
+	$(BIN)/owl-swin paste $(D)/fluent_emoji_3d --names $(NEW) --on $(D)/coco/images --to $(F)/new --pictures 50
+	$(BIN)/owl-swin paste $(D)/fluent_emoji_3d --names $(NEW) --on $(D)/imagenet_1k_samples/images --to $(F)/test --pictures 50 --seed 1
+	$(BIN)/owl-swin train configs/train/forgetting.toml --output $(F)/plain
+	$(BIN)/owl-swin train configs/train/forgetting.toml --blend 0.5 --output $(F)/blend
+	$(BIN)/owl-swin train configs/train/forgetting_replay.toml --output $(F)/replay
+	$(BIN)/owl-swin train configs/train/forgetting_replay.toml --blend 0.5 --output $(F)/replay_blend
+	for run in nano $(F)/plain $(F)/blend $(F)/replay $(F)/replay_blend; do \
+	  name=$(F)/$$(basename $$run) && \
+	  $(EVAL) detect --model $$run --annotations $(F)/test/annotations.json --images $(F)/test/images --json $$name.new.json && \
+	  $(EVAL) detect --model $$run $(COCO) --json $$name.coco.json && \
+	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_TRAINED)" --json $$name.fod.json && \
+	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_HELDOUT)" --json $$name.heldout.json && \
+	  $(EVAL) classify --model $$run $(TINY) --pictures heldout --among heldout --json $$name.tiny.json || exit 1; \
 	done
 
 $(VENV)/.photos: pyproject.toml constraints.txt

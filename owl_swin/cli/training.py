@@ -19,6 +19,7 @@ def train(
         float | None,
         typer.Option(help="Share of the weights that the run started from in the result, 0 to 1: less forgetting."),
     ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run, in place of the file's.")] = None,
 ) -> None:
     """Train or go on training; the run's folder then holds model.safetensors. Under torchrun, processes share the work.
 
@@ -31,6 +32,8 @@ def train(
     settings = read_toml(config, TrainConfig)
     if blend is not None:
         settings = replace(settings, blend=blend)
+    if output is not None:
+        settings = replace(settings, output=str(output))
     print(run(settings, stop_after=stop_after))
 
 
