@@ -13,6 +13,8 @@ from owl_swin.errors import (
 )
 from owl_swin.exemplar import Exemplar
 from owl_swin.image import open_image
+from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
+from owl_swin.index.region_index import RegionIndex
 from owl_swin.query import Query
 from owl_swin.render import draw_detections, draw_heat_map
 from owl_swin.types import Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
@@ -30,11 +32,16 @@ __all__ = [
     "Exemplar",
     "ImageEmbeddings",
     "ImageError",
+    "IndexProgress",
+    "IndexReport",
+    "IndexStats",
+    "Match",
     "MissingExtraError",
     "OwlSwinError",
     "Query",
     "QueryEmbeddings",
     "QueryError",
+    "RegionIndex",
     "draw_detections",
     "draw_heat_map",
     "open_image",

@@ -1,0 +1,143 @@
+"""Pictures of a folder: walking through it, and reading a file so that content, hash and times belong together."""
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from owl_swin.errors import ArchiveError, ImageError
+from owl_swin.image import MAX_FILE_BYTES
+
+# Endings of the files that are looked at, in lower case: what Pillow reads and cameras, phones and the web write.
+CAMERA_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".tif", ".tiff", ".avif", ".heic", ".heif"))
+PICTURE_SUFFIXES = CAMERA_SUFFIXES | {".png", ".webp", ".gif", ".bmp", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
+# A file written to this recently may be written to again without its times changing: clocks of file systems are coarse.
+FRESH_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The bytes of one picture file, as they were at one moment."""
+
+    path: str
+    content: bytes
+    image_id: str
+    stamp: str
+    modified: float
+
+
+def absolute(folder: str | os.PathLike[str]) -> str:
+    """The path from the root on, without "..". Links stay what they are: a picture is known by the way to it."""
+    return os.path.abspath(os.fspath(folder))  # noqa: PTH100
+
+
+def checked_folder(folder: str | os.PathLike[str]) -> str:
+    """The folder as an absolute path; what is none raises ArchiveError."""
+    path = absolute(folder)
+    try:
+        with os.scandir(path):
+            return path
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ArchiveError(f"{Path(path)}: the folder of pictures cannot be read ({reason})") from None
+
+
+def walk(folder: str, failed: Callable[[str, str], None]) -> Iterator[str]:
+    """Paths of the picture files below a folder, in an order that stays the same.
+
+    Names that begin with a dot are passed over. Links to folders are followed after everything else, each folder is
+    entered once: so circles of links end. ``failed(path, reason)`` is told of what cannot be read.
+    """
+    entered: set[tuple[int, int]] = set()
+    links: list[str] = []
+    folders = [folder]
+    while folders or links:
+        current = folders.pop() if folders else links.pop(0)
+        try:
+            where = Path(current).stat()
+            if (where.st_dev, where.st_ino) in entered:
+                continue
+            entered.add((where.st_dev, where.st_ino))
+            files, below, linked = _entries(current)
+        except OSError as error:
+            failed(current, f"cannot read this folder ({error.strerror})")
+            continue
+        folders += reversed(below)
+        links = sorted(links + linked)
+        yield from files
+
+
+def _entries(folder: str) -> tuple[list[str], list[str], list[str]]:
+    """Paths of picture files, folders, and links to folders right in a folder, sorted."""
+    files: list[str] = []
+    below: list[str] = []
+    linked: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if Path(entry.name).suffix.lower() in PICTURE_SUFFIXES and not _is_folder(entry):
+                files.append(entry.path)
+            elif _is_folder(entry):
+                (linked if entry.is_symlink() else below).append(entry.path)
+    return sorted(files), sorted(below), sorted(linked)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def stamp_of(path: str) -> str:
+    """Text that changes when the file may have: size, times of content and of inode, and inode.
+
+    The time of the inode cannot be set back by a program, as that of the content can. "" if the file changed a moment
+    ago or cannot be seen.
+    """
+    try:
+        return _stamp(Path(path).stat())
+    except (OSError, ValueError):
+        return ""
+
+
+def read_picture(path: str) -> Content:
+    """The content of a file with its hash and stamp, all of one moment; raises ImageError where that cannot be."""
+    try:
+        for _ in range(3):
+            with open(path, "rb", opener=_open_now) as file:
+                before = os.fstat(file.fileno())
+                if not stat.S_ISREG(before.st_mode):
+                    raise ImageError("is no file")
+                if before.st_size > MAX_FILE_BYTES:
+                    raise ImageError(f"has more than {MAX_FILE_BYTES} bytes, the largest picture file that is read")
+                content = file.read(MAX_FILE_BYTES + 1)
+                after = os.fstat(file.fileno())
+            same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+            if same and len(content) == after.st_size:
+                return Content(path, content, content_hash(content), _stamp(after), after.st_mtime)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"cannot read this file ({getattr(error, 'strerror', None) or error})") from None
+    raise ImageError("the file changes while it is read; index again when it is complete")
+
+
+def content_hash(content: bytes) -> str:
+    """The name of a content: the first half of its SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _open_now(path: str, flags: int) -> int:
+    """Opens without waiting for the other end, which a named pipe would."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _stamp(found: os.stat_result) -> str:
+    if time.time() - max(found.st_mtime, found.st_ctime) < FRESH_S:
+        return ""
+    return f"{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_ino}"

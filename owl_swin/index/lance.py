@@ -1,0 +1,249 @@
+"""An archive in LanceDB: a folder on disk, or a place in object storage."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from owl_swin.errors import ArchiveError, MissingExtraError
+from owl_swin.index.store import PLAIN_COLUMNS, Card, Picture, Regions, Where
+
+CARD = b"owl_swin"
+# Rows that are read at a time.
+BATCH = 8192
+# Below this many regions a look at all of them is quicker than the detour over an index.
+INDEX_FROM = 20_000
+# Versions older than this are deleted: readers of other processes have long moved on.
+KEEP_VERSIONS = timedelta(hours=1)
+TABLES = ("pictures", "pending", "uploads", "regions")
+
+
+class LanceStore:
+    """The store of a folder or object-storage URI. Each change of a table is one atomic commit of LanceDB."""
+
+    def __init__(self, uri: str, *, create: Card | None):
+        """Opens the archive; makes an empty one of that card first where ``create`` says so and there is none."""
+        lancedb, self._pa = _packages()
+        self.uri = uri
+        local = "://" not in uri
+        if create is None and local and not Path(uri).is_dir():
+            raise ArchiveError(f"{uri}: there is no archive here; `owl-swin index PHOTOS --to {uri}` makes one")
+        with self._told("opened"):
+            self._db = lancedb.connect(uri, read_consistency_interval=timedelta(0))
+            there = set(self._db.list_tables().tables)
+        if "regions" not in there:
+            if create is None:
+                raise ArchiveError(f"{uri}: is no archive of regions; `owl-swin index PHOTOS --to {uri}` makes one")
+            if local and not there and _foreign(Path(uri)):
+                raise ArchiveError(f"{uri}: is a folder with other things in it; name a new folder for the archive")
+            self._create(create, there)
+        with self._told("opened"):
+            self._pictures, self._pending, self._uploads, self._regions = map(self._db.open_table, TABLES)
+            metadata = self._regions.schema.metadata or {}
+        self._card = Card.from_json(uri, metadata.get(CARD))
+
+    def card(self) -> Card:
+        """Which model the archive is of."""
+        return self._card
+
+    def count(self) -> tuple[int, int]:
+        """Numbers of pictures and of regions."""
+        with self._told("read"):
+            return self._pictures.count_rows(), self._regions.count_rows()
+
+    def pictures(self) -> Iterator[Picture]:
+        """All pictures, streamed."""
+        with self._told("read"):
+            for batch in self._pictures.search().to_batches(BATCH):
+                yield from (Picture(**row) for row in batch.to_pylist())
+
+    def pictures_of(self, image_id: str) -> list[Picture]:
+        """The places of one content."""
+        with self._told("read"):
+            rows = self._pictures.search().where(f"image_id = {_quote(image_id)}").to_arrow().to_pylist()
+        return [Picture(**row) for row in rows]
+
+    def regions_of(self, image_id: str) -> Regions:
+        """The regions of one content, in all of its places."""
+        with self._told("read"):
+            return _regions(self._regions.search().where(f"image_id = {_quote(image_id)}").to_arrow())
+
+    def scan(self, where: Where) -> Iterator[Regions]:
+        """All regions that satisfy ``where``, streamed."""
+        with self._told("read"):
+            query = self._regions.search()
+            condition = where.expression(_quote)
+            for batch in (query.where(condition) if condition else query).to_batches(BATCH):
+                yield _regions(self._pa.Table.from_batches([batch]))
+
+    def nearest(self, embed: np.ndarray[Any, Any], k: int, where: Where) -> Regions:
+        """About the ``k`` regions with the highest cosine to ``embed [E]``, the best first."""
+        with self._told("searched"):
+            query = self._regions.search(embed.astype(np.float32), vector_column_name="embed").metric("cosine").limit(k)
+            condition = where.expression(_quote)
+            return _regions((query.where(condition) if condition else query).to_arrow())
+
+    def recover(self) -> None:
+        """Takes away what a writer that was killed left unfinished."""
+        with self._told("written"):
+            keys = self._pending.to_arrow()["key"].to_pylist()
+            if keys:
+                self._forget(keys)
+                self._pending.delete("true")
+
+    def write(self, pictures: Sequence[Picture], regions: Regions | None) -> None:
+        """Puts pictures with their regions in the place of whatever was known under their keys.
+
+        Four commits, of which a kill may leave some undone: the first names the pictures, so that ``recover`` knows.
+        """
+        keys = [picture.key for picture in pictures]
+        rows = [{field: getattr(picture, field) for field in Picture.__slots__} for picture in pictures]
+        with self._told("written"):
+            self._pending.add(self._pa.table({"key": keys}))
+            self._forget(keys)
+            if regions is not None and len(regions):
+                self._regions.add(self._table(regions))
+            self._pictures.add(self._pa.Table.from_pylist(rows, schema=self._pictures.schema))
+            self._pending.delete("true")
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Forgets pictures, with regions and uploaded bytes."""
+        with self._told("written"):
+            for start in range(0, len(keys), BATCH):
+                part = list(keys[start : start + BATCH])
+                self._pending.add(self._pa.table({"key": part}))
+                self._forget(part)
+                self._pending.delete("true")
+
+    def keep(self, image_id: str, content: bytes) -> None:
+        """Keeps the bytes of an upload."""
+        if self.content(image_id) is None:
+            with self._told("written"):
+                rows = [{"image_id": image_id, "content": content}]
+                self._uploads.add(self._pa.Table.from_pylist(rows, schema=self._uploads.schema))
+
+    def content(self, image_id: str) -> bytes | None:
+        """The bytes of an upload, None if there are none of that name."""
+        with self._told("read"):
+            found = self._uploads.search().where(f"image_id = {_quote(image_id)}").limit(1).to_arrow()
+        return found["content"][0].as_py() if len(found) else None
+
+    def settle(self) -> None:
+        """After writing: compacts the files and brings the search index up to date."""
+        with self._told("written"):
+            for table in (self._pictures, self._pending, self._uploads, self._regions):
+                table.optimize(cleanup_older_than=KEEP_VERSIONS)
+
+    def close(self) -> None:
+        """Lets go of the tables."""
+        for table in (self._pictures, self._pending, self._uploads, self._regions):
+            with contextlib.suppress(Exception):
+                table.close()
+
+    def _forget(self, keys: Sequence[str]) -> None:
+        named = ", ".join(map(_quote, keys))
+        self._regions.delete(f"picture in ({named})")
+        self._pictures.delete(f"key in ({named})")
+
+    def _create(self, card: Card, there: set[str]) -> None:
+        schemas = _schemas(self._pa, card)
+        with self._told("made"):
+            for name in TABLES:  # regions last: with them the archive is there
+                if name not in there:
+                    self._db.create_table(name, schema=schemas[name], exist_ok=True)
+
+    def _table(self, regions: Regions) -> Any:
+        pa = self._pa
+        embeds = np.ascontiguousarray(regions.embeds, np.float16)
+        columns = {
+            "key": regions.keys,
+            "picture": regions.picture,
+            "number": regions.number,
+            "image_id": regions.image_id,
+            "path": regions.path,
+            "modified": regions.modified,
+            "width": regions.width,
+            "height": regions.height,
+            "box": pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(regions.boxes, np.float32).ravel(), 4),
+            "side": regions.sides,
+            "objectness": regions.objectness,
+            "shift": regions.shift,
+            "scale": regions.scale,
+            "embed": pa.FixedSizeListArray.from_arrays(embeds.ravel(), embeds.shape[1]),
+        }
+        return pa.table(columns, schema=_schemas(pa, self._card)["regions"].remove_metadata())
+
+    @contextlib.contextmanager
+    def _told(self, done: str) -> Iterator[None]:
+        """Any error of LanceDB as one sentence."""
+        try:
+            yield
+        except ArchiveError:
+            raise
+        except Exception as error:  # its errors are OSError, ValueError, RuntimeError, ArrowException, …
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ArchiveError(f"{self.uri}: the archive cannot be {done} ({reason})") from error
+
+
+def _packages() -> tuple[Any, Any]:
+    try:
+        import lancedb
+        import pyarrow
+    except ImportError:
+        raise MissingExtraError("an archive in LanceDB", "search") from None
+    return lancedb, pyarrow
+
+
+def _schemas(pa: Any, card: Card) -> dict[str, Any]:
+    text, whole = pa.string(), pa.int32()
+    return {
+        "pictures": pa.schema(
+            {
+                **dict.fromkeys(("key", "path", "image_id", "stamp"), text),
+                "modified": pa.float64(),
+                **dict.fromkeys(("width", "height", "n_regions"), whole),
+                "uploaded": pa.bool_(),
+            }
+        ),
+        "pending": pa.schema({"key": text}),
+        "uploads": pa.schema({"image_id": text, "content": pa.large_binary()}),
+        "regions": pa.schema(
+            {
+                **dict.fromkeys(("key", "picture"), text),
+                "number": whole,
+                **dict.fromkeys(("image_id", "path"), text),
+                "modified": pa.float64(),
+                **dict.fromkeys(("width", "height"), whole),
+                "box": pa.list_(pa.float32(), 4),
+                **dict.fromkeys(("side", "objectness", "shift", "scale"), pa.float32()),
+                "embed": pa.list_(pa.float16(), card.embed_dim),
+            },
+            metadata={CARD: card.to_json().encode()},
+        ),
+    }
+
+
+def _regions(table: Any) -> Regions:
+    """Rows of the table "regions" as Regions."""
+    column = {name: table[name].combine_chunks() for name in table.column_names}
+
+    def numbers(name: str) -> np.ndarray[Any, Any]:
+        return column[name].to_numpy(zero_copy_only=False)
+
+    def rows(name: str) -> np.ndarray[Any, Any]:
+        lists = column[name]
+        return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), lists.type.list_size)
+
+    return Regions(**{name: numbers(name) for name in PLAIN_COLUMNS}, boxes=rows("box"), embeds=rows("embed"))
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether a folder holds anything but the lock of an archive."""
+    return folder.is_dir() and any(entry.name != "writer.lock" for entry in folder.iterdir())
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,355 @@
+"""The archive of regions that users hold: pictures in, regions that answer a query out."""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from numbers import Integral, Real
+from types import TracebackType
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from owl_swin.detector import Detector, EncodedImage
+from owl_swin.errors import ArchiveError, ImageError, QueryError
+from owl_swin.exemplar import Exemplar
+from owl_swin.image import Frame, open_image
+from owl_swin.index.folder import Content, absolute, checked_folder, content_hash, read_picture
+from owl_swin.index.lock import only_writer
+from owl_swin.index.match import IndexReport, IndexStats, Match
+from owl_swin.index.paths import from_text, glob_pattern, is_below, like_pattern
+from owl_swin.index.regions import Seen, open_content, see, see_all
+from owl_swin.index.store import Card, Regions, Store, Where
+from owl_swin.index.update import Engine, Progress, Update
+from owl_swin.postprocess import check_fraction
+from owl_swin.query import Query
+from owl_swin.types import ImageEmbeddings, QueryEmbeddings
+
+# The index looks for what is nearest by cosine; shift and scale of each region then decide. So many times more are
+# fetched than are asked for, and at least so many.
+OVERSAMPLE = 8
+LEAST_FETCH = 256
+MOST_FETCH = 16_384
+TIME = float | datetime | None
+
+
+def open_store(uri: str | os.PathLike[str], *, create: Card | None = None) -> Store:
+    """What keeps the archive of a URI: "milvus://…" is Milvus, everything else LanceDB."""
+    place = os.fspath(uri)
+    if place.startswith("milvus://"):
+        from owl_swin.index.milvus import MilvusStore
+
+        return MilvusStore(place, create=create)
+    from owl_swin.index.lance import LanceStore
+
+    return LanceStore(place, create=create)
+
+
+class RegionIndex:
+    """An archive of pictures that can be asked where a thing is in it.
+
+    >>> index = RegionIndex.open("archive.lance", detector, create=True)
+    >>> index.add_folder("photos")
+    >>> index.search("a red mug", limit=10)
+    >>> index.search(Exemplar("mug.jpg", (40, 60, 210, 300)), path_glob="2024/*")
+    """
+
+    def __init__(self, store: Store, detector: Detector):
+        self._store, self._detector = store, detector
+        self._writing = threading.Lock()
+
+    @classmethod
+    def open(cls, uri: str | os.PathLike[str], detector: Detector, create: bool = False) -> "RegionIndex":
+        """The archive at ``uri``: a folder, an object-storage URI of LanceDB, or "milvus://host:19530/collection"
+        ("milvus:///path/file.db/collection" for Milvus Lite).
+
+        One that is missing (without ``create``), damaged, of another version of this package, or of another model or
+        image size than the detector's raises ArchiveError.
+        """
+        name = str(detector.card.get("name") or detector.model.config.name)
+        card = Card(name, detector.fingerprint, detector.image_size, detector.model.config.embed_dim)
+        store = open_store(uri, create=card if create else None)
+        found = store.card()
+        if found.fingerprint != card.fingerprint or found.embed_dim != card.embed_dim:
+            store.close()
+            raise ArchiveError(
+                f"{uri}: its regions are of the model {found.model!r} (weights {found.fingerprint[:12]}), not of "
+                f"{card.model!r} ({card.fingerprint[:12]}); name that model with --model, or make a new archive"
+            )
+        if found.image_size != card.image_size:
+            store.close()
+            raise ArchiveError(
+                f"{uri}: its pictures were seen at {found.image_size} pixels, this model is set to {card.image_size}; "
+                f"give image_size={found.image_size}, or make a new archive"
+            )
+        return cls(store, detector)
+
+    def add_folder(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        progress: Progress | None = None,
+        regions: int = 20,
+        engine: Engine | None = None,
+        wait: bool = False,
+        waiting: Callable[[str], None] | None = None,
+    ) -> IndexReport:
+        """Brings the archive up to date with the pictures of a folder and all folders in it.
+
+        Only what is new or whose content changed is encoded, at most ``regions`` boxes of a picture; what is gone is
+        forgotten. It may be stopped at any moment and goes on from there. ``engine`` encodes elsewhere
+        (``cluster.ray_engine``). While another process writes, ``wait`` waits, and ``waiting`` is told for whom;
+        without it that raises ArchiveError.
+        """
+        n = _whole("regions", regions)
+        path = checked_folder(folder)
+        detector = self._detector
+        look = engine or (lambda paths, known: see_all(detector, paths, n, known))
+        with self._only_writer(wait, waiting):
+            report = Update(self._store, progress).folder(path, look)
+            if report.added or report.changed or report.removed:
+                self._store.settle()
+            return report
+
+    def add_images(
+        self,
+        images: Sequence[tuple[str, bytes]],
+        *,
+        progress: Progress | None = None,
+        regions: int = 20,
+        wait: bool = True,
+    ) -> IndexReport:
+        """Pictures that lie in no folder: (name, bytes of the file) each. The archive keeps the bytes.
+
+        The name is only what matches are called, never a place on disk.
+        """
+        n = _whole("regions", regions)
+        with self._only_writer(wait, None):
+            return Update(self._store, progress).uploads(self._see_uploads(images, n))
+
+    def forget(self, folder: str | os.PathLike[str], *, wait: bool = False) -> int:
+        """Takes all pictures of a folder, which need not be there any more, out of the archive; how many these were."""
+        path = absolute(folder)
+        with self._only_writer(wait, None):
+            pictures = self._store.pictures()
+            keys = [p.key for p in pictures if not p.uploaded and is_below(from_text(p.path), path)]
+            if keys:
+                self._store.remove(keys)
+                self._store.settle()
+            return len(keys)
+
+    def search(
+        self,
+        query: str | Exemplar | Query | QueryEmbeddings,
+        *,
+        limit: int = 20,
+        offset: int = 0,
+        threshold: float = 0.0,
+        per_image: int | None = None,
+        path_glob: str | None = None,
+        newer_than: TIME = None,
+        older_than: TIME = None,
+        min_side_px: float | None = None,
+        exact: bool = False,
+    ) -> list[Match]:
+        """The ``limit`` regions that answer best, after the first ``offset``, best first.
+
+        Scores are those of ``detect``; below ``threshold`` nothing answers. ``per_image``: most answers of one picture.
+        ``path_glob``: ``*`` and ``?`` as in a shell, of the whole path or from a folder's name on. Times are seconds
+        since 1970 or datetimes. ``min_side_px``: shortest side of the box. ``exact`` scores every region instead of
+        those that the index brings.
+        """
+        _whole("limit", limit)
+        _whole("offset", offset, least=0)
+        check_fraction("threshold", threshold)
+        cap = _whole("per_image", per_image) if per_image is not None else None
+        embeds = self._encode(query)
+        like = like_pattern(path_glob) if path_glob is not None else None
+        where = Where(like, _seconds(newer_than), _seconds(older_than), _number("min_side_px", min_side_px))
+        choose = _Choice(threshold, cap, glob_pattern(path_glob) if path_glob is not None else None)
+        find = self._all if exact else self._nearest
+        scores, rows = find(embeds, where, choose, limit + offset)
+        return _matches(scores[offset:], rows[slice(offset, None)])
+
+    def more_like(self, region_id: str) -> QueryEmbeddings:
+        """A stored region as a query, as an exemplar would be."""
+        image_id, _, number = region_id.rpartition("-")
+        if number.isdecimal() and image_id.isalnum():
+            rows = self._store.regions_of(image_id)
+            rows = rows[rows.number == int(number)]
+            if len(rows):
+                embed = F.normalize(torch.from_numpy(rows.embeds[:1].astype(np.float32)), dim=-1)
+                return QueryEmbeddings(embed, (region_id,), ("exemplar",), fingerprint=self._detector.fingerprint)
+        raise QueryError(f"the archive has no region {region_id!r}")
+
+    def open_picture(self, image_id: str) -> Image.Image:
+        """The upright picture of that content: from its file, or from the archive if it was an upload.
+
+        ImageError if it is gone or its file has other content by now.
+        """
+        places = self._store.pictures_of(image_id) if image_id.isalnum() else []
+        if not places:
+            raise ImageError(f"the archive has no picture {image_id!r}")
+        for place in places:
+            if place.uploaded:
+                content = self._store.content(image_id)
+                if content is not None:
+                    return open_image(content)
+                continue
+            try:
+                found = read_picture(from_text(place.path))
+            except ImageError:
+                continue
+            if found.image_id == image_id:
+                return open_image(found.content)
+        raise ImageError(f"{from_text(places[0].path)}: is gone or has changed since it was indexed; index again")
+
+    def stats(self) -> IndexStats:
+        """What the archive holds."""
+        card = self._store.card()
+        n_images, n_regions = self._store.count()
+        share = n_regions / n_images if n_images else 0.0
+        return IndexStats(n_images, n_regions, card.model, card.fingerprint, card.image_size, share)
+
+    def close(self) -> None:
+        """Lets go of the archive; nothing is lost without it."""
+        self._store.close()
+
+    def __enter__(self) -> "RegionIndex":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _only_writer(self, wait: bool, waiting: Callable[[str], None] | None) -> Iterator[None]:
+        """Threads of this process queue; other processes are kept out."""
+        with self._writing, only_writer(self._store.uri, wait=wait, told=waiting):
+            self._store.recover()
+            yield
+
+    def _see_uploads(self, images: Sequence[tuple[str, bytes]], n: int) -> Iterator[tuple[Seen, bytes]]:
+        for name, content in images:
+            try:
+                image = open_content(bytes(content))
+                held = Content(name, b"", content_hash(content), "", datetime.now().timestamp())
+                (seen,) = see(self._detector, [(held, image)], n)
+            except ImageError as error:
+                seen = Seen(name, problem=str(error))
+            yield seen, bytes(content)
+
+    def _encode(self, query: str | Exemplar | Query | QueryEmbeddings) -> QueryEmbeddings:
+        embeds = query if isinstance(query, QueryEmbeddings) else self._detector.encode_queries([query])
+        if len(embeds) != 1:
+            raise QueryError(f"an archive is asked one query at a time, got {len(embeds)}")
+        return embeds
+
+    def _scores(self, rows: Regions, queries: QueryEmbeddings) -> np.ndarray:
+        """Scores [N] of rows, by the very code that scores the patches of a picture."""
+        tensors = [torch.from_numpy(a.astype(np.float32)) for a in (rows.embeds, rows.shift, rows.scale)]
+        embeds, shift, scale = (tensor.to(self._detector.device) for tensor in tensors)
+        patches = ImageEmbeddings(embeds[:0], embeds, embeds[:, :4], shift, shift, scale, (1, len(rows)))
+        line = (1, max(1, len(rows)))
+        logits = self._detector.score(EncodedImage(patches, Frame(line, line, line)), queries)
+        return logits[:, 0].sigmoid().cpu().numpy()
+
+    def _nearest(
+        self, queries: QueryEmbeddings, where: Where, choose: "_Choice", wanted: int
+    ) -> tuple[np.ndarray, Regions]:
+        """The best of what the index brings; it is asked for more as long as that yields more answers."""
+        asked = [queries.query_embeds]
+        if queries.extras is not None:  # a query of texts and exemplars has two embeddings that answer
+            asked.append(queries.extras.embeds[queries.extras.shares.to(queries.extras.embeds.device) > 0])
+        embeds = torch.cat([part.to(asked[0]) for part in asked]).float().cpu().numpy()
+        fetch = max(LEAST_FETCH, 2 ** math.ceil(math.log2(OVERSAMPLE * wanted)))
+        before = -1
+        while True:
+            found = [self._store.nearest(embed, fetch, where) for embed in embeds]
+            rows = Regions.join(found)
+            scores, rows = choose.best(self._scores(rows, queries), rows, wanted)
+            exhausted = all(len(part) < fetch for part in found)
+            if len(rows) >= wanted or len(rows) == before or exhausted or fetch >= MOST_FETCH:
+                return scores, rows
+            before, fetch = len(rows), 4 * fetch
+
+    def _all(
+        self, queries: QueryEmbeddings, where: Where, choose: "_Choice", wanted: int
+    ) -> tuple[np.ndarray, Regions]:
+        """The best of all regions."""
+        best: tuple[np.ndarray, Regions] | None = None
+        for rows in self._store.scan(where):
+            scores = self._scores(rows, queries)
+            if best is not None:
+                scores, rows = np.concatenate([best[0], scores]), Regions.join([best[1], rows])
+            best = choose.best(scores, rows, wanted)
+        return best if best is not None else (np.zeros(0, np.float32), Regions.none())
+
+
+class _Choice:
+    """Which of many scored regions are the answer."""
+
+    def __init__(self, threshold: float, per_image: int | None, glob):
+        self._threshold, self._per_image, self._glob = threshold, per_image, glob
+
+    def best(self, scores: np.ndarray, rows: Regions, wanted: int) -> tuple[np.ndarray, Regions]:
+        """The ``wanted`` best, best first; a region counts once, though its content lie in several places."""
+        order = np.lexsort((rows.number, rows.image_id.astype(str), -scores)) if len(scores) else np.zeros(0, np.int64)
+        keep: list[int] = []
+        taken: set[tuple[str, int]] = set()
+        of_image: dict[str, int] = {}
+        for i in order:
+            if scores[i] < self._threshold or len(keep) == wanted:
+                break
+            region = (rows.image_id[i], rows.number[i])
+            if region in taken or (self._glob is not None and not self._glob.fullmatch(from_text(rows.path[i]))):
+                continue
+            n = of_image.get(region[0], 0)
+            if self._per_image is not None and n >= self._per_image:
+                continue
+            taken.add(region)
+            of_image[region[0]] = n + 1
+            keep.append(i)
+        chosen = np.asarray(keep, np.int64)
+        return scores[chosen], rows[chosen]
+
+
+def _matches(scores: np.ndarray, rows: Regions) -> list[Match]:
+    boxes = rows.boxes.tolist()
+    return [
+        Match(
+            image_id=str(rows.image_id[i]),
+            path=from_text(rows.path[i]),
+            box_xyxy=tuple(boxes[i]),
+            score=float(scores[i]),
+            objectness=float(rows.objectness[i]),
+            width=int(rows.width[i]),
+            height=int(rows.height[i]),
+            modified=float(rows.modified[i]),
+            region=f"{rows.image_id[i]}-{rows.number[i]}",
+        )
+        for i in range(len(rows))
+    ]
+
+
+def _whole(name: str, value: int, *, least: int = 1) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= 1_000_000:
+        raise QueryError(f"{name} must be a whole number from {least} to 1000000, got {value!r}")
+    return int(value)
+
+
+def _number(name: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise QueryError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _seconds(value: TIME) -> float | None:
+    return value.timestamp() if isinstance(value, datetime) else _number("a time", value)

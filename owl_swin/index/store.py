@@ -1,0 +1,215 @@
+"""The interface between the archive and what keeps it, and the rows that cross it. Stores know no model.
+
+An archive is three kinds of rows: pictures (a file, or an upload), their regions, and the bytes of uploads. A store
+writes pictures whole: after ``recover`` a picture has all of its regions or is not there.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from owl_swin.errors import ArchiveError
+
+FORMAT = "owl_swin-regions-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Which model an archive's regions are of."""
+
+    model: str
+    fingerprint: str
+    image_size: int
+    embed_dim: int
+
+    def to_json(self) -> str:
+        """The card with the archive's format, as stores keep it."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @staticmethod
+    def from_json(uri: str, text: str | bytes | None) -> "Card":
+        """The card of ``to_json``; anything else raises ArchiveError."""
+        try:
+            told = json.loads(text or "{}")
+            form = told.pop("format", None)
+        except (ValueError, AttributeError, TypeError):
+            raise ArchiveError(f"{uri}: is no archive of regions, or its description is damaged") from None
+        if form != FORMAT:
+            raise ArchiveError(
+                f"{uri}: is no archive of regions that this version reads (format {form!r}, expected {FORMAT!r}); "
+                "make a new one with `owl-swin index`"
+            )
+        try:
+            return Card(str(told["model"]), str(told["fingerprint"]), int(told["image_size"]), int(told["embed_dim"]))
+        except (KeyError, TypeError, ValueError):
+            raise ArchiveError(f"{uri}: the archive's description is damaged") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of an archive. ``key`` names its place (a path, or an upload), ``image_id`` its content.
+
+    ``path`` is text that every store can hold (``paths.to_text``). ``stamp`` changes whenever the file may have, ""
+    always does. ``modified`` is in seconds since 1970.
+    """
+
+    key: str
+    path: str
+    image_id: str
+    stamp: str
+    modified: float
+    width: int
+    height: int
+    n_regions: int
+    uploaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """Rows [N] of stored regions, column by column; ``picture`` is the key of each row's picture.
+
+    ``number`` counts the regions of a picture from 0, ``boxes [N, 4]`` are xyxy pixels, ``embeds [N, E]`` float16.
+    """
+
+    picture: np.ndarray[Any, Any]
+    number: np.ndarray[Any, Any]
+    image_id: np.ndarray[Any, Any]
+    path: np.ndarray[Any, Any]
+    modified: np.ndarray[Any, Any]
+    width: np.ndarray[Any, Any]
+    height: np.ndarray[Any, Any]
+    boxes: np.ndarray[Any, Any]
+    objectness: np.ndarray[Any, Any]
+    shift: np.ndarray[Any, Any]
+    scale: np.ndarray[Any, Any]
+    embeds: np.ndarray[Any, Any]
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def __getitem__(self, keep: Any) -> "Regions":
+        """A part of the rows, by mask, indices or slice."""
+        return Regions(*(getattr(self, field.name)[keep] for field in fields(self)))
+
+    @property
+    def keys(self) -> list[str]:
+        """A name for every row that no other row of the archive has."""
+        return [f"{picture}-{number:03d}" for picture, number in zip(self.picture, self.number, strict=True)]
+
+    @property
+    def sides(self) -> np.ndarray[Any, Any]:
+        """The shorter side of every box in pixels."""
+        return np.minimum(self.boxes[:, 2] - self.boxes[:, 0], self.boxes[:, 3] - self.boxes[:, 1])
+
+    def of(self, picture: Picture) -> "Regions":
+        """The same regions, found in another place."""
+        n = len(self)
+        return replace(
+            self,
+            picture=np.full(n, picture.key, object),
+            path=np.full(n, picture.path, object),
+            modified=np.full(n, picture.modified),
+        )
+
+    @staticmethod
+    def none() -> "Regions":
+        """No rows."""
+        columns = {name: np.zeros(0, object) for name in PLAIN_COLUMNS}
+        return Regions(**columns, boxes=np.zeros((0, 4), np.float32), embeds=np.zeros((0, 0), np.float16))
+
+    @staticmethod
+    def join(parts: Sequence["Regions"]) -> "Regions":
+        """All rows of the parts, of which there is at least one, in order."""
+        return Regions(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Regions)))
+
+
+# The columns of Regions that hold one value a row.
+PLAIN_COLUMNS = tuple(field.name for field in fields(Regions) if field.name not in ("boxes", "embeds"))
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Which regions may answer: text that the path is LIKE, bounds of the file's time, shortest side of the box."""
+
+    path_like: str | None = None
+    newer_than: float | None = None
+    older_than: float | None = None
+    min_side_px: float | None = None
+
+    def expression(self, quote: Callable[[str], str]) -> str:
+        """The condition in the words that the stores share, or "" for all; ``quote`` writes a text."""
+        parts = []
+        if self.path_like is not None:
+            parts.append(f"path like {quote(self.path_like)}")
+        if self.newer_than is not None:
+            parts.append(f"modified >= {self.newer_than!r}")
+        if self.older_than is not None:
+            parts.append(f"modified < {self.older_than!r}")
+        if self.min_side_px is not None:
+            parts.append(f"side >= {self.min_side_px!r}")
+        return " and ".join(parts)
+
+
+class Store(Protocol):
+    """What keeps an archive. Everything that goes wrong in one is an ArchiveError with one sentence."""
+
+    uri: str
+
+    def card(self) -> Card:
+        """Which model the archive is of."""
+        ...
+
+    def count(self) -> tuple[int, int]:
+        """Numbers of pictures and of regions."""
+        ...
+
+    def pictures(self) -> Iterator[Picture]:
+        """All pictures, streamed."""
+        ...
+
+    def pictures_of(self, image_id: str) -> list[Picture]:
+        """The places of one content."""
+        ...
+
+    def regions_of(self, image_id: str) -> Regions:
+        """The regions of one content, in all of its places."""
+        ...
+
+    def scan(self, where: Where) -> Iterator[Regions]:
+        """All regions that satisfy ``where``, streamed."""
+        ...
+
+    def nearest(self, embed: np.ndarray[Any, Any], k: int, where: Where) -> Regions:
+        """About the ``k`` regions with the highest cosine to ``embed [E]``, the best first."""
+        ...
+
+    def recover(self) -> None:
+        """Takes away what a writer that was killed left unfinished. For the one writer, before it writes."""
+        ...
+
+    def write(self, pictures: Sequence[Picture], regions: Regions | None) -> None:
+        """Puts pictures with their regions in the place of whatever was known under their keys."""
+        ...
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Forgets pictures, with regions and uploaded bytes."""
+        ...
+
+    def keep(self, image_id: str, content: bytes) -> None:
+        """Keeps the bytes of an upload; keeping them twice is keeping them once."""
+        ...
+
+    def content(self, image_id: str) -> bytes | None:
+        """The bytes of an upload, None if there are none of that name."""
+        ...
+
+    def settle(self) -> None:
+        """After writing: compacts the files and brings the search index up to date."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what the store holds."""
+        ...

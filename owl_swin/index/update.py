@@ -1,0 +1,192 @@
+"""One run of indexing: compares files with the archive and writes what is new or has changed, a part at a time."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from owl_swin.errors import ArchiveError
+from owl_swin.index.folder import checked_folder, stamp_of, walk
+from owl_swin.index.match import IndexProgress, IndexReport
+from owl_swin.index.paths import from_text, is_below, key_of, to_text
+from owl_swin.index.regions import PictureRegions, Seen
+from owl_swin.index.store import Picture, Regions, Store
+
+# A part is written when it has so many pictures, or when the last one was written so long ago: what a kill costs.
+PART = 256
+PART_S = 10.0
+# The rate is that of the last so many seconds.
+RATE_S = 20.0
+
+Progress = Callable[[IndexProgress], None]
+# Paths, and whether a content is known → what was seen, in any order.
+Engine = Callable[[Iterable[str], Callable[[str], bool]], Iterator[Seen]]
+
+
+class Update:
+    """Brings an archive up to date with a folder, or adds uploads. One use each; the caller holds the lock."""
+
+    def __init__(self, store: Store, progress: Progress | None):
+        self._store, self._progress = store, progress
+        self._report = IndexReport()
+        self._skipped: list[tuple[str, str]] = []
+        self._part: list[tuple[Picture, Regions | None]] = []
+        self._written = time.monotonic()
+        self._done = self._total = 0
+        self._ticks: deque[tuple[float, int]] = deque()
+        self._places: dict[str, tuple[str, str]] = {}  # key of each known place in the folder → its stamp and content
+        self._contents: set[str] = set()  # all that are in the archive
+
+    def folder(self, folder: str, engine: Engine) -> IndexReport:
+        """New, changed and removed pictures of a folder. One without pictures raises ArchiveError and changes nothing.
+
+        A file that cannot be read, or lies in a folder that cannot, is skipped; what was known of it stays.
+        """
+        for picture in self._store.pictures():
+            self._contents.add(picture.image_id)
+            if not picture.uploaded and is_below(from_text(picture.path), folder):
+                self._places[picture.key] = (picture.stamp, picture.image_id)
+        self._total = sum(1 for _ in walk(folder, lambda *_: None))
+        if not self._total:
+            self._refuse_empty(folder, len(self._places))
+        closed: list[str] = []  # folders that cannot be read: their pictures are not gone for that
+
+        def failed(path: str, reason: str) -> None:
+            closed.append(path)
+            self._skipped.append((path, reason))
+
+        left = set(self._places)
+        for seen in engine(self._in_doubt(walk(folder, failed), left), lambda image_id: image_id in self._contents):
+            self._take(seen)
+        self._write()
+        checked_folder(folder)  # were it gone by now, nothing in it would have been met
+        gone = self._really_gone(left, closed) if closed else sorted(left)
+        if gone:
+            self._store.remove(gone)
+        return replace(self._report, removed=len(gone), skipped=tuple(self._skipped))
+
+    def uploads(self, seen: Iterable[tuple[Seen, bytes]]) -> IndexReport:
+        """Pictures that lie in no folder, with their bytes; ``path`` is the name they came with."""
+        for one, content in seen:
+            self._total += 1
+            self._done += 1
+            if one.problem:
+                self._skipped.append((one.path, one.problem))
+                continue
+            key = key_of(one.image_id, uploaded=True)
+            if any(picture.key == key for picture in self._store.pictures_of(one.image_id)):
+                self._report = replace(self._report, unchanged=self._report.unchanged + 1)
+                continue
+            self._store.keep(one.image_id, content)
+            self._add(_picture(one, key, uploaded=True), one)
+            self._report = replace(self._report, added=self._report.added + 1)
+            self._write()
+            self._tell(one.path)
+        return replace(self._report, skipped=tuple(self._skipped))
+
+    def _in_doubt(self, paths: Iterable[str], left: set[str]) -> Iterator[str]:
+        """The files that may be new or changed; ``left`` loses those that are there."""
+        for path in paths:
+            key = key_of(path)
+            left.discard(key)
+            stamp, _ = self._places.get(key, ("", ""))
+            if stamp and stamp == stamp_of(path):
+                self._count("unchanged")
+                self._tell(path)
+            else:
+                yield path
+
+    def _take(self, seen: Seen) -> None:
+        if seen.problem:
+            self._done += 1
+            self._skipped.append((seen.path, seen.problem))
+            self._tell(seen.path)
+            return
+        key = key_of(seen.path)
+        before = self._places.get(key)
+        self._count("added" if before is None else "unchanged" if before[1] == seen.image_id else "changed")
+        picture = _picture(seen, key)
+        if before is None or before[1] != seen.image_id or before[0] != picture.stamp:
+            self._add(picture, seen)
+        if len(self._part) >= PART or time.monotonic() - self._written > PART_S:
+            self._write()
+        self._tell(seen.path)
+
+    def _add(self, picture: Picture, seen: Seen) -> None:
+        """Puts a picture in the next part; regions of a content that is known are copied."""
+        if seen.regions is not None:
+            regions = _rows(picture, seen.regions)
+        else:
+            copies = self._store.regions_of(picture.image_id)
+            one = copies[copies.picture == copies.picture[0]] if len(copies) else copies
+            like = self._store.pictures_of(picture.image_id)[0]
+            picture = replace(picture, width=like.width, height=like.height, n_regions=len(one))
+            regions = one.of(picture)
+        self._part.append((picture, regions))
+
+    def _write(self) -> None:
+        if self._part:
+            regions = [rows for _, rows in self._part if rows is not None and len(rows)]
+            self._store.write([picture for picture, _ in self._part], Regions.join(regions) if regions else None)
+            self._report = replace(self._report, regions=self._report.regions + sum(map(len, regions)))
+            self._contents |= {picture.image_id for picture, _ in self._part}
+        self._part = []
+        self._written = time.monotonic()
+
+    def _count(self, what: str) -> None:
+        self._done += 1
+        self._report = replace(self._report, **{what: getattr(self._report, what) + 1})
+
+    def _really_gone(self, left: set[str], closed: list[str]) -> list[str]:
+        """Of the pictures that were not met, those that do not lie in a folder that cannot be read."""
+        paths = ((picture.key, from_text(picture.path)) for picture in self._store.pictures() if picture.key in left)
+        return [key for key, path in paths if not any(is_below(path, folder) for folder in closed)]
+
+    def _refuse_empty(self, folder: str, n_known: int) -> None:
+        if n_known:
+            raise ArchiveError(
+                f"{folder}: holds no pictures, but the archive knows {n_known} of it; if they are gone for good, "
+                "forget them with --forget"
+            )
+        raise ArchiveError(f"{folder}: holds no pictures (JPEG, PNG, WebP, TIFF, …) in it or in its folders")
+
+    def _tell(self, path: str) -> None:
+        if self._progress is None:
+            return
+        now = time.monotonic()
+        self._ticks.append((now, self._done))
+        while now - self._ticks[0][0] > RATE_S:
+            self._ticks.popleft()
+        (start, first) = self._ticks[0]
+        rate = (self._done - first) / (now - start) if now > start else 0.0
+        seconds_left = (self._total - self._done) / rate if rate > 0 else None
+        stored = self._report.regions + sum(picture.n_regions for picture, _ in self._part)
+        self._progress(IndexProgress(self._done, self._total, stored, rate, seconds_left, path))
+
+
+def _picture(seen: Seen, key: str, *, uploaded: bool = False) -> Picture:
+    n = len(seen.regions.objectness) if seen.regions is not None else 0
+    path = to_text(seen.path)
+    return Picture(key, path, seen.image_id, seen.stamp, seen.modified, seen.width, seen.height, n, uploaded)
+
+
+def _rows(picture: Picture, regions: PictureRegions) -> Regions:
+    """The regions of one picture as rows of the archive."""
+    n = len(regions.objectness)
+    same = {name: np.full(n, getattr(picture, name), object) for name in ("image_id", "path")}
+    return Regions(
+        picture=np.full(n, picture.key, object),
+        number=np.arange(n, dtype=np.int32),
+        image_id=same["image_id"],
+        path=same["path"],
+        modified=np.full(n, picture.modified),
+        width=np.full(n, picture.width, np.int32),
+        height=np.full(n, picture.height, np.int32),
+        boxes=regions.boxes,
+        objectness=regions.objectness,
+        shift=regions.shift,
+        scale=regions.scale,
+        embeds=regions.embeds,
+    )
