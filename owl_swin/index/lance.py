@@ -110,7 +110,7 @@ class LanceStore:
             self._pending.delete("true")
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Forgets pictures, with regions and uploaded bytes."""
+        """Forgets pictures with their regions."""
         with self._told("written"):
             for start in range(0, len(keys), BATCH):
                 part = list(keys[start : start + BATCH])

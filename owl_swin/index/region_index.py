@@ -14,26 +14,22 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from owl_swin.detector import Detector, EncodedImage
+from owl_swin.detector import Detector
 from owl_swin.errors import ArchiveError, ImageError, QueryError
 from owl_swin.exemplar import Exemplar
-from owl_swin.image import Frame, open_image
+from owl_swin.image import open_image
 from owl_swin.index.folder import Content, absolute, checked_folder, content_hash, read_picture
 from owl_swin.index.lock import only_writer
 from owl_swin.index.match import IndexReport, IndexStats, Match
 from owl_swin.index.paths import from_text, glob_pattern, is_below, like_pattern
+from owl_swin.index.ranking import Choice, best_of_all, best_of_nearest, to_matches
 from owl_swin.index.regions import Seen, open_content, see, see_all
-from owl_swin.index.store import Card, Regions, Store, Where
+from owl_swin.index.store import Card, Store, Where
 from owl_swin.index.update import Engine, Progress, Update
 from owl_swin.postprocess import check_fraction
 from owl_swin.query import Query
-from owl_swin.types import ImageEmbeddings, QueryEmbeddings
+from owl_swin.types import QueryEmbeddings
 
-# The index looks for what is nearest by cosine; shift and scale of each region then decide. So many times more are
-# fetched than are asked for, and at least so many.
-OVERSAMPLE = 8
-LEAST_FETCH = 256
-MOST_FETCH = 16_384
 TIME = float | datetime | None
 
 
@@ -170,10 +166,12 @@ class RegionIndex:
         embeds = self._encode(query)
         like = like_pattern(path_glob) if path_glob is not None else None
         where = Where(like, _seconds(newer_than), _seconds(older_than), _number("min_side_px", min_side_px))
-        choose = _Choice(threshold, cap, glob_pattern(path_glob) if path_glob is not None else None)
-        find = self._all if exact else self._nearest
-        scores, rows = find(embeds, where, choose, limit + offset)
-        return _matches(scores[offset:], rows[slice(offset, None)])
+        choice = Choice(threshold, cap, glob_pattern(path_glob) if path_glob is not None else None)
+        if exact:
+            ((scores, rows),) = best_of_all(self._store, self._detector, embeds, where, choice, limit + offset)
+        else:
+            scores, rows = best_of_nearest(self._store, self._detector, embeds, where, choice, limit + offset)
+        return to_matches(scores[offset:], rows[slice(offset, None)])
 
     def more_like(self, region_id: str) -> QueryEmbeddings:
         """A stored region as a query, as an exemplar would be."""
@@ -249,92 +247,6 @@ class RegionIndex:
         if len(embeds) != 1:
             raise QueryError(f"an archive is asked one query at a time, got {len(embeds)}")
         return embeds
-
-    def _scores(self, rows: Regions, queries: QueryEmbeddings) -> np.ndarray:
-        """Scores [N] of rows, by the very code that scores the patches of a picture."""
-        tensors = [torch.from_numpy(a.astype(np.float32)) for a in (rows.embeds, rows.shift, rows.scale)]
-        embeds, shift, scale = (tensor.to(self._detector.device) for tensor in tensors)
-        patches = ImageEmbeddings(embeds[:0], embeds, embeds[:, :4], shift, shift, scale, (1, len(rows)))
-        line = (1, max(1, len(rows)))
-        logits = self._detector.score(EncodedImage(patches, Frame(line, line, line)), queries)
-        return logits[:, 0].sigmoid().cpu().numpy()
-
-    def _nearest(
-        self, queries: QueryEmbeddings, where: Where, choose: "_Choice", wanted: int
-    ) -> tuple[np.ndarray, Regions]:
-        """The best of what the index brings; it is asked for more as long as that yields more answers."""
-        asked = [queries.query_embeds]
-        if queries.extras is not None:  # a query of texts and exemplars has two embeddings that answer
-            asked.append(queries.extras.embeds[queries.extras.shares.to(queries.extras.embeds.device) > 0])
-        embeds = torch.cat([part.to(asked[0]) for part in asked]).float().cpu().numpy()
-        fetch = max(LEAST_FETCH, 2 ** math.ceil(math.log2(OVERSAMPLE * wanted)))
-        before = -1
-        while True:
-            found = [self._store.nearest(embed, fetch, where) for embed in embeds]
-            rows = Regions.join(found)
-            scores, rows = choose.best(self._scores(rows, queries), rows, wanted)
-            exhausted = all(len(part) < fetch for part in found)
-            if len(rows) >= wanted or len(rows) == before or exhausted or fetch >= MOST_FETCH:
-                return scores, rows
-            before, fetch = len(rows), 4 * fetch
-
-    def _all(
-        self, queries: QueryEmbeddings, where: Where, choose: "_Choice", wanted: int
-    ) -> tuple[np.ndarray, Regions]:
-        """The best of all regions."""
-        best: tuple[np.ndarray, Regions] | None = None
-        for rows in self._store.scan(where):
-            scores = self._scores(rows, queries)
-            if best is not None:
-                scores, rows = np.concatenate([best[0], scores]), Regions.join([best[1], rows])
-            best = choose.best(scores, rows, wanted)
-        return best if best is not None else (np.zeros(0, np.float32), Regions.none())
-
-
-class _Choice:
-    """Which of many scored regions are the answer."""
-
-    def __init__(self, threshold: float, per_image: int | None, glob):
-        self._threshold, self._per_image, self._glob = threshold, per_image, glob
-
-    def best(self, scores: np.ndarray, rows: Regions, wanted: int) -> tuple[np.ndarray, Regions]:
-        """The ``wanted`` best, best first; a region counts once, though its content lie in several places."""
-        order = np.lexsort((rows.number, rows.image_id.astype(str), -scores)) if len(scores) else np.zeros(0, np.int64)
-        keep: list[int] = []
-        taken: set[tuple[str, int]] = set()
-        of_image: dict[str, int] = {}
-        for i in order:
-            if scores[i] < self._threshold or len(keep) == wanted:
-                break
-            region = (rows.image_id[i], rows.number[i])
-            if region in taken or (self._glob is not None and not self._glob.fullmatch(from_text(rows.path[i]))):
-                continue
-            n = of_image.get(region[0], 0)
-            if self._per_image is not None and n >= self._per_image:
-                continue
-            taken.add(region)
-            of_image[region[0]] = n + 1
-            keep.append(i)
-        chosen = np.asarray(keep, np.int64)
-        return scores[chosen], rows[chosen]
-
-
-def _matches(scores: np.ndarray, rows: Regions) -> list[Match]:
-    boxes = rows.boxes.tolist()
-    return [
-        Match(
-            image_id=str(rows.image_id[i]),
-            path=from_text(rows.path[i]),
-            box_xyxy=tuple(boxes[i]),
-            score=float(scores[i]),
-            objectness=float(rows.objectness[i]),
-            width=int(rows.width[i]),
-            height=int(rows.height[i]),
-            modified=float(rows.modified[i]),
-            region=f"{rows.image_id[i]}-{rows.number[i]}",
-        )
-        for i in range(len(rows))
-    ]
 
 
 def _whole(name: str, value: int, *, least: int = 1) -> int:

@@ -195,7 +195,7 @@ class Store(Protocol):
         ...
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Forgets pictures, with regions and uploaded bytes."""
+        """Forgets pictures with their regions."""
         ...
 
     def keep(self, image_id: str, content: bytes) -> None:

@@ -1,0 +1,131 @@
+"""From stored regions to answers: exact scores, and the choice of the best."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import torch
+
+from owl_swin.detector import Detector, EncodedImage
+from owl_swin.image import Frame
+from owl_swin.index.match import Match
+from owl_swin.index.paths import from_text
+from owl_swin.index.store import Regions, Store, Where
+from owl_swin.types import ImageEmbeddings, QueryEmbeddings
+
+# The index looks for what is nearest by cosine; shift and scale of each region then decide. So many times more are
+# fetched than are asked for, and at least so many; 16 384 is what Milvus gives at most.
+OVERSAMPLE = 8
+LEAST_FETCH = 256
+MOST_FETCH = 16_384
+
+Array = np.ndarray[Any, Any]
+Ranked = tuple[Array, Regions]  # scores [N], highest first, and their rows
+
+
+class Choice:
+    """Which of many scored regions are the answer: above a threshold, so many of a picture, at paths that match."""
+
+    def __init__(self, threshold: float = 0.0, per_image: int | None = None, path: re.Pattern[str] | None = None):
+        self._threshold, self._per_image, self._path = threshold, per_image, path
+
+    def best(self, scores: Array, rows: Regions, wanted: int) -> Ranked:
+        """The ``wanted`` best, best first; a region counts once, though its picture lie in several places."""
+        keep: list[int] = []
+        taken: set[tuple[str, int]] = set()
+        of_image: dict[str, int] = {}
+        for i in _best_first(scores, rows) if len(rows) else ():
+            if scores[i] < self._threshold or len(keep) == wanted:
+                break
+            image_id, number = rows.image_id[i], int(rows.number[i])
+            full = self._per_image is not None and of_image.get(image_id, 0) >= self._per_image
+            if full or (image_id, number) in taken:
+                continue
+            if self._path is not None and not self._path.fullmatch(from_text(rows.path[i])):
+                continue
+            taken.add((image_id, number))
+            of_image[image_id] = of_image.get(image_id, 0) + 1
+            keep.append(i)
+        return scores[keep], rows[keep]
+
+
+def score_rows(detector: Detector, rows: Regions, queries: QueryEmbeddings) -> Array:
+    """Scores [N, Q] of stored regions, by the very code that scores the patches of a picture."""
+    tensors = [torch.from_numpy(a.astype(np.float32)) for a in (rows.embeds, rows.shift, rows.scale)]
+    embeds, shift, scale = (tensor.to(detector.device) for tensor in tensors)
+    nowhere = embeds.new_zeros(len(embeds), 4)
+    patches = ImageEmbeddings(embeds[:0], embeds, nowhere, shift, shift, scale, (1, len(rows)))
+    line = (1, max(1, len(rows)))
+    return detector.score(EncodedImage(patches, Frame(line, line, line)), queries).sigmoid().cpu().numpy()
+
+
+def best_of_nearest(
+    store: Store, detector: Detector, query: QueryEmbeddings, where: Where, choice: Choice, wanted: int
+) -> Ranked:
+    """The best of what the store's index brings for one query; more is fetched as long as that yields more answers."""
+    asked = [query.query_embeds]
+    if query.extras is not None:  # a query of texts and exemplars has two embeddings that answer; negatives never do
+        asked.append(query.extras.embeds[query.extras.shares.to(query.extras.embeds.device) > 0])
+    embeds = torch.cat([part.to(asked[0]) for part in asked]).float().cpu().numpy()
+    fetch = min(MOST_FETCH, max(LEAST_FETCH, 2 ** math.ceil(math.log2(OVERSAMPLE * wanted))))
+    before = -1
+    while True:
+        found = [store.nearest(embed, fetch, where) for embed in embeds]
+        rows = Regions.join([part for part in found if len(part)] or found[:1])
+        if not len(rows):
+            return np.zeros(0, np.float32), rows
+        scores, rows = choice.best(score_rows(detector, rows, query)[:, 0], rows, wanted)
+        exhausted = fetch >= MOST_FETCH or all(len(part) < fetch for part in found)
+        if len(rows) >= wanted or len(rows) == before or exhausted:
+            return scores, rows
+        before, fetch = len(rows), min(MOST_FETCH, 4 * fetch)
+
+
+def best_of_all(
+    store: Store, detector: Detector, queries: QueryEmbeddings, where: Where, choice: Choice, wanted: int
+) -> list[Ranked]:
+    """The best of all regions for each query, in one pass over the archive."""
+    best: list[Ranked] = [(np.zeros(0, np.float32), Regions.none())] * len(queries)
+    for rows in store.scan(where):
+        if not len(rows):
+            continue
+        scores = score_rows(detector, rows, queries)
+        for q, (held, kept) in enumerate(best):
+            # Only what may be among the best is looked at closely: copies of one region are few.
+            near = _candidates(scores[:, q], held, wanted)
+            part = (scores[near, q], rows[near])
+            if len(held):
+                part = np.concatenate([held, part[0]]), Regions.join([kept, part[1]])
+            best[q] = choice.best(*part, wanted)
+    return best
+
+
+def to_matches(scores: Array, rows: Regions) -> list[Match]:
+    """Ranked rows as callers see them."""
+    boxes = rows.boxes.tolist()
+    return [
+        Match(
+            image_id=str(rows.image_id[i]),
+            path=from_text(rows.path[i]),
+            box_xyxy=tuple(boxes[i]),
+            score=float(scores[i]),
+            objectness=float(rows.objectness[i]),
+            width=int(rows.width[i]),
+            height=int(rows.height[i]),
+            modified=float(rows.modified[i]),
+            region=f"{rows.image_id[i]}-{rows.number[i]}",
+        )
+        for i in range(len(rows))
+    ]
+
+
+def _best_first(scores: Array, rows: Regions) -> list[int]:
+    """Indices by falling score; equal scores by the names of the regions, so that pages do not depend on the store."""
+    return np.lexsort((rows.path.astype(str), rows.number, rows.image_id.astype(str), -scores)).tolist()
+
+
+def _candidates(scores: Array, held: Array, wanted: int) -> Array:
+    """Indices of the scores that may be among the best ``wanted`` together with those that are held already."""
+    lowest = held[-1] if len(held) >= wanted else -np.inf
+    return np.flatnonzero(scores >= lowest)
