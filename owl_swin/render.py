@@ -1,6 +1,8 @@
-"""Draws detections and maps of scores on a picture."""
+"""Draws detections and maps of scores on a picture, and many pictures on one sheet."""
 
 import colorsys
+import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,6 +18,8 @@ GOLDEN_RATIO = 0.618034
 HEAT = ("000004", "210c4a", "56106e", "89226a", "bb3754", "e35932", "f98c0a", "f9c932", "fcffa4")
 # Opacity of the highest score; below it the opacity falls with the score, so that the picture stays visible.
 HEAT_OPACITY = 0.7
+# Pixels between the pictures of a sheet, and of the letters below them.
+GAP, LETTER = 8, 15
 
 
 def label_colour(label: int) -> tuple[int, int, int]:
@@ -77,6 +81,28 @@ def draw_heat_map(
     drawn = Image.composite(_in_heat_colours(steps), pale, opacity)
     _draw_scale(drawn, _printable(title), low, high)
     return drawn
+
+
+def picture_grid(
+    cells: Sequence[Image.Image], texts: Sequence[str], *, cell: int, columns: int, lines: int
+) -> Image.Image:
+    """One picture of many, at most ``cell`` pixels wide each, row by row, each with up to ``lines`` lines of its text
+    below. There is at least one."""
+    font = ImageFont.load_default(LETTER)
+    columns = min(columns, len(cells))
+    below = lines * (LETTER + 4) + GAP
+    tops = [GAP]  # of each row, as tall as its tallest picture; and where the last one ends
+    for start in range(0, len(cells), columns):
+        tops.append(tops[-1] + max(picture.height for picture in cells[start : start + columns]) + below)
+    canvas = Image.new("RGB", (columns * (cell + GAP) + GAP, tops[-1]), "white")
+    draw = ImageDraw.Draw(canvas)
+    for place, (picture, text) in enumerate(zip(cells, texts, strict=True)):
+        x, bottom = GAP + place % columns * (cell + GAP), tops[place // columns + 1] - below
+        canvas.paste(picture, (x + (cell - picture.width) // 2, bottom - picture.height))
+        wide = max(8, int(cell / (0.52 * LETTER)))
+        shown = textwrap.wrap(text, wide, max_lines=lines, placeholder=" …")
+        draw.multiline_text((x, bottom + 2), "\n".join(shown), fill="black", font=font, spacing=2)
+    return canvas
 
 
 def _in_heat_colours(steps: Image.Image) -> Image.Image:

@@ -1,22 +1,20 @@
 """A sheet of sample pictures with their boxes and names, or with their texts below, to be looked at."""
 
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from owl_swin.errors import DataError
 from owl_swin.image import open_image
-from owl_swin.render import draw_detections
+from owl_swin.render import draw_detections, picture_grid
 from owl_swin.training.pictures import Pictures
 from owl_swin.training.readers.scene import Scene, Scenes, readable
 from owl_swin.types import Detections
 
 COLUMNS = 4
-# Pixels of a cell and between cells, and of the letters below a picture.
-CELL, GAP, LETTER = 400, 8, 15
+CELL = 400  # pixels
 TEXT_LINES = 3
 
 
@@ -68,21 +66,7 @@ def _sheet(
 ) -> Image.Image:
     if not cells:
         raise DataError("no picture of the set can be read, so there is none to show")
-    font = ImageFont.load_default(LETTER)
-    columns = min(columns, len(cells))
-    below = lines * (LETTER + 4) + GAP
-    tops = [GAP]  # of each row, as tall as its tallest picture; and where the last one ends
-    for start in range(0, len(cells), columns):
-        tops.append(tops[-1] + max(picture.height for picture in cells[start : start + columns]) + below)
-    canvas = Image.new("RGB", (columns * (cell + GAP) + GAP, tops[-1]), "white")
-    draw = ImageDraw.Draw(canvas)
-    for place, (picture, text) in enumerate(zip(cells, texts, strict=True)):
-        x, bottom = GAP + place % columns * (cell + GAP), tops[place // columns + 1] - below
-        canvas.paste(picture, (x + (cell - picture.width) // 2, bottom - picture.height))
-        wide = max(8, int(cell / (0.52 * LETTER)))
-        shown = textwrap.wrap(text, wide, max_lines=lines, placeholder=" …")
-        draw.multiline_text((x, bottom + 2), "\n".join(shown), fill="black", font=font, spacing=2)
-    return canvas
+    return picture_grid(cells, texts, cell=cell, columns=columns, lines=lines)
 
 
 def _spread(items: Sequence, n: int) -> list:
