@@ -17,10 +17,11 @@ from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
 from owl_swin.index.region_index import RegionIndex
 from owl_swin.query import Query
 from owl_swin.render import draw_detections, draw_heat_map
-from owl_swin.types import Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
+from owl_swin.types import BlockAttention, Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
 
 __all__ = [
     "ArchiveError",
+    "BlockAttention",
     "CheckpointError",
     "Classification",
     "ConfigError",

@@ -27,7 +27,7 @@ from owl_swin.postprocess import check_fraction, detections_from_logits
 from owl_swin.query import Query, as_query, encode_queries, score_queries
 from owl_swin.runtime import pick_device
 from owl_swin.tokenizer import clean_text, get_tokenizer
-from owl_swin.types import Classification, Detections, ImageEmbeddings, QueryEmbeddings
+from owl_swin.types import BlockAttention, Classification, Detections, ImageEmbeddings, QueryEmbeddings
 
 # The class-free mode gives its boxes this name.
 ANYTHING = "object"
@@ -171,6 +171,17 @@ class Detector:
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         logits, _ = self._logits(encoded, queries)
         return logits.sigmoid().T.reshape(-1, *encoded.embeddings.grid_hw)
+
+    @torch.inference_mode()
+    def attention(self, image: ImageSource, *, image_size: int | None = None) -> list[BlockAttention]:
+        """Inside Swin: what every patch of the picture attends to in each block of the encoder, first to last.
+
+        ``image_size`` as in the constructor, for this look alone: a larger picture has more windows to see.
+        """
+        picture = open_image(image)
+        size = self.image_size if image_size is None else check_image_size(image_size)
+        pixels = Frame.fit((picture.height, picture.width), size).pixels(picture)
+        return self.model.image_encoder.attention(pixels[None].to(self.device))
 
     @torch.inference_mode()
     def detect(

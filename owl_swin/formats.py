@@ -82,3 +82,18 @@ def to_label_studio(
             {"data": {"image": name}, "predictions": [{"model_version": model_version, "score": best, "result": rows}]}
         )
     return tasks
+
+
+def to_fiftyone(found: Detections) -> list[dict[str, Any]]:
+    """The keyword arguments of fiftyone.Detection, one dict a detection: boxes are [x, y, width, height] in [0, 1] of
+    the picture.
+
+    >>> sample["found"] = fiftyone.Detections(detections=[fiftyone.Detection(**row) for row in to_fiftyone(found)])
+    """
+    height, width = found.image_hw
+    rows = []
+    for one in found:
+        x0, y0, x1, y1 = one.box_xyxy
+        box = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
+        rows.append({"label": one.name, "bounding_box": box, "confidence": round(one.score, 6)})
+    return rows

@@ -12,15 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from owl_swin.errors import QueryError
+from owl_swin.errors import MissingExtraError, QueryError
 from owl_swin.safetensors_file import read_safetensors, write_safetensors
 
 # Where a query comes from.
 ROUTES = ("text", "exemplar")
 QUERY_FORMAT = "owl_swin-queries-1"
+# The keys of a box in transformers' pipelines.
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,35 @@ class ImageEmbeddings:
             self.logit_scale[index],
             self.grid_hw,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BlockAttention:
+    """What the patches of one picture attend to in one Swin block; ``stage`` and ``block`` count from 0.
+
+    ``grid_hw`` is the map of patches there, cut in windows of ``window_hw`` after moving it up and left by
+    ``shift_hw``. ``patches [W, N]`` says which patch of the map, row by row, each place of each window is, -1 for one
+    that only fills a window up. ``weights [W, heads, N, N]``: a row is one patch and adds up to 1.
+    """
+
+    stage: int
+    block: int
+    grid_hw: tuple[int, int]
+    window_hw: tuple[int, int]
+    shift_hw: tuple[int, int]
+    patches: Tensor
+    weights: Tensor
+
+    def of_patch(self, row: int, column: int) -> Tensor:
+        """Where one patch looks: weights [heads, h, w] over the whole map, 0 outside its window."""
+        height, width = self.grid_hw
+        if not (0 <= row < height and 0 <= column < width):
+            raise QueryError(f"this map has {height} rows and {width} columns of patches, got ({row}, {column})")
+        window, place = (self.patches == row * width + column).nonzero()[0].tolist()
+        here = self.patches[window]
+        out = self.weights.new_zeros(self.weights.shape[1], height * width)
+        out[:, here[here >= 0]] = self.weights[window, :, place][:, here >= 0]
+        return out.view(-1, height, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,15 +283,42 @@ class Detections:
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """The shape of transformers' zero-shot-object-detection pipeline, with boxes to a hundredth of a pixel."""
-        corners = ("xmin", "ymin", "xmax", "ymax")
         return [
             {
                 "label": d.name,
                 "score": round(d.score, 6),
-                "box": {corner: round(value, 2) for corner, value in zip(corners, d.box_xyxy, strict=True)},
+                "box": {corner: round(value, 2) for corner, value in zip(CORNERS, d.box_xyxy, strict=True)},
             }
             for d in self
         ]
+
+    def to_supervision(self) -> Any:
+        """The same as supervision.Detections: class_id is the index of the query, data["class_name"] its name."""
+        try:
+            from supervision import Detections as SupervisionDetections
+        except ImportError:
+            raise MissingExtraError("supervision.Detections", "interop") from None
+        names = np.array([self.names[label] for label in self.labels.tolist()], dtype=str)
+        return SupervisionDetections(
+            xyxy=self.boxes.detach().cpu().numpy().astype(np.float32).reshape(-1, 4),
+            confidence=self.scores.detach().cpu().numpy().astype(np.float32),
+            class_id=self.labels.cpu().numpy().astype(int),
+            data={"class_name": names},
+        )
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame, one row a detection: label, score, xmin, ymin, xmax, ymax in pixels, query, patch."""
+        try:
+            import pandas
+        except ImportError:
+            raise MissingExtraError("pandas.DataFrame", "interop") from None
+        columns: dict[str, Any] = {
+            "label": pandas.Series([self.names[label] for label in self.labels.tolist()], dtype="str"),
+            "score": self.scores.detach().cpu().numpy(),
+        }
+        boxes = self.boxes.detach().cpu().numpy()
+        columns |= {corner: boxes[:, i] for i, corner in enumerate(CORNERS)}
+        return pandas.DataFrame(columns | {"query": self.labels.cpu().numpy(), "patch": self.patches.cpu().numpy()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from owl_swin.formats import to_coco, to_label_studio, to_record
+from owl_swin.formats import to_coco, to_fiftyone, to_label_studio, to_record
 from owl_swin.types import Detections
 
 
@@ -126,3 +126,11 @@ def test_every_form_is_plain_json(form):
 def test_a_name_for_each_result(form):
     with pytest.raises(ValueError, match=r"zip\(\)"):
         form(["a.jpg"], [ONE, TWO])
+
+
+def test_fiftyone_s_boxes_are_corner_and_size_in_parts_of_the_picture():
+    assert to_fiftyone(NOTHING) == []
+    assert to_fiftyone(ONE) == [
+        {"label": "dog", "bounding_box": [0.05, 0.2, 0.25, 0.25], "confidence": 0.75},
+        {"label": "cat", "bounding_box": [0.0, 0.0, 1.0, 1.0], "confidence": 0.5},
+    ]

@@ -259,6 +259,42 @@ def test_training_works_after_detecting_at_the_same_size(small):
     small(pixels)[-1].sum().backward()
 
 
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_attention_is_what_the_blocks_attend_to(padding, monkeypatch):
+    encoder = randomise(SwinEncoder(replace(SMALL, padding=padding)))
+    pixels = random_pixels(72, 100)
+    attended = []
+
+    def obvious(q, k, v, attn_mask):
+        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + attn_mask).softmax(-1)
+        attended.append(weights)
+        return weights @ v
+
+    with torch.no_grad():
+        seen = encoder.attention(pixels)
+        monkeypatch.setattr(F, "scaled_dot_product_attention", obvious)
+        encoder(pixels)
+    assert [(one.stage, one.block) for one in seen] == [(s, b) for s, n in enumerate(SMALL.depths) for b in range(n)]
+    for one, weights in zip(seen, attended, strict=True):
+        assert_close(one.weights.flatten(), weights.flatten(), atol=1e-6, rtol=1e-5)
+        real = one.patches[one.patches >= 0]
+        assert sorted(real.tolist()) == list(range(one.grid_hw[0] * one.grid_hw[1]))  # each patch in one window
+
+
+def test_a_patch_attends_to_itself_and_its_window_alone(small):
+    with torch.no_grad():
+        plain, shifted = small.attention(random_pixels(64, 64))[:2]  # 16 x 16 patches
+    m = SMALL.window_size
+    assert plain.shift_hw == (0, 0) and shifted.shift_hw == (m // 2, m // 2)
+    looks = plain.of_patch(0, 0)
+    assert_close(looks.sum((1, 2)), torch.ones(len(looks)))
+    assert (looks[:, :m, :m] > 0).all()
+    assert looks.count_nonzero() == len(looks) * m * m
+    # Moved by half a window, the corner's window holds the four corners of the map; the mask parts them.
+    half = m // 2
+    assert (shifted.of_patch(0, 0)[:, half:] < 1e-6).all()
+
+
 def test_neighbours_meet_only_through_the_shift():
     encoder = randomise(SwinEncoder(replace(SMALL, depths=(1,), num_heads=(1,))))
     shifted = randomise(SwinEncoder(replace(SMALL, depths=(2,), num_heads=(1,))))

@@ -37,10 +37,11 @@ def main() -> None:
 
 
 def _register() -> None:
-    from owl_swin.cli import bench, detect, evaluate, info, training
+    from owl_swin.cli import bench, detect, evaluate, info, serve, training
 
     app.command("detect")(detect.detect)
     app.command("info")(info.info)
+    app.command("serve")(serve.serve)
     app.command("train")(training.train)
     app.command("paste")(training.paste)
     app.command("distil")(training.distil)

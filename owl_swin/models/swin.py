@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owl_swin.config import SwinConfig
+from owl_swin.types import BlockAttention
 
 # Numbers (tokens times channels) in one chunk of windows. On two AVX-512 cores Swin-T took 0.87 s for a 768x768 picture
 # in chunks of this size, 1.06 s in one piece and 1.42 s in chunks an eighth as large.
@@ -155,6 +156,12 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[plan.relative_index.flatten()].view(n, n, -1).permute(2, 0, 1)[None]
         return bias if plan.mask is None else bias + plan.mask[:, None]
 
+    def weights(self, windows: Tensor, bias: Tensor) -> Tensor:
+        """How much every patch of a window attends to every other: [B, W, heads, N, N], rows add up to 1."""
+        batch, count, n, _ = windows.shape
+        q, k, _ = self.qkv(windows).view(batch, count, n, 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
+        return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(-1)
+
     def forward(self, windows: Tensor, bias: Tensor) -> Tensor:
         batch, count, n, channels = windows.shape
         if torch.is_grad_enabled() and windows.device.type == "cpu":
@@ -213,6 +220,11 @@ class SwinBlock(nn.Module):
             windows = torch.cat(parts, 1)
         return join_windows(windows, plan, (x.shape[1], x.shape[2]))
 
+    def attention(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """What the block attends to in a map [B, H, W, C]: [B, W, heads, N, N]."""
+        windows = self.norm1(cut_windows(x, plan))
+        return self.attn.weights(windows if plan.valid is None else windows * plan.valid, self.attn.bias(plan))
+
     def _in_windows(self, windows: Tensor, bias: Tensor, valid: Tensor | None) -> Tensor:
         normed = self.norm1(windows)
         if valid is not None:
@@ -266,12 +278,26 @@ class SwinEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.stage_dim(len(config.depths) - 1), eps=eps)
         self.apply(_init_linear)
 
+    def attention(self, pixels: Tensor) -> list[BlockAttention]:
+        """What every patch of one picture [1, 3, H, W] attends to, block after block: the same pass, looked into."""
+        x, seen = self._embed(pixels), []
+        for stage, blocks in enumerate(self.stages):
+            if stage:
+                x = self.merges[stage - 1](x)
+            for i, block in enumerate(cast(nn.ModuleList, blocks)):
+                grid_hw = (x.shape[1], x.shape[2])
+                plan = window_plan(grid_hw, self.config.window_size, i % 2 == 1, self.config.padding, x.device)
+                # Patches are counted from 1 here: what fills windows up is cut as 0.
+                count = torch.arange(1.0, 1 + grid_hw[0] * grid_hw[1], device=x.device).view(1, *grid_hw, 1)
+                patches = cut_windows(count, plan)[0, ..., 0].long() - 1
+                weights = cast(SwinBlock, block).attention(x, plan)[0]
+                seen.append(BlockAttention(stage, i, grid_hw, plan.window_hw, plan.shift_hw, patches, weights))
+                x = block(x, plan)
+        return seen
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         config = self.config
-        bottom, right = -pixels.shape[2] % config.patch_size, -pixels.shape[3] % config.patch_size
-        if (bottom or right) and config.padding != "torchvision":  # torchvision leaves the last pixels out
-            pixels = F.pad(pixels, (0, right, 0, bottom))
-        x = self.patch_norm(self.patch_embed(pixels).permute(0, 2, 3, 1))  # [B, H/4, W/4, C]
+        x = self._embed(pixels)
         # A traced plan is part of the graph and must not stay behind in the cache.
         make_plan = window_plan.__wrapped__ if torch.compiler.is_compiling() else window_plan
         maps = []
@@ -284,6 +310,14 @@ class SwinEncoder(nn.Module):
             maps.append(x)
         maps[-1] = self.norm(maps[-1])
         return tuple(maps)
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] → patches [B, H/4, W/4, C]."""
+        config = self.config
+        bottom, right = -pixels.shape[2] % config.patch_size, -pixels.shape[3] % config.patch_size
+        if (bottom or right) and config.padding != "torchvision":  # torchvision leaves the last pixels out
+            pixels = F.pad(pixels, (0, right, 0, bottom))
+        return self.patch_norm(self.patch_embed(pixels).permute(0, 2, 3, 1))
 
 
 def _init_linear(module: nn.Module) -> None:
