@@ -37,9 +37,11 @@ def main() -> None:
 
 
 def _register() -> None:
-    from owl_swin.cli import bench, detect, evaluate, info, serve, training
+    from owl_swin.cli import bench, detect, evaluate, index, info, search, serve, training
 
     app.command("detect")(detect.detect)
+    app.command("index")(index.index)
+    app.command("search")(search.search)
     app.command("info")(info.info)
     app.command("serve")(serve.serve)
     app.command("train")(training.train)

@@ -1,0 +1,106 @@
+"""`owl-swin serve`: the HTTP API and the demo, until somebody stops it."""
+
+import importlib
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from owl_swin.errors import ConfigError, MissingExtraError
+
+
+class Engine(StrEnum):
+    """What runs the application."""
+
+    UVICORN = "uvicorn"
+    RAY = "ray"
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 want a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="OWL_SWIN_TOKEN",
+            help="Secret that every request must carry. Others see it in the process list: "
+            "better set the variable, or --token-file.",
+            show_default=False,
+        ),
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File whose first line is the token.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let anybody who reaches the address use it.")] = False,
+    model: Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")] = "nano",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
+    image_size: Annotated[int | None, typer.Option(help="Longer side in pixels; larger finds smaller things.")] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(metavar="ARCHIVE", help="Archive to search: archive.lance, or milvus://host:port/name."),
+    ] = None,
+    demo: Annotated[bool, typer.Option(help="Serve the demo's pages at /.")] = True,
+    max_batch: Annotated[int, typer.Option(help="Most pictures in one pass through the model.")] = 16,
+    max_wait_ms: Annotated[float, typer.Option(help="How long a picture waits for others to join it.")] = 5.0,
+    queue: Annotated[int, typer.Option(help="Works that may wait; beyond that, requests get 503.")] = 256,
+    cache_mb: Annotated[int, typer.Option(help="Memory for what pictures and queries became; 0 keeps nothing.")] = 256,
+    max_body_mb: Annotated[int, typer.Option(help="Largest body of a request.")] = 32,
+    max_pixels: Annotated[int, typer.Option(help="Largest picture.")] = 50_000_000,
+    max_images: Annotated[int, typer.Option(help="Most pictures of a request.")] = 16,
+    max_queries: Annotated[int, typer.Option(help="Most queries, and most texts, of a request.")] = 1500,
+    allow_url_host: Annotated[
+        list[str] | None, typer.Option(metavar="HOST[:PORT]", help="Fetch pictures by URL from this host; repeat it.")
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="One process, or replicas on Ray.")] = Engine.UVICORN,
+    replicas: Annotated[int, typer.Option(help="With --engine ray, how many.")] = 1,
+    access_log: Annotated[bool, typer.Option("--access-log", help="A line on stderr for each request.")] = False,
+) -> None:
+    """Serve detection and search over HTTP, with the demo's pages.
+
+    Example: owl-swin serve --port 8000 --index archive.lance
+
+    Then: curl -F images=@kitchen.jpg -F query="a red mug" http://127.0.0.1:8000/v1/detect
+    """
+    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise MissingExtraError("the server", "serve") from None
+    from owl_swin.server.cluster import Recipe, serve_on_ray
+    from owl_swin.server.run import serve as run
+    from owl_swin.server.settings import MB, ServerSettings
+
+    if token is not None and token_file is not None:
+        raise ConfigError("the token comes from --token-file, or from --token or OWL_SWIN_TOKEN, not from both")
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        token=read_token(token_file) if token_file is not None else token or "",
+        open_to_all=insecure,
+        max_batch=max_batch,
+        max_wait_s=max_wait_ms / 1000,
+        queue_size=queue,
+        cache_bytes=cache_mb * MB,
+        max_body_bytes=max_body_mb * MB,
+        max_pixels=max_pixels,
+        max_images=max_images,
+        max_queries=max_queries,
+        url_hosts=tuple(allow_url_host or ()),
+    )
+    recipe = Recipe(model, device, image_size, index, demo, settings)
+    if engine is Engine.RAY:
+        serve_on_ray(recipe, replicas=replicas)
+    elif replicas != 1:
+        raise ConfigError("--replicas needs --engine ray")
+    else:
+        run(recipe.make(), settings, access_log=access_log)
+
+
+def read_token(path: Path) -> str:
+    """The first line of a file; one that cannot be read, or is empty, raises ConfigError."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot read the token ({getattr(error, 'strerror', None) or error})") from None
+    if not lines or not lines[0].strip():
+        raise ConfigError(f"{path}: the first line must be the token, it is empty")
+    return lines[0].strip()

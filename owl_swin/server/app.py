@@ -1,0 +1,235 @@
+"""The application: routes that read a request, ask ``Serving`` and answer. ``create_app`` makes one."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Match, Route
+
+from owl_swin.detector import Detector
+from owl_swin.errors import MissingExtraError
+from owl_swin.server.documentation import docs_page, openapi_document
+from owl_swin.server.fetching import fetch
+from owl_swin.server.problems import Problem, problem_of_http
+from owl_swin.server.reading import Form, Reader, parse, take_apart
+from owl_swin.server.schemas import Body, DetectIn, EmbedIn, ImagesIn, SearchIn
+from owl_swin.server.security import ClientGone, Guard
+from owl_swin.server.serving import Serving, embedded
+from owl_swin.server.settings import ServerSettings
+
+Model = TypeVar("Model", bound=Body)
+Handler = Callable[[Request], Awaitable[Response]]
+
+# Bodies beyond this are read by another thread, so that the others need not wait.
+LARGE_BODY_BYTES = 256 * 1024
+THUMBNAIL_SIDES_PX = (16, 2048)
+# Answers may hold the names of private pictures: nobody on the way keeps them.
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+def create_app(
+    detector: Detector, settings: ServerSettings | None = None, *, index: Any = None, demo: Any = None
+) -> FastAPI:
+    """The HTTP API over a detector, and over an open RegionIndex if there is one.
+
+    ``demo`` is called with the detector and the index and makes Gradio's pages, which then stand at ``/``.
+    ``app.state.serving`` is what the routes share; its ``close`` is called when the application shuts down.
+    """
+    serving = Serving(detector, settings or ServerSettings(), index)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(serving.warm_up)
+        yield
+        await asyncio.to_thread(serving.close)
+
+    app = FastAPI(title="owl_swin", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.serving = serving
+    app.add_middleware(Guard, serving=serving)
+
+    async def as_problem(request: Request, error: HTTPException) -> Response:
+        raise problem_of_http(error)
+
+    app.add_exception_handler(HTTPException, as_problem)  # type: ignore[arg-type]
+    document = openapi_document(serving.settings)
+    _add_pages(app, serving, document)
+    _add_work(app, serving)
+    app.add_route("/v1/{rest:path}", _nothing, methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    if demo is not None:
+        return _with_demo(app, demo(detector, index=index), serving)
+    return app
+
+
+def build_demo(detector: Detector, *, index: Any = None) -> Any:
+    """The Gradio pages that come with the package."""
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("the demo", "demo") from None
+    from owl_swin.demo.app import build_demo as build
+
+    return build(detector, index=index)
+
+
+def _with_demo(app: FastAPI, blocks: Any, serving: Serving) -> FastAPI:
+    from gradio import mount_gradio_app
+
+    return mount_gradio_app(app, blocks, path="/", max_file_size=serving.settings.max_body_bytes)
+
+
+def _add_pages(app: FastAPI, serving: Serving, document: dict[str, Any]) -> None:
+    """What answers at once: health, figures, the model, the documentation."""
+    page = docs_page(document)
+
+    async def healthz(request: Request) -> Response:
+        alive = serving.batcher.alive
+        return JSONResponse({"status": "ok" if alive else "dead"}, 200 if alive else 503, NO_STORE)
+
+    async def readyz(request: Request) -> Response:
+        serving.check_room(0)
+        return JSONResponse({"status": "ready"}, headers=NO_STORE)
+
+    async def metrics(request: Request) -> Response:
+        return Response(serving.metrics.page(), media_type="text/plain; version=0.0.4")
+
+    async def model(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(serving.about))
+
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(document)
+
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
+
+    pages = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics, "/v1/model": model}
+    for path, page_of in {**pages, "/openapi.json": openapi, "/docs": docs}.items():
+        app.add_route(path, page_of, methods=["GET"])
+
+
+def _add_work(app: FastAPI, serving: Serving) -> None:
+    """What waits for the model or the archive."""
+
+    async def detect(request: Request) -> Response:
+        asked, reader = await _read(request, serving, DetectIn)
+        if asked.top_k > serving.settings.max_top_k:
+            raise Problem("invalid_request", f"#/top_k: at most {serving.settings.max_top_k} boxes a picture")
+        blobs, queries = await reader.pictures(asked.images), await reader.queries(asked.queries)
+        options = {name: getattr(asked, name) for name in ("threshold", "nms_iou", "objectness", "top_k")}
+        async with serving.room(len(blobs) + 1):
+            results = await _unless_gone(request, serving.detect(blobs, queries, **options))
+        return _json({"results": results})
+
+    async def embed(request: Request) -> Response:
+        asked, reader = await _read(request, serving, EmbedIn)
+        queries = await reader.queries(asked.queries) or []
+        async with serving.room(1):
+            made = await _unless_gone(request, serving.encode(queries))
+        saved = await serving.save(made)
+        if "application/octet-stream" in request.headers.get("accept", ""):
+            name = {"Content-Disposition": 'attachment; filename="queries.safetensors"'}
+            return Response(saved, media_type="application/octet-stream", headers={**NO_STORE, **name})
+        return _json(embedded(made, saved))
+
+    async def search(request: Request) -> Response:
+        asked, reader = await _read(request, serving, SearchIn)
+        query = await reader.queries([asked.query]) if asked.query is not None else None
+        options = asked.model_dump(exclude={"query", "like_region"})
+        async with serving.room(1):
+            found = serving.search(query[0] if query else None, asked.like_region, **options)
+            matches = await _unless_gone(request, found)
+        return _json({"matches": matches})
+
+    async def add_images(request: Request) -> Response:
+        asked, reader = await _read(request, serving, ImagesIn)
+        blobs = await reader.pictures(asked.images)
+        async with serving.room(len(blobs)):
+            # What is stored is stored whole, also when the client does not wait to hear it.
+            return _json(await serving.add_images(blobs))
+
+    async def thumbnail(request: Request) -> Response:
+        size = request.query_params.get("size", "256")
+        low, high = THUMBNAIL_SIDES_PX
+        if not (size.isascii() and size.isdigit() and len(size) < 6 and low <= int(size) <= high):
+            raise Problem("invalid_request", f"size must be a whole number of pixels from {low} to {high}")
+        async with serving.room(1):
+            content = await serving.thumbnail(request.path_params["image_id"][:255], int(size))
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    work: dict[str, Handler] = {
+        "/v1/detect": detect, "/v1/embed": embed, "/v1/search": search, "/v1/images": add_images,
+    }  # fmt: skip
+    for path, handler in work.items():
+        app.add_route(path, handler, methods=["POST"])
+    app.add_route("/v1/images/{image_id}", thumbnail, methods=["GET"])
+
+
+async def _read(request: Request, serving: Serving, model: type[Model]) -> tuple[Model, Reader]:
+    """The fields of a request and what finds its files. A server without room says so before it reads the body."""
+    if not serving.draining:
+        serving.check_room()
+    chunks: list[bytes] = []
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = b"".join(chunks)
+    serving.check_room()
+
+    def read() -> tuple[Model, Form]:
+        form = take_apart(body, request.headers.get("content-type", ""))
+        return parse(model, form.told), form
+
+    small = len(body) <= LARGE_BODY_BYTES
+    asked, form = read() if small else await asyncio.to_thread(read)
+    settings = serving.settings
+    get = partial(fetch, allowed=settings.url_hosts, max_bytes=settings.max_body_bytes)
+    return asked, Reader(form, settings, get)
+
+
+async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+    """The result of the work; when the client goes away first, the work is dropped."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _nothing(request: Request) -> Response:
+    """What no route answers: a wrong path, or a right one with a wrong method."""
+    scope = request.scope
+    allowed: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.endpoint is not _nothing and route.matches(scope)[0] is not Match.NONE:
+            allowed |= route.methods or set()
+    if allowed:
+        raise Problem(
+            "method_not_allowed",
+            "this path answers other methods; see Allow",
+            headers={"Allow": ", ".join(sorted(allowed))},
+        )
+    raise Problem("not_found", "no such path; /docs lists what is there")
+
+
+def _json(content: Any) -> Response:
+    return Response(json.dumps(content).encode(), media_type="application/json", headers=NO_STORE)

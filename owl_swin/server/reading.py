@@ -1,0 +1,226 @@
+"""From the body of a request to what is asked: fields checked, files found, limits held. No model here."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from owl_swin.server.multipart import Part, read_multipart
+from owl_swin.server.pictures import content_key
+from owl_swin.server.problems import Problem, problem_of_validation
+from owl_swin.server.schemas import AnyQuery, Body, ExemplarIn, File, QueryIn, SavedIn
+from owl_swin.server.settings import ServerSettings
+
+Model = TypeVar("Model", bound=Body)
+
+# Plain fields of a form, for callers who write no JSON: how each is read.
+FORM_FIELDS: dict[str, Callable[[str], Any]] = {
+    "threshold": float,
+    "nms_iou": float,
+    "objectness": float,
+    "top_k": int,
+    "limit": int,
+    "offset": int,
+    "path_glob": str,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A file that came with the request: its bytes, and what answers call it."""
+
+    content: bytes
+    name: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An exemplar: a file and the box in it."""
+
+    blob: Blob
+    box_xyxy: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class AskedQuery:
+    """One query with its files at hand."""
+
+    name: str
+    texts: tuple[str, ...]
+    exemplars: tuple[Shown, ...]
+    negatives: tuple[str | Shown, ...]
+    weight: float
+
+    def key(self) -> bytes:
+        """Hash of everything that decides its embeddings."""
+
+        def told(part: str | Shown) -> list:
+            return ["text", part] if isinstance(part, str) else [content_key(part.blob.content).hex(), part.box_xyxy]
+
+        parts = [self.name, self.texts, [told(e) for e in self.exemplars], [told(n) for n in self.negatives]]
+        return hashlib.sha256(json.dumps([*parts, self.weight]).encode()).digest()
+
+    def shown(self) -> list[Shown]:
+        """All its exemplars, negative ones too."""
+        return [*self.exemplars, *(part for part in self.negatives if isinstance(part, Shown))]
+
+
+# A query, or the bytes of a file of saved ones.
+Asked = AskedQuery | Blob
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A body taken apart: its JSON, and the uploaded files."""
+
+    told: bytes
+    images: tuple[Part, ...] = ()
+    files: tuple[Part, ...] = ()
+
+
+def take_apart(body: bytes, content_type: str) -> Form:
+    """JSON, or a form of the parts ``request`` (JSON), ``images``, ``files``, ``query`` and the plain fields."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return Form(body)
+    if kind != "multipart/form-data":
+        raise Problem("unsupported_media_type", f"expected application/json or multipart/form-data, got {kind[:80]!r}")
+    parts = read_multipart(body, content_type)
+    named: dict[str, list[Part]] = {}
+    for part in parts:
+        named.setdefault(part.name, []).append(part)
+    images, files = named.pop("images", []), named.pop("files", [])
+    told = _form_fields(named)
+    requests = named.pop("request", [])
+    if len(requests) > 1 or (requests and told):
+        raise Problem("invalid_request", 'a form has one part "request", or plain fields in its place')
+    if named:
+        known = ", ".join(("request", "images", "files", "query", *FORM_FIELDS))
+        raise Problem("invalid_request", f"unknown part {next(iter(named))[:80]!r}; a form has {known}")
+    return Form(requests[0].content if requests else json.dumps(told).encode(), tuple(images), tuple(files))
+
+
+def _form_fields(named: dict[str, list[Part]]) -> dict[str, Any]:
+    """The plain fields, which are taken out of ``named``."""
+    told: dict[str, Any] = {}
+    try:
+        if "query" in named:
+            told["queries"] = [part.content.decode() for part in named.pop("query")]
+        for field, read in FORM_FIELDS.items():
+            if field in named:
+                parts = named.pop(field)
+                if len(parts) > 1:
+                    raise Problem("invalid_request", f"the field {field} comes {len(parts)} times")
+                told[field] = read(parts[0].content[:2000].decode())
+    except ValueError as error:
+        raise Problem("invalid_request", f"a field of the form cannot be read: {str(error)[:200]}") from None
+    return told
+
+
+def parse(model: type[Model], told: bytes) -> Model:
+    """The fields of a request, checked."""
+    try:
+        return model.model_validate_json(told)
+    except ValidationError as error:
+        raise problem_of_validation(error) from None
+
+
+class Reader:
+    """Finds the files of one request and holds the limits; ``fetch`` gets the bytes at a URL."""
+
+    def __init__(self, form: Form, settings: ServerSettings, fetch: Callable[[str], bytes]):
+        self._form, self._settings, self._fetch = form, settings, fetch
+
+    async def pictures(self, listed: Sequence[File]) -> list[Blob]:
+        """The pictures of the form, or those of the JSON, in order."""
+        if listed and self._form.images:
+            raise Problem("invalid_request", 'pictures stand in the JSON or in the parts "images", not in both')
+        n = len(listed) or len(self._form.images)
+        if not n:
+            raise Problem("invalid_request", 'no picture: send parts "images" in a form, or "images" in JSON')
+        if n > self._settings.max_images:
+            raise Problem("too_many_images", f"got {n} pictures, at most {self._settings.max_images} a request")
+        if self._form.images:
+            return [
+                Blob(part.content, (part.filename or f"images[{i}]")[:255], f"images[{i}]")
+                for i, part in enumerate(self._form.images)
+            ]
+        return list(await asyncio.gather(*(self._blob(one, f"images[{i}]") for i, one in enumerate(listed))))
+
+    async def queries(self, listed: Sequence[AnyQuery] | None) -> list[Asked] | None:
+        """The queries with their files."""
+        if listed is None:
+            return None
+        if not listed:
+            raise Problem("invalid_query", "the list of queries is empty; leave it out to find anything")
+        self._check_queries(listed)
+        return [await self._query(one, f"queries[{i}]") for i, one in enumerate(listed)]
+
+    def _check_queries(self, listed: Sequence[AnyQuery]) -> None:
+        limits = self._settings
+        texts = [one for one in listed if isinstance(one, str)]
+        full = [one for one in listed if isinstance(one, QueryIn)]
+        for one in full:
+            texts += [*one.texts, *(part for part in one.negatives if isinstance(part, str))]
+        n_shown = sum(len(q.exemplars) + sum(isinstance(p, ExemplarIn) for p in q.negatives) for q in full)
+        if max(len(listed), len(texts)) > limits.max_queries:
+            n = max(len(listed), len(texts))
+            raise Problem("too_many_queries", f"got {n} queries or texts, at most {limits.max_queries} a request")
+        if n_shown > limits.max_exemplars:
+            raise Problem("too_many_queries", f"got {n_shown} exemplars, at most {limits.max_exemplars} a request")
+        for text in texts:
+            if len(text) > limits.max_query_chars:
+                raise Problem(
+                    "invalid_query", f"a text has {len(text)} characters, at most {limits.max_query_chars} are read"
+                )
+
+    async def _query(self, one: AnyQuery, where: str) -> Asked:
+        if isinstance(one, str):
+            return AskedQuery(one, (one,), (), (), 0.5)
+        if isinstance(one, SavedIn):
+            return await self._blob(one.saved, f"{where}.saved")
+        exemplars = [await self._shown(shown, f"{where}.exemplars[{i}]") for i, shown in enumerate(one.exemplars)]
+        negatives = [
+            part if isinstance(part, str) else await self._shown(part, f"{where}.negatives[{i}]")
+            for i, part in enumerate(one.negatives)
+        ]
+        name = one.name
+        if name is None:
+            name = one.texts[0] if one.texts else exemplars[0].blob.name if exemplars else "query"
+        return AskedQuery(name, tuple(one.texts), tuple(exemplars), tuple(negatives), one.weight)
+
+    async def _shown(self, shown: ExemplarIn, where: str) -> Shown:
+        return Shown(await self._blob(shown.image, where), None if shown.box is None else tuple(shown.box))
+
+    async def _blob(self, file: File, where: str) -> Blob:
+        if file.url is not None:
+            content = await asyncio.to_thread(self._fetch, file.url)
+            return Blob(content, file.name or file.url[:255], where)
+        if file.content is not None:
+            return Blob(_decoded(file.content, where), file.name or where, where)
+        found = [part for part in self._form.files if part.filename == file.file]
+        if len(found) != 1:
+            name = (file.file or "")[:80]
+            raise Problem(
+                "invalid_request", f'{where}: {len(found)} parts "files" have the filename {name!r}, expected 1'
+            )
+        return Blob(found[0].content, file.name or (file.file or where), where)
+
+
+def _decoded(content: str, where: str) -> bytes:
+    """The bytes of base64, or of a data: URL in base64."""
+    if content.startswith("data:"):
+        head, _, content = content.partition(",")
+        if not head.endswith(";base64"):
+            raise Problem("invalid_request", f"{where}: a data: URL must be in base64")
+    try:
+        return base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem("invalid_request", f"{where}: the content is not base64") from None

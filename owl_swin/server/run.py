@@ -1,0 +1,185 @@
+"""The application under uvicorn: slow connections are closed, and SIGTERM ends it without losing a request."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from owl_swin.errors import ConfigError
+from owl_swin.server.problems import MEDIA_TYPE, Problem
+from owl_swin.server.serving import Serving
+from owl_swin.server.settings import ServerSettings
+
+MAX_HEAD_BYTES = 64 * 1024
+# After an answer to a request whose body is still coming, so much of it is read and thrown away, for so long.
+LINGER_BYTES = 64 * 2**20
+LINGER_S = 5.0
+
+
+class GuardedProtocol(H11Protocol):
+    """HTTP/1.1 as uvicorn speaks it, with a bound on connections and on how long the head of a request may take."""
+
+    settings = ServerSettings()
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._thrown_away = 0
+        self._linger_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client comes in; one too many is told so and closed."""
+        super().connection_made(transport)
+        if len(self.connections) > self.settings.max_connections:
+            problem = Problem("busy", "too many connections; come again later", headers={"Retry-After": "5"})
+            self._close_with(problem)
+            return
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self._stop_head_timer()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request, or of a body that was answered already."""
+        if self.transport.is_closing():
+            return
+        if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
+            self._thrown_away += len(data)
+            if self._thrown_away > LINGER_BYTES:
+                self.transport.close()
+                return
+            if self._linger_timer is None:
+                self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
+        elif self._head_timer is None and self._between_requests():
+            self._start_head_timer()
+        super().data_received(data)
+
+    def handle_events(self) -> None:
+        """After bytes were read: a request whose head is complete stops the clock."""
+        super().handle_events()
+        if not self._between_requests():
+            self._stop_head_timer()
+        if self._linger_timer is not None and self.conn.their_state is not h11.SEND_BODY:
+            self._linger_timer.cancel()
+            self._linger_timer, self._thrown_away = None, 0
+
+    def _between_requests(self) -> bool:
+        return self.conn.their_state is h11.IDLE
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self.settings.head_timeout_s, self._head_too_slow)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_too_slow(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing() and self._between_requests():
+            self._close_with(Problem("request_timeout", "the head of the request came too slowly"))
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP."""
+        self._close_with(Problem("invalid_http", "this is not a request of HTTP/1.1"))
+
+    def _close_with(self, problem: Problem) -> None:
+        """Answers outside of any request, and closes."""
+        self._stop_head_timer()
+        answer = problem.response()
+        headers = {"content-type": MEDIA_TYPE, "content-length": str(len(answer.body)), "connection": "close"}
+        head = "".join(f"{name}: {value}\r\n" for name, value in {**headers, **(problem.headers or {})}.items())
+        self.transport.write(f"HTTP/1.1 {problem.status} {problem.code}\r\n{head}\r\n".encode() + bytes(answer.body))
+        self.transport.close()
+
+
+class DrainingServer(uvicorn.Server):
+    """Told to stop, it finishes what it took, tells new requests so for a moment, and ends with code 0."""
+
+    def __init__(self, config: uvicorn.Config, serving: Serving):
+        super().__init__(config)
+        self._serving = serving
+        self._told_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens, once the model is warm."""
+        await super().startup(sockets)
+        for listening in sockets or ():
+            host, port = listening.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"owl-swin: listening on http://{shown}:{port} (API: /docs)", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first signal drains, the second ends at once."""
+        before = {sig: signal.signal(sig, self._on_signal) for sig in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    def _on_signal(self, sig: int, frame: object) -> None:
+        if self._told_at is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._told_at = time.monotonic()
+        self._serving.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        if self._told_at is not None and not self.should_exit:
+            told_s = time.monotonic() - self._told_at
+            settings = self._serving.settings
+            idle = self._serving.waiting == 0 and told_s >= settings.drain_s
+            self.should_exit = idle or told_s >= settings.stop_timeout_s
+        return await super().on_tick(counter)
+
+
+def serve(app: FastAPI, settings: ServerSettings, *, access_log: bool = False) -> None:
+    """Answers until SIGTERM or SIGINT. Where it listens goes to stderr."""
+    protocol = type("Protocol", (GuardedProtocol,), {"settings": settings})
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_level="info" if access_log else "warning",
+        access_log=access_log,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, int(settings.stop_timeout_s)),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+    )
+    server = DrainingServer(config, app.state.serving)
+    server.run([bind(settings.host, settings.port)])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens there; an address that cannot be had raises ConfigError."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        listening = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"cannot listen on {host}, port {port} ({reason}); choose others with --host and --port"
+        ) from None
+    listening.setblocking(False)
+    return listening

@@ -1,0 +1,262 @@
+"""What goes over the wire, as pydantic models: bodies are checked against them, and /openapi.json is made of them."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+# The example picture of the documentation: a grey PNG of 2 x 2 pixels.
+GREY = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNsYGBiYAAAApIAhPd8o1gAAAAASUVORK5CYII="
+MUG: Any = {"name": "my mug", "texts": ["a red mug"], "exemplars": [{"image": {"content": GREY}, "box": [0, 0, 2, 2]}]}
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Body(BaseModel):
+    """Fields of a request: unknown ones, wrong types, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class File(Body):
+    """A file, given in exactly one way: its bytes, its address, or the name of an uploaded part ``files``."""
+
+    content: str | None = Field(None, description="The bytes in base64, or a data: URL of them.")
+    url: str | None = Field(None, max_length=2000, description="Where to fetch it; the server must allow the host.")
+    file: str | None = Field(None, max_length=255, description='The filename of a part "files" of the same form.')
+    name: str | None = Field(None, max_length=255, description="What answers call it.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "File":
+        if sum(way is not None for way in (self.content, self.url, self.file)) != 1:
+            raise ValueError("give exactly one of content, url and file")
+        return self
+
+
+class ExemplarIn(Body):
+    """A thing, shown in a picture."""
+
+    image: File
+    box: Annotated[list[float], Field(min_length=4, max_length=4)] | None = Field(
+        None,
+        description="xmin, ymin, xmax, ymax in pixels of the upright picture; left out, its most object-like thing.",
+    )
+
+
+def _text_or_object(value: Any) -> str:
+    return "text" if isinstance(value, str) else "object"
+
+
+def _kind_of_query(value: Any) -> str:
+    if isinstance(value, dict) and "saved" in value:
+        return "saved"
+    return "saved" if isinstance(value, SavedIn) else _text_or_object(value)
+
+
+class QueryIn(Body):
+    """One thing to look for: told by texts, shown by exemplars, or both, and what it is not."""
+
+    name: str | None = Field(None, max_length=255, description="What its boxes are called; left out, the first text.")
+    texts: list[str] = Field([], description="Texts that all mean this thing.")
+    exemplars: list[ExemplarIn] = Field([], description="Pictures that all show this thing.")
+    negatives: list[
+        Annotated[Annotated[str, Tag("text")] | Annotated[ExemplarIn, Tag("object")], Discriminator(_text_or_object)]
+    ] = Field([], description="Texts and exemplars of what it is not.")
+    weight: Fraction = Field(0.5, description="How much the exemplars count against the texts.")
+
+
+class SavedIn(Body):
+    """Queries that /v1/embed, ``QueryEmbeddings.save`` or ``--save-query`` wrote."""
+
+    saved: File
+
+
+AnyQuery = Annotated[
+    Annotated[str, Tag("text")] | Annotated[SavedIn, Tag("saved")] | Annotated[QueryIn, Tag("object")],
+    Discriminator(_kind_of_query),
+]
+
+
+class DetectIn(Body):
+    """Pictures, and what to find in them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"images": [{"content": GREY, "name": "kitchen.png"}], "queries": ["a red mug", "a dog"]},
+                {"images": [{"content": GREY}], "queries": [MUG], "threshold": 0.3, "nms_iou": 0.5, "top_k": 10},
+            ]
+        }
+    )
+    images: list[File] = Field([], description='Pictures; in a form they are the parts "images".')
+    queries: list[AnyQuery] | None = Field(None, description="Left out: everything that looks like a thing.")
+    threshold: Fraction | list[Fraction] = Field(0.2, description="Lowest score, one for all queries or one each.")
+    nms_iou: Fraction | None = Field(
+        0.5, description="Of boxes of one query that overlap by more, only the best stays; null keeps all."
+    )
+    objectness: Fraction | None = Field(None, description="Lowest objectness of a patch that may answer.")
+    top_k: int = Field(300, ge=1, description="Most boxes of a picture.")
+
+
+class EmbedIn(Body):
+    """Queries to keep."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"queries": ["a dog", MUG]}]})
+    queries: list[AnyQuery]
+
+
+class SearchIn(Body):
+    """What to look for in the archive: a query, or a region that an earlier search found."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "a red mug", "limit": 10}]})
+    query: AnyQuery | None = None
+    like_region: str | None = Field(None, max_length=255, description="The region of an earlier match, as the query.")
+    limit: int = Field(20, ge=1, le=1000)
+    offset: int = Field(0, ge=0, le=100_000)
+    threshold: Fraction = 0.0
+    per_image: int | None = Field(None, ge=1, le=1000, description="Most matches of one picture.")
+    path_glob: str | None = Field(None, max_length=1000)
+    newer_than: float | None = Field(None, ge=0, le=1e11, description="Seconds since 1970.")
+    older_than: float | None = Field(None, ge=0, le=1e11, description="Seconds since 1970.")
+    min_side_px: float | None = Field(None, ge=0, le=1e6, description="Shortest side of a box.")
+    exact: bool = Field(False, description="Compare with every region, not only with likely ones.")
+
+    @model_validator(mode="after")
+    def _one_query(self) -> "SearchIn":
+        if (self.query is None) == (self.like_region is None):
+            raise ValueError("give exactly one of query and like_region")
+        return self
+
+
+class ImagesIn(Body):
+    """Pictures to add to the archive."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"images": [{"content": GREY, "name": "kitchen.png"}]}]})
+    images: list[File] = []
+
+
+class Box(BaseModel):
+    """Pixels of the upright picture."""
+
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+
+
+class DetectionOut(BaseModel):
+    """One box; ``label`` is the caller's own string."""
+
+    label: str
+    score: float = Field(ge=0, le=1)
+    box: Box
+
+
+class PictureOut(BaseModel):
+    """What was found in one picture, best first."""
+
+    image: str
+    width: int
+    height: int
+    detections: list[DetectionOut]
+
+
+class DetectOut(BaseModel):
+    """One result a picture, in order."""
+
+    results: list[PictureOut]
+
+
+class EmbedOut(BaseModel):
+    """Queries to keep: ``queries`` is a .safetensors file in base64, for /v1/detect or ``--query-file``."""
+
+    queries: str
+    names: list[str]
+    dimensions: int
+    fingerprint: str = Field(description="Hash of the weights that made them; other weights refuse them.")
+
+
+class MatchOut(BaseModel):
+    """One region of the archive."""
+
+    image_id: str
+    path: str
+    box: Box
+    score: float
+    objectness: float
+    width: int
+    height: int
+    modified: float
+    region: str
+    thumbnail: str
+
+
+class SearchOut(BaseModel):
+    """Matches, best first."""
+
+    matches: list[MatchOut]
+
+
+class SkippedOut(BaseModel):
+    """A picture that was not added, and why."""
+
+    path: str
+    reason: str
+
+
+class ImagesOut(BaseModel):
+    """What became of the pictures."""
+
+    added: int
+    changed: int
+    unchanged: int
+    regions: int
+    skipped: list[SkippedOut]
+
+
+class ArchiveOut(BaseModel):
+    """The archive that is attached."""
+
+    images: int
+    regions: int
+
+
+class ModelOut(BaseModel):
+    """The model and the limits of this server."""
+
+    name: str
+    version: str
+    fingerprint: str
+    image_size: int
+    dimensions: int
+    limits: dict[str, int]
+    archive: ArchiveOut | None
+
+
+class HealthOut(BaseModel):
+    """How the server is."""
+
+    status: str
+
+
+class FieldError(BaseModel):
+    """One wrong field."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemOut(BaseModel):
+    """An error (RFC 9457); ``code`` is stable."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[FieldError] = []
+    instance: str = ""
+
+
+MODELS: tuple[type[BaseModel], ...] = (
+    DetectIn, EmbedIn, SearchIn, ImagesIn, DetectOut, EmbedOut, SearchOut, ImagesOut, ModelOut, HealthOut, ProblemOut,
+)  # fmt: skip

@@ -1,0 +1,193 @@
+"""The door: who may ask, how much may come in and how slowly. One ASGI layer around the whole application."""
+
+import asyncio
+import base64
+import binascii
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from owl_swin.errors import OwlSwinError
+from owl_swin.server.problems import Problem, problem_of
+from owl_swin.server.serving import Serving
+from owl_swin.server.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+# Probes of a load balancer carry no token.
+OPEN_PATHS = ("/healthz", "/readyz")
+PATHS = frozenset(("/v1/detect", "/v1/embed", "/v1/search", "/v1/images", "/v1/model", "/docs", *OPEN_PATHS))
+# What may hold a connection open only to wait: pages of the demo stream their events.
+API = "/v1/"
+# A client that reads nothing may keep an answer for so long.
+SEND_TIMEOUT_S = 30.0
+HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Guard:
+    """Checks the head of every request, counts and times its body, and turns what fails into a problem document."""
+
+    def __init__(self, app: ASGIApp, serving: Serving):
+        self._app, self._serving, self._settings = app, serving, serving.settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "websocket":  # nothing here speaks it
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, answer = time.monotonic(), _Answer(send, scope["path"].startswith(API))
+        try:
+            with _Body(receive, self._serving, scope) as body:
+                check_head(scope, self._settings)
+                await self._app(scope, body.receive, answer.send)
+        except ClientGone:
+            answer.status, answer.code = answer.status or 499, "client_gone"
+        except Problem as problem:
+            await answer.problem(problem, scope, receive)
+        except OwlSwinError as error:
+            await answer.problem(problem_of(error), scope, receive)
+        except Exception as error:
+            instance = f"urn:uuid:{uuid.uuid4()}"
+            log.exception("%s: %s %s failed", instance, scope["method"], scope["path"], exc_info=error)
+            failed = Problem("internal", "the server failed; its log says why, under this instance", instance=instance)
+            await answer.problem(failed, scope, receive)
+        finally:
+            self._serving.metrics.on_request(
+                path_of(scope), scope["method"], answer.status, answer.code, time.monotonic() - started
+            )
+
+
+def check_head(scope: Scope, settings: ServerSettings) -> None:
+    """Refuses, before anything of the body is read, who may not ask and what cannot be read."""
+    headers = _headers(scope)
+    host = headers.get("host", "").lower()
+    if not settings.token and not settings.open_to_all and host and not _names_this_machine(host, settings.host):
+        # A page elsewhere whose name points here (DNS rebinding) would otherwise have the browser ask for it.
+        raise Problem("wrong_host", "without a token this server answers to localhost only; see --token-file")
+    if "origin" in headers and urlsplit(headers["origin"]).netloc.lower() != host:
+        raise Problem("cross_origin", "pages of other sites may not use this server")
+    if settings.token and scope["path"] not in OPEN_PATHS and not _carries(headers, settings.token):
+        asks = {"WWW-Authenticate": 'Basic realm="owl_swin", charset="UTF-8"'}
+        raise Problem("unauthorized", "send the token: Authorization: Bearer TOKEN", headers=asks)
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise Problem("encoded_body", "send the body as it is, without Content-Encoding")
+    length = headers.get("content-length")
+    if length is not None:
+        if not (length.isascii() and length.isdigit()):
+            raise Problem("invalid_content_length", "Content-Length must be a number of bytes")
+        if len(length) > 18 or int(length) > settings.max_body_bytes:
+            raise _too_large(settings)
+
+
+def path_of(scope: Scope) -> str:
+    """The route of a request, of which there are only so many, for the figures."""
+    path = scope["path"]
+    if path in PATHS:
+        return path
+    return "/v1/images/{image_id}" if path.startswith("/v1/images/") else "other"
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _names_this_machine(host: str, own: str) -> bool:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    return name.strip("[]") in {"localhost", "127.0.0.1", "::1", own.lower()}
+
+
+def _carries(headers: dict[str, str], token: str) -> bool:
+    """Whether the request carries the token: as a bearer, or as the password that a browser asks its user for."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    given = value.strip()
+    if scheme.lower() == "basic":
+        try:
+            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+        except (binascii.Error, ValueError):
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+def _too_large(settings: ServerSettings) -> Problem:
+    return Problem("body_too_large", f"a body has at most {settings.max_body_bytes} bytes here")
+
+
+class _Body:
+    """The body of one request, counted as it comes in: no length that a client claims is believed."""
+
+    def __init__(self, receive: Receive, serving: Serving, scope: Scope):
+        self._receive, self._serving, self._settings = receive, serving, serving.settings
+        self._size = 0
+        self._more = True
+        self._times = scope["path"].startswith(API)
+        self._deadline = time.monotonic() + 2 * serving.settings.body_timeout_s
+
+    def __enter__(self) -> "_Body":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._serving.hold(-self._size)
+
+    async def receive(self) -> Message:
+        """The next part of the body; too much, or too slow, raises Problem."""
+        if not self._more:
+            return await self._receive()
+        # Beside the pause between two parts, a body as a whole must come at 16 KiB a second at least.
+        left = self._deadline + self._size / 16384 - time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, min(left, self._settings.body_timeout_s))):
+                message = await self._receive()
+        except TimeoutError:
+            raise Problem("request_timeout", "the body came too slowly", headers={"Connection": "close"}) from None
+        part = len(message.get("body", b""))
+        if self._size + part > self._settings.max_body_bytes:
+            raise _too_large(self._settings)
+        self._serving.hold(part)
+        self._size += part
+        self._more = message.get("more_body", False)
+        return message
+
+
+class _Answer:
+    """Sends an answer, remembers how it ended, and gives up on a client that reads nothing."""
+
+    def __init__(self, send: Send, timed: bool):
+        self._send, self._timed = send, timed
+        self.status = 0
+        self.code = ""
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """One ASGI message."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+        if not self._timed:
+            await self._send(message)
+            return
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientGone from None
+
+    async def problem(self, problem: Problem, scope: Scope, receive: Receive) -> None:
+        """Answers with a problem, if no answer has begun."""
+        if self.status:
+            return
+        await problem.response()(scope, receive, self.send)
+        self.code = problem.code
