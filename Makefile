@@ -57,8 +57,8 @@ figures: $(VENV)/.dev
 	$(EVAL) retrieve --model $(MODEL) --annotations $(D)/flickr8k --json $(FIGURES)/retrieval.json
 
 # Matching x box form at one equal budget; DATA as above, linked as "data" here.
-ABLATION := hungarian_patch hungarian_owl aligned_patch aligned_owl
-ABLATION_EVAL = $(BIN)/owl-swin eval detect --image-size 128
+ABLATION := centre_patch hungarian_patch hungarian_owl aligned_patch aligned_owl
+ABLATION_EVAL = $(BIN)/owl-swin eval detect --image-size 96
 ablation: $(VENV)/.dev
 	@test -e data || ln -s "$(DATA)" data
 	for run in $(ABLATION); do \
