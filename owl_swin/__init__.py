@@ -12,6 +12,7 @@ from owl_swin.errors import (
     QueryError,
 )
 from owl_swin.exemplar import Exemplar
+from owl_swin.formats import to_coco, to_fiftyone, to_label_studio, to_record
 from owl_swin.image import open_image
 from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
 from owl_swin.index.region_index import RegionIndex
@@ -46,5 +47,9 @@ __all__ = [
     "draw_detections",
     "draw_heat_map",
     "open_image",
+    "to_coco",
+    "to_fiftyone",
+    "to_label_studio",
+    "to_record",
 ]
 __version__ = "0.1.0"
