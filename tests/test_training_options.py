@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from training_data import align_settings, detect_settings, train_config, write_labelled
+from training_data import align_settings, detect_settings, to_toml, train_config, write_labelled
 
+from owl_swin.cli import training as command
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.models.owl_swin import OwlSwin
@@ -192,6 +193,18 @@ def test_blending_gives_weights_between_the_old_and_the_trained(tmp_path):
     for share, tensors in kinds.items():
         torch.testing.assert_close(tensors[key].float(), torch.lerp(trained, start[key], share), atol=2e-3, rtol=2e-3)
     assert blended({"a": torch.zeros(1)}, {"a": torch.ones(1)}, 0.3)["a"] == pytest.approx(0.3)
+
+
+def test_the_command_line_may_name_another_folder_and_share(tmp_path, capsys):
+    settings = detect_settings(tmp_path, steps=1)
+    toml, elsewhere = tmp_path / "run.toml", tmp_path / "elsewhere"
+    toml.write_text(to_toml(settings))
+    command.train(toml, blend=1.0, output=elsewhere)
+    assert capsys.readouterr().out == f"{elsewhere}\n"
+    start = model_of(settings).state_dict()["image_encoder.norm.weight"]
+    kept = load_file(elsewhere / "model.safetensors")["image_encoder.norm.weight"].float()
+    torch.testing.assert_close(kept, start, atol=2e-3, rtol=2e-3)
+    assert not Path(settings["output"]).exists()
 
 
 def test_pictures_and_boards_tell_how_a_run_goes(tmp_path):
