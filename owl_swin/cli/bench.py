@@ -1,23 +1,19 @@
 """`owl-swin bench`: speed, measured on this machine."""
 
 import json
-from enum import StrEnum
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from owl_swin.cli.output import make_folder, write_whole
 
-
-class Benchmark(StrEnum):
-    """What is timed."""
-
-    TRAIN = "train"
+app = typer.Typer(help="Speed, measured on this machine.", no_args_is_help=True, rich_markup_mode=None)
 
 
-def bench(
-    what: Annotated[Benchmark, typer.Argument(help="What to time.")],
+@app.command()
+def train(
     model: Annotated[Path, typer.Option(help="TOML file of the model's sizes.")] = Path("configs/model/nano.toml"),
     image_size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Pictures in a step.")] = 128,
@@ -34,8 +30,7 @@ def bench(
     from owl_swin.evaluation.benchmark import benchmark_training
     from owl_swin.runtime import pick_device
 
-    if json_out is not None:
-        make_folder(json_out.parent)
+    _prepare(json_out)
     result = benchmark_training(
         read_toml(model, ModelConfig),
         image_size=image_size,
@@ -44,6 +39,52 @@ def bench(
         rounds=rounds,
         device=str(pick_device(device)),
     )
+    _tell(result, json_out)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")] = "nano",
+    clients: Annotated[int, typer.Option(help="Clients that ask at once.")] = 64,
+    seconds: Annotated[float, typer.Option(help="How long they ask.")] = 60.0,
+    pictures: Annotated[int, typer.Option(help="Different pictures; more than the cache holds.")] = 512,
+    max_batch: Annotated[
+        int, typer.Option(help="Most pictures in one pass, of the server and of the bare model.")
+    ] = 16,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Load a server on this machine, check every answer, and compare it with the bare model.
+
+    Ends with code 1 if an answer was wrong or lost.
+
+    Example: owl-swin bench serve --clients 64 --seconds 60
+    """
+    from owl_swin.server.bench import benchmark_serving
+
+    _prepare(json_out)
+    result = benchmark_serving(
+        model,
+        clients=clients,
+        seconds=seconds,
+        pictures=pictures,
+        max_batch=max_batch,
+        device=device,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    _tell(result, json_out)
+    parts = [result[name] for name in ("served", "overload", "recovered", "sigterm")]
+    if any(part["wrong"] or part["lost"] or part["failed"] for part in parts):
+        raise typer.Exit(1)
+
+
+def _prepare(json_out: Path | None) -> None:
+    """Finds out before the work whether its result can be kept."""
+    if json_out is not None:
+        make_folder(json_out.parent)
+
+
+def _tell(result: dict[str, Any], json_out: Path | None) -> None:
     text = json.dumps(result, indent=2)
     if json_out is not None:
         write_whole(json_out, (text + "\n").encode())

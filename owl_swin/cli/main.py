@@ -49,7 +49,7 @@ def _register() -> None:
     app.command("distil")(training.distil)
     app.add_typer(evaluate.app, name="eval")
     app.command("export")(training.export)
-    app.command("bench")(bench.bench)
+    app.add_typer(bench.app, name="bench")
 
 
 _register()

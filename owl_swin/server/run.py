@@ -5,6 +5,7 @@ import contextlib
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -124,7 +125,10 @@ class DrainingServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The first signal drains, the second ends at once."""
+        """The first signal drains, the second ends at once. Only the main thread of a process hears signals."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {sig: signal.signal(sig, self._on_signal) for sig in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
@@ -136,6 +140,10 @@ class DrainingServer(uvicorn.Server):
         if self._told_at is not None:
             self.should_exit = self.force_exit = True
             return
+        self.drain()
+
+    def drain(self) -> None:
+        """Takes nothing new from now on, and ends when what runs is done."""
         self._told_at = time.monotonic()
         self._serving.draining = True
 
@@ -151,6 +159,12 @@ class DrainingServer(uvicorn.Server):
 
 def serve(app: FastAPI, settings: ServerSettings, *, access_log: bool = False) -> None:
     """Answers until SIGTERM or SIGINT. Where it listens goes to stderr."""
+    listening = bind(settings.host, settings.port)
+    make_server(app, settings, access_log=access_log).run([listening])
+
+
+def make_server(app: FastAPI, settings: ServerSettings, *, access_log: bool = False) -> DrainingServer:
+    """A server for the application, not yet running."""
     protocol = type("Protocol", (GuardedProtocol,), {"settings": settings})
     config = uvicorn.Config(
         app,
@@ -167,8 +181,7 @@ def serve(app: FastAPI, settings: ServerSettings, *, access_log: bool = False) -
         timeout_graceful_shutdown=max(1, int(settings.stop_timeout_s)),
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
-    server = DrainingServer(config, app.state.serving)
-    server.run([bind(settings.host, settings.port)])
+    return DrainingServer(config, app.state.serving)
 
 
 def bind(host: str, port: int) -> socket.socket:
