@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from owl_swin.errors import ArchiveError, MissingExtraError
-from owl_swin.index.store import PLAIN_COLUMNS, Card, Picture, Regions, Where
+from owl_swin.index.store import PLAIN_COLUMNS, Card, NoArchiveError, Picture, Regions, Where
 
 CARD = b"owl_swin"
 # Rows that are read at a time.
@@ -30,13 +30,13 @@ class LanceStore:
         self.uri = uri
         local = "://" not in uri
         if create is None and local and not Path(uri).is_dir():
-            raise ArchiveError(f"{uri}: there is no archive here; `owl-swin index PHOTOS --to {uri}` makes one")
+            raise NoArchiveError(uri)
         with self._told("opened"):
             self._db = lancedb.connect(uri, read_consistency_interval=timedelta(0))
             there = set(self._db.list_tables().tables)
         if "regions" not in there:
             if create is None:
-                raise ArchiveError(f"{uri}: is no archive of regions; `owl-swin index PHOTOS --to {uri}` makes one")
+                raise NoArchiveError(uri)
             if local and not there and _foreign(Path(uri)):
                 raise ArchiveError(f"{uri}: is a folder with other things in it; name a new folder for the archive")
             self._create(create, there)

@@ -7,12 +7,13 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from owl_swin.errors import ArchiveError, MissingExtraError
-from owl_swin.index.store import PLAIN_COLUMNS, Card, Picture, Regions, Where
+from owl_swin.index.store import PLAIN_COLUMNS, Card, NoArchiveError, Picture, Regions, Where
 
 # Rows in one message: with its texts a region has about 2 kB, and servers take messages of at most 64 MB.
 ROWS = 1000
@@ -40,8 +41,11 @@ class MilvusStore:
         """Opens the archive; makes an empty one of that card first where ``create`` says so and there is none."""
         self.uri = uri
         self._place, self._regions = _parsed(uri)
+        self._lite = self._place.endswith(".db")
         self._pictures, self._notes = f"{self._regions}_pictures", f"{self._regions}_notes"
         self._host = platform.node()
+        if create is None and self._lite and not Path(self._place).exists():
+            raise NoArchiveError(uri)
         self._client = self._connect()
         with self._told("opened"):
             there = self._client.has_collection(self._notes)
@@ -49,7 +53,7 @@ class MilvusStore:
         if not cards:
             if create is None:
                 self.close()
-                raise ArchiveError(f"{uri}: there is no archive here; `owl-swin index PHOTOS --to {uri}` makes one")
+                raise NoArchiveError(uri)
             with self._told("made"):
                 self._create(create)
             cards = [{"text": create.to_json()}]
@@ -164,7 +168,7 @@ class MilvusStore:
         """Lets go of the connection; a file of Milvus Lite can then be opened by another process."""
         with contextlib.suppress(Exception):
             self._client.close()
-        if self._place.endswith(".db"):
+        if self._lite:
             _close_file(self._place)
 
     def _connect(self) -> Any:
@@ -173,7 +177,7 @@ class MilvusStore:
             from pymilvus.exceptions import MilvusException
         except ImportError:
             raise MissingExtraError("an archive in Milvus", "milvus") from None
-        lite = self._place.endswith(".db")
+        lite = self._lite
         if lite:  # which reports in full what is told in a sentence here, and what only servers have
             for name in ("pymilvus", "milvus_lite"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)

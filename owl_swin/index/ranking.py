@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from owl_swin.image import Frame
 from owl_swin.index.match import Match
 from owl_swin.index.paths import from_text
 from owl_swin.index.store import Regions, Store, Where
-from owl_swin.types import ImageEmbeddings, QueryEmbeddings
+from owl_swin.types import ExtraEmbeddings, ImageEmbeddings, QueryEmbeddings
 
 # The index looks for what is nearest by cosine; shift and scale of each region then decide. So many times more are
 # fetched than are asked for, and at least so many; 16 384 is what Milvus gives at most.
@@ -99,6 +100,23 @@ def best_of_all(
                 part = np.concatenate([held, part[0]]), Regions.join([kept, part[1]])
             best[q] = choice.best(*part, wanted)
     return best
+
+
+def one_query(queries: QueryEmbeddings, i: int) -> QueryEmbeddings:
+    """One of several queries, with all that belongs to it."""
+    extras = queries.extras
+    if extras is not None:
+        own = (extras.owners == i).nonzero()[:, 0]
+        routes = tuple(extras.routes[k] for k in own.tolist())
+        zeros = torch.zeros_like(extras.owners[own])
+        extras = ExtraEmbeddings(extras.embeds[own], zeros, extras.shares[own], routes) if len(own) else None
+    return replace(
+        queries,
+        query_embeds=queries.query_embeds[i : i + 1],
+        names=queries.names[i : i + 1],
+        routes=queries.routes[i : i + 1],
+        extras=extras,
+    )
 
 
 def to_matches(scores: Array, rows: Regions) -> list[Match]:

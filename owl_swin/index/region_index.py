@@ -24,7 +24,7 @@ from owl_swin.index.match import IndexReport, IndexStats, Match
 from owl_swin.index.paths import from_text, glob_pattern, is_below, like_pattern
 from owl_swin.index.ranking import Choice, best_of_all, best_of_nearest, to_matches
 from owl_swin.index.regions import Seen, open_content, see, see_all
-from owl_swin.index.store import Card, Store, Where
+from owl_swin.index.store import Card, NoArchiveError, Regions, Store, Where
 from owl_swin.index.update import Engine, Progress, Update
 from owl_swin.postprocess import check_fraction
 from owl_swin.query import Query
@@ -43,6 +43,17 @@ def open_store(uri: str | os.PathLike[str], *, create: Card | None = None) -> St
     from owl_swin.index.lance import LanceStore
 
     return LanceStore(place, create=create)
+
+
+def read_card(uri: str | os.PathLike[str]) -> Card | None:
+    """Which model the archive at ``uri`` is of, without a model; None if there is no archive."""
+    try:
+        store = open_store(uri)
+    except NoArchiveError:
+        return None
+    card = store.card()
+    store.close()
+    return card
 
 
 class RegionIndex:
@@ -173,6 +184,22 @@ class RegionIndex:
             scores, rows = best_of_nearest(self._store, self._detector, embeds, where, choice, limit + offset)
         return to_matches(scores[offset:], rows[slice(offset, None)])
 
+    def search_all(self, queries: QueryEmbeddings, *, limit: int = 10) -> list[list[Match]]:
+        """The best regions of each of several queries, every region scored, in one pass over the archive."""
+        found = best_of_all(self._store, self._detector, queries, Where(), Choice(), _whole("limit", limit))
+        return [to_matches(scores, rows) for scores, rows in found]
+
+    def sample(self, n: int) -> QueryEmbeddings | None:
+        """Up to ``n`` stored regions as queries, spread evenly over the archive; None if it holds none."""
+        _, n_regions = self._store.count()
+        wanted = {i * n_regions // n for i in range(n)}
+        picked, seen = [], 0
+        for rows in self._store.scan(Where()):
+            picked.append(rows[[i - seen for i in range(seen, seen + len(rows)) if i in wanted]])
+            seen += len(rows)
+        rows = Regions.join([part for part in picked if len(part)] or [Regions.none()])
+        return self._as_queries(rows) if len(rows) else None
+
     def more_like(self, region_id: str) -> QueryEmbeddings:
         """A stored region as a query, as an exemplar would be."""
         image_id, _, number = region_id.rpartition("-")
@@ -180,8 +207,7 @@ class RegionIndex:
             rows = self._store.regions_of(image_id)
             rows = rows[rows.number == int(number)]
             if len(rows):
-                embed = F.normalize(torch.from_numpy(rows.embeds[:1].astype(np.float32)), dim=-1)
-                return QueryEmbeddings(embed, (region_id,), ("exemplar",), fingerprint=self._detector.fingerprint)
+                return self._as_queries(rows[:1])
         raise QueryError(f"the archive has no region {region_id!r}")
 
     def open_picture(self, image_id: str) -> Image.Image:
@@ -241,6 +267,12 @@ class RegionIndex:
             except ImageError as error:
                 seen = Seen(name, problem=str(error))
             yield seen, bytes(content)
+
+    def _as_queries(self, rows: Regions) -> QueryEmbeddings:
+        embeds = F.normalize(torch.from_numpy(rows.embeds.astype(np.float32)), dim=-1)
+        names = tuple(f"{image_id}-{number}" for image_id, number in zip(rows.image_id, rows.number, strict=True))
+        routes = ("exemplar",) * len(names)
+        return QueryEmbeddings(embeds, names, routes, fingerprint=self._detector.fingerprint)
 
     def _encode(self, query: str | Exemplar | Query | QueryEmbeddings) -> QueryEmbeddings:
         embeds = query if isinstance(query, QueryEmbeddings) else self._detector.encode_queries([query])

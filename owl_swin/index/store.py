@@ -16,6 +16,13 @@ from owl_swin.errors import ArchiveError
 FORMAT = "owl_swin-regions-1"
 
 
+class NoArchiveError(ArchiveError):
+    """There is no archive at the place that was named."""
+
+    def __init__(self, uri: str):
+        super().__init__(f"{uri}: there is no archive here; `owl-swin index PHOTOS --to {uri}` makes one")
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """Which model an archive's regions are of."""

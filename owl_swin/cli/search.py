@@ -1,0 +1,197 @@
+"""`owl-swin search`: where in an archive is the thing that is named or shown?"""
+
+import io
+import json
+import re
+import sys
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from owl_swin.cli.asking import Asked, add_saved, make_queries
+from owl_swin.cli.output import make_folder, write_whole
+from owl_swin.errors import OwlSwinError, QueryError
+from owl_swin.index.match import Match
+from owl_swin.index.store import NoArchiveError
+
+AGE = re.compile(r"(\d+(?:\.\d+)?)([hdwy])")
+HOURS = {"h": 1, "d": 24, "w": 24 * 7, "y": 24 * 365.25}
+
+
+class Format(StrEnum):
+    """What goes to stdout."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+
+
+def search(
+    archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="What `owl-swin index --to` made.")],
+    query: Annotated[list[str] | None, typer.Option(help="What to find; repeat it.")] = None,
+    queries: Annotated[str | None, typer.Option(help="Several at once, separated by commas.")] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PHOTO[@X0,Y0,X1,Y1]", help="A picture of what to find, or the box in it; repeat it."),
+    ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option("--not", metavar="PHOTO[@BOX]|TEXT", help="What it is not, as in `owl-swin detect`; repeat it."),
+    ] = None,
+    join: Annotated[bool, typer.Option("--join", help="The texts describe the thing of --like.")] = False,
+    weight: Annotated[float, typer.Option(help="With --join, how much --like counts against the texts, 0 to 1.")] = 0.5,
+    name: Annotated[str | None, typer.Option(help="What the thing of --like is called.")] = None,
+    query_file: Annotated[list[Path] | None, typer.Option(help="Queries that --save-query kept; repeat it.")] = None,
+    more_like: Annotated[
+        list[str] | None, typer.Option(metavar="REGION", help="A region of the archive, by its id; repeat it.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Most answers to a query.")] = 20,
+    offset: Annotated[int, typer.Option(help="Leave out so many of the best, for the next page.")] = 0,
+    threshold: Annotated[float, typer.Option(help="Lowest score, 0 to 1, the same as in `owl-swin detect`.")] = 0.0,
+    per_image: Annotated[int | None, typer.Option(help="Most answers of one picture.")] = None,
+    path_glob: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Only these paths, as in '2024/*.jpg' or '*/holiday/*'.")
+    ] = None,
+    newer_than: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only files changed since, as in 2024-05-31, or 12h, 7d, 3w, 1y.")
+    ] = None,
+    older_than: Annotated[str | None, typer.Option(metavar="TIME", help="Only files last changed before.")] = None,
+    min_size: Annotated[float | None, typer.Option(help="Shortest side of a box in pixels.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Score every region, not only what the index brings.")] = False,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--eval",
+            help="Instead of answers: how many of the 10 best regions the index brings, and how long that takes. "
+            "Without queries, for regions of the archive.",
+        ),
+    ] = False,
+    model: Annotated[str, typer.Option(help="The model that the archive was made with.")] = "nano",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
+    format: Annotated[Format, typer.Option(help="Form of the output.")] = Format.TABLE,
+    save: Annotated[
+        Path | None, typer.Option(metavar="SHEET.jpg", help="A sheet of the pictures with their boxes.")
+    ] = None,
+) -> None:
+    """Find things in an archive by name or by example.
+
+    Example: owl-swin search photos.lance --query "a red mug" --limit 10 --save mugs.jpg
+
+    By example: owl-swin search photos.lance --like mug.jpg@40,60,210,300 --not "a cup" --newer-than 2024-01-01
+    """
+    from owl_swin.detector import Detector
+    from owl_swin.index.ranking import one_query
+    from owl_swin.index.region_index import RegionIndex, read_card
+
+    asked = make_queries(Asked(query or (), queries, like or (), negative or (), name, join, weight))
+    if not (asked or query_file or more_like or evaluate):
+        raise QueryError("say with --query or --like what to find")
+    if save is not None:
+        _check_sheet(save)
+    settings: dict[str, Any] = {
+        "limit": limit,
+        "offset": offset,
+        "threshold": threshold,
+        "per_image": per_image,
+        "path_glob": path_glob,
+        "newer_than": _time("--newer-than", newer_than),
+        "older_than": _time("--older-than", older_than),
+        "min_side_px": min_size,
+        "exact": exact,
+    }
+    card = read_card(archive)
+    if card is None:
+        raise NoArchiveError(archive)
+    detector = Detector.from_pretrained(model, device=device, image_size=card.image_size)
+    with RegionIndex.open(archive, detector) as index:
+        encoded = add_saved(detector, detector.encode_queries(asked) if asked else None, query_file or ())
+        for region in more_like or ():
+            one = index.more_like(region)
+            encoded = one if encoded is None else encoded + one
+        if evaluate:
+            from owl_swin.index.recall import measure_recall
+
+            print(json.dumps(measure_recall(index, encoded), indent=2))
+            return
+        assert encoded is not None
+        found = [index.search(one_query(encoded, i), **settings) for i in range(len(encoded))]
+        for line in (_json_lines if format is Format.JSONL else _table)(encoded.names, found, offset):
+            print(line, flush=True)
+        if save is not None:
+            _save_sheet(index, found, save)
+
+
+def _save_sheet(index, found: list[list[Match]], path: Path) -> None:
+    from owl_swin.index.sheet import sheet_of_matches
+
+    if not any(found):
+        print(f"nothing was found, so {path} is not written", file=sys.stderr)
+        return
+    matches = [match for one in found for match in one]
+    sheet = sheet_of_matches(index, matches, [number for number, one in enumerate(found) for _ in one])
+    content = io.BytesIO()
+    sheet.save(content, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=90)
+    write_whole(path, content.getvalue())
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def _json_lines(names: tuple[str, ...], found: list[list[Match]], offset: int):
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    for name, matches in zip(names, found, strict=True):
+        for place, match in enumerate(matches, start=offset + 1):
+            yield json.dumps(
+                {
+                    "query": name,
+                    "place": place,
+                    "score": round(match.score, 6),
+                    "image": match.path,
+                    "box": {c: round(v, 2) for c, v in zip(corners, match.box_xyxy, strict=True)},
+                    "width": match.width,
+                    "height": match.height,
+                    "objectness": round(match.objectness, 6),
+                    "modified": match.modified,
+                    "image_id": match.image_id,
+                    "region": match.region,
+                }
+            )
+
+
+def _table(names: tuple[str, ...], found: list[list[Match]], offset: int):
+    head = ("query", "place", "score", "xmin", "ymin", "xmax", "ymax", "picture")
+    rows = [
+        (name, str(place), f"{match.score:.3f}", *(f"{value:.0f}" for value in match.box_xyxy), match.path)
+        for name, matches in zip(names, found, strict=True)
+        for place, match in enumerate(matches, start=offset + 1)
+    ]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows] if rows else []:
+        cells = [
+            cell.ljust(width) if i in (0, 7) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+    for name, matches in zip(names, found, strict=True):
+        if not matches:
+            yield f"{name}: nothing found"
+
+
+def _time(option: str, text: str | None) -> float | None:
+    """Seconds since 1970 of a date, or of an age from now."""
+    if text is None:
+        return None
+    if age := AGE.fullmatch(text):
+        return (datetime.now() - timedelta(hours=float(age[1]) * HOURS[age[2]])).timestamp()
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise QueryError(
+            f"{option} wants a date as in 2024-05-31, or an age as in 12h, 7d, 3w, 1y, got {text!r}"
+        ) from None
+
+
+def _check_sheet(path: Path) -> None:
+    if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+        raise OwlSwinError(f"{path}: the sheet of --save must end in .jpg or .png")
+    make_folder(path.parent)
