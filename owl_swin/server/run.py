@@ -112,7 +112,7 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, serving: Serving):
         super().__init__(config)
-        self._serving = serving
+        self.serving = serving
         self._told_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -145,14 +145,14 @@ class DrainingServer(uvicorn.Server):
     def drain(self) -> None:
         """Takes nothing new from now on, and ends when what runs is done."""
         self._told_at = time.monotonic()
-        self._serving.draining = True
+        self.serving.draining = True
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
         if self._told_at is not None and not self.should_exit:
             told_s = time.monotonic() - self._told_at
-            settings = self._serving.settings
-            idle = self._serving.waiting == 0 and told_s >= settings.drain_s
+            settings = self.serving.settings
+            idle = self.serving.waiting == 0 and told_s >= settings.drain_s
             self.should_exit = idle or told_s >= settings.stop_timeout_s
         return await super().on_tick(counter)
 
