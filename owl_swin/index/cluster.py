@@ -96,7 +96,7 @@ def _to_rows(seen: list[Seen]) -> dict[str, Any]:
         r = one.regions
         columns = [] if r is None else [r.boxes, r.objectness[:, None], r.shift[:, None], r.scale[:, None]]
         numbers.append(np.concatenate(columns, axis=1).astype(np.float32).tobytes() if r is not None else b"")
-        embeds.append(r.embeds.astype(np.float16).tobytes() if r is not None else b"")
+        embeds.append(r.embeds.astype(np.float32).tobytes() if r is not None else b"")
     rows: dict[str, Any] = {
         name: np.array([getattr(one, name) for one in seen])
         for name in ("image_id", "stamp", "modified", "width", "height", "problem")
@@ -112,7 +112,7 @@ def _from_rows(rows: dict[str, np.ndarray[Any, Any]]) -> Iterator[Seen]:
             yield Seen(path, problem=problem)
             continue
         numbers = np.frombuffer(rows["numbers"][i], np.float32).reshape(-1, NUMBERS)
-        embeds = np.frombuffer(rows["embeds"][i], np.float16)
+        embeds = np.frombuffer(rows["embeds"][i], np.float32)
         embeds = embeds.reshape(len(numbers), -1) if len(numbers) else embeds.reshape(0, 1)
         boxes, (objectness, shift, scale) = numbers[:, :4], numbers[:, 4:].T
         yield Seen(

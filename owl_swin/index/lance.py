@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from owl_swin.errors import ArchiveError, MissingExtraError
-from owl_swin.index.store import PLAIN_COLUMNS, Card, NoArchiveError, Picture, Regions, Where
+from owl_swin.index.store import PLAIN_COLUMNS, Card, NoArchiveError, Picture, Regions, Where, embeds_of, vector_dim
 
 CARD = b"owl_swin"
 # Rows that are read at a time.
@@ -69,7 +69,7 @@ class LanceStore:
     def regions_of(self, image_id: str) -> Regions:
         """The regions of one content, in all of its places."""
         with self._told("read"):
-            return _regions(self._regions.search().where(f"image_id = {_quote(image_id)}").to_arrow())
+            return self._rows(self._regions.search().where(f"image_id = {_quote(image_id)}").to_arrow())
 
     def scan(self, where: Where) -> Iterator[Regions]:
         """All regions that satisfy ``where``, streamed."""
@@ -77,14 +77,14 @@ class LanceStore:
             query = self._regions.search()
             condition = where.expression(_quote)
             for batch in (query.where(condition) if condition else query).to_batches(BATCH):
-                yield _regions(self._pa.Table.from_batches([batch]))
+                yield self._rows(self._pa.Table.from_batches([batch]))
 
-    def nearest(self, embed: np.ndarray[Any, Any], k: int, where: Where) -> Regions:
-        """About the ``k`` regions with the highest cosine to ``embed [E]``, the best first."""
+    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: Where) -> Regions:
+        """About the ``k`` regions whose vectors have the highest inner product with ``vector [D]``."""
         with self._told("searched"):
-            query = self._regions.search(embed.astype(np.float32), vector_column_name="embed").metric("cosine").limit(k)
+            query = self._regions.search(vector.astype(np.float32), vector_column_name="vector").metric("dot").limit(k)
             condition = where.expression(_quote)
-            return _regions((query.where(condition) if condition else query).to_arrow())
+            return self._rows((query.where(condition) if condition else query).to_arrow())
 
     def recover(self) -> None:
         """Takes away what a writer that was killed left unfinished."""
@@ -157,7 +157,7 @@ class LanceStore:
 
     def _table(self, regions: Regions) -> Any:
         pa = self._pa
-        embeds = np.ascontiguousarray(regions.embeds, np.float16)
+        vectors = regions.vectors
         columns = {
             "key": regions.keys,
             "picture": regions.picture,
@@ -172,9 +172,23 @@ class LanceStore:
             "objectness": regions.objectness,
             "shift": regions.shift,
             "scale": regions.scale,
-            "embed": pa.FixedSizeListArray.from_arrays(embeds.ravel(), embeds.shape[1]),
+            "vector": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]),
         }
         return pa.table(columns, schema=_schemas(pa, self._card)["regions"].remove_metadata())
+
+    def _rows(self, table: Any) -> Regions:
+        """Rows of the table "regions" as Regions."""
+        column = {name: table[name].combine_chunks() for name in table.column_names}
+
+        def numbers(name: str) -> np.ndarray[Any, Any]:
+            return column[name].to_numpy(zero_copy_only=False)
+
+        def lists(name: str) -> np.ndarray[Any, Any]:
+            length = column[name].type.list_size
+            return column[name].flatten().to_numpy(zero_copy_only=False).reshape(len(table), length)
+
+        embeds = embeds_of(lists("vector"), numbers("scale"), self._card.embed_dim)
+        return Regions(**{name: numbers(name) for name in PLAIN_COLUMNS}, boxes=lists("box"), embeds=embeds)
 
     @contextlib.contextmanager
     def _told(self, done: str) -> Iterator[None]:
@@ -219,25 +233,11 @@ def _schemas(pa: Any, card: Card) -> dict[str, Any]:
                 **dict.fromkeys(("width", "height"), whole),
                 "box": pa.list_(pa.float32(), 4),
                 **dict.fromkeys(("side", "objectness", "shift", "scale"), pa.float32()),
-                "embed": pa.list_(pa.float16(), card.embed_dim),
+                "vector": pa.list_(pa.float16(), vector_dim(card.embed_dim)),
             },
             metadata={CARD: card.to_json().encode()},
         ),
     }
-
-
-def _regions(table: Any) -> Regions:
-    """Rows of the table "regions" as Regions."""
-    column = {name: table[name].combine_chunks() for name in table.column_names}
-
-    def numbers(name: str) -> np.ndarray[Any, Any]:
-        return column[name].to_numpy(zero_copy_only=False)
-
-    def rows(name: str) -> np.ndarray[Any, Any]:
-        lists = column[name]
-        return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), lists.type.list_size)
-
-    return Regions(**{name: numbers(name) for name in PLAIN_COLUMNS}, boxes=rows("box"), embeds=rows("embed"))
 
 
 def _foreign(folder: Path) -> bool:

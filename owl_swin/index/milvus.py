@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from owl_swin.errors import ArchiveError, MissingExtraError
-from owl_swin.index.store import PLAIN_COLUMNS, Card, NoArchiveError, Picture, Regions, Where
+from owl_swin.index.store import PLAIN_COLUMNS, Card, NoArchiveError, Picture, Regions, Where, embeds_of, vector_dim
 
 # Rows in one message: with its texts a region has about 2 kB, and servers take messages of at most 64 MB.
 ROWS = 1000
@@ -86,26 +86,26 @@ class MilvusStore:
     def regions_of(self, image_id: str) -> Regions:
         """The regions of one content, in all of its places."""
         with self._told("read"):
-            return _regions(self._rows(self._regions, f"image_id == {_quote(image_id)}", COLUMNS))
+            return self._as_regions(self._rows(self._regions, f"image_id == {_quote(image_id)}", COLUMNS))
 
     def scan(self, where: Where) -> Iterator[Regions]:
         """All regions that satisfy ``where``, streamed."""
         with self._told("read"):
             for rows in self._iterate(self._regions, where.expression(_quote), list(COLUMNS)):
-                yield _regions(rows)
+                yield self._as_regions(rows)
 
-    def nearest(self, embed: np.ndarray[Any, Any], k: int, where: Where) -> Regions:
-        """About the ``k`` regions with the highest cosine to ``embed [E]``, the best first."""
+    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: Where) -> Regions:
+        """About the ``k`` regions whose vectors have the highest inner product with ``vector [D]``."""
         with self._told("searched"):
             (found,) = self._client.search(
                 self._regions,
-                data=[embed.astype(np.float32).tolist()],
-                anns_field="embed",
+                data=[vector.astype(np.float32).tolist()],
+                anns_field="vector",
                 limit=k,
                 filter=where.expression(_quote),
                 output_fields=list(COLUMNS),
             )
-            return _regions([hit["entity"] for hit in found])
+            return self._as_regions([hit["entity"] for hit in found])
 
     def recover(self) -> None:
         """Takes away what a writer on this machine, if it was killed, left unfinished."""
@@ -210,9 +210,10 @@ class MilvusStore:
             for field, kind in fields.items():
                 schema.add_field(field, kind, **({"max_length": LONGEST_TEXT} if kind is text else {}))
             # Milvus wants a vector in every collection.
-            schema.add_field("embed", DataType.FLOAT_VECTOR, dim=card.embed_dim if name == self._regions else 2)
+            dim = vector_dim(card.embed_dim) if name == self._regions else 2
+            schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
             index = self._client.prepare_index_params()
-            index.add_index("embed", index_type="AUTOINDEX", metric_type="COSINE")
+            index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
             self._client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
         self._put(self._notes, [{"key": "card", "text": card.to_json(), "n": 1}])
 
@@ -227,7 +228,7 @@ class MilvusStore:
         self._delete(self._pictures, "key", keys)
 
     def _put(self, collection: str, rows: list[dict[str, Any]]) -> None:
-        filled = rows if collection == self._regions else [{**row, "embed": [1.0, 0.0]} for row in rows]
+        filled = rows if collection == self._regions else [{**row, "vector": [1.0, 0.0]} for row in rows]
         for start in range(0, len(filled), ROWS):
             self._client.upsert(collection, filled[start : start + ROWS])
 
@@ -247,6 +248,18 @@ class MilvusStore:
         finally:
             found.close()
 
+    def _as_regions(self, rows: Sequence[dict[str, Any]]) -> Regions:
+        """Rows of the collection of regions as Regions."""
+        if not rows:
+            return Regions.none()
+        text = ("picture", "image_id", "path")
+        columns = {
+            name: np.array([row[name] for row in rows], object if name in text else None) for name in PLAIN_COLUMNS
+        }
+        boxes = np.array([[row[name] for name in ("x0", "y0", "x1", "y1")] for row in rows], np.float32)
+        vectors = np.array([row["vector"] for row in rows], np.float32)
+        return Regions(**columns, boxes=boxes, embeds=embeds_of(vectors, columns["scale"], self._card.embed_dim))
+
     @contextlib.contextmanager
     def _told(self, done: str) -> Iterator[None]:
         """Any error of Milvus as one sentence."""
@@ -261,7 +274,7 @@ class MilvusStore:
 # How often each file of Milvus Lite is open in this process, which has one server for it.
 _OPEN: dict[str, int] = {}
 # The fields of a region's row that make Regions.
-COLUMNS = (*PLAIN_COLUMNS, "x0", "y0", "x1", "y1", "embed")
+COLUMNS = (*PLAIN_COLUMNS, "x0", "y0", "x1", "y1", "vector")
 
 
 def _parsed(uri: str) -> tuple[str, str]:
@@ -292,18 +305,8 @@ def _region_rows(regions: Regions) -> list[dict[str, Any]]:
     columns: dict[str, list[Any]] = {name: getattr(regions, name).tolist() for name in PLAIN_COLUMNS}
     columns |= {name: regions.boxes[:, i].tolist() for i, name in enumerate(("x0", "y0", "x1", "y1"))}
     columns |= {"key": regions.keys, "side": regions.sides.tolist()}
-    columns["embed"] = regions.embeds.astype(np.float16).astype(np.float32).tolist()
+    columns["vector"] = regions.vectors.astype(np.float32).tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _regions(rows: Sequence[dict[str, Any]]) -> Regions:
-    """Rows of the collection of regions as Regions."""
-    if not rows:
-        return Regions.none()
-    text = ("picture", "image_id", "path")
-    columns = {name: np.array([row[name] for row in rows], object if name in text else None) for name in PLAIN_COLUMNS}
-    boxes = np.array([[row[name] for name in ("x0", "y0", "x1", "y1")] for row in rows], np.float32)
-    return Regions(**columns, boxes=boxes, embeds=np.array([row["embed"] for row in rows], np.float16))
 
 
 def _reason(error: Exception) -> str:

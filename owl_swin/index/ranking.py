@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from owl_swin.config import CalibrationConfig
 from owl_swin.detector import Detector, EncodedImage
 from owl_swin.image import Frame
 from owl_swin.index.match import Match
 from owl_swin.index.paths import from_text
-from owl_swin.index.store import Regions, Store, Where
+from owl_swin.index.store import Regions, Store, Where, vector_dim
 from owl_swin.types import ExtraEmbeddings, ImageEmbeddings, QueryEmbeddings
 
-# The index looks for what is nearest by cosine; shift and scale of each region then decide. So many times more are
-# fetched than are asked for, and at least so many; 16 384 is what Milvus gives at most.
-OVERSAMPLE = 8
-LEAST_FETCH = 256
+# So many times more regions are fetched from the index than are asked for, and at least so many: some are copies, or
+# the query's negatives speak against them. 16 384 is what Milvus gives at most.
+OVERSAMPLE = 2
+LEAST_FETCH = 64
 MOST_FETCH = 16_384
 
 Array = np.ndarray[Any, Any]
@@ -61,23 +62,39 @@ def score_rows(detector: Detector, rows: Regions, queries: QueryEmbeddings) -> A
     return detector.score(EncodedImage(patches, Frame(line, line, line)), queries).sigmoid().cpu().numpy()
 
 
+def search_vector(query: QueryEmbeddings, calibration: CalibrationConfig) -> Array:
+    """The vector [D] of one query, whose inner product with a region's vector rises with the region's logit.
+
+    Negatives have no part in it. A query of texts and exemplars has the weighted mean of two calibrated logits, which
+    is linear in the region's vector too.
+    """
+    parts = [(query.query_embeds[0], query.routes[0], 1.0)]
+    if query.extras is not None:
+        for embed, route, share in zip(query.extras.embeds, query.extras.routes, query.extras.shares, strict=True):
+            if share > 0:
+                parts = [(parts[0][0], parts[0][1], 1 - float(share)), (embed, route, float(share))]
+    embed_dim = query.query_embeds.shape[1]
+    vector = np.zeros(vector_dim(embed_dim), np.float32)
+    for embed, route, share in parts:
+        weight = share * getattr(calibration, f"{route}_scale")
+        vector[:embed_dim] += weight * embed.float().cpu().numpy()
+        vector[embed_dim] += weight
+    return vector
+
+
 def best_of_nearest(
     store: Store, detector: Detector, query: QueryEmbeddings, where: Where, choice: Choice, wanted: int
 ) -> Ranked:
     """The best of what the store's index brings for one query; more is fetched as long as that yields more answers."""
-    asked = [query.query_embeds]
-    if query.extras is not None:  # a query of texts and exemplars has two embeddings that answer; negatives never do
-        asked.append(query.extras.embeds[query.extras.shares.to(query.extras.embeds.device) > 0])
-    embeds = torch.cat([part.to(asked[0]) for part in asked]).float().cpu().numpy()
+    vector = search_vector(query, detector.model.config.calibration)
     fetch = min(MOST_FETCH, max(LEAST_FETCH, 2 ** math.ceil(math.log2(OVERSAMPLE * wanted))))
     before = -1
     while True:
-        found = [store.nearest(embed, fetch, where) for embed in embeds]
-        rows = Regions.join([part for part in found if len(part)] or found[:1])
+        rows = store.nearest(vector, fetch, where)
+        exhausted = fetch >= MOST_FETCH or len(rows) < fetch
         if not len(rows):
             return np.zeros(0, np.float32), rows
         scores, rows = choice.best(score_rows(detector, rows, query)[:, 0], rows, wanted)
-        exhausted = fetch >= MOST_FETCH or all(len(part) < fetch for part in found)
         if len(rows) >= wanted or len(rows) == before or exhausted:
             return scores, rows
         before, fetch = len(rows), min(MOST_FETCH, 4 * fetch)

