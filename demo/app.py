@@ -1,0 +1,75 @@
+"""The demo: four tabs over one detector. `python demo/app.py` opens it on this machine; `owl-swin serve` mounts it."""
+
+import argparse
+import html
+import os
+
+# Read when Gradio is imported: nothing is reported, nothing is asked of other machines.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+
+from owl_swin import Detector, RegionIndex
+from owl_swin.demo import inside, naming, searching, showing
+from owl_swin.demo.pieces import STYLE
+
+# How often Gradio's copies of uploads are looked through, and how old they grow, in seconds.
+KEPT_S = (3600, 24 * 3600)
+
+OWL = """<svg viewBox="0 0 48 48" aria-hidden="true"><path d="M8 6l8 6a22 22 0 0 1 16 0l8-6v20a16 16 0 0 1-32 0z"/>
+<g class="eyes"><circle cx="17" cy="23" r="6.5"/><circle cx="31" cy="23" r="6.5"/></g>
+<g class="pupils"><circle cx="17" cy="23" r="2.8"/><circle cx="31" cy="23" r="2.8"/></g>
+<path class="beak" d="M24 27l3 4-3 4-3-4z"/></svg>"""
+
+HEADER = """<header class="owl-header">{owl}
+<div><h1>owl_swin</h1><p>Find anything that you can name or show.</p></div>
+<p class="owl-model">{model}</p>
+<button type="button" class="owl-theme" aria-label="Switch between light and dark">◐</button></header>"""
+
+SWITCH = """element.querySelector('.owl-theme').addEventListener('click', () => document.body.classList.toggle('dark'));"""
+
+
+def build_demo(detector: Detector, *, index: RegionIndex | None = None, folders: bool = False) -> gr.Blocks:
+    """The pages over a detector, and over an open archive if there is one.
+
+    ``folders`` lets visitors name folders of this machine to be indexed: only where all of them may read its files.
+    """
+    with gr.Blocks(title="owl_swin", analytics_enabled=False, delete_cache=KEPT_S, fill_width=True) as blocks:
+        name = str(detector.card.get("name", detector.model.config.name))
+        about = f"{name} · {detector.image_size} px · {detector.device.type}"
+        gr.HTML(
+            HEADER.format(owl=OWL, model=html.escape(about)),
+            js_on_load=SWITCH,
+            head=f"<style>{STYLE}</style>",
+            apply_default_css=False,
+            elem_id="owl-top",
+        )
+        with gr.Tabs(elem_id="owl-tabs"):
+            with gr.Tab("Name it"):
+                naming.build(detector)
+            with gr.Tab("Show it"):
+                showing.build(detector)
+            with gr.Tab("Search"):
+                searching.build(detector, index, folders=folders)
+            with gr.Tab("Inside Swin"):
+                inside.build(detector)
+    return blocks
+
+
+def main() -> None:
+    """Opens the demo on this machine alone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="nano", help="a name that ships, a .safetensors file, or a folder")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto")
+    parser.add_argument("--index", help="an archive that `owl-swin index` made, for the tab Search")
+    parser.add_argument("--port", type=int, default=7860)
+    told = parser.parse_args()
+    detector = Detector.from_pretrained(told.model, device=told.device)
+    index = RegionIndex.open(told.index, detector) if told.index else None
+    blocks = build_demo(detector, index=index, folders=True)
+    blocks.launch(server_name="127.0.0.1", server_port=told.port, footer_links=[], run_history=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A photo and what is asked of it, between one click and the next: both are encoded once, then only compared."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from owl_swin import Detections, Detector, EncodedImage, QueryEmbeddings
+from owl_swin.demo.photos import Photo
+
+# Below this a score says nothing; sliders end here.
+FLOOR = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A photo, its embeddings at one image size, and the queries; queries None asks for anything."""
+
+    photo: Photo | None = None
+    encoded: EncodedImage | None = None
+    queries: QueryEmbeddings | None = None
+    done: bool = False
+
+    def of(self, photo: Photo | None) -> "Asked":
+        """The same question of another photo."""
+        return replace(self, photo=photo, encoded=None, done=False)
+
+
+def scales(detector: Detector) -> dict[str, Detector]:
+    """The detector at the size its model was made for, and at larger ones that find smaller things."""
+    found = {}
+    for name, factor in (("normal", 1), ("finer", 2), ("finest", 3)):
+        size = detector.image_size * factor
+        found[f"{name} ({size} px)"] = (
+            detector
+            if factor == 1
+            else Detector(detector.model, card=detector.card, device=detector.device, image_size=size)
+        )
+    return found
+
+
+def answer(detector: Detector, asked: Asked, threshold: float, overlap: float) -> Detections | None:
+    """What answers, without another look at the photo; None before anything was asked."""
+    if not asked.done or asked.encoded is None:
+        return None
+    return detector.detect(
+        asked.encoded, asked.queries, threshold=threshold, nms_iou=None if overlap >= 1 else overlap, top_k=100
+    )
+
+
+def note_of_nothing(detector: Detector, asked: Asked, threshold: float) -> dict[str, Any]:
+    """What to do when nothing answers: how near the best came, and a threshold to try."""
+    assert asked.encoded is not None
+    best = detector.detect(asked.encoded, asked.queries, threshold=0.0, nms_iou=None, top_k=1)
+    (nearest,) = best
+    text = (
+        f"Nothing reaches the threshold of {threshold:.2f}. Nearest is “{nearest.name}” with a score of "
+        f"{nearest.score:.2f}. "
+    )
+    lower = math.floor(100 * nearest.score) / 100
+    if lower >= FLOOR:
+        return {
+            "text": text + "If it is there, lower the threshold, use a plainer word, or show the thing in “Show it”.",
+            "action": f"Lower the threshold to {lower:.2f}",
+            "value": lower,
+        }
+    return {"text": text + "It is probably not in this photo. Try a plainer word, a closer photo, or “Show it”."}

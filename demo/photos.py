@@ -1,0 +1,111 @@
+"""Photos on the pages: those that people bring, and a few in the public domain to try things with."""
+
+import base64
+import io
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from owl_swin import open_image
+
+SHOWN_PX = 1280
+THUMBNAIL_PX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A photo on a page: its file or pixels, and what the browser is shown of it (``src``, at most SHOWN_PX long)."""
+
+    source: Path | Image.Image
+    name: str
+    width: int
+    height: int
+    src: str
+
+    def open(self) -> Image.Image:
+        """The photo itself, upright."""
+        return open_image(self.source)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A photo to try, with names that may be in it and the box of one thing, xyxy pixels."""
+
+    path: Path
+    title: str
+    queries: str
+    box_xyxy: tuple[float, float, float, float]
+
+
+# Of the photos in scikit-image those that its notes call public domain or CC0: a portrait by NASA; a cat, by Stefan van
+# der Walt; coffee, by Rachel Michetti; a photographer, by Lav Varshney; a launch by SpaceX; a clock, by van der Walt.
+SAMPLES = (
+    ("astronaut.png", "Astronaut", "a person, a face, a flag, a spaceship, a helmet", (166, 56, 280, 210)),
+    ("chelsea.png", "Cat", "a cat, an eye, a nose, a dog", (65, 20, 370, 285)),
+    ("coffee.png", "Coffee", "a cup of coffee, a spoon, a saucer, a table", (170, 65, 440, 305)),
+    ("camera.png", "Photographer", "a person, a camera, a tripod, a tower", (70, 65, 310, 510)),
+    ("rocket.jpg", "Launch", "a rocket, a tower, smoke", (290, 80, 350, 330)),
+    ("clock_motion.png", "Clock", "a clock, a wall", (115, 45, 335, 275)),
+)
+
+
+@cache
+def samples() -> tuple[Sample, ...]:
+    """The samples that are on this machine: none where scikit-image is not installed."""
+    found = find_spec("skimage")
+    if found is None or not found.submodule_search_locations:
+        return ()
+    folder = Path(next(iter(found.submodule_search_locations))) / "data"
+    there = ((folder / name, *rest) for name, *rest in SAMPLES)
+    return tuple(Sample(path, *rest) for path, *rest in there if path.is_file())  # type: ignore[arg-type]
+
+
+def take_photo(source: str | Path | Image.Image, name: str = "") -> Photo:
+    """A photo from a file, or from pixels; ImageError if it is none."""
+    image = open_image(source)
+    kept = source if isinstance(source, Image.Image) else Path(source)
+    shown = name or (kept.name if isinstance(kept, Path) else "photo")
+    return Photo(kept, shown, image.width, image.height, data_uri(image, SHOWN_PX))
+
+
+def data_uri(image: Image.Image, side: int, *, crisp: bool = False) -> str:
+    """The picture, at most ``side`` pixels long, inside a URL; a JPEG, or ``crisp`` a PNG, as drawings need."""
+    if max(image.size) > side:
+        image = image.copy()
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    form = "PNG" if crisp else "JPEG"
+    image.save(content, form, quality=85)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def crop_uri(image: Image.Image, box_xyxy: tuple[float, float, float, float], *, margin: float = 0.15) -> str:
+    """A thumbnail of the box and a little around it."""
+    x0, y0, x1, y1 = box_xyxy
+    room = margin * max(x1 - x0, y1 - y0)
+    edges = (max(0, x0 - room), max(0, y0 - room), min(image.width, x1 + room), min(image.height, y1 + room))
+    left, top, right, bottom = (round(edge) for edge in edges)
+    return data_uri(image.crop((left, top, max(right, left + 1), max(bottom, top + 1))), THUMBNAIL_PX)
+
+
+@cache
+def sample_items() -> list[dict[str, str]]:
+    """The samples as items of a strip."""
+    return [
+        {"src": data_uri(open_image(one.path), THUMBNAIL_PX), "title": one.title, "caption": one.title}
+        for one in samples()
+    ]
+
+
+def board(side: int = 240) -> Photo:
+    """All samples on one board, mirrored, to look for one of them in."""
+    columns = 3
+    sheet = Image.new("RGB", (columns * side, -(-len(samples()) // columns) * side), "white")
+    for place, one in enumerate(samples()):
+        row, column = divmod(place, columns)
+        tile = ImageOps.fit(ImageOps.mirror(open_image(one.path)), (side, side))
+        sheet.paste(tile, (column * side, row * side))
+    return take_photo(sheet, "board of samples")

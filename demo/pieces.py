@@ -1,0 +1,128 @@
+"""The pieces of the pages that Gradio has not: a photo with boxes, rows of small pictures, downloads (see stage.js)."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import gradio as gr
+
+from owl_swin import Detections, OwlSwinError
+from owl_swin.demo.photos import Photo
+
+HERE = Path(__file__).parent
+SCRIPT = (HERE / "stage.js").read_text()
+STYLE = (HERE / "style.css").read_text()
+# Put into the page with a piece, so that pages look and work the same wherever the Blocks are mounted.
+HEAD = f"<script>{SCRIPT}</script>"
+NO_PHOTO = {"title": "Drop a photo here", "text": "or click to choose one, or paste one"}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def stage(mode: str, *, upload: str = "", table: bool = False, **options: Any) -> gr.HTML:
+    """A place for one photo. ``mode``: "look", "draw" (tells "drawn"), "point" (tells "pointed").
+
+    ``upload``: id of the upload button that takes what is dropped or pasted here. With ``table``, what is marked is
+    listed below; a note may offer a number, which clicking it tells by "asked".
+    """
+    return gr.HTML(
+        value=no_photo(),
+        html_template='<div class="owl-stage"></div>',
+        js_on_load='owlStage(element, props, trigger, watch); // "drawn" "pointed" "asked"',
+        head=HEAD,
+        apply_default_css=False,
+        mode=mode,
+        upload=upload,
+        table=table,
+        **options,
+    )
+
+
+def strip(*, grid: bool = False, empty: str = "", items: Sequence[dict[str, Any]] = (), **options: Any) -> gr.HTML:
+    """Small pictures to click; tells "picked" and "removed", each with the index."""
+    return gr.HTML(
+        value=strip_value(items, empty=empty),
+        html_template='<div class="owl-strip"></div>',
+        js_on_load='owlStrip(element, props, trigger, watch); // "picked" "removed"',
+        head=HEAD,
+        apply_default_css=False,
+        grid=grid,
+        **options,
+    )
+
+
+def files(**options: Any) -> gr.HTML:
+    """Downloads that are made in the page."""
+    return gr.HTML(
+        value={"files": []},
+        html_template='<div class="owl-files"></div>',
+        js_on_load="owlFiles(element, props, trigger, watch);",
+        head=HEAD,
+        apply_default_css=False,
+        **options,
+    )
+
+
+def no_photo(title: str = NO_PHOTO["title"], text: str = NO_PHOTO["text"]) -> dict[str, Any]:
+    """What a stage shows before there is a photo."""
+    return {"src": "", "title": title, "text": text}
+
+
+def stage_value(photo: Photo | None, *, src: str = "", note: dict[str, Any] | None = None, **marks: Any) -> dict:
+    """What a stage shows: the photo, or ``src`` in its place, and the marks on it, all in pixels of the photo."""
+    if photo is None:
+        return no_photo()
+    shown = {"src": src or photo.src, "width": photo.width, "height": photo.height, "alt": photo.name}
+    return {**shown, "note": note, **marks}
+
+
+def strip_value(items: Sequence[dict[str, Any]], *, empty: str = "", chosen: int = -1) -> dict[str, Any]:
+    """What a strip shows: items of src, title, caption, badge, kind and removable; ``empty`` where there are none."""
+    return {"items": list(items), "empty": empty, "chosen": chosen}
+
+
+def rows(found: Detections, grid_hw: tuple[int, int] | None = None) -> list[dict[str, Any]]:
+    """Detections as marks for a stage; with the grid of patches, also where the patch lies that answered."""
+    marks = []
+    for one, query, patch in zip(found, found.labels.tolist(), found.patches.tolist(), strict=True):
+        mark = {"box": one.box_xyxy, "label": one.name, "score": one.score, "query": query, "patch": None}
+        if grid_hw is not None:
+            mark["patch"] = cell_box(divmod(patch, grid_hw[1]), grid_hw, found.image_hw)
+        marks.append(mark)
+    return marks
+
+
+def cell_box(
+    cell: tuple[int, int], grid_hw: tuple[int, int], image_hw: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The place of one cell (row, column) of an even grid over a picture, xyxy pixels."""
+    (row, column), (rows_, columns), (height, width) = cell, grid_hw, image_hw
+    x, y = width / columns, height / rows_
+    return (column * x, row * y, (column + 1) * x, (row + 1) * y)
+
+
+def told(function: Callable[P, R]) -> Callable[P, R]:
+    """What a person did wrong is shown to them as the sentence that it is, not as "Error"."""
+
+    @contextlib.contextmanager
+    def sentence() -> Iterator[None]:
+        try:
+            yield
+        except OwlSwinError as error:
+            raise gr.Error(str(error), print_exception=False, title="That did not work") from None
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with sentence():
+            return function(*args, **kwargs)
+
+    @functools.wraps(function)
+    def wrapped_steps(*args: P.args, **kwargs: P.kwargs) -> Any:
+        with sentence():
+            yield from function(*args, **kwargs)  # type: ignore[misc]
+
+    return wrapped_steps if inspect.isgeneratorfunction(function) else wrapped  # type: ignore[return-value]
