@@ -54,9 +54,10 @@ def check_picture(content: bytes, where: str, *, max_pixels: int) -> None:
     if not content:
         raise Problem("invalid_image", f"{where}: the file is empty")
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=formats()) as image:
-            warnings.simplefilter("ignore")
-            _check_head(image, where, max_pixels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow only warns of is measured here
+            with Image.open(io.BytesIO(content), formats=formats()) as image:
+                _check_head(image, where, max_pixels)
     except Problem:
         raise
     except Image.DecompressionBombError:

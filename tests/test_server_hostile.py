@@ -1,0 +1,394 @@
+"""Requests that mean harm, or are merely broken: each is refused with a status and a code, and the server lives on."""
+
+import gzip
+import io
+import json
+import socket
+import struct
+import time
+import zlib
+
+import pytest
+from http_client import ask, b64, read_answer, running
+from picture_files import BAD_FILES, encode, noise, png_claiming
+from PIL import Image, PngImagePlugin
+
+from owl_swin.detector import Detector
+from owl_swin.server.app import create_app
+from owl_swin.server.settings import ServerSettings
+
+PICTURE = encode(noise(60, 90))
+LIMITS = {"max_body_bytes": 2**20, "max_pixels": 10**6, "max_images": 3, "max_queries": 20, "max_exemplars": 3}
+
+
+@pytest.fixture(scope="module")
+def app(detector):
+    app = create_app(detector, ServerSettings(**LIMITS, url_hosts=("localhost", "pictures.example")))
+    yield app
+    app.state.serving.close()
+
+
+def post(path="/v1/detect", **options):
+    return ("POST", path, options)
+
+
+def told(**body):
+    """A request as JSON, with a good picture unless another is given."""
+    return post(json={"images": [{"content": b64(PICTURE)}], **body})
+
+
+def raw(body: bytes, kind="application/json", path="/v1/detect", **headers):
+    return post(path, content=body, headers={"Content-Type": kind, **headers})
+
+
+def picture(content: bytes):
+    return told(images=[{"content": b64(content)}])
+
+
+def form(*parts: tuple[str, bytes], tail: bytes = b"--b--\r\n", head: bytes = b""):
+    body = b"".join(b"--b\r\nContent-Disposition: %s\r\n\r\n%s\r\n" % (p[0].encode(), p[1]) for p in parts)
+    return raw(head + body + tail, "multipart/form-data; boundary=b")
+
+
+def saved(content: bytes):
+    return told(queries=[{"saved": {"content": b64(content)}}])
+
+
+def fetched(url: str):
+    return told(images=[{"url": url}])
+
+
+def shown(box):
+    return told(queries=[{"exemplars": [{"image": {"content": b64(PICTURE)}, "box": box}]}])
+
+
+def animation(form: str) -> bytes:
+    content = io.BytesIO()
+    noise(20, 20).save(content, form, save_all=True, append_images=[noise(20, 20, 1)], duration=50)
+    return content.getvalue()
+
+
+def png_text_bomb() -> bytes:
+    """A small picture with 100 MB of text, compressed."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Comment", "a" * 100_000_000, zip=True)
+    return encode(noise(20, 20), pnginfo=info)
+
+
+def png_bomb(side: int) -> bytes:
+    """A whole and honest PNG of a few kilobytes that unpacks to side x side pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+XXE = b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><svg>&e;</svg>'
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run\n"
+IMAGE = 'form-data; name="images"; filename="a.png"'
+INVALID_JSON, INVALID, IMAGE_CODE, QUERY = "invalid_json", "invalid_request", "invalid_image", "invalid_query"
+
+# kind: (request, status, code)
+HOSTILE = {
+    # The body as such
+    "empty body": (raw(b""), 400, INVALID_JSON),
+    "not JSON": (raw(b"hello"), 400, INVALID_JSON),
+    "JSON cut off": (raw(b'{"images": [{"content": "aGVs'), 400, INVALID_JSON),
+    "JSON followed by more": (raw(b"{} {}"), 400, INVALID_JSON),
+    "JSON 100 000 deep": (raw(b"[" * 100_000), 400, INVALID_JSON),
+    "objects 10 000 deep": (raw(b'{"images":' * 10_000), 400, INVALID_JSON),
+    "bytes that are no UTF-8": (raw(b'{"queries": ["\xff\xfe"]}'), 400, INVALID_JSON),
+    "half a surrogate": (raw(b'{"queries": ["\\ud800"]}'), 400, INVALID_JSON),
+    "UTF-16": (raw('{"queries": ["a"]}'.encode("utf-16")), 400, INVALID_JSON),
+    "a list": (raw(b"[]"), 422, INVALID),
+    "null": (raw(b"null"), 422, INVALID),
+    "a number of 5000 digits": (raw(b'{"top_k": ' + b"9" * 5000 + b"}"), 400, INVALID_JSON),
+    "unknown field": (told(querys=["a"]), 422, INVALID),
+    "__proto__": (raw(b'{"__proto__": {"admin": true}}'), 422, INVALID),
+    "no picture": (told(images=[]), 422, INVALID),
+    "plain text": (raw(b"a dog", "text/plain"), 415, "unsupported_media_type"),
+    "no Content-Type": (post(content=b"{}"), 415, "unsupported_media_type"),
+    "urlencoded form": (post(data={"query": "a dog"}), 415, "unsupported_media_type"),
+    "XML": (raw(XXE, "application/xml"), 415, "unsupported_media_type"),
+    "gzip-encoded body": (
+        raw(gzip.compress(bytes(10**8)), **{"Content-Encoding": "gzip"}),
+        415,
+        "encoded_body",
+    ),
+    "deflate twice": (raw(b"x", **{"Content-Encoding": "deflate, deflate"}), 415, "encoded_body"),
+    "2 MB where 1 MB is read": (raw(bytes(2 * 2**20)), 413, "body_too_large"),
+    "Content-Length of 10 GB": (raw(b"x", **{"Content-Length": "10000000000"}), 413, "body_too_large"),
+    "Content-Length of 10^30": (raw(b"x", **{"Content-Length": "1" + "0" * 30}), 413, "body_too_large"),
+    "Content-Length below zero": (raw(b"x", **{"Content-Length": "-1"}), 400, "invalid_content_length"),
+    # Numbers and types
+    "threshold NaN": (raw(b'{"threshold": NaN}'), 422, INVALID),
+    "threshold Infinity": (raw(b'{"threshold": Infinity}'), 422, INVALID),
+    "threshold 1e400": (raw(b'{"threshold": 1e400}'), 422, INVALID),
+    "threshold -1": (told(threshold=-1), 422, INVALID),
+    "threshold as text": (told(threshold="0.3"), 422, INVALID),
+    "threshold true": (told(threshold=True), 422, INVALID),
+    "thresholds without queries to match": (told(queries=["a"], threshold=[0.1, 0.2]), 422, QUERY),
+    "top_k 0": (told(top_k=0), 422, INVALID),
+    "top_k 10^18": (told(top_k=10**18), 422, INVALID),
+    "top_k 2.5": (told(top_k=2.5), 422, INVALID),
+    "nms_iou 2": (told(nms_iou=2), 422, INVALID),
+    "weight NaN": (raw(b'{"queries": [{"texts": ["a"], "weight": NaN}]}'), 422, INVALID),
+    # Queries
+    "10 000 queries": (told(queries=["a"] * 10_000), 422, "too_many_queries"),
+    "10 000 texts of one query": (told(queries=[{"texts": ["a"] * 10_000}]), 422, "too_many_queries"),
+    "10 000 negatives": (told(queries=[{"texts": ["a"], "negatives": ["b"] * 10_000}]), 422, "too_many_queries"),
+    "a text of 500 000 characters": (told(queries=["a" * 500_000]), 422, QUERY),
+    "an empty text": (told(queries=[""]), 422, QUERY),
+    "a text of blanks": (told(queries=[" \t\n"]), 422, QUERY),
+    "no queries in the list": (told(queries=[]), 422, QUERY),
+    "a number as query": (told(queries=[1]), 422, INVALID),
+    "a query of nothing": (told(queries=[{}]), 422, QUERY),
+    "only negatives": (told(queries=[{"negatives": ["a"]}]), 422, QUERY),
+    "too many exemplars": (
+        told(queries=[{"exemplars": [{"image": {"content": b64(PICTURE)}}] * 4}]),
+        422,
+        "too_many_queries",
+    ),
+    "box of three numbers": (shown([1, 2, 3]), 422, INVALID),
+    "box inverted": (shown([50, 50, 10, 10]), 422, QUERY),
+    "box outside": (shown([1000, 1000, 2000, 2000]), 422, QUERY),
+    "box of huge numbers": (shown([-1e308, -1e308, 1e308, 1e308]), 422, QUERY),
+    "exemplar that is no picture": (
+        told(queries=[{"exemplars": [{"image": {"content": b64(b"x")}}]}]),
+        422,
+        IMAGE_CODE,
+    ),
+    "saved query: noise": (saved(bytes(range(256)) * 40), 422, QUERY),
+    "saved query: pickle": (saved(b"\x80\x04\x95cos\nsystem\n(S'id'\ntR."), 422, QUERY),
+    "saved query: header of 2^60 bytes": (saved(struct.pack("<Q", 2**60) + b"{}"), 422, QUERY),
+    "saved query: empty": (saved(b""), 422, QUERY),
+    # Pictures
+    **{f"picture file: {name}": (picture(content), 422, IMAGE_CODE) for name, (content, _) in BAD_FILES.items()
+       if name not in ("bomb.png", "large.png")},
+    "picture that claims 20 000 x 20 000": (picture(png_claiming(20_000, 20_000)), 422, "image_too_large"),
+    "picture that claims 2^31 x 2^31": (picture(png_claiming(2**31 - 1, 2**31 - 1)), 422, "image_too_large"),
+    "PNG bomb, 12 000 x 12 000 in 20 kB": (picture(png_bomb(12_000)), 422, "image_too_large"),
+    "PNG with 100 MB of text": (picture(png_text_bomb()), 422, IMAGE_CODE),
+    "animated GIF": (picture(animation("GIF")), 422, IMAGE_CODE),
+    "animated WebP": (picture(animation("WEBP")), 422, IMAGE_CODE),
+    "animated PNG": (picture(animation("PNG")), 422, IMAGE_CODE),
+    "TIFF of two pages": (picture(animation("TIFF")), 422, IMAGE_CODE),
+    "SVG with a script": (picture(SVG), 422, IMAGE_CODE),
+    "SVG that names a file": (picture(XXE), 422, IMAGE_CODE),
+    "EPS program": (picture(EPS), 422, IMAGE_CODE),
+    "gzip bomb as picture": (picture(gzip.compress(bytes(10**8))), 422, IMAGE_CODE),
+    "PDF": (picture(b"%PDF-1.7\n1 0 obj\n"), 422, IMAGE_CODE),
+    "base64 with foreign letters": (told(images=[{"content": "a*b~"}]), 422, INVALID),
+    "base64 cut off": (told(images=[{"content": b64(PICTURE)[:-3]}]), 422, INVALID),
+    "base64 of letters beyond ASCII": (told(images=[{"content": "äöü="}]), 422, INVALID),
+    "data URL that is not base64": (told(images=[{"content": "data:image/svg+xml,<svg/>"}]), 422, INVALID),
+    "picture given twice over": (told(images=[{"content": "", "url": "http://a"}]), 422, INVALID),
+    "path in place of a picture": (told(images=["/etc/passwd"]), 422, INVALID),
+    "file that was not uploaded": (told(images=[{"file": "../../etc/passwd"}]), 422, INVALID),
+    "four pictures where three are read": (told(images=[{"content": b64(PICTURE)}] * 4), 422, "too_many_images"),
+    "a picture's name of 10 000 characters": (
+        told(images=[{"content": b64(PICTURE), "name": "a" * 10_000}]),
+        422,
+        INVALID,
+    ),
+    # URLs
+    "URL of a host not named": (fetched("http://example.com/a.png"), 403, "url_not_allowed"),
+    "URL of this machine": (fetched("http://localhost/a.png"), 403, "url_not_allowed"),
+    "URL of another port": (fetched("http://localhost:22/"), 403, "url_not_allowed"),
+    "URL of a cloud's metadata": (fetched("http://169.254.169.254/latest/"), 403, "url_not_allowed"),
+    "URL of a file": (fetched("file:///etc/passwd"), 403, "url_not_allowed"),
+    "URL with a user": (fetched("http://pictures.example@127.0.0.1/"), 403, "url_not_allowed"),
+    "URL with a line break": (fetched("http://localhost/a\r\nHost: b"), 403, "url_not_allowed"),
+    "URL with a bad port": (fetched("http://localhost:99999/"), 403, "url_not_allowed"),
+    "URL that is none": (fetched("http://[::1"), 403, "url_not_allowed"),
+    # Forms
+    "form without boundary": (raw(b"--b\r\n", "multipart/form-data"), 400, "invalid_multipart"),
+    "form with a boundary of 10 000 letters": (
+        raw(b"x", "multipart/form-data; boundary=" + "b" * 10_000),
+        400,
+        "invalid_multipart",
+    ),
+    "form without its end": (form((IMAGE, PICTURE), tail=b""), 400, "invalid_multipart"),
+    "form cut off in a picture": (
+        form(tail=b"--b\r\nContent-Disposition: " + IMAGE.encode() + b"\r\n\r\n" + PICTURE[:50]),
+        400,
+        "invalid_multipart",
+    ),
+    "form of another boundary": (form((IMAGE, PICTURE), head=b"--c\r\n"), 400, "invalid_multipart"),
+    "form of 1000 parts": (form(*[('form-data; name="query"', b"a")] * 1000), 400, "invalid_multipart"),
+    "form with a header of 100 kB": (form((IMAGE + "; x=" + "a" * 100_000, PICTURE)), 400, "invalid_multipart"),
+    "part without a name": (form(("form-data", b"x")), 400, "invalid_multipart"),
+    "part of an unknown name": (form((IMAGE, PICTURE), ('form-data; name="path"', b"/")), 422, INVALID),
+    "threshold in a form as text": (form((IMAGE, PICTURE), ('form-data; name="threshold"', b"x")), 422, INVALID),
+    "threshold in a form NaN": (form((IMAGE, PICTURE), ('form-data; name="threshold"', b"nan")), 422, INVALID),
+    "threshold in a form twice": (form(*[('form-data; name="threshold"', b"0.1")] * 2), 422, INVALID),
+    "query in a form that is no UTF-8": (form((IMAGE, PICTURE), ('form-data; name="query"', b"\xff")), 422, INVALID),
+    "part in base64": (
+        raw(
+            b'--b\r\nContent-Disposition: form-data; name="images"\r\n'
+            b"Content-Transfer-Encoding: base64\r\n\r\nYQ==\r\n--b--",
+            "multipart/form-data; boundary=b",
+        ),
+        415,
+        "encoded_body",
+    ),
+    "JSON and fields in one form": (
+        form(('form-data; name="request"', b"{}"), ('form-data; name="top_k"', b"1")),
+        422,
+        INVALID,
+    ),
+    # Paths and methods
+    "path that is not there": (("GET", "/v1/nope", {}), 404, "not_found"),
+    "path that climbs": (("GET", "/v1/images/..%2f..%2fetc%2fpasswd", {}), 404, "not_found"),
+    "thumbnail without an archive": (("GET", "/v1/images/1", {}), 404, "no_archive"),
+    "thumbnail of 10^9 pixels": (("GET", "/v1/images/1?size=1000000000", {}), 422, INVALID),
+    "search without an archive": (post("/v1/search", json={"query": "a"}), 404, "no_archive"),
+    "search for nothing": (post("/v1/search", json={}), 422, INVALID),
+    "wrong method": (("DELETE", "/v1/detect", {}), 405, "method_not_allowed"),
+    "page of another site": (post(json={}, headers={"Origin": "https://evil.example"}), 403, "cross_origin"),
+    "name of another host": (post(json={}, headers={"Host": "evil.example"}), 403, "wrong_host"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_request_is_refused_and_the_server_lives(app, kind):
+    (method, path, options), status, code = HOSTILE[kind]
+    answer = ask(app, method, path, **options)
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text[:500]
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == status and len(answer.text) < 5000
+    for inside in ("Traceback", "/tmp", "site-packages", "root:"):
+        assert inside not in answer.text
+    assert ask(app, "GET", "/healthz").status_code == 200
+
+
+def test_after_all_of_it_nothing_is_held_and_pictures_are_found(app):
+    answer = ask(app, *told(queries=["cat"])[:2], json={"images": [{"content": b64(PICTURE)}], "threshold": 0.0})
+    assert answer.status_code == 200 and answer.json()["results"][0]["detections"]
+    assert (app.state.serving.waiting, app.state.serving.held_bytes, len(app.state.serving.batcher)) == (0, 0, 0)
+
+
+def test_at_least_sixty_kinds_are_tried():
+    assert len(HOSTILE) >= 60
+
+
+# --- Over a socket: what only a real connection can do -------------------------------------------------------------
+
+HEAD = b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+class SlowDetector(Detector):
+    """Takes a while, so that a client has the time to go away."""
+
+    encoded = 0
+
+    def encode_images(self, images, **options):
+        self.encoded += len(images)
+        time.sleep(0.2)
+        return super().encode_images(images, **options)
+
+
+@pytest.fixture(scope="module")
+def slow(tiny_model):
+    return SlowDetector(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def server(slow):
+    limits = {"max_body_bytes": 2**20, "head_timeout_s": 0.4, "body_timeout_s": 0.4, "max_connections": 20}
+    with running(slow, max_batch=1, **limits) as server:
+        yield server
+
+
+WIRE = {
+    "Content-Length of 10 GB": (HEAD + b"Content-Length: 10000000000\r\n\r\n{", 413, "body_too_large"),
+    "chunks without end": (
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + (b"10000\r\n" + bytes(65536) + b"\r\n") * 40,
+        413,
+        "body_too_large",
+    ),
+    "a chunk of 2^64 bytes": (
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{",
+        408,
+        "request_timeout",
+    ),
+    "a chunk's size that is none": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "invalid_http"),
+    "two lengths": (HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400, "invalid_http"),
+    "a length that is none": (HEAD + b"Content-Length: abc\r\n\r\n{}", 400, "invalid_http"),
+    "less body than promised": (HEAD + b"Content-Length: 100\r\n\r\n{", 408, "request_timeout"),
+    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n", 400, "invalid_http"),
+    "HTTP/0.9": (b"GET /\r\n\r\n", 400, "invalid_http"),
+    "no Host": (b"GET /v1/model HTTP/1.1\r\n\r\n", 400, "invalid_http"),
+    "a head of 200 kB": (b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000, 400, "invalid_http"),
+    "a header with a line break": (b"GET / HTTP/1.1\r\nHost: a\nb: \x00\r\n\r\n", 400, "invalid_http"),
+    "slow-loris: a head that does not end": (b"GET /v1/model HTTP/1.1\r\nHost: loc", 408, "request_timeout"),
+    "a connection that says nothing": (b"", 408, "request_timeout"),
+}
+
+
+@pytest.mark.parametrize("kind", WIRE)
+def test_hostile_bytes_on_the_wire_are_refused(server, kind):
+    sent, status, code = WIRE[kind]
+    answered, problem = server.send(sent)
+    assert (answered, problem.get("code")) == (status, code)
+    assert server.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") == (200, {"status": "ok"})
+
+
+def test_slow_loris_that_drips_is_cut_off(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+        for _ in range(100):
+            try:
+                connection.sendall(b" ")
+            except OSError:
+                break
+            time.sleep(0.05)
+            connection.settimeout(0.001)
+            try:
+                if connection.recv(1, socket.MSG_PEEK):
+                    break
+            except TimeoutError:
+                continue
+            finally:
+                connection.settimeout(10)
+        assert read_answer(connection)[0] == 408
+
+
+def test_one_connection_too_many_is_told_so(server):
+    held = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(20)]
+    try:
+        status, problem = server.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (status, problem["code"]) == (503, "busy")
+    finally:
+        for connection in held:
+            connection.close()
+    time.sleep(0.1)
+    assert server.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")[0] == 200
+
+
+def test_the_work_of_a_client_that_went_away_is_dropped(server, slow):
+    body = [json.dumps({"images": [{"content": b64(encode(noise(60, 90, seed)))}]}).encode() for seed in range(6)]
+    before = slow.encoded
+    connections = []
+    for content in body:
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content)
+        connections.append(connection)
+    time.sleep(0.1)  # the first is with the model, the others wait
+    for connection in connections[1:5]:
+        connection.close()
+    assert read_answer(connections[0])[0] == read_answer(connections[5])[0] == 200
+    assert slow.encoded - before < 6
+    serving = server.server.serving
+    assert (serving.waiting, serving.held_bytes, len(serving.batcher)) == (0, 0, 0)
+
+
+def test_a_picture_of_another_model_size_is_found_by_its_own_pixels(server):
+    wide = Image.new("RGB", (200, 20), "white")
+    body = json.dumps({"images": [{"content": b64(encode(wide))}], "threshold": 0.0}).encode()
+    status, answer = server.send(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert (status, answer["results"][0]["width"], answer["results"][0]["height"]) == (200, 200, 20)
