@@ -41,6 +41,12 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union [N] of xyxy boxes [N, 4], row by row."""
+    intersection, union = _intersection_union(a, b)
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU [N, M] in [-1, 1] (arXiv:1902.09630) of xyxy boxes [N, 4] and [M, 4]."""
     return _giou(a[:, None], b[None])

@@ -11,6 +11,7 @@ from owl_swin.boxes import (
     clip,
     cxcywh_to_xyxy,
     paired_giou,
+    paired_iou,
     pairwise_giou,
     pairwise_iou,
     xywh_to_xyxy,
@@ -164,3 +165,9 @@ def test_functions_leave_their_input_unchanged():
     for function in [*CONVERSIONS, area, lambda b: clip(b, (3, 4)), lambda b: pairwise_giou(b, b)]:
         function(boxes)
         assert boxes.tolist() == [[-1, 2, 30, 4]]
+
+
+def test_iou_row_by_row_is_the_diagonal_of_all_pairs():
+    a, b = xyxy([[0, 0, 2, 2], [0, 0, 2, 2], [5, 5, 0, 0]]), xyxy([[1, 0, 2, 2], [9, 9, 1, 1], [5, 5, 0, 0]])
+    assert_close(paired_iou(a, b), torch.tensor([1 / 3, 0, 0]).double())
+    assert_close(paired_iou(a, b), pairwise_iou(a, b).diagonal())

@@ -34,6 +34,13 @@ def test_focal_loss_has_the_gradient_of_torchvision(logits, targets):
     assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize("quality", [0.1, 0.5, 0.8])
+def test_focal_loss_is_least_where_the_probability_is_the_quality(quality):
+    probability = torch.linspace(0.01, 0.99, 99)
+    losses = focal_loss(probability.logit(), torch.full((99,), quality), alpha=0.3, gamma=2.0)
+    assert probability[losses.argmin()] == pytest.approx(quality)
+
+
 def test_focal_loss_without_focus_is_weighted_cross_entropy(logits, targets):
     weight = torch.where(targets == 1, 0.3, 0.7)
     expected = F.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="none")

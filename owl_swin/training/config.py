@@ -102,7 +102,8 @@ class DetectConfig:
     A scene is asked for up to ``negatives`` names that are known to be absent. Where a set lists too few of them (free
     text, as Visual Genome's), up to ``pseudo_negatives`` other names are drawn and taken to be absent.
     ``fresh_class_head`` starts the class head from the picture-wide projection: right after alignment, wrong for a
-    model that has already learned to detect.
+    model that has already learned to detect. ``quality`` makes the IoU of a patch's box with its target what its score
+    has to reach (arXiv:2006.04388), in place of 1: of several patches on one thing, the best box then wins.
     """
 
     negatives: int = 50
@@ -110,6 +111,7 @@ class DetectConfig:
     mosaic: tuple[float, ...] = (0.4, 0.3, 0.3)
     fresh_class_head: bool = False
     matching: str = "hungarian"
+    quality: bool = False
     scales: tuple[float, ...] = (1.0,)
     min_crop: float = 0.6
     zoom: float = 0.0

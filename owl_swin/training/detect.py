@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from owl_swin.boxes import xyxy_to_cxcywh
+from owl_swin.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
 from owl_swin.image import normalise
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches, score
@@ -21,6 +21,7 @@ from owl_swin.training.texts import TextBank, prompted
 
 # Height and width of a batch in fractions of image_size: square, landscape, portrait.
 SHAPES = ((1.0, 1.0), (0.7, 1.0), (1.0, 0.7))
+LEAST_QUALITY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,11 @@ class DetectTask:
             match = self.matcher(centres, logits[i], images.pred_boxes[i], multi_hot, boxes, settings)
             count = match.weights.sum().clamp(min=1)
             counts[i] = count
-            class_targets[i, match.patches] = multi_hot[match.targets] * match.weights[:, None]
-            object_targets[i, match.patches] = match.weights
+            goal = match.weights
+            if settings.quality:
+                goal = goal * _quality(images.pred_boxes[i, match.patches], boxes[match.targets])
+            class_targets[i, match.patches] = multi_hot[match.targets] * goal[:, None]
+            object_targets[i, match.patches] = goal
             distance, overlap = box_losses(images.pred_boxes[i, match.patches], boxes[match.targets])
             l1 = l1 + (distance * match.weights).sum() / count
             giou = giou + (overlap * match.weights).sum() / count
@@ -181,3 +185,9 @@ class DetectTask:
             total = total + self.config.align_weight * aligned["loss"]
             parts |= {"align": aligned["loss"], **{k: v for k, v in aligned.items() if k in ("accuracy", "dense")}}
         return {"loss": total, **{name: value.detach() for name, value in parts.items()}}
+
+
+@torch.no_grad()
+def _quality(boxes: Tensor, targets: Tensor) -> Tensor:
+    """IoU [M] of cxcywh boxes with their targets, but at least LEAST_QUALITY, so that a poor box still has a name."""
+    return paired_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets)).clamp(min=LEAST_QUALITY)

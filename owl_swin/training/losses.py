@@ -8,12 +8,13 @@ from owl_swin.boxes import cxcywh_to_xyxy, paired_giou, pairwise_iou
 
 
 def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """Sigmoid focal loss (arXiv:1708.02002) of every element, same shape as ``logits``; targets in [0, 1]."""
+    """Sigmoid focal loss (arXiv:1708.02002) of every element, same shape as ``logits``; targets in [0, 1].
+
+    Targets between 0 and 1 are qualities: the loss is least where the probability equals them (arXiv:2006.04388).
+    """
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    p = logits.sigmoid()
-    p_true = p * targets + (1 - p) * (1 - targets)
     weight = alpha * targets + (1 - alpha) * (1 - targets)
-    return weight * (1 - p_true) ** gamma * cross_entropy
+    return weight * (targets - logits.sigmoid()).abs() ** gamma * cross_entropy
 
 
 def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
