@@ -49,7 +49,9 @@ def create_app(
         yield
         await asyncio.to_thread(serving.close)
 
-    app = FastAPI(title="owl_swin", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(
+        redirect_slashes=False, title="owl_swin", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
+    )
     app.state.serving = serving
     app.add_middleware(Guard, serving=serving)
 

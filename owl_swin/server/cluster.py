@@ -65,7 +65,11 @@ def make_deployment(recipe: Recipe, *, replicas: int = 1, cpus: float = 1.0, gpu
         graceful_shutdown_timeout_s=recipe.settings.stop_timeout_s,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
     )
-    return deployment(serve.ingress(recipe.make)()).bind()
+
+    def application() -> Any:  # Ray asks for a plain function, which each replica calls
+        return recipe.make()
+
+    return deployment(serve.ingress(application)()).bind()
 
 
 def serve_on_ray(recipe: Recipe, *, replicas: int, cpus: float = 1.0, gpus: float = 0.0) -> None:

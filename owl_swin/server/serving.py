@@ -55,7 +55,8 @@ class Serving:
             on_drop=self.metrics.on_drop,
         )
         self.readers = ThreadPoolExecutor(settings.n_decode_threads, "reader")
-        self._archive = ThreadPoolExecutor(1, "archive")
+        self._archive = ThreadPoolExecutor(4, "archive")
+        self._writer = ThreadPoolExecutor(1, "writer")
         self.waiting = 0  # works of admitted requests that have not ended
         self.held_bytes = 0  # of bodies that are being received or answered
         self.draining = False
@@ -65,10 +66,12 @@ class Serving:
         self.detector.detect(Image.new("RGB", (64, 64), "grey"), ["warm-up"])
 
     def close(self) -> None:
-        """Ends the threads after what they do; the archive belongs to the caller."""
+        """Ends the threads after what they do, and closes the archive."""
         self.batcher.close()
-        self.readers.shutdown()
-        self._archive.shutdown()
+        for pool in (self.readers, self._archive, self._writer):
+            pool.shutdown()
+        if self.index is not None:
+            self.index.close()
 
     # --- Room -----------------------------------------------------------------------------------------------------
 
@@ -214,7 +217,8 @@ class Serving:
         index = self._attached()
         for blob in blobs:
             await self._in_reader(partial(check_picture, max_pixels=self.settings.max_pixels), blob.content, blob.where)
-        report = await self._in_archive(lambda: index.add_images([(blob.name, blob.content) for blob in blobs]))
+        named = [(blob.name, blob.content) for blob in blobs]
+        report = await asyncio.get_running_loop().run_in_executor(self._writer, index.add_images, named)
         counts = {name: getattr(report, name) for name in ("added", "changed", "unchanged", "regions")}
         return {**counts, "skipped": [{"path": str(path), "reason": reason} for path, reason in report.skipped]}
 

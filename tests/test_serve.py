@@ -1,0 +1,390 @@
+"""The server as a whole: its queue, its schema, the archive behind it, URLs, the command, and Ray."""
+
+import asyncio
+import http.server
+import socket
+import threading
+
+import pytest
+from http_client import ask, b64, detect
+from picture_files import encode, noise
+from test_cli import Run, assert_one_sentence, owl_swin  # noqa: F401
+
+from owl_swin.detector import Detector
+from owl_swin.errors import ConfigError
+from owl_swin.exemplar import Exemplar
+from owl_swin.formats import to_record
+from owl_swin.server.app import build_demo, create_app
+from owl_swin.server.batching import Batcher, QueueFull
+from owl_swin.server.bench import benchmark_serving
+from owl_swin.server.cache import ByteCache
+from owl_swin.server.cluster import Recipe, make_deployment
+from owl_swin.server.fetching import fetch, is_public
+from owl_swin.server.problems import Problem
+from owl_swin.server.settings import ServerSettings
+
+PICTURE = encode(noise(60, 90))
+
+# --- The queue -----------------------------------------------------------------------------------------------------
+
+
+class Shape:
+    def __init__(self, side: int):
+        self.shape = (side, side)
+
+
+def batcher(seen: list, *, entered=None, go=None, **options) -> Batcher:
+    """A queue whose batches are written down; it can be held in its first."""
+
+    def encode(pictures):
+        seen.append([picture.shape[0] for picture in pictures])
+        if entered is not None:
+            entered.set()
+            assert go.wait(30)
+        return [picture.shape[0] for picture in pictures]
+
+    return Batcher(encode, **{"max_batch": 3, "max_wait_s": 0.0, "queue_size": 9, **options})
+
+
+def test_works_of_one_shape_share_a_batch_and_the_oldest_goes_first():
+    seen, dropped, entered, go = [], [], threading.Event(), threading.Event()
+    queue = batcher(seen, entered=entered, go=go, on_drop=dropped.append)
+
+    async def ask_all():
+        first = queue.submit(Shape(1), lambda one: one)
+        await asyncio.to_thread(entered.wait, 30)
+        futures = [queue.submit(Shape(side), lambda one: one * 10) for side in (2, 3, 2, 2, 2, 3)]
+        no_picture = queue.submit(None, lambda none: none)
+        gone = queue.submit(Shape(4), lambda one: one)
+        gone.cancel()
+        with pytest.raises(QueueFull):
+            for _ in range(9):
+                queue.submit(Shape(2), lambda one: one)
+        for waiting in list(queue._queue)[8:]:
+            waiting.future.cancel()
+        go.set()
+        return await first, await asyncio.gather(*futures), await no_picture
+
+    assert asyncio.run(ask_all()) == (1, [20, 30, 20, 20, 20, 30], None)
+    queue.close()
+    assert seen == [[1], [2, 2, 2], [3, 3], [2]]
+    assert sum(dropped) == 2
+    assert not queue.alive
+
+
+def test_a_work_that_fails_fails_alone():
+    def encode(pictures):
+        if any(picture.shape[0] == 7 and len(picture.shape) == 2 and picture.bad for picture in pictures):
+            raise ValueError("bad")
+        return ["fine"] * len(pictures)
+
+    def picture(bad: bool) -> Shape:
+        made = Shape(7)
+        made.bad = bad
+        return made
+
+    queue = Batcher(encode, max_batch=3, max_wait_s=5, queue_size=9)
+
+    async def three():
+        works = [queue.submit(picture(bad), lambda one: one) for bad in (False, True, False)]
+        return await asyncio.gather(*works, return_exceptions=True)
+
+    first, second, third = asyncio.run(three())
+    queue.close()
+    assert (first, str(second), third) == ("fine", "bad", "fine")
+
+
+def test_closing_does_what_waits():
+    seen: list = []
+    queue = batcher(seen, max_wait_s=60)
+
+    async def close():
+        works = [queue.submit(Shape(5), lambda one: one) for _ in range(2)]
+        await asyncio.to_thread(queue.close)
+        with pytest.raises(QueueFull):
+            queue.submit(Shape(5), lambda one: one)
+        return await asyncio.gather(*works)
+
+    assert asyncio.run(close()) == [5, 5]
+
+
+def test_a_cache_holds_so_many_bytes_and_forgets_what_was_not_asked_for():
+    cache = ByteCache(10, len)
+    for key, value in [(b"a", "aaaa"), (b"b", "bbbb")]:
+        cache.put(key, value)
+    assert cache.get(b"a") == "aaaa"
+    cache.put(b"c", "cccc")
+    assert (cache.get(b"a"), cache.get(b"b"), cache.get(b"c"), cache.n_bytes) == ("aaaa", None, "cccc", 8)
+    cache.put(b"d", "d" * 11)
+    assert (cache.get(b"d"), len(cache), cache.hits, cache.misses) == (None, 2, 3, 2)
+
+
+# --- The schema ----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_schema_allows_is_answered_as_the_schema_says(detector):
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, settings
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    app = create_app(detector, ServerSettings(max_body_bytes=2**20))
+    document = ask(app, "GET", "/openapi.json").json()
+    schema = schemathesis.openapi.from_dict(document)
+    asked = []
+    for operation in schema.get_all_operations():
+        case_of = operation.ok().as_strategy()
+
+        @settings(
+            max_examples=12, derandomize=True, database=None, deadline=None, phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @__import__("hypothesis").given(case=case_of)
+        def try_it(case):
+            told = case.as_transport_kwargs(base_url="http://localhost")
+            response = asgi(app, told)
+            asked.append(response.status_code)
+            assert response.status_code < 500 or response.status_code == 503
+            case.validate_response(
+                response,
+                checks=[
+                    not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
+                ],
+            )  # fmt: skip
+
+        try_it()
+    app.state.serving.close()
+    assert len(asked) > 60 and 200 in asked and 422 in asked
+
+
+def asgi(app, told: dict):
+    """A request that schemathesis made, as requests' own response, which it checks."""
+    import requests
+    from schemathesis.core.transport import Response
+
+    made = requests.Request(**{k: v for k, v in told.items() if k in REQUEST}).prepare()
+    content = made.body.encode() if isinstance(made.body, str) else made.body
+    headers = {k: v for k, v in made.headers.items() if k.lower() != "content-length"}
+    answer = ask(app, made.method, made.url, content=content, headers=headers)
+    return Response(
+        status_code=answer.status_code,
+        headers={k.lower(): [v] for k, v in answer.headers.items()},
+        content=answer.content,
+        request=made,
+        elapsed=0.0,
+        verify=False,
+        http_version="1.1",
+    )
+
+
+REQUEST = {"method", "url", "headers", "files", "data", "json", "params", "cookies"}
+
+# --- The archive ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def archive(detector, tmp_path_factory):
+    from owl_swin.index.region_index import RegionIndex
+
+    index = RegionIndex.open(str(tmp_path_factory.mktemp("archive") / "a.lance"), detector, create=True)
+    app = create_app(detector, index=index)
+    yield app, index
+    app.state.serving.close()
+
+
+def test_uploads_are_found_shown_and_more_like_them_found(archive, detector):
+    app, index = archive
+    files = [("images", (f"../{i}.png", encode(noise(60, 90, seed=i)))) for i in range(3)]
+    added = ask(app, "POST", "/v1/images", files=files)
+    assert added.status_code == 200, added.text
+    assert (added.json()["added"], added.json()["skipped"]) == (3, [])
+    again = ask(app, "POST", "/v1/images", files=files[:1])
+    assert (again.json()["added"], again.json()["unchanged"]) == (0, 1)
+    shown = {"exemplars": [{"image": {"content": b64(files[1][1][1])}, "box": [10, 10, 60, 50]}]}
+    answer = ask(app, "POST", "/v1/search", json={"query": shown, "limit": 5})
+    assert answer.status_code == 200, answer.text
+    matches = answer.json()["matches"]
+    expected = index.search(Exemplar(files[1][1][1], (10, 10, 60, 50)), limit=5)
+    assert [(one["region"], one["score"]) for one in matches] == [(one.region, one.score) for one in expected]
+    more = ask(app, "POST", "/v1/search", json={"like_region": matches[0]["region"], "limit": 1})
+    assert more.json()["matches"][0]["region"] == matches[0]["region"]
+    picture = ask(app, "GET", matches[0]["thumbnail"] + "?size=32")
+    assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
+    assert ask(app, "GET", matches[0]["thumbnail"] + "?size=32").content == picture.content
+    assert ask(app, "GET", "/v1/model").json()["archive"]["images"] == 3
+
+
+@pytest.mark.parametrize(
+    "path, status, code",
+    [
+        ("/v1/images/nope", 404, "no_such_image"),
+        ("/v1/images/x%00y", 404, "no_such_image"),
+    ],
+)
+def test_pictures_that_the_archive_has_not_are_not_found(archive, path, status, code):
+    answer = ask(archive[0], "GET", path)
+    assert answer.status_code == status
+    assert answer.json()["code"] == code
+
+
+def test_a_region_that_is_not_there_is_a_wrong_query(archive):
+    answer = ask(archive[0], "POST", "/v1/search", json={"like_region": "nope"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_query")
+
+
+# --- URLs ----------------------------------------------------------------------------------------------------------
+
+PRIVATE = [
+    "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
+    "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::",
+    "64:ff9b::7f00:1", "ff02::1",
+]  # fmt: skip
+
+
+def test_only_addresses_of_the_open_internet_are_public():
+    assert [address for address in PRIVATE if is_public(address)] == []
+    assert is_public("93.184.216.34") and is_public("2606:2800:220:1::1") and is_public("64:ff9b::5db8:d822")
+
+
+class Pictures(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/moved.png":
+            self.send_response(302)
+            self.send_header("Location", "http://127.0.0.1/a.png")
+            self.end_headers()
+            return
+        self.send_response(200 if self.path.startswith("/a.png") else 404)
+        self.end_headers()
+        self.wfile.write(PICTURE if self.path != "/a.png?long" else bytes(10**6))
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def host():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"localhost:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_picture_is_fetched_from_a_named_host_at_the_address_that_was_checked(host):
+    checked = []
+
+    def allow(address):
+        checked.append(address)
+        return True
+
+    assert fetch(f"http://{host}/a.png", [host], max_bytes=10**5, allow_address=allow) == PICTURE
+    assert "127.0.0.1" in checked
+
+
+@pytest.mark.parametrize(
+    "path, sentence",
+    [
+        ("/moved.png", "302, a redirect, which is not followed"),
+        ("/none.png", "404"),
+        ("/a.png?long", "more than 100000 bytes"),
+    ],
+)
+def test_what_a_host_answers_is_not_believed(host, path, sentence):
+    with pytest.raises(Problem, match=sentence):
+        fetch(f"http://{host}{path}", [host], max_bytes=10**5, allow_address=lambda address: True)
+
+
+def test_a_named_host_with_a_private_address_is_not_asked(host):
+    with pytest.raises(Problem, match="not of the open internet"):
+        fetch(f"http://{host}/a.png", [host], max_bytes=10**5)
+
+
+# --- The command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--host", "0.0.0.0"], "other machines can reach 0.0.0.0"),
+        (["--token", "short"], "at least 8 characters"),
+        (["--token", "12345678", "--token-file", "x"], "not from both"),
+        (["--token-file", "/nowhere/token"], "/nowhere/token: cannot read the token"),
+        (["--port", "70000"], "port must lie in 0 to 65535"),
+        (["--queue", "4"], "queue_size (4) must be more than max_images"),
+        (["--replicas", "2"], "--replicas needs --engine ray"),
+        (["--engine", "ray", "--replicas", "2"], "say --no-demo"),
+        (["--engine", "ray", "--replicas", "2", "--no-demo", "--index", "a.lance"], "share an archive"),
+        (["--index", "nowhere.lance", "--no-demo"], "nowhere.lance"),
+    ],
+)
+def test_a_server_that_makes_no_sense_does_not_start(owl_swin, model_file, arguments, sentence, monkeypatch):  # noqa: F811
+    monkeypatch.delenv("OWL_SWIN_TOKEN", raising=False)
+    assert_one_sentence(owl_swin("serve", "--model", model_file, *arguments), sentence)
+
+
+def test_a_port_that_is_taken_is_said(owl_swin, model_file):  # noqa: F811
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run: Run = owl_swin("serve", "--model", model_file, "--no-demo", "--port", port)
+        assert_one_sentence(run, f"cannot listen on 127.0.0.1, port {port}")
+
+
+def test_under_load_no_answer_is_wrong_or_lost_and_sigterm_ends_with_code_0(model_file):
+    result = benchmark_serving(str(model_file), clients=20, seconds=1.0, pictures=128, device="cpu")
+    parts = {name: result[name] for name in ("served", "overload", "recovered", "sigterm")}
+    for name, part in parts.items():
+        assert part["answered"] > 0, name
+        assert (part["wrong"], part["failed"], part["lost"], part["refused_without_retry_after"]) == (0, 0, 0, 0), name
+    assert result["boxes_per_answer"] > 5
+    assert (parts["served"]["refused"], parts["recovered"]["refused"]) == (0, 0)
+    assert parts["overload"]["refused"] > 0
+    assert parts["sigterm"]["refused"] == 20 and parts["sigterm"]["exit_code"] == 0
+
+
+# --- The demo, and Ray ---------------------------------------------------------------------------------------------
+
+
+def test_the_pages_of_the_demo_stand_beside_the_api(detector):
+    app = create_app(detector, demo=build_demo)
+    page = ask(app, "GET", "/")
+    assert page.status_code == 200 and "gradio" in page.text
+    assert ask(app, "GET", "/v1/nope").json()["code"] == "not_found"
+    assert ask(app, "DELETE", "/v1/detect").json()["code"] == "method_not_allowed"
+    assert detect(app, images=[{"content": b64(PICTURE)}], queries=["cat"]).status_code == 200
+    assert ask(app, "GET", "/", headers={"Host": "evil.example"}).status_code == 403
+    app.state.serving.close()
+
+
+def test_replicas_on_ray_answer_what_the_python_call_answers(local_ray, model_file):
+    import httpx
+    from ray import serve
+
+    settings = ServerSettings(token="open-sesame", max_batch=1)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    recipe = Recipe(str(model_file), "cpu", settings=settings)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        serve.run(make_deployment(recipe, replicas=2, cpus=0.5), name="owl_swin", route_prefix="/")
+        client = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer open-sesame"}, timeout=30
+        )
+        expected = to_record("p", Detector.from_pretrained(model_file, device="cpu").detect(PICTURE, ["cat"]))
+        body = {"images": [{"content": b64(PICTURE), "name": "p"}], "queries": ["cat"]}
+        assert len(expected["detections"]) > 0
+        for _ in range(4):
+            assert client.post("/v1/detect", json=body).json() == {"results": [expected]}
+        refused = client.post("/v1/detect", json=body, headers={"Authorization": "Bearer wrong"})
+        assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+        assert client.post("/v1/detect", content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
+    finally:
+        serve.shutdown()
+
+
+def test_replicas_that_share_nothing_are_refused():
+    with pytest.raises(ConfigError, match="at least 1"):
+        make_deployment(Recipe(), replicas=0)
