@@ -1,13 +1,24 @@
 """The server as a whole: its queue, its schema, the archive behind it, URLs, the command, and Ray."""
 
 import asyncio
+import contextlib
 import http.server
 import socket
 import threading
 
 import pytest
+import schemathesis
 from http_client import ask, b64, detect
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from picture_files import encode, noise
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 from test_cli import Run, assert_one_sentence, owl_swin  # noqa: F401
 
 from owl_swin.detector import Detector
@@ -119,69 +130,32 @@ def test_a_cache_holds_so_many_bytes_and_forgets_what_was_not_asked_for():
     assert (cache.get(b"d"), len(cache), cache.hits, cache.misses) == (None, 2, 3, 2)
 
 
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
 # --- The schema ----------------------------------------------------------------------------------------------------
 
 
-def test_what_the_schema_allows_is_answered_as_the_schema_says(detector):
-    import schemathesis
-    from hypothesis import HealthCheck, Phase, settings
-    from schemathesis.checks import not_a_server_error
-    from schemathesis.openapi.checks import (
-        content_type_conformance,
-        response_schema_conformance,
-        status_code_conformance,
-    )
-
-    app = create_app(detector, ServerSettings(max_body_bytes=2**20))
-    document = ask(app, "GET", "/openapi.json").json()
-    schema = schemathesis.openapi.from_dict(document)
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_what_comes_is_answered_as_the_schema_says(detector, mode):
+    app = create_app(detector, ServerSettings(open_to_all=True))
     asked = []
-    for operation in schema.get_all_operations():
-        case_of = operation.ok().as_strategy()
+    for operation in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():
+        every = {"max_examples": 10, "derandomize": True, "database": None, "deadline": None}
 
-        @settings(
-            max_examples=12, derandomize=True, database=None, deadline=None, phases=[Phase.explicit, Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
-        @__import__("hypothesis").given(case=case_of)
+        @given(case=operation.ok().as_strategy(generation_mode=mode))
+        @settings(**every, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
         def try_it(case):
-            told = case.as_transport_kwargs(base_url="http://localhost")
-            response = asgi(app, told)
+            response = case.call()
             asked.append(response.status_code)
-            assert response.status_code < 500 or response.status_code == 503
-            case.validate_response(
-                response,
-                checks=[
-                    not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
-                ],
-            )  # fmt: skip
+            case.validate_response(response, checks=CHECKS)
 
-        try_it()
+        # A path without parameters cannot be asked wrongly.
+        with contextlib.suppress(Unsatisfiable):
+            try_it()
     app.state.serving.close()
-    assert len(asked) > 60 and 200 in asked and 422 in asked
+    assert len(asked) > 40 and 422 in asked
+    assert 200 in asked or mode is GenerationMode.NEGATIVE
 
-
-def asgi(app, told: dict):
-    """A request that schemathesis made, as requests' own response, which it checks."""
-    import requests
-    from schemathesis.core.transport import Response
-
-    made = requests.Request(**{k: v for k, v in told.items() if k in REQUEST}).prepare()
-    content = made.body.encode() if isinstance(made.body, str) else made.body
-    headers = {k: v for k, v in made.headers.items() if k.lower() != "content-length"}
-    answer = ask(app, made.method, made.url, content=content, headers=headers)
-    return Response(
-        status_code=answer.status_code,
-        headers={k.lower(): [v] for k, v in answer.headers.items()},
-        content=answer.content,
-        request=made,
-        elapsed=0.0,
-        verify=False,
-        http_version="1.1",
-    )
-
-
-REQUEST = {"method", "url", "headers", "files", "data", "json", "params", "cookies"}
 
 # --- The archive ---------------------------------------------------------------------------------------------------
 
@@ -359,17 +333,16 @@ def test_the_pages_of_the_demo_stand_beside_the_api(detector):
     app.state.serving.close()
 
 
-def test_replicas_on_ray_answer_what_the_python_call_answers(local_ray, model_file):
+def test_a_replica_on_ray_answers_what_the_python_call_answers(local_ray, model_file):
     import httpx
     from ray import serve
 
-    settings = ServerSettings(token="open-sesame", max_batch=1)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    recipe = Recipe(str(model_file), "cpu", settings=settings)
+    recipe = Recipe(str(model_file), "cpu", settings=ServerSettings(token="open-sesame", max_batch=1))
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        serve.run(make_deployment(recipe, replicas=2, cpus=0.5), name="owl_swin", route_prefix="/")
+        serve.run(make_deployment(recipe, replicas=1, cpus=0.5), name="owl_swin", route_prefix="/")
         client = httpx.Client(
             base_url=f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer open-sesame"}, timeout=30
         )

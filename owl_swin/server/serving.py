@@ -163,7 +163,8 @@ class Serving:
         return joined
 
     async def _fresh(self, run: list[AskedQuery]) -> QueryEmbeddings:
-        key = await self._in_reader(_key_of_run, run)
+        shows = any(query.shown() for query in run)
+        key = await self._in_reader(_key_of_run, run) if shows else _key_of_run(run)
         if (known := self.queries.get(key)) is not None:
             return known
         for query in run:
