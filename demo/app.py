@@ -27,7 +27,9 @@ HEADER = """<header class="owl-header">{owl}
 <p class="owl-model">{model}</p>
 <button type="button" class="owl-theme" aria-label="Switch between light and dark">◐</button></header>"""
 
-SWITCH = """element.querySelector('.owl-theme').addEventListener('click', () => document.body.classList.toggle('dark'));"""
+SWITCH = (
+    """element.querySelector('.owl-theme').addEventListener('click', () => document.body.classList.toggle('dark'));"""
+)
 
 
 def build_demo(detector: Detector, *, index: RegionIndex | None = None, folders: bool = False) -> gr.Blocks:

@@ -95,16 +95,16 @@ def _runs(numbers: Tensor) -> list[tuple[int, int]]:
     return list(zip(starts, ends, strict=True))
 
 
-def paint(picture: Image.Image, values: Tensor, side: int) -> str:
-    """The picture in grey, with the values [h, w] as light on their patches."""
+def paint(picture: Image.Image, values: Tensor, side: int, *, power: float = 0.5) -> str:
+    """The picture in grey, with the values [h, w] as light on their patches; a low ``power`` shows faint ones too."""
     shown = picture.copy()
     shown.thumbnail((side, side))
-    shares = (values / values.max().clamp(min=1e-9)).sqrt().cpu().numpy()
+    shares = (values / values.max().clamp(min=1e-9)).pow(power).cpu().numpy()
     patches = Image.fromarray((255 * shares).round().astype(np.uint8)).resize(shown.size, Image.Resampling.NEAREST)
     steps = np.asarray(patches)
     colours = [np.interp(steps, np.linspace(0, 255, len(STARTS)), [c[i] for c in STARTS]) for i in range(3)]
     light = np.stack(colours, -1)
-    grey = np.asarray(shown.convert("L"), dtype=np.float32)[..., None].repeat(3, -1) * 0.62
+    grey = np.asarray(shown.convert("L"), dtype=np.float32)[..., None].repeat(3, -1) * 0.72
     opacity = (0.8 * steps[..., None] / 255) ** 0.9
     return data_uri(Image.fromarray((grey * (1 - opacity) + light * opacity).round().astype(np.uint8)), side)
 
@@ -125,7 +125,8 @@ def show(looked: Looked, view: str, head: int) -> tuple[dict, dict, str]:
     photo, block = looked.photo, looked.blocks[looked.chosen]
     picture = photo.open()
     cell = looked.cell(block)
-    src = paint(picture, values_of(looked, looked.chosen, view, head), SHOWN_PX)
+    power = 0.3 if view == REACH else 0.5
+    src = paint(picture, values_of(looked, looked.chosen, view, head), SHOWN_PX, power=power)
     marks = {
         "lines": borders(block, photo),
         "parts": window_parts(block, photo, cell) if view == BLOCK else [],
@@ -133,7 +134,7 @@ def show(looked: Looked, view: str, head: int) -> tuple[dict, dict, str]:
     }
     items = [
         {
-            "src": paint(picture, values_of(looked, i, view, head), THUMBNAIL_PX),
+            "src": paint(picture, values_of(looked, i, view, head), THUMBNAIL_PX, power=power),
             "title": f"stage {one.stage + 1}, block {one.block + 1}, {kind(one)}",
             "caption": f"{one.stage + 1}.{one.block + 1} {kind(one)}",
         }
@@ -172,23 +173,25 @@ def words(looked: Looked, view: str) -> str:
         return "\n\n".join(lines)
     if block.stage and block.block == 0:
         lines.append(
-            f"Before this stage, each 2 × 2 neighbours were **merged** into one: patches are now {px} px wide, with twice "
-            "the channels, and the same window covers four times the area."
+            f"Before this stage, each 2 × 2 neighbours were **merged** into one: patches are now {px} px wide, with "
+            "twice the channels, and the same window covers four times the area."
         )
     lines.append(
         f"The map has {height} × {width} patches of {px} px, in {count} window{'s' * (count > 1)} of {m} × {n}."
     )
     if any(block.shift_hw):
         lines.append(
-            f"The windows have **shifted** by {block.shift_hw[0]} × {block.shift_hw[1]} patches, so that neighbours which a "
-            "border had parted now meet. At the rim a window is put together from parts of opposite sides (the *cyclic "
-            "shift*); a **mask** keeps these parts from seeing one another. Click near the rim: all parts of the window "
-            "are framed, but only the patch's own part is lit."
+            f"The windows have **shifted** by {block.shift_hw[0]} × {block.shift_hw[1]} patches, so that neighbours "
+            "which a border had parted now meet. At the rim a window is put together from parts of opposite sides (the "
+            "*cyclic shift*); a **mask** keeps these parts from seeing one another. Click near the rim: all parts of "
+            "the window are framed, but only the patch's own part is lit."
         )
     elif block.block % 2:
         lines.append("One window covers the map, so there is nothing to shift: every patch sees all others.")
     elif count > 1:
-        lines.append("The framed window is **all that the chosen patch sees**; the light is how much it attends to each.")
+        lines.append(
+            "The framed window is **all that the chosen patch sees**; the light is how much it attends to each."
+        )
     if count > 1:
         lines.append(
             f"That makes {pairs:,} pairs of patches to compare; without windows it would be {everything:,}, "
@@ -210,11 +213,13 @@ def build(detector: Detector) -> None:
                 before = gr.Button("‹ Block before", size="md", elem_id="inside-before", min_width=110)
                 after = gr.Button("Next block ›", variant="primary", size="md", elem_id="inside-next", min_width=110)
             view = gr.Radio([BLOCK, REACH], value=BLOCK, label="What the light shows", elem_id="inside-view")
-            head = gr.Slider(0, 16, 0, step=1, label="Head", info="Attention has several; 0 is the mean of all.")
+            head = gr.Slider(
+                0, 16, 0, step=1, label="Head", info="0 is the mean of all; a block with fewer shows its last."
+            )
             upload = gr.UploadButton("Choose a photo", file_types=["image"], elem_id="inside-upload", size="md")
             if samples():
                 gr.Markdown("Or look into one of these", elem_classes="owl-small")
-                strip_ = strip(items=sample_items(), elem_id="inside-samples")
+                strip_ = strip(items=sample_items(), elem_id="inside-samples", elem_classes="owl-samples")
 
     shown = [photo, blocks, text]
     settings = [view, head]

@@ -63,6 +63,7 @@ def build(detector: Detector) -> None:
         with gr.Column(scale=2, min_width=280):
             upload = gr.UploadButton("Choose a photo", file_types=["image"], elem_id="name-upload")
             names = gr.Textbox(
+                "",
                 label="What to find",
                 info=HELP,
                 placeholder="a person, a red mug, a dog",
@@ -72,7 +73,13 @@ def build(detector: Detector) -> None:
             )
             find = gr.Button("Find", variant="primary", elem_id="name-find")
             threshold = gr.Slider(
-                FLOOR, 1, 0.2, step=0.01, label="Threshold", info="Lowest score that is shown.", elem_id="name-threshold"
+                FLOOR,
+                1,
+                0.2,
+                step=0.01,
+                label="Threshold",
+                info="Lowest score that is shown.",
+                elem_id="name-threshold",
             )
             with gr.Accordion("More settings", open=False):
                 overlap = gr.Slider(
@@ -86,7 +93,7 @@ def build(detector: Detector) -> None:
                 size = gr.Radio(list(sizes), value=normal, label="Detail", info="Finer finds smaller things, slower.")
             if samples():
                 gr.Markdown("Or try one of these", elem_classes="owl-small")
-                strip_ = strip(items=sample_items(), elem_id="name-samples")
+                strip_ = strip(items=sample_items(), elem_id="name-samples", elem_classes="owl-samples")
 
     shown = [photo, downloads_]
 

@@ -17,20 +17,24 @@ SCRIPT = (HERE / "stage.js").read_text()
 STYLE = (HERE / "style.css").read_text()
 # Put into the page with a piece, so that pages look and work the same wherever the Blocks are mounted.
 HEAD = f"<script>{SCRIPT}</script>"
-NO_PHOTO = {"title": "Drop a photo here", "text": "or click to choose one, or paste one"}
+HOW = "or click to choose one, or paste one"
+NO_PHOTO = ("Drop a photo here", HOW)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def stage(mode: str, *, upload: str = "", table: bool = False, **options: Any) -> gr.HTML:
+def stage(
+    mode: str, *, upload: str = "", table: bool = False, empty: tuple[str, str] = NO_PHOTO, **options: Any
+) -> gr.HTML:
     """A place for one photo. ``mode``: "look", "draw" (tells "drawn"), "point" (tells "pointed").
 
     ``upload``: id of the upload button that takes what is dropped or pasted here. With ``table``, what is marked is
-    listed below; a note may offer a number, which clicking it tells by "asked".
+    listed below; a note may offer a number, which clicking it tells by "asked". ``empty``: title and text without a
+    photo.
     """
     return gr.HTML(
-        value=no_photo(),
+        value=no_photo(*empty),
         html_template='<div class="owl-stage"></div>',
         js_on_load='owlStage(element, props, trigger, watch); // "drawn" "pointed" "asked"',
         head=HEAD,
@@ -67,7 +71,7 @@ def files(**options: Any) -> gr.HTML:
     )
 
 
-def no_photo(title: str = NO_PHOTO["title"], text: str = NO_PHOTO["text"]) -> dict[str, Any]:
+def no_photo(title: str = NO_PHOTO[0], text: str = NO_PHOTO[1]) -> dict[str, Any]:
     """What a stage shows before there is a photo."""
     return {"src": "", "title": title, "text": text}
 

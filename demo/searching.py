@@ -1,6 +1,7 @@
 """Search: an archive of pictures, and where in it a thing is."""
 
 import importlib.util
+import math
 import queue
 import tempfile
 import threading
@@ -14,12 +15,16 @@ import gradio as gr
 from owl_swin import ArchiveError, Detector, Exemplar, ImageError, IndexProgress, Match, MissingExtraError, RegionIndex
 from owl_swin.demo.asking import FLOOR
 from owl_swin.demo.photos import Photo, crop_uri, samples, take_photo
-from owl_swin.demo.pieces import no_photo, stage, stage_value, strip, strip_value, told
+from owl_swin.demo.pieces import HOW, no_photo, stage, stage_value, strip, strip_value, told
 
 LIMIT = 24
+# What the samples are asked for.
+TRIED = "a cat"
 # Uploads are handed to the archive so many at a time, so that the bar moves.
 BATCH = 8
 NOT_INSTALLED = str(MissingExtraError("Searching an archive", "search"))
+NO_SOURCE = ("Drop a photo of the thing", HOW)
+NO_RESULT = ("Results come here", "Add photos, then search in them by a name or an example.")
 PICTURES = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
 
 
@@ -39,11 +44,12 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """What stands in the tab: the archive, what it answered, which answer is looked at, and an example to look for."""
+    """What stands in the tab: the archive, its answers, the one that is looked at, what was asked, and an example."""
 
     archive: Archive | None = None
     matches: tuple[Match, ...] = ()
     chosen: int = -1
+    asked: Any = None
     source: Photo | None = None
     box_xyxy: tuple[float, float, float, float] | None = None
 
@@ -117,9 +123,24 @@ def told_stats(archive: Archive | None) -> str:
 def search(searched: Searched, query: Any, threshold: float) -> Searched:
     """The best regions of the archive for a query."""
     if searched.archive is None:
-        raise ArchiveError("there are no photos to search in yet; index some first")
+        raise ArchiveError("there are no photos to search in yet; add some first")
     matches = searched.archive.index.search(query, limit=LIMIT, threshold=threshold)
-    return replace(searched, matches=tuple(matches), chosen=0 if matches else -1)
+    return replace(searched, matches=tuple(matches), chosen=0 if matches else -1, asked=query)
+
+
+def note_of_nothing(searched: Searched) -> dict[str, Any] | None:
+    """What to do when nothing in the archive answers."""
+    if searched.asked is None or searched.archive is None:
+        return None
+    nearest = searched.archive.index.search(searched.asked, limit=1)
+    advice = "Use a plainer word, or search by an example."
+    if not nearest or (lower := math.floor(100 * nearest[0].score) / 100) < FLOOR:
+        return {"text": f"Nothing like it is in these photos. {advice}"}
+    return {
+        "text": f"Nothing reaches the threshold. Nearest is a region with a score of {nearest[0].score:.2f}. {advice}",
+        "action": f"Lower the threshold to {lower:.2f}",
+        "value": lower,
+    }
 
 
 def item(archive: Archive, match: Match) -> dict[str, Any]:
@@ -132,25 +153,22 @@ def item(archive: Archive, match: Match) -> dict[str, Any]:
     return {"src": src, "title": f"{name}, score {match.score:.3f}", "caption": name, "badge": f"{match.score:.2f}"}
 
 
-def show(searched: Searched, *, named: str = "") -> tuple[dict, dict]:
-    """The strip of matches, and the photo of the one that is looked at."""
-    archive = searched.archive
-    if archive is None:
-        return strip_value([], empty=""), no_photo("Results come here", "index some photos, then search in them")
-    empty = "Nothing in these photos reaches the threshold. Lower it, use a plainer word, or search by an example."
-    items = [item(archive, match) for match in searched.matches]
-    return strip_value(items, empty=empty, chosen=searched.chosen), show_match(searched, named)
+def show(searched: Searched, *, named: str = "match") -> tuple[dict, dict, Any]:
+    """The strip of matches, the photo of the one that is looked at, and whether there is one."""
+    if searched.archive is None or not searched.matches:
+        return strip_value([]), {**no_photo(*NO_RESULT), "note": note_of_nothing(searched)}, gr.update(visible=False)
+    items = [item(searched.archive, match) for match in searched.matches]
+    return strip_value(items, chosen=searched.chosen), show_match(searched, named), gr.update(visible=True)
 
 
-def show_match(searched: Searched, named: str = "") -> dict:
+def show_match(searched: Searched, named: str) -> dict:
     """The photo of the match that is looked at, with its box."""
-    if searched.chosen < 0 or searched.archive is None:
-        return no_photo("Results come here", "click one to see its photo")
     match = searched.matches[searched.chosen]
     try:
+        assert searched.archive is not None
         photo = take_photo(searched.archive.index.open_picture(match.image_id), Path(match.path).name)
     except ImageError as error:
-        return {**no_photo("This photo is gone", str(error))}
+        return no_photo("This photo is gone", str(error))
     mark = {"box": match.box_xyxy, "label": named or "match", "score": match.score, "query": 0, "patch": None}
     return stage_value(photo, boxes=[mark], note={"text": match.path})
 
@@ -168,7 +186,12 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
             stats = gr.Markdown(told_stats(attached), elem_id="search-stats")
             with gr.Row(elem_classes="owl-buttons"):
                 many = gr.UploadButton(
-                    "Add photos", file_types=["image"], file_count="multiple", size="md", elem_id="search-files", min_width=110
+                    "Add photos",
+                    file_types=["image"],
+                    file_count="multiple",
+                    size="md",
+                    elem_id="search-files",
+                    min_width=110,
                 )
                 folder_up = gr.UploadButton(
                     "Add a folder", file_count="directory", size="md", elem_id="search-folder-upload", min_width=110
@@ -176,7 +199,11 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
             if folders:
                 with gr.Row(elem_classes="owl-buttons"):
                     folder = gr.Textbox(
-                        label="A folder of this machine", placeholder="/home/me/photos", elem_id="search-folder", scale=3
+                        "",
+                        label="A folder of this machine",
+                        placeholder="/home/me/photos",
+                        elem_id="search-folder",
+                        scale=3,
                     )
                     add = gr.Button("Index it", size="md", elem_id="search-index", scale=1, min_width=90)
             if samples() and attached is None:
@@ -184,11 +211,17 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
             progress = gr.HTML("", elem_id="search-progress", apply_default_css=False)
             gr.Markdown("#### 2 · What to look for", elem_classes="owl-step")
             text = gr.Textbox(
-                label="A name", placeholder="a red mug", elem_id="search-text", info="Enter searches.", lines=1, max_lines=1
+                "",
+                label="A name",
+                placeholder="a red mug",
+                elem_id="search-text",
+                info="Enter searches.",
+                lines=1,
+                max_lines=1,
             )
             find = gr.Button("Search", variant="primary", elem_id="search-find")
             with gr.Accordion("Or show an example", open=False):
-                source = stage("draw", upload="search-source-upload", elem_id="search-source")
+                source = stage("draw", upload="search-source-upload", empty=NO_SOURCE, elem_id="search-source")
                 source_upload = gr.UploadButton(
                     "Choose a photo of the thing", file_types=["image"], elem_id="search-source-upload", size="md"
                 )
@@ -197,10 +230,10 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
         with gr.Column(scale=3, min_width=300):
             gr.Markdown("#### 3 · Where it is\nBest first; click one to see its photo.", elem_classes="owl-step")
             matches = strip(grid=True, elem_id="search-results")
-            photo = stage("look", elem_id="search-photo")
-            more = gr.Button("More like this", size="md", elem_id="search-more")
+            photo = stage("look", empty=NO_RESULT, elem_id="search-photo")
+            more = gr.Button("More like this", size="md", elem_id="search-more", visible=False)
 
-    results = [matches, photo]
+    results = [matches, photo, more]
 
     def with_archive(searched: Searched) -> Searched:
         return searched if searched.archive is not None else replace(searched, archive=attached)
@@ -210,14 +243,14 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
         archive = searched.archive
         if archive is None or archive.folder is None:
             archive = Archive.own(detector)
-        return replace(searched, archive=archive, matches=(), chosen=-1), archive
+        return replace(searched, archive=archive, matches=(), chosen=-1, asked=None), archive
 
     def adding(searched: Searched, news: Iterator[str]) -> Iterator[tuple]:
         last = bar(0, 1, "Starting …")
         yield searched, last, gr.skip(), *show(searched)
         for last in news:
-            yield searched, last, gr.skip(), gr.skip(), gr.skip()
-        yield searched, last, told_stats(searched.archive), gr.skip(), gr.skip()
+            yield searched, last, *[gr.skip()] * 4
+        yield searched, last, told_stats(searched.archive), *[gr.skip()] * 3
 
     @told
     def on_files(paths: list[str], searched: Searched):
@@ -232,7 +265,10 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
     @told
     def on_try(searched: Searched):
         searched, archive = own_archive(searched)
-        yield from adding(searched, index_files(archive, [one.path for one in samples()]))
+        for step in adding(searched, index_files(archive, [one.path for one in samples()])):
+            yield gr.skip(), gr.skip(), *step
+        searched = search(searched, TRIED, 0.0)
+        yield TRIED, 0, searched, gr.skip(), told_stats(archive), *show(searched, named=TRIED)
 
     @told
     def on_text(text_: str, threshold_: float, searched: Searched):
@@ -256,9 +292,18 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
         return searched, *show(searched)
 
     @told
+    def on_asked(event: gr.EventData, searched: Searched, text_: str):
+        searched = search(searched, searched.asked, event.value)
+        return event.value, searched, *show(searched, named=text_)
+
+    @told
     def on_picked(event: gr.EventData, searched: Searched, text_: str):
         searched = replace(searched, chosen=event.index)
-        return searched, *show(searched)
+        return (
+            searched,
+            strip_value([item(searched.archive, m) for m in searched.matches], chosen=event.index),
+            show_match(searched, text_),
+        )
 
     @told
     def on_source(path: str, searched: Searched):
@@ -276,10 +321,11 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
     if folders:
         gr.on([add.click, folder.submit], on_folder, [folder, state], added, **quiet)
     if samples() and attached is None:
-        try_.click(on_try, [state], added, **quiet)
+        try_.click(on_try, [state], [text, threshold, *added], **quiet)
     gr.on([find.click, text.submit], on_text, [text, threshold, state], [state, *results], **busy)
     source_upload.upload(on_source, [source_upload, state], [state, source], **quiet)
     source.drawn(on_drawn, [state], [state], **quiet)
     like.click(on_like, [threshold, state], [state, *results], **busy)
     more.click(on_more, [threshold, state], [state, *results], **busy)
-    matches.picked(on_picked, [state, text], [state, *results], **quiet)
+    matches.picked(on_picked, [state, text], [state, matches, photo], **quiet)
+    photo.asked(on_asked, [state, text], [threshold, state, *results], **quiet)

@@ -1,6 +1,6 @@
 """Show it: a box around a thing in one photo, and where that thing is in another."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
@@ -9,11 +9,16 @@ from owl_swin import Detector, Exemplar, Query, draw_heat_map
 from owl_swin.demo.asking import FLOOR, Asked, answer, note_of_nothing, scales
 from owl_swin.demo.naming import downloads, split_names
 from owl_swin.demo.photos import SHOWN_PX, Photo, board, crop_uri, data_uri, sample_items, samples, take_photo
-from owl_swin.demo.pieces import files, no_photo, rows, stage, stage_value, strip, strip_value, told
+from owl_swin.demo.pieces import HOW, files, no_photo, rows, stage, stage_value, strip, strip_value, told
 
 BOXES, HEAT = "Boxes", "Where it fits"
 THING = "this thing"
-EMPTY = "No examples yet. Draw a box around the thing above and add it; several examples, and some of what it is not, make the answer better."
+NO_SOURCE = ("Drop a photo of the thing", HOW)
+NO_TARGET = ("Drop the photo to look in", HOW)
+EMPTY = (
+    "No examples yet. Draw a box around the thing above and add it; several examples, and some of what it is not, make "
+    "the answer better."
+)
 Box = tuple[float, float, float, float]
 
 
@@ -45,7 +50,7 @@ class Shown:
     source: Photo | None = None
     box_xyxy: Box | None = None
     examples: tuple[Example, ...] = ()
-    target: Asked = Asked()
+    target: Asked = field(default_factory=Asked)
 
 
 def as_query(examples: tuple[Example, ...], text: str, weight: float) -> Query | None:
@@ -75,7 +80,7 @@ def show_target(detector: Detector, shown: Shown, threshold: float, overlap: flo
     target = shown.target
     found = answer(detector, target, threshold, overlap)
     if target.photo is None:
-        return no_photo("Drop the photo to look in", "or click to choose one, or paste one"), {"files": []}
+        return no_photo(*NO_TARGET), {"files": []}
     if found is None or target.encoded is None:
         hint = None if shown.examples else {"text": "Add an example on the left, then its like is looked for here."}
         return stage_value(target.photo, note=hint), {"files": []}
@@ -93,7 +98,7 @@ def show_target(detector: Detector, shown: Shown, threshold: float, overlap: flo
 def show_source(shown: Shown) -> dict:
     """The photo to draw on, with the box so far."""
     if shown.source is None:
-        return no_photo("Drop a photo of the thing", "or click to choose one, or paste one")
+        return no_photo(*NO_SOURCE)
     return stage_value(shown.source, draft=list(shown.box_xyxy) if shown.box_xyxy else None)
 
 
@@ -129,7 +134,7 @@ def build(detector: Detector) -> None:
     with gr.Row(elem_classes="owl-columns"):
         with gr.Column(scale=1, min_width=300):
             gr.Markdown("#### 1 · Show the thing\nDrag a box around it, or click two corners.", elem_classes="owl-step")
-            source = stage("draw", upload="show-source-upload", elem_id="show-source")
+            source = stage("draw", upload="show-source-upload", empty=NO_SOURCE, elem_id="show-source")
             with gr.Row(elem_classes="owl-buttons"):
                 add = gr.Button("Add as example", variant="primary", size="md", elem_id="show-add", min_width=120)
                 add_not = gr.Button("Add as “not this”", size="md", elem_id="show-add-not", min_width=120)
@@ -144,6 +149,7 @@ def build(detector: Detector) -> None:
                         for label in ("xmin", "ymin", "xmax", "ymax")
                     ]
                 words = gr.Textbox(
+                    "",
                     label="Words for it",
                     info="Optional: what it is called, used together with the examples.",
                     placeholder="a tabby cat",
@@ -152,15 +158,17 @@ def build(detector: Detector) -> None:
                 weight = gr.Slider(0, 1, 0.5, step=0.05, label="Examples against words", info="1: examples alone.")
             if samples():
                 gr.Markdown("Or draw on one of these", elem_classes="owl-small")
-                strip_ = strip(items=sample_items(), elem_id="show-samples")
+                strip_ = strip(items=sample_items(), elem_id="show-samples", elem_classes="owl-samples")
         with gr.Column(scale=1, min_width=300):
-            gr.Markdown("#### 2 · See where else it is\nIn any other photo, or in the same one.", elem_classes="owl-step")
-            target = stage("look", upload="show-target-upload", table=True, elem_id="show-target")
+            gr.Markdown(
+                "#### 2 · See where else it is\nIn any other photo, or in the same one.", elem_classes="owl-step"
+            )
+            target = stage("look", upload="show-target-upload", empty=NO_TARGET, table=True, elem_id="show-target")
             view = gr.Radio(
                 [BOXES, HEAT],
                 value=BOXES,
                 label="View",
-                info="Where it fits: how like your examples every patch of the photo is, and which patch gave a box.",
+                info="Where it fits: how like your examples each patch is. Point at a box to see the patch it is from.",
                 elem_id="show-view",
             )
             threshold = gr.Slider(FLOOR, 1, 0.2, step=0.01, label="Threshold", elem_id="show-threshold")
@@ -235,7 +243,8 @@ def build(detector: Detector) -> None:
     @told
     def on_try(*settings_: Any):
         answered = ask(try_it(), *settings_)
-        return answered[0], show_source(answered[0]), show_examples(answered[0]), *answered[1:]
+        shown = answered[0]
+        return shown, show_source(shown), *numbers(None), show_examples(shown), *answered[1:]
 
     @told
     def on_settings(shown: Shown, *settings_: Any):
@@ -281,4 +290,4 @@ def build(detector: Detector) -> None:
     target.asked(on_asked, [state, overlap, view, size], [threshold, *sides], **quiet)
     if samples():
         strip_.picked(on_sample, [state], drawn, **quiet)
-        tried.click(on_try, settings, [state, source, examples, *sides], **busy)
+        tried.click(on_try, settings, [*drawn, examples, *sides], **busy)

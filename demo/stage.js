@@ -35,6 +35,8 @@
     const table = make("div", "owl-table");
     frame.append(photo, svg, labels);
     root.append(empty, frame, note, table);
+    root.classList.toggle("owl-shut", !props.upload);
+    empty.disabled = !props.upload;
     let state = {};
     let draft = null; // [x0, y0, x1, y1] in pixels of the photo
     let corner = null; // the first of two clicks
