@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -71,10 +72,8 @@ def create_app(
 
 def build_demo(detector: Detector, *, index: Any = None) -> Any:
     """The Gradio pages that come with the package."""
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("the demo", "demo") from None
+    if find_spec("gradio") is None:
+        raise MissingExtraError("the demo", "demo")
     from owl_swin.demo.app import build_demo as build
 
     return build(detector, index=index)

@@ -36,11 +36,12 @@ class Work:
 
 
 class Batcher:
-    """One thread that owns the model, and the queue before it.
+    """The threads that run the model, and the queue before them.
 
     ``encode`` gets pictures of one shape, at most ``max_batch``, and gives back one encoding each, in order. The oldest
     work is always next; others of its shape join it, also younger ones, and it waits at most ``max_wait_s`` for them.
-    A work whose future was cancelled is dropped unless it runs already.
+    A work whose future was cancelled is dropped unless it runs already. With several ``workers``, ``on_start`` is told
+    before each batch how many of them are at work, this one included.
     """
 
     def __init__(
@@ -50,17 +51,21 @@ class Batcher:
         max_batch: int,
         max_wait_s: float,
         queue_size: int,
+        workers: int = 1,
+        on_start: Callable[[int], None] = lambda n_busy: None,
         on_batch: Callable[[Sequence[Work], float], None] = lambda works, seconds: None,
         on_drop: Callable[[int], None] = lambda n: None,
     ):
-        self._encode, self._on_batch, self._on_drop = encode, on_batch, on_drop
+        self._encode, self._on_start, self._on_batch, self._on_drop = encode, on_start, on_batch, on_drop
         self._max_batch, self._max_wait_s, self._queue_size = max_batch, max_wait_s, queue_size
         self._queue: deque[Work] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._work_s = 0.0  # of one work, a running mean
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._thread.start()
+        self._n_busy = 0
+        self._threads = [threading.Thread(target=self._run, name=f"model-{i}", daemon=True) for i in range(workers)]
+        for thread in self._threads:
+            thread.start()
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -68,7 +73,7 @@ class Batcher:
     @property
     def alive(self) -> bool:
         """Whether works will still be done."""
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def seconds_left(self) -> float:
@@ -86,23 +91,27 @@ class Batcher:
         return work.future
 
     def close(self) -> None:
-        """Does what waits, takes nothing more, and returns when the thread has ended."""
+        """Does what waits, takes nothing more, and returns when the threads have ended."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         while batch := self._next_batch():
             started = time.monotonic()
+            self._on_start(self._n_busy)
             outcomes = self._outcomes(batch)
+            with self._changed:
+                self._n_busy -= 1
             seconds = time.monotonic() - started
             self._work_s += 0.2 * (seconds / len(batch) - self._work_s)
             self._on_batch(batch, seconds)
             _deliver(batch, outcomes)
 
     def _next_batch(self) -> list[Work]:
-        """The oldest work and what shares its pass; empty when the thread is to end."""
+        """The oldest work and what shares its pass, which then count as busy; empty when the thread is to end."""
         with self._changed:
             while True:
                 self._drop_cancelled()
@@ -117,6 +126,9 @@ class Batcher:
                 if oldest.shape is None or len(batch) == self._max_batch or left <= 0 or self._closing:
                     chosen = set(batch)
                     self._queue = deque(work for work in self._queue if work not in chosen)
+                    self._n_busy += 1
+                    if self._queue:
+                        self._changed.notify()
                     return batch
                 self._changed.wait(left)
 

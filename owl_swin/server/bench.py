@@ -311,8 +311,8 @@ async def _client(port: int, turn: Iterator[Case], load: Load, deadline: float) 
                 return
             if _count(load, case, head, body, time.perf_counter() - sent):
                 return
-            if head[9:12] == b"503":
-                await asyncio.sleep(0.05)
+            if head[9:12] == b"503":  # as told to: come again after a second
+                await asyncio.sleep(1.0)
 
 
 def _count(load: Load, case: Case, head: bytes, body: bytes, seconds: float) -> bool:

@@ -159,6 +159,9 @@ class DrainingServer(uvicorn.Server):
 
 def serve(app: FastAPI, settings: ServerSettings, *, access_log: bool = False) -> None:
     """Answers until SIGTERM or SIGINT. Where it listens goes to stderr."""
+    # A pass through the model wants Python's lock back after each of its hundreds of operations; by default another
+    # thread may keep it 5 ms every time.
+    sys.setswitchinterval(0.0005)
     listening = bind(settings.host, settings.port)
     make_server(app, settings, access_log=access_log).run([listening])
 

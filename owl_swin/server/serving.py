@@ -46,11 +46,14 @@ class Serving:
         self.queries: ByteCache[QueryEmbeddings] = ByteCache(settings.cache_bytes // 8, _bytes_of_queries)
         self.thumbnails: ByteCache[bytes] = ByteCache(settings.cache_bytes // 8, len)
         self.metrics = Metrics(self)
+        self._cores = torch.get_num_threads()
         self.batcher = Batcher(
             self._encode,
             max_batch=settings.max_batch,
             max_wait_s=settings.max_wait_s,
             queue_size=settings.queue_size,
+            workers=self._n_workers(),
+            on_start=self._share_cores,
             on_batch=self.metrics.on_batch,
             on_drop=self.metrics.on_drop,
         )
@@ -60,6 +63,17 @@ class Serving:
         self.waiting = 0  # works of admitted requests that have not ended
         self.held_bytes = 0  # of bodies that are being received or answered
         self.draining = False
+
+    def _n_workers(self) -> int:
+        if self.settings.model_threads:
+            return self.settings.model_threads
+        return 1 if self.detector.device.type != "cpu" else min(4, self._cores)
+
+    def _share_cores(self, n_busy: int) -> None:
+        """Passes that run at the same time share the cores; one that is alone has them all."""
+        threads = max(1, self._cores // n_busy)
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
 
     def warm_up(self) -> None:
         """One detection, so that the first client does not pay for what is made once."""

@@ -27,6 +27,8 @@ class ServerSettings:
     max_wait_s: float = 0.005
     queue_size: int = 256
     decode_threads: int = 0  # 0: as many as there are cores, at most 4
+    # Passes at the same time: on a CPU two small ones, a core each, are faster than one after the other on two cores.
+    model_threads: int = 0  # 0: one on an accelerator, on a CPU as many as there are cores, at most 4
     cache_bytes: int = 256 * MB
     # Limits of one request.
     max_body_bytes: int = 32 * MB
@@ -50,7 +52,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         # What may be 0; all other numbers are at least 1, and times more than 0.
-        lowest = {"port": 0, "cache_bytes": 0, "decode_threads": 0, "max_wait_s": 0, "drain_s": 0}
+        lowest = {"port": 0, "cache_bytes": 0, "decode_threads": 0, "model_threads": 0, "max_wait_s": 0, "drain_s": 0}
         for name in self.__slots__:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
