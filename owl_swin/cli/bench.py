@@ -78,6 +78,38 @@ def serve(
         raise typer.Exit(1)
 
 
+@app.command()
+def search(
+    sizes: Annotated[str, typer.Option(help="Numbers of regions, separated by commas.")] = "10000,100000,1000000",
+    queries: Annotated[int, typer.Option(help="Queries asked of each.")] = 200,
+    probes: Annotated[str, typer.Option(help="Partitions of the index that a search looks at.")] = "20,40,80",
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Time archives of synthetic regions: to build them, to search them, and what the index forgets.
+
+    Example: owl-swin bench search --json search.json
+    """
+    from owl_swin.detector import Detector
+    from owl_swin.errors import QueryError
+    from owl_swin.index.benchmark import benchmark_search
+
+    _prepare(json_out)
+    try:
+        counts, looks = ([int(part) for part in text.split(",")] for text in (sizes, probes))
+    except ValueError:
+        raise QueryError(f"--sizes and --probes are whole numbers between commas, got {sizes!r}, {probes!r}") from None
+    if min(counts) < 1000 or min(looks) < 1 or queries < 2:
+        raise QueryError("an archive to time has at least 1000 regions, 1 probe and 2 queries")
+    result = benchmark_search(
+        Detector.from_pretrained(device="cpu"),
+        counts,
+        queries=queries,
+        probes=looks,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    _tell(result, json_out)
+
+
 def _prepare(json_out: Path | None) -> None:
     """Finds out before the work whether its result can be kept."""
     if json_out is not None:

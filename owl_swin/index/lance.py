@@ -16,6 +16,11 @@ CARD = b"owl_swin"
 BATCH = 8192
 # Below this many regions a look at all of them is quicker than the detour over an index.
 INDEX_FROM = 20_000
+# Regions of one partition of the index, and the partitions that a search looks at: see `owl-swin bench search`.
+PARTITION = 1000
+PROBES = 20
+# An index is trained anew when the archive has so many times the regions; until then new ones are put in the old.
+GROWN = 3
 # Versions older than this are deleted: readers of other processes have long moved on.
 KEEP_VERSIONS = timedelta(hours=1)
 TABLES = ("pictures", "pending", "uploads", "regions")
@@ -79,10 +84,13 @@ class LanceStore:
             for batch in (query.where(condition) if condition else query).to_batches(BATCH):
                 yield self._rows(self._pa.Table.from_batches([batch]))
 
-    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: Where) -> Regions:
-        """About the ``k`` regions whose vectors have the highest inner product with ``vector [D]``."""
+    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: Where, probes: int | None = None) -> Regions:
+        """About the ``k`` regions whose vectors have the highest cosine to ``vector [D]``."""
         with self._told("searched"):
-            query = self._regions.search(vector.astype(np.float32), vector_column_name="vector").metric("dot").limit(k)
+            query = (
+                self._regions.search(vector.astype(np.float32), vector_column_name="vector").metric("cosine").limit(k)
+            )
+            query = query.nprobes(probes or PROBES)
             condition = where.expression(_quote)
             return self._rows((query.where(condition) if condition else query).to_arrow())
 
@@ -97,16 +105,20 @@ class LanceStore:
     def write(self, pictures: Sequence[Picture], regions: Regions | None) -> None:
         """Puts pictures with their regions in the place of whatever was known under their keys.
 
-        Four commits, of which a kill may leave some undone: the first names the pictures, so that ``recover`` knows.
+        A table changes in one commit, so that on a full disk what was known stays. A kill may come between two: the
+        first commit names the pictures, so that ``recover`` knows.
         """
         keys = [picture.key for picture in pictures]
         rows = [{field: getattr(picture, field) for field in Picture.__slots__} for picture in pictures]
         with self._told("written"):
             self._pending.add(self._pa.table({"key": keys}))
-            self._forget(keys)
+            known = self._pictures.count_rows(_among("key", keys)) > 0
             if regions is not None and len(regions):
-                self._regions.add(self._table(regions))
-            self._pictures.add(self._pa.Table.from_pylist(rows, schema=self._pictures.schema))
+                self._put(self._regions, self._table(regions), _among("picture", keys) if known else "")
+            elif known:
+                self._regions.delete(_among("picture", keys))
+            added = self._pa.Table.from_pylist(rows, schema=self._pictures.schema)
+            self._put(self._pictures, added, _among("key", keys) if known else "")
             self._pending.delete("true")
 
     def remove(self, keys: Sequence[str]) -> None:
@@ -136,6 +148,7 @@ class LanceStore:
         with self._told("written"):
             for table in (self._pictures, self._pending, self._uploads, self._regions):
                 table.optimize(cleanup_older_than=KEEP_VERSIONS)
+            self._index()
 
     def close(self) -> None:
         """Lets go of the tables."""
@@ -143,10 +156,32 @@ class LanceStore:
             with contextlib.suppress(Exception):
                 table.close()
 
+    def _index(self) -> None:
+        """Trains the index over the vectors when it is first worth it, and anew when the archive has become another."""
+        n = self._regions.count_rows()
+        trained = {index.name: int(index.name.rpartition("_")[2]) for index in self._regions.list_indices()}
+        if n < INDEX_FROM or any(n < GROWN * size for size in trained.values()):
+            return
+        from lancedb.index import IvfFlat
+
+        config = IvfFlat(
+            distance_type="cosine", num_partitions=max(1, n // PARTITION), max_iterations=15, sample_rate=64
+        )
+        self._regions.create_index("vector", config=config, name=f"vector_of_{n}", replace=True)
+        for name in trained:
+            self._regions.drop_index(name)
+
     def _forget(self, keys: Sequence[str]) -> None:
-        named = ", ".join(map(_quote, keys))
-        self._regions.delete(f"picture in ({named})")
-        self._pictures.delete(f"key in ({named})")
+        self._regions.delete(_among("picture", keys))
+        self._pictures.delete(_among("key", keys))
+
+    def _put(self, table: Any, rows: Any, instead_of: str) -> None:
+        """Adds rows, in the place of all that satisfy a condition, if there is one."""
+        if not instead_of:
+            table.add(rows)
+            return
+        change = table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
+        change.when_not_matched_by_source_delete(instead_of).execute(rows)
 
     def _create(self, card: Card, there: set[str]) -> None:
         schemas = _schemas(self._pa, card)
@@ -243,6 +278,10 @@ def _schemas(pa: Any, card: Card) -> dict[str, Any]:
 def _foreign(folder: Path) -> bool:
     """Whether a folder holds anything but the lock of an archive."""
     return folder.is_dir() and any(entry.name != "writer.lock" for entry in folder.iterdir())
+
+
+def _among(column: str, values: Sequence[str]) -> str:
+    return f"{column} in ({', '.join(map(_quote, values))})"
 
 
 def _quote(text: str) -> str:

@@ -49,6 +49,8 @@ class MilvusStore:
         self._client = self._connect()
         with self._told("opened"):
             there = self._client.has_collection(self._notes)
+            if there:
+                self._client.load_collection(self._notes)
             cards = self._rows(self._notes, 'key == "card"', ["text"]) if there else []
         if not cards:
             if create is None:
@@ -94,8 +96,8 @@ class MilvusStore:
             for rows in self._iterate(self._regions, where.expression(_quote), list(COLUMNS)):
                 yield self._as_regions(rows)
 
-    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: Where) -> Regions:
-        """About the ``k`` regions whose vectors have the highest inner product with ``vector [D]``."""
+    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: Where, probes: int | None = None) -> Regions:
+        """About the ``k`` regions whose vectors have the highest cosine to ``vector [D]``."""
         with self._told("searched"):
             (found,) = self._client.search(
                 self._regions,
@@ -179,7 +181,7 @@ class MilvusStore:
             raise MissingExtraError("an archive in Milvus", "milvus") from None
         lite = self._lite
         if lite:  # which reports in full what is told in a sentence here, and what only servers have
-            for name in ("pymilvus", "milvus_lite"):
+            for name in ("pymilvus", "milvus_lite", "grpc"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             client = MilvusClient(self._place, token="" if lite else os.environ.get(TOKEN, ""))
@@ -213,7 +215,7 @@ class MilvusStore:
             dim = vector_dim(card.embed_dim) if name == self._regions else 2
             schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
             index = self._client.prepare_index_params()
-            index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+            index.add_index("vector", index_type="AUTOINDEX", metric_type="COSINE")
             self._client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
         self._put(self._notes, [{"key": "card", "text": card.to_json(), "n": 1}])
 

@@ -63,7 +63,7 @@ def score_rows(detector: Detector, rows: Regions, queries: QueryEmbeddings) -> A
 
 
 def search_vector(query: QueryEmbeddings, calibration: CalibrationConfig) -> Array:
-    """The vector [D] of one query, whose inner product with a region's vector rises with the region's logit.
+    """The vector [D] of one query, whose cosine to a region's vector rises with the region's logit.
 
     Negatives have no part in it. A query of texts and exemplars has the weighted mean of two calibrated logits, which
     is linear in the region's vector too.
@@ -83,14 +83,21 @@ def search_vector(query: QueryEmbeddings, calibration: CalibrationConfig) -> Arr
 
 
 def best_of_nearest(
-    store: Store, detector: Detector, query: QueryEmbeddings, where: Where, choice: Choice, wanted: int
+    store: Store,
+    detector: Detector,
+    query: QueryEmbeddings,
+    where: Where,
+    choice: Choice,
+    wanted: int,
+    *,
+    probes: int | None = None,
 ) -> Ranked:
     """The best of what the store's index brings for one query; more is fetched as long as that yields more answers."""
     vector = search_vector(query, detector.model.config.calibration)
     fetch = min(MOST_FETCH, max(LEAST_FETCH, 2 ** math.ceil(math.log2(OVERSAMPLE * wanted))))
     before = -1
     while True:
-        rows = store.nearest(vector, fetch, where)
+        rows = store.nearest(vector, fetch, where, probes)
         exhausted = fetch >= MOST_FETCH or len(rows) < fetch
         if not len(rows):
             return np.zeros(0, np.float32), rows

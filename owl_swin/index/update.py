@@ -36,7 +36,7 @@ class Update:
         self._written = time.monotonic()
         self._done = self._total = 0
         self._ticks: deque[tuple[float, int]] = deque()
-        self._places: dict[str, tuple[str, str]] = {}  # key of each known place in the folder → its stamp and content
+        self._places: dict[str, tuple[str, str, float]] = {}  # key of each known place → stamp, content, time
         self._contents: set[str] = set()  # all that are in the archive
 
     def folder(self, folder: str, engine: Engine) -> IndexReport:
@@ -47,7 +47,7 @@ class Update:
         for picture in self._store.pictures():
             self._contents.add(picture.image_id)
             if not picture.uploaded and is_below(from_text(picture.path), folder):
-                self._places[picture.key] = (picture.stamp, picture.image_id)
+                self._places[picture.key] = (picture.stamp, picture.image_id, picture.modified)
         self._total = sum(1 for _ in walk(folder, lambda *_: None))
         if not self._total:
             self._refuse_empty(folder, len(self._places))
@@ -91,7 +91,7 @@ class Update:
         for path in paths:
             key = key_of(path)
             left.discard(key)
-            stamp, _ = self._places.get(key, ("", ""))
+            stamp, *_ = self._places.get(key, ("",))
             if stamp and stamp == stamp_of(path):
                 self._count("unchanged")
                 self._tell(path)
@@ -108,7 +108,7 @@ class Update:
         before = self._places.get(key)
         self._count("added" if before is None else "unchanged" if before[1] == seen.image_id else "changed")
         picture = _picture(seen, key)
-        if before is None or before[1] != seen.image_id or before[0] != picture.stamp:
+        if before != (picture.stamp, picture.image_id, picture.modified):
             self._add(picture, seen)
         if len(self._part) >= PART or time.monotonic() - self._written > PART_S:
             self._write()

@@ -1,0 +1,120 @@
+"""Times of search in archives of synthetic regions, and how much their index forgets."""
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from owl_swin.detector import Detector
+from owl_swin.index import lance
+from owl_swin.index.lance import LanceStore
+from owl_swin.index.ranking import Choice, best_of_nearest, one_query, search_vector
+from owl_swin.index.store import Card, Regions, Where
+from owl_swin.index.synthetic import EMBED_DIM, PER_PICTURE, Synthetic, batches
+from owl_swin.types import QueryEmbeddings
+
+BEST = 10
+PROTOCOL = (
+    "Synthetic regions of 256 dimensions, 20 a picture, in 5000 kinds whose frequencies fall as 1 / rank, with shifts, "
+    "scales and cosines spread as measured on photographs. Half of the queries are further regions of these kinds "
+    "(what an exemplar gives), half lie at cosine 0.35 to a kind (what a name gives). Each asks for the 10 best: index, "
+    "exact scores and choice, all but the encoding of the query; the files have been read before. recall_at_10 is the "
+    "share of the 10 best by exact score of all regions."
+)
+
+
+def benchmark_search(
+    detector: Detector,
+    sizes: Sequence[int] = (10_000, 100_000, 1_000_000),
+    *,
+    queries: int = 200,
+    probes: Sequence[int] = (20, 40, 80, 160),
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """A row for each size and number of partitions that are looked at, in a LanceDB of a temporary folder.
+
+    ``detector`` has embeddings of 256 dimensions; only its scores are used.
+    """
+    rows = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="owl_swin-bench-") as folder:
+            for row in _one_size(detector, Path(folder) / "bench.lance", size, queries, probes):
+                rows.append(row)
+                tell(" ".join(f"{key} {value}" for key, value in row.items()))
+    return {
+        "protocol": PROTOCOL,
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "rows": rows,
+    }
+
+
+def _one_size(detector: Detector, path: Path, size: int, n_queries: int, probes: Sequence[int]):
+    made = Synthetic(0)
+    store = LanceStore(str(path), create=Card("synthetic", "", 320, EMBED_DIM))
+    written, build_s = [], 0.0
+    for pictures, regions in batches(made, size):
+        written.append(regions.vectors)
+        start = time.perf_counter()
+        store.write(pictures, regions)
+        build_s += time.perf_counter() - start
+    start = time.perf_counter()
+    store.settle()
+    index_s = time.perf_counter() - start
+    asked = _queries(made, n_queries)
+    best = _exact(np.concatenate(written), asked, detector)
+    indexed = size >= lance.INDEX_FROM
+    for n_probes in probes if indexed else (0,):
+        times, shares = [], []
+        for i in range(-10, n_queries):  # the first few warm up
+            one = one_query(asked, max(i, 0))
+            start = time.perf_counter()
+            _, rows = best_of_nearest(store, detector, one, Where(), Choice(), BEST, probes=n_probes or None)
+            if i >= 0:
+                times.append(1000 * (time.perf_counter() - start))
+                shares.append(len(best[i] & _numbers(rows)) / BEST)
+        half = n_queries // 2
+        yield {
+            "n_regions": size,
+            "write_s": round(build_s, 1),
+            "index_s": round(index_s, 1),
+            "bytes_per_region": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) // size,
+            "partitions": size // lance.PARTITION if indexed else 0,
+            "probes": n_probes,
+            "recall_at_10": round(float(np.mean(shares)), 4),
+            "recall_exemplars": round(float(np.mean(shares[:half])), 4),
+            "recall_names": round(float(np.mean(shares[half:])), 4),
+            "p50_ms": round(float(np.median(times)), 2),
+            "p95_ms": round(float(np.percentile(times, 95)), 2),
+        }
+    store.close()
+
+
+def _queries(made: Synthetic, n: int) -> QueryEmbeddings:
+    embeds = torch.from_numpy(np.concatenate([made.embeds(n // 2), made.names(n - n // 2)]))
+    routes = ("exemplar",) * (n // 2) + ("text",) * (n - n // 2)
+    return QueryEmbeddings(embeds, tuple(map(str, range(n))), routes)
+
+
+def _exact(vectors: np.ndarray, asked: QueryEmbeddings, detector: Detector) -> list[set[int]]:
+    """Numbers of the best regions of each query."""
+    calibration = detector.model.config.calibration
+    directions = np.stack([search_vector(one_query(asked, i), calibration) for i in range(len(asked))])
+    best: list[list[tuple[float, int]]] = [[] for _ in range(len(asked))]
+    for first in range(0, len(vectors), 50_000):
+        logits = vectors[first : first + 50_000].astype(np.float32) @ directions.T  # [rows, Q]
+        top = np.argpartition(-logits, BEST, axis=0)[:BEST]
+        for q in range(len(asked)):
+            found = [(float(logits[i, q]), first + int(i)) for i in top[:, q]]
+            best[q] = sorted(best[q] + found, reverse=True)[:BEST]
+    return [{number for _, number in one} for one in best]
+
+
+def _numbers(rows: Regions) -> set[int]:
+    pairs = zip(rows.image_id, rows.number, strict=True)
+    return {int(image_id, 16) * PER_PICTURE + int(number) for image_id, number in pairs}
