@@ -76,6 +76,34 @@ def test_exemplars_may_come_from_another_file(tmp_path):
     assert shown(detector) == {(1, (0, 0, 30, 30))}
 
 
+def test_a_query_may_hold_the_name_and_other_classes_as_negatives(tmp_path, detector):
+    boxes = [(i, name, BOX) for i, name in enumerate("abc")] + [(3, "a", BOX), (4, "b", BOX)]
+    path = write_set(tmp_path, boxes, n_images=5, names=("a", "b", "c"))
+    truth = read_boxes(path)
+    bank = ExemplarBank(detector, truth, tmp_path, tmp_path)
+    texts = {name: torch.eye(16)[i] for i, name in enumerate("abc")}
+    queries = bank.queries(["a", "b"], truth["images"][0], texts=texts, weight=0.25, negatives=1)
+    extras = queries.extras
+    assert queries.names == ("a", "b") and extras.owners.tolist() == [0, 0, 1, 1]
+    assert extras.shares.tolist() == [0.75, 0, 0.75, 0] and extras.routes == ("text", "exemplar") * 2
+    assert torch.equal(extras.embeds[0], texts["a"]) and not torch.equal(extras.embeds[1], queries.query_embeds[0])
+    assert bank.queries(["a"], truth["images"][0], negatives=5).extras.shares.tolist() == [0, 0]
+    assert bank.queries(["a"], truth["images"][0]).extras is None
+
+
+@pytest.mark.parametrize("changes", [{"negatives": -1}, {"weight": 1.5}])
+def test_shares_that_mean_nothing_are_refused(tmp_path, detector, changes):
+    path = write_set(tmp_path, [(0, "a", BOX), (1, "a", BOX)])
+    with pytest.raises(DataError, match="negatives must be at least 0 and weight lie in"):
+        evaluate_oneshot(detector, path, tmp_path, **changes)
+
+
+def test_the_protocol_says_what_goes_beside_the_exemplars(tmp_path, detector):
+    path = write_set(tmp_path, [(0, "a", BOX), (1, "a", BOX), (1, "b", BOX)], n_images=2)
+    result = evaluate_oneshot(detector, path, tmp_path, draws=1, with_text=True, negatives=1, resamples=5)
+    assert "with its name (exemplars count 0.5) and 1 other class(es) as negatives" in result["protocol"]
+
+
 def test_another_file_that_lists_the_asked_picture_does_not_show_it(tmp_path):
     path = write_set(tmp_path, [(0, "a", BOX)])
     detector = FakeDetector({"0.png": [(XYXY, 0.9, "a")]})

@@ -31,7 +31,7 @@ from owl_swin.evaluation.sets import (
 )
 from owl_swin.exemplar import Exemplar, combine
 from owl_swin.image import open_image
-from owl_swin.types import QueryEmbeddings
+from owl_swin.types import ExtraEmbeddings, QueryEmbeddings
 
 # Boxes under this area, in annotated pixels, show too little to be an exemplar; a class of such boxes alone uses them.
 MIN_EXEMPLAR_AREA = 16**2
@@ -81,14 +81,40 @@ class ExemplarBank:
         return combine(torch.stack(embeds)) if embeds else None
 
     def queries(
-        self, names: Sequence[str], asked: dict[str, Any], *, shots: int = 1, draw: int = 0
+        self,
+        names: Sequence[str],
+        asked: dict[str, Any],
+        *,
+        shots: int = 1,
+        draw: int = 0,
+        texts: dict[str, Tensor] | None = None,
+        weight: float = 0.5,
+        negatives: int = 0,
     ) -> QueryEmbeddings | None:
-        """Queries for those of the classes that have an exemplar for this picture; None when none has."""
+        """Queries for those of the classes that have an exemplar for this picture; None when none has.
+
+        ``texts``: embedding [E] of each class's name, to go with the exemplars, which count ``weight``. ``negatives``:
+        how many other classes' exemplars, one of each, say what the thing is not.
+        """
         drawn = {name: self.draw(name, asked, shots=shots, draw=draw) for name in names}
         known = {name: embed for name, embed in drawn.items() if embed is not None}
         if not known:
             return None
-        return QueryEmbeddings(torch.stack(list(known.values())), tuple(known), ("exemplar",) * len(known))
+        extra: list[tuple[Tensor, int, float, str]] = []
+        for owner, name in enumerate(known):
+            if texts is not None and weight < 1:
+                extra.append((texts[name], owner, 1 - weight, "text"))
+            others = sorted(self.boxes.keys() - {name})
+            random.Random(f"not {asked['id']} {name} {draw}").shuffle(others)
+            for other in others[:negatives]:
+                embed = self.draw(other, asked, shots=1, draw=draw)
+                if embed is not None:
+                    extra.append((embed, owner, 0.0, "exemplar"))
+        extras = None
+        if extra:
+            embeds, owners, shares, routes = zip(*extra, strict=True)
+            extras = ExtraEmbeddings(torch.stack(embeds), torch.tensor(owners), torch.tensor(shares), routes)
+        return QueryEmbeddings(torch.stack(list(known.values())), tuple(known), ("exemplar",) * len(known), extras)
 
     def _path(self, annotation: dict[str, Any]) -> Path:
         return self._folder / self._records[annotation["image_id"]]["file_name"]
@@ -122,6 +148,9 @@ def evaluate_oneshot(
     seen: Sequence[str] = (),
     unseen: Sequence[str] = (),
     absent: bool = False,
+    with_text: bool = False,
+    weight: float = 0.5,
+    negatives: int = 0,
     nms_iou: float | None = 0.5,
     resamples: int = 200,
     progress: Progress | None = None,
@@ -132,9 +161,13 @@ def evaluate_oneshot(
     draw's AP50 as draw_AP50, and ci95 of the mean AP50 (bootstrap over pictures, the same for all draws).
     ``exemplars`` is a second COCO file whose boxes are the exemplars (pictures in ``exemplar_images``, by default
     ``images``). With ``absent`` every picture is asked for every class: finding nothing is then part of the task.
+    ``with_text`` gives the class's name beside its exemplars, which count ``weight``; ``negatives`` is how many other
+    classes, by one exemplar each, a query is told not to be.
     """
     if min(shots, draws) < 1:
         raise DataError(f"shots and draws must be at least 1, got {shots} and {draws}")
+    if negatives < 0 or not 0 <= weight <= 1:
+        raise DataError(f"negatives must be at least 0 and weight lie in [0, 1], got {negatives} and {weight}")
     truth = without_background(read_boxes(annotations, classes))
     for names in (seen, unseen):
         check_names(truth, names, annotations)
@@ -144,13 +177,16 @@ def evaluate_oneshot(
     present: dict[Any, set[str]] = {record["id"]: set() for record in truth["images"]}
     for a in counted_boxes(truth):
         present[a["image_id"]].add(names_of[a["category_id"]])
+    texts = dict(zip(by_name, detector.encode_queries(list(by_name)).query_embeds, strict=True)) if with_text else None
     rows: list[list[dict[str, Any]]] = [[] for _ in range(draws)]
     broken: list[str] = []
     unasked = 0
     for record, encoded in encode_set(detector, truth["images"], images, broken, progress):
         names = [name for name in by_name if absent or name in present[record["id"]]]
         for draw in range(draws if names else 0):
-            queries = bank.queries(names, record, shots=shots, draw=draw)
+            queries = bank.queries(
+                names, record, shots=shots, draw=draw, texts=texts, weight=weight, negatives=negatives
+            )
             unasked += len(names) - (len(queries) if queries else 0)
             if queries:
                 found = detector.detect(
@@ -158,9 +194,11 @@ def evaluate_oneshot(
                 )
                 rows[draw] += coco_rows(found, record, [by_name[name] for name in queries.names])
     asked = "all classes" if absent else "the classes that are in it"
+    beside = f" with its name (exemplars count {weight:g})" if with_text else ""
+    beside += f" and {negatives} other class(es) as negatives" if negatives else ""
     return {
         "protocol": f"one-shot COCO box AP, each picture asked for {asked} by {shots} exemplar(s) of "
-        f"{'another set' if exemplars else 'other pictures'}, mean of {draws} draws, "
+        f"{'another set' if exemplars else 'other pictures'}{beside}, mean of {draws} draws, "
         f"{MAX_DETECTIONS} detections a picture and class, NMS {nms_iou}",
         "annotations": Path(annotations).name,
         "n_images": len(truth["images"]),
