@@ -10,7 +10,7 @@ THRESHOLD ?= 0.3
 IMAGE ?=
 OUT ?= out
 
-.PHONY: detect test check figures ablation forgetting clean
+.PHONY: detect test check figures oneshot ablation forgetting clean
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
@@ -55,6 +55,16 @@ figures: $(VENV)/.dev
 	$(EVAL) classify --model $(MODEL) $(TINY) --pictures heldout --among heldout --json $(FIGURES)/tiny_heldout.json
 	$(EVAL) classify --model $(MODEL) --annotations $(D)/grocery/test.json --images $(D)/grocery/images --json $(FIGURES)/grocery.json
 	$(EVAL) retrieve --model $(MODEL) --annotations $(D)/flickr8k --json $(FIGURES)/retrieval.json
+
+# By exemplars of things that no training saw: 1, 3 and 5, with negatives, with the name; and what is absent.
+oneshot: $(VENV)/.dev
+	for set in fod aquarium; do \
+	  case $$set in fod) asked='--classes "$(FOD_HELDOUT)" $(FOD)';; *) asked='$(AQUARIUM)';; esac; \
+	  for form in "1:--shots 1" "3:--shots 3" "5:--shots 5" "1_not:--shots 1 --negatives 3" "1_text:--shots 1 --with-text"; do \
+	    eval $(EVAL) oneshot --model $(MODEL) $$asked $${form#*:} --json $(FIGURES)/oneshot_$${set}_$${form%%:*}.json || exit 1; \
+	  done; \
+	done
+	$(EVAL) absence --model $(MODEL) $(COCO) --with exemplar --json $(FIGURES)/absence_exemplar.json
 
 # Matching x box form at one equal budget; DATA as above, linked as "data" here.
 ABLATION := centre_patch hungarian_patch hungarian_owl aligned_patch aligned_owl
