@@ -228,10 +228,12 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
                 like = gr.Button("Search for what is in the box", size="md", elem_id="search-like")
             threshold = gr.Slider(0, 1, 0.1, step=FLOOR, label="Threshold", elem_id="search-threshold")
         with gr.Column(scale=3, min_width=300):
-            gr.Markdown("#### 3 · Where it is\nBest first; click one to see its photo.", elem_classes="owl-step")
-            matches = strip(grid=True, elem_id="search-results")
+            gr.Markdown(
+                "#### 3 · Where it is\nThe best comes first; click another to see its photo.", elem_classes="owl-step"
+            )
             photo = stage("look", empty=NO_RESULT, elem_id="search-photo")
             more = gr.Button("More like this", size="md", elem_id="search-more", visible=False)
+            matches = strip(grid=True, elem_id="search-results")
 
     results = [matches, photo, more]
 

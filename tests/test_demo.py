@@ -1,0 +1,277 @@
+"""What the pages of the demo show, without a browser."""
+
+import ast
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from picture_files import encode, noise
+from torch.testing import assert_close
+
+gr = pytest.importorskip("gradio")
+
+from owl_swin import Detector, QueryError
+from owl_swin.demo import asking, inside, naming, searching, showing
+from owl_swin.demo.asking import Asked
+from owl_swin.demo.photos import board, samples, take_photo
+from owl_swin.demo.pieces import rows, told
+
+DEMO = Path(__file__).parent.parent / "demo"
+MODULES = sorted(DEMO.glob("*.py"))
+
+
+@pytest.fixture
+def photo(picture):
+    return take_photo(picture, "blocks.png")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_the_pages_know_the_public_face_alone(path):
+    tree = ast.parse(path.read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    own = {name for name in modules if name.split(".")[0] == "owl_swin"}
+    assert own <= {"owl_swin", "owl_swin.demo"} | {f"owl_swin.demo.{other.stem}" for other in MODULES}
+    assert len(path.read_text().splitlines()) <= 400
+    assert ast.get_docstring(tree)
+
+
+@pytest.mark.parametrize("name", ["stage.js", "style.css", "app.py", "pieces.py"])
+def test_nothing_comes_from_elsewhere(name):
+    text = (DEMO / name).read_text().replace("http://www.w3.org/2000/svg", "")
+    assert not [word for word in ("http:", "https:", "@import", "url(") if word in text]
+
+
+def test_the_file_starts_from_a_checkout(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["demo/app.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(DEMO / "app.py"), run_name="__main__")
+    assert end.value.code == 0
+    assert "--index" in capsys.readouterr().out
+
+
+# --- Name it ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("", []),
+        (" , \n ", []),
+        ("a cat", ["a cat"]),
+        ("a cat, a red mug\na dog;a cat", ["a cat", "a red mug", "a dog"]),
+    ],
+)
+def test_names_stand_between_commas_and_lines(text, names):
+    assert naming.split_names(text) == names
+
+
+def test_nothing_is_asked_before_there_is_a_photo(detector):
+    asked = naming.ask(detector, Asked(), "a cat")
+    stage, downloads = naming.show(detector, asked, 0.5, 0.5)
+    assert stage["src"] == "" and stage["title"]
+    assert downloads == {"files": []}
+
+
+def test_a_moved_slider_gives_what_detect_gives_without_a_look_at_the_photo(detector, photo, monkeypatch):
+    asked = naming.ask(detector, Asked(photo), "a cat, a dog")
+    monkeypatch.setattr(detector.model, "encode_image", None)  # from here on it cannot be called
+    again = naming.ask(detector, asked, "a cat, a dog")
+    for threshold in (0.05, 0.5, 0.9):
+        stage, downloads = naming.show(detector, again, threshold, 0.5)
+        found = detector.detect(asked.encoded, ["a cat", "a dog"], threshold=threshold, top_k=100)
+        assert [(mark["box"], mark["label"]) for mark in stage["boxes"]] == [(one.box_xyxy, one.name) for one in found]
+        record, coco, tasks = (json.loads(file["text"]) for file in downloads["files"]) if found else (None,) * 3
+        if found:
+            assert record["detections"] == found.to_dicts()
+            assert len(coco["annotations"]) == len(tasks[0]["predictions"][0]["result"]) == len(found)
+
+
+def test_without_names_it_is_anything(detector, photo):
+    asked = naming.ask(detector, Asked(photo), "")
+    stage, _ = naming.show(detector, asked, 0.01, 1)
+    assert {mark["label"] for mark in stage["boxes"]} == {"object"}
+
+
+def test_nothing_found_says_how_near_it_was_and_what_to_do(detector, photo):
+    asked = naming.ask(detector, Asked(photo), "a cat")
+    best = float(detector.similarity(asked.encoded, ["a cat"]).max())
+    note = asking.note_of_nothing(detector, asked, 0.999)
+    assert "“a cat”" in note["text"] and f"{best:.2f}" in note["text"]
+    assert best - 0.01 < note["value"] <= best
+    assert asking.answer(detector, asked, note["value"], 1)
+
+
+def test_marks_say_which_patch_answered(detector, photo):
+    encoded = detector.encode_image(photo.open())
+    found = detector.detect(encoded, ["a cat"], threshold=0.0, top_k=1)
+    height, width = encoded.embeddings.grid_hw
+    row, column = divmod(int(found.patches[0]), width)
+    (mark,) = rows(found, encoded.embeddings.grid_hw)
+    assert mark["patch"] == pytest.approx(
+        (column * 90 / width, row * 60 / height, (column + 1) * 90 / width, (row + 1) * 60 / height)
+    )
+
+
+def test_finer_is_the_same_model_on_a_larger_picture(detector):
+    sizes = asking.scales(detector)
+    assert [one.image_size for one in sizes.values()] == [96, 192, 288]
+    assert all(one.model is detector.model for one in sizes.values())
+
+
+def test_a_mistake_is_told_as_its_sentence():
+    @told
+    def wrong():
+        raise QueryError("the box is empty")
+
+    @told
+    def wrong_later():
+        yield 1
+        raise QueryError("the box is empty")
+
+    with pytest.raises(gr.Error, match="the box is empty"):
+        wrong()
+    steps = wrong_later()
+    assert next(steps) == 1
+    with pytest.raises(gr.Error, match="the box is empty"):
+        next(steps)
+
+
+# --- Show it ---------------------------------------------------------------------------------------------------------
+
+
+def test_examples_words_and_negatives_are_one_query(photo):
+    box = (10.0, 10.0, 50.0, 50.0)
+    examples = (showing.Example(photo, box, True), showing.Example(photo, None, False))
+    query = showing.as_query(examples, "a mug, a red mug", 0.7)
+    assert query.name == "a mug" and query.texts == ("a mug", "a red mug") and query.weight == 0.7
+    assert [one.box_xyxy for one in query.exemplars] == [box]
+    assert [one.box_xyxy for one in query.negatives] == [None]
+    assert showing.as_query(examples[1:], "", 0.5) is None
+    assert showing.as_query(examples[:1], "", 0.5).name == showing.THING
+
+
+@pytest.mark.parametrize(
+    "fields, box",
+    [((None, 1, 2, 3), None), ((1, 2, 3, 4), (1, 2, 3, 4)), ((30, 4, 1, 2), (1, 2, 30, 4))],
+)
+def test_four_numbers_are_a_box_whichever_corners_come_first(fields, box):
+    assert showing.box_of(fields) == box
+
+
+@pytest.mark.parametrize("view", [showing.BOXES, showing.HEAT])
+def test_an_example_is_found_in_its_own_photo(detector, photo, view):
+    shown = showing.Shown(photo, None, (showing.Example(photo, (10.0, 10.0, 50.0, 50.0), True),), Asked(photo))
+    stage, downloads = showing.show_target(detector, showing.search(detector, shown, "", 0.5), 0.05, 0.5, view)
+    assert stage["boxes"] and len(downloads["files"]) == 3
+    assert (stage["src"] == photo.src) == (view == showing.BOXES)
+    assert all((mark["patch"] is not None) == (view == showing.HEAT) for mark in stage["boxes"])
+
+
+def test_without_examples_the_photo_stands_there_with_a_hint(detector, photo):
+    shown = showing.search(detector, showing.Shown(target=Asked(photo)), "", 0.5)
+    stage, _ = showing.show_target(detector, shown, 0.2, 0.5, showing.BOXES)
+    assert stage["src"] == photo.src and "example" in stage["note"]["text"]
+
+
+def test_the_samples_are_there_and_their_boxes_lie_in_them():
+    assert [one.title for one in samples()] == ["Astronaut", "Cat", "Coffee", "Photographer", "Launch", "Clock"]
+    for one in samples():
+        photo = take_photo(one.path)
+        x0, y0, x1, y1 = one.box_xyxy
+        assert 0 <= x0 < x1 <= photo.width and 0 <= y0 < y1 <= photo.height
+    assert (board(40).width, board(40).height) == (120, 80)
+
+
+# --- Search ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archive(detector):
+    return searching.Archive.own(detector)
+
+
+def test_an_archive_of_ones_own_is_filled_searched_and_gone(archive, tmp_path):
+    paths = [tmp_path / name for name in ("a.png", "b.png", "broken.png", "notes.txt")]
+    for seed, path in enumerate(paths[:2]):
+        path.write_bytes(encode(noise(60, 90, seed)))
+    paths[2].write_bytes(b"no picture")
+    paths[3].write_text("no picture by name")
+    (last,) = searching.index_files(archive, paths)
+    assert "3 of 3 photos" in last and "1 could not be read" in last
+    assert "**2 photos**" in searching.told_stats(archive)
+    searched = searching.search(searching.Searched(archive), "a cat", 0.0)
+    strip, stage, more = searching.show(searched, named="a cat")
+    assert {item["caption"] for item in strip["items"]} == {"a.png", "b.png"}
+    assert stage["boxes"][0]["score"] == searched.matches[0].score
+    assert more["visible"]
+    nothing = searching.search(searched, "a cat", 1.0)
+    strip, stage, more = searching.show(nothing)
+    assert strip["items"] == [] and "Nothing reaches the threshold" in stage["note"]["text"] and not more["visible"]
+    folder = archive.folder.name
+    archive.folder.cleanup()
+    assert not Path(folder).exists()
+
+
+def test_a_folder_is_indexed_with_news_and_its_mistakes_are_told(archive, tmp_path):
+    for seed in range(3):
+        (tmp_path / f"{seed}.png").write_bytes(encode(noise(60, 90, seed)))
+    news = list(searching.index_folder(archive, str(tmp_path)))
+    assert 'aria-valuenow="100"' in news[-1] and "3 of 3 photos" in news[-1]
+    with pytest.raises(ValueError, match="nowhere"):
+        list(searching.index_folder(archive, str(tmp_path / "nowhere")))
+
+
+# --- Inside Swin -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def looked(detector):
+    return inside.look(detector, take_photo(noise(192, 256), "blocks.png"))
+
+
+def test_every_block_is_there(looked):
+    assert [(one.stage, one.block) for one in looked.blocks] == [(s, b) for s in range(4) for b in range(2)]
+    assert [one.grid_hw for one in looked.blocks[::2]] == [(48, 64), (24, 32), (12, 16), (6, 8)]
+    assert [inside.kind(one) for one in looked.blocks[:2]] == ["W-MSA", "SW-MSA"]
+
+
+def test_windows_are_drawn_where_they_are_cut(looked):
+    plain, shifted = looked.blocks[4:6]  # 12 x 16 patches of 16 px, windows of 4
+    assert [line[1] for line in inside.borders(plain, looked.photo) if line[0] == 0] == [64, 128]
+    assert [line[1] for line in inside.borders(shifted, looked.photo) if line[0] == 0] == [32, 96, 160]
+    assert inside.window_parts(plain, looked.photo, (0, 5)) == [(64, 0, 128, 64)]
+    assert inside.window_parts(shifted, looked.photo, (3, 3)) == [(32, 32, 96, 96)]
+    corners = [(0, 0, 32, 32), (224, 0, 256, 32), (0, 160, 32, 192), (224, 160, 256, 192)]
+    assert inside.window_parts(shifted, looked.photo, (0, 0)) == corners
+
+
+def test_what_reaches_a_patch_grows_from_its_window_over_the_photo(looked):
+    reached = [inside.reach(looked.blocks, last, looked.cell(looked.blocks[last])) for last in range(8)]
+    for share in reached:
+        assert share.shape == (48, 64)
+        assert_close(share.sum(), torch.tensor(1.0))
+    seen = [int((share > 0).sum()) for share in reached]
+    assert seen[0] == 16  # the patch's window of 4 x 4
+    assert seen == sorted(seen) and seen[1] > 16 and seen[-1] > 48 * 64 / 2
+
+
+def test_the_words_carry_the_numbers_of_the_block(looked):
+    text = inside.words(looked, inside.BLOCK)
+    assert "48 × 64 patches of 4 px, in 192 windows of 4 × 4" in text
+    assert f"{192 * 16**2:,} pairs" in text and f"{(48 * 64) ** 2:,}" in text
+
+
+@pytest.mark.parametrize("view", [inside.BLOCK, inside.REACH])
+def test_a_block_is_shown_with_all_others_beside_it(looked, view):
+    stage, strip, text = inside.show(looked, view, 0)
+    assert stage["lines"] and stage["cell"] and len(strip["items"]) == 8 and strip["chosen"] == 0
+    assert text.startswith("### Stage 1, block 1")
+
+
+def test_attention_takes_a_size_of_its_own(detector, picture):
+    assert detector.attention(picture)[0].grid_hw == (16, 24)
+    assert detector.attention(picture, image_size=192)[0].grid_hw == (32, 48)
+    assert isinstance(detector, Detector)
