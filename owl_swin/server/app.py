@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -74,9 +75,8 @@ def build_demo(detector: Detector, *, index: Any = None) -> Any:
     """The Gradio pages that come with the package."""
     if find_spec("gradio") is None:
         raise MissingExtraError("the demo", "demo")
-    from owl_swin.demo.app import build_demo as build
-
-    return build(detector, index=index)
+    # By name: the pages stand outside of the house and know only its public face.
+    return import_module("owl_swin.demo.app").build_demo(detector, index=index)
 
 
 def _with_demo(app: FastAPI, blocks: Any, serving: Serving) -> FastAPI:
