@@ -10,7 +10,7 @@ THRESHOLD ?= 0.3
 IMAGE ?=
 OUT ?= out
 
-.PHONY: detect test check figures oneshot ablation forgetting clean
+.PHONY: detect test check screenshots figures oneshot ablation forgetting clean
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
@@ -25,6 +25,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Pictures of the demo, light, dark and narrow, in out/screens; needs Chromium.
+screenshots: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_demo_browser.py -k photographed
 
 # The figures of the model card; DATA is the folder of the sets that the card names.
 MODEL ?= nano
