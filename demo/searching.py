@@ -18,6 +18,7 @@ from owl_swin.demo.photos import Photo, crop_uri, samples, take_photo
 from owl_swin.demo.pieces import HOW, no_photo, stage, stage_value, strip, strip_value, told
 
 LIMIT = 24
+PER_PHOTO = 3
 # What the samples are asked for.
 TRIED = "a cat"
 # Uploads are handed to the archive so many at a time, so that the bar moves.
@@ -124,7 +125,7 @@ def search(searched: Searched, query: Any, threshold: float) -> Searched:
     """The best regions of the archive for a query."""
     if searched.archive is None:
         raise ArchiveError("there are no photos to search in yet; add some first")
-    matches = searched.archive.index.search(query, limit=LIMIT, threshold=threshold)
+    matches = searched.archive.index.search(query, limit=LIMIT, threshold=threshold, per_image=PER_PHOTO)
     return replace(searched, matches=tuple(matches), chosen=0 if matches else -1, asked=query)
 
 

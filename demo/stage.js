@@ -42,7 +42,12 @@
     let corner = null; // the first of two clicks
     let active = -1;
 
-    const fileInput = () => (props.upload ? document.querySelector(`#${props.upload} input[type=file], input#${props.upload}`) : null);
+    // Gradio puts the input of an upload button before the button.
+    const fileInput = () => {
+      let node = props.upload ? document.getElementById(props.upload) : null;
+      while (node && !node.matches("input[type=file]")) node = node.previousElementSibling;
+      return node;
+    };
     const give = (files) => {
       const input = fileInput();
       const pictures = [...files].filter((file) => file.type.startsWith("image/"));

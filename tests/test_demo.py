@@ -13,11 +13,11 @@ from torch.testing import assert_close
 
 gr = pytest.importorskip("gradio")
 
-from owl_swin import Detector, QueryError
-from owl_swin.demo import asking, inside, naming, searching, showing
-from owl_swin.demo.asking import Asked
-from owl_swin.demo.photos import board, samples, take_photo
-from owl_swin.demo.pieces import rows, told
+from owl_swin import Detector, QueryError  # noqa: E402
+from owl_swin.demo import asking, inside, naming, searching, showing  # noqa: E402
+from owl_swin.demo.asking import Asked  # noqa: E402
+from owl_swin.demo.photos import board, samples, take_photo  # noqa: E402
+from owl_swin.demo.pieces import rows, told  # noqa: E402
 
 DEMO = Path(__file__).parent.parent / "demo"
 MODULES = sorted(DEMO.glob("*.py"))

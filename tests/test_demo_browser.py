@@ -1,0 +1,298 @@
+"""The demo in a real browser: `make screenshots` runs these tests, which leave pictures in out/screens/."""
+
+import base64
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+from picture_files import encode, noise
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="NO BROWSER: the demo is not tested in one here; install it (Debian: apt install chromium)"
+)
+pytest.importorskip("gradio")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+from owl_swin import Detector  # noqa: E402
+from owl_swin.demo.app import build_demo  # noqa: E402
+
+SCREENS = Path(__file__).parent.parent / "out" / "screens"
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+TABS = ("Name it", "Show it", "Search", "Inside Swin")
+WAIT_MS = 20_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield one
+        one.close()
+
+
+@contextmanager
+def opened(browser, detector):
+    """A page of the demo; what the browser complains of, or asks of other machines, fails the test."""
+    blocks = build_demo(detector, folders=True)
+    os.environ.setdefault("NO_PROXY", "127.0.0.1")
+    _, url, _ = blocks.launch(
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, footer_links=[], run_history=False
+    )
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(WAIT_MS)
+    wrong = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: wrong.append(request.url) if outside(request.url, url) else None)
+    page.goto(url)
+    page.wait_for_selector("#name-stage .owl-empty")
+    yield page
+    page.close()
+    blocks.close(verbose=False)
+    assert wrong == []
+
+
+def outside(asked: str, own: str) -> bool:
+    return urlparse(asked).scheme not in ("data", "blob") and urlparse(asked).netloc != urlparse(own).netloc
+
+
+@pytest.fixture(scope="module")
+def page(browser, detector):
+    with opened(browser, detector) as one:
+        yield one
+
+
+def go_to(page, tab: str) -> None:
+    page.get_by_role("tab", name=tab).click()
+
+
+def upload(page, button: str, *files) -> None:
+    page.set_input_files(f"input[type=file]:has(+ #{button})", list(files))
+
+
+def drop(page, stage: str, file: Path) -> None:
+    """Drops a file on a stage, as from a folder of the desktop."""
+    page.evaluate(
+        """([stage, name, content]) => {
+          const files = new DataTransfer();
+          const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+          files.items.add(new File([bytes], name, { type: "image/png" }));
+          const options = { bubbles: true, cancelable: true, dataTransfer: files };
+          document.querySelector(`#${stage} .owl-stage`).dispatchEvent(new DragEvent("drop", options));
+        }""",
+        [stage, file.name, base64.b64encode(file.read_bytes()).decode()],
+    )
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(3):
+        (folder / f"blocks{seed}.png").write_bytes(encode(noise(120, 180, seed)))
+    return folder
+
+
+def set_slider(page, name: str, value: float) -> None:
+    field = page.locator(f"#{name} input[type=number]")
+    field.fill(str(value))
+    field.press("Enter")
+
+
+def until(page, script: str, argument=None) -> None:
+    page.wait_for_function(script, arg=argument)
+
+
+def count(selector: str) -> str:
+    return f"document.querySelectorAll('{selector}').length"
+
+
+def test_a_name_gives_boxes_a_table_and_files(page, photos, detector, monkeypatch):
+    go_to(page, "Name it")
+    with page.expect_file_chooser() as chooser:
+        page.click("#name-stage .owl-empty")
+    chooser.value.set_files(photos / "blocks0.png")
+    page.wait_for_selector("#name-stage .owl-there")
+    page.fill("#name-text textarea, #name-text input", "a cat, a dog")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#name-stage tbody tr, #name-stage .owl-action")
+    monkeypatch.setattr(detector.model, "encode_image", None)  # sliders do without the model
+    set_slider(page, "name-threshold", 0.02)
+    page.wait_for_selector("#name-stage .owl-box")
+    many = page.locator("#name-stage .owl-box").count()
+    assert page.locator("#name-stage tbody tr").count() == many
+    page.focus("#name-stage tbody tr")
+    assert page.locator("#name-stage .owl-box.owl-active").count() == 1
+    with page.expect_download() as download:
+        page.get_by_role("link", name="COCO").first.click()
+    assert download.value.suggested_filename == "blocks0.coco.json"
+    assert Path(download.value.path()).read_text().count('"bbox"') == many
+    set_slider(page, "name-threshold", 1)
+    page.get_by_text("Nothing reaches the threshold of 1.00").wait_for()
+    page.click("#name-stage .owl-action")
+    page.wait_for_selector("#name-stage .owl-box")
+
+
+def numbers(page) -> list[float]:
+    return [float(page.input_value(f"#show-{name} input") or 0) for name in ("xmin", "ymin", "xmax", "ymax")]
+
+
+def has_box(page, box) -> None:
+    until(
+        page,
+        "box => ['xmin', 'ymin', 'xmax', 'ymax'].every((name, i) => "
+        "Math.abs(document.querySelector(`#show-${name} input`).value - box[i]) < 2)",
+        box,
+    )
+
+
+def test_a_box_drawn_by_mouse_is_looked_for(page, photos):
+    go_to(page, "Show it")
+    page.get_by_text("Type the box, or add words").click()
+    upload(page, "show-source-upload", photos / "blocks0.png")
+    page.wait_for_selector("#show-source .owl-there")
+    page.wait_for_selector("#show-xmin input")
+    frame = page.locator("#show-source .owl-frame")
+    frame.scroll_into_view_if_needed()
+    place = frame.bounding_box()
+
+    def at(x, y):
+        return place["x"] + place["width"] * x / 180, place["y"] + place["height"] * y / 120
+
+    page.mouse.move(*at(20, 10))
+    page.mouse.down()
+    page.mouse.move(*at(60, 40))
+    page.mouse.move(*at(100, 80))
+    page.mouse.up()
+    has_box(page, [20, 10, 100, 80])
+    page.mouse.click(*at(150, 20))  # two clicks are two corners
+    page.mouse.click(*at(170, 50))
+    has_box(page, [150, 20, 170, 50])
+    page.keyboard.press("ArrowLeft")  # 2 % of the width
+    has_box(page, [146.4, 20, 166.4, 50])
+    page.fill("#show-xmin input", "40")
+    page.press("#show-xmin input", "Enter")
+    until(page, "document.querySelector('#show-source .owl-draft').getAttribute('x') == 40")
+    page.click("#show-add")
+    page.wait_for_selector("#show-examples .owl-yes")
+    drop(page, "show-target", photos / "blocks0.png")
+    page.wait_for_selector("#show-target .owl-there")
+    set_slider(page, "show-threshold", 0.02)
+    page.wait_for_selector("#show-target .owl-box")
+    plain = page.get_attribute("#show-target img", "src")
+    page.get_by_label("Where it fits").check()
+    until(page, "src => document.querySelector('#show-target img').src != src", plain)
+    page.click("#show-add-not")
+    page.wait_for_selector("#show-examples .owl-no")
+    page.locator("#show-examples .owl-yes .owl-remove").click()
+    until(page, f"{count('#show-examples .owl-item')} == 1")
+    assert numbers(page)[0] == 40
+
+
+def test_a_folder_is_indexed_and_searched(page, photos):
+    go_to(page, "Search")
+    page.fill("#search-folder textarea, #search-folder input", str(photos))
+    page.click("#search-index")
+    page.get_by_text("3 of 3 photos").wait_for()
+    page.get_by_text("3 photos and").wait_for()
+    set_slider(page, "search-threshold", 0)
+    page.fill("#search-text textarea, #search-text input", "a cat")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-photo .owl-box")
+    assert page.locator("#search-results .owl-item").count() > 3
+    page.locator("#search-results .owl-item button").nth(2).click()
+    page.wait_for_selector("#search-results .owl-item:nth-child(3) [aria-pressed=true]")
+    before = page.inner_text("#search-results")
+    page.click("#search-more")
+    until(page, "text => document.querySelector('#search-results').innerText != text", before)
+    assert page.inner_text("#search-results em >> nth=0").startswith(("0.", "1."))
+
+
+def test_swin_is_walked_through_by_clicks_and_keys(page, photos):
+    go_to(page, "Inside Swin")
+    upload(page, "inside-upload", photos / "blocks0.png")
+    page.get_by_text("Stage 1, block 1: W-MSA").wait_for()
+    page.click("#inside-next")
+    page.get_by_text("Stage 1, block 2: SW-MSA").wait_for()
+    page.wait_for_selector("#inside-stage .owl-part")
+    page.locator("#inside-stage .owl-frame").click(position={"x": 3, "y": 3})
+    until(page, f"{count('#inside-stage .owl-part')} == 4")  # the window that the cyclic shift put together
+    page.keyboard.press("ArrowRight")
+    until(page, "document.querySelector('#inside-stage .owl-cell').getAttribute('x') > 0")
+    page.get_by_label("All blocks so far").check()
+    until(page, f"{count('#inside-stage .owl-part')} == 0")
+    page.locator("#inside-blocks .owl-item button").last.click()
+    page.get_by_text("Stage 4, block 2: SW-MSA").wait_for()
+
+
+def test_the_pages_fit_light_dark_and_narrow_and_are_photographed(browser):
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    with opened(browser, Detector.from_pretrained(device="cpu")) as page:
+        photograph(page, "empty", ["Name it"])
+        page.locator("#name-samples button").first.click()
+        page.wait_for_selector("#name-stage tbody tr, #name-stage .owl-action")
+        go_to(page, "Show it")
+        page.click("#show-try")
+        page.wait_for_selector("#show-target tbody tr, #show-target .owl-action")
+        go_to(page, "Search")
+        page.click("#search-try")
+        page.wait_for_selector("#search-photo .owl-box")
+        go_to(page, "Inside Swin")
+        page.locator("#inside-samples button").first.click()
+        page.get_by_text("Stage 1, block 1: W-MSA").wait_for()
+        page.click("#inside-next")
+        page.get_by_text("Stage 1, block 2: SW-MSA").wait_for()
+        photograph(page, "light", TABS)
+        page.click(".owl-theme")
+        photograph(page, "dark", TABS)
+        page.set_viewport_size({"width": 390, "height": 844})
+        photograph(page, "phone-dark", TABS[:1])
+        page.click(".owl-theme")
+        photograph(page, "phone", TABS)
+
+
+def photograph(page, look: str, tabs) -> None:
+    """Pictures of the tabs under out/screens/; no page is wider than its window, no text is as dark as its ground."""
+    for tab in tabs:
+        go_to(page, tab)
+        page.mouse.move(1, 1)
+        page.wait_for_timeout(350)  # colours and tabs fade
+        width, window = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert width <= window, f"{tab}, {look}: {width} pixels in a window of {window}"
+        assert page.evaluate(FAINT) == [], f"{tab}, {look}: text that can hardly be read"
+        page.screenshot(path=SCREENS / f"{look}-{tab.lower().replace(' ', '-')}.png", full_page=True)
+
+
+# Texts whose contrast with what lies behind them is below 4.5 : 1 (WCAG AA), of those that are seen.
+FAINT = """() => {
+  const numbers = (colour) => (colour.match(/[\\d.]+/g) || []).map(Number);
+  const light = (c) => c.slice(0, 3).map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const c = numbers(getComputedStyle(node).backgroundColor);
+      if (c.length && (c.length < 4 || c[3] > 0.5)) return c;
+    }
+    return [255, 255, 255];
+  };
+  const faint = [];
+  for (const node of document.querySelectorAll("main *, .app *")) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+    const style = getComputedStyle(node);
+    if (!own || node.offsetParent === null || style.visibility === "hidden" || node.closest(".owl-labels")) continue;
+    const [a, b] = [light(numbers(style.color)), light(ground(node))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) faint.push(node.textContent.trim().slice(0, 40) + " " + style.color);
+  }
+  return faint;
+}"""
