@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import signal
 import socket
 import sys
@@ -163,9 +162,6 @@ def serve(app: FastAPI, settings: ServerSettings, *, access_log: bool = False) -
     # A pass through the model wants Python's lock back after each of its hundreds of operations; by default another
     # thread may keep it 5 ms every time.
     sys.setswitchinterval(0.0005)
-    # What is loaded by now stays: looking through all of it for garbage, again and again, would stop every request.
-    gc.collect()
-    gc.freeze()
     listening = bind(settings.host, settings.port)
     make_server(app, settings, access_log=access_log).run([listening])
 
