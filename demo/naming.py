@@ -6,17 +6,22 @@ from dataclasses import replace
 
 import gradio as gr
 
-from owl_swin import Detections, Detector, to_coco, to_label_studio, to_record
+from owl_swin import Detections, Detector, QueryError, to_coco, to_label_studio, to_record
 from owl_swin.demo.asking import FLOOR, Asked, answer, note_of_nothing, scales
 from owl_swin.demo.photos import Photo, sample_items, samples, take_photo
 from owl_swin.demo.pieces import files, no_photo, rows, stage, stage_value, strip, told
 
+# One visitor must not keep the model from all others.
+MOST_NAMES = 100
 HELP = "Separate names with commas or lines; leave it empty to find anything that looks like a thing."
 
 
 def split_names(text: str) -> list[str]:
-    """The names in a text, between commas and line ends, each once."""
-    return list(dict.fromkeys(name.strip() for name in re.split(r"[,;\n]", text) if name.strip()))
+    """The names in a text, between commas and line ends, each once; more than MOST_NAMES raise QueryError."""
+    names = list(dict.fromkeys(name.strip() for name in re.split(r"[,;\n]", text) if name.strip()))
+    if len(names) > MOST_NAMES:
+        raise QueryError(f"at most {MOST_NAMES} names at once, got {len(names)}; `owl-swin detect` takes any number")
+    return names
 
 
 def ask(detector: Detector, asked: Asked, text: str) -> Asked:

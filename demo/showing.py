@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from owl_swin import Detector, Exemplar, Query, draw_heat_map
+from owl_swin import Detector, Exemplar, Query, QueryError, draw_heat_map
 from owl_swin.demo.asking import FLOOR, Asked, answer, note_of_nothing, scales
 from owl_swin.demo.naming import downloads, split_names
 from owl_swin.demo.photos import SHOWN_PX, Photo, board, crop_uri, data_uri, sample_items, samples, take_photo
@@ -13,6 +13,7 @@ from owl_swin.demo.pieces import HOW, files, no_photo, rows, stage, stage_value,
 
 BOXES, HEAT = "Boxes", "Where it fits"
 THING = "this thing"
+MOST_EXAMPLES = 12
 NO_SOURCE = ("Drop a photo of the thing", HOW)
 NO_TARGET = ("Drop the photo to look in", HOW)
 EMPTY = (
@@ -214,6 +215,8 @@ def build(detector: Detector) -> None:
     def on_add(wanted: bool, shown: Shown, *settings_: Any):
         if shown.source is None:
             raise gr.Error("First choose a photo of the thing.", title="No photo yet", print_exception=False)
+        if len(shown.examples) >= MOST_EXAMPLES:
+            raise QueryError(f"there are {MOST_EXAMPLES} examples already; take one away first")
         shown = replace(shown, examples=(*shown.examples, Example(shown.source, shown.box_xyxy, wanted)))
         answered = ask(shown, *settings_)  # before the strip shows a box that means nothing
         return answered[0], show_examples(shown), *answered[1:]

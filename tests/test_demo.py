@@ -68,6 +68,11 @@ def test_names_stand_between_commas_and_lines(text, names):
     assert naming.split_names(text) == names
 
 
+def test_more_names_than_one_visitor_may_ask_are_refused():
+    with pytest.raises(QueryError, match="at most 100 names at once, got 101"):
+        naming.split_names(",".join(str(number) for number in range(101)))
+
+
 def test_nothing_is_asked_before_there_is_a_photo(detector):
     asked = naming.ask(detector, Asked(), "a cat")
     stage, downloads = naming.show(detector, asked, 0.5, 0.5)
