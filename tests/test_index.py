@@ -580,14 +580,12 @@ def test_the_index_of_a_large_archive_finds_what_exact_search_finds(tmp_path, mo
     store.write(*made.rows(50, 100))  # joins the index that is there
     store.settle()
     assert [index.name for index in store._regions.list_indices()] == ["vector_of_2000"]
-    vectors = np.concatenate([rows.vectors for rows in store.scan(Where())]).astype(np.float32)
+    vectors = np.concatenate([rows.vectors for rows in store.scan(Where())])
     for query in made.embeds(5):
         asked = np.zeros(264, np.float32)
         asked[:256], asked[256] = query, 1
         best = np.sort(vectors @ asked)[-10:]
-        assert np.allclose(
-            np.sort(store.nearest(asked, 10, Where()).vectors.astype(np.float32) @ asked), best, atol=0.02
-        )
+        assert np.allclose(np.sort(store.nearest(asked, 10, Where()).vectors @ asked), best, atol=0.02)
     store.close()
 
 
@@ -598,7 +596,7 @@ def test_vectors_order_as_logits_do():
     _, rows = made.rows(10, 0)
     query = made.names(1)[0]
     logits = (rows.embeds @ query + rows.shift) * rows.scale
-    vectors = rows.vectors.astype(np.float32)
+    vectors = rows.vectors
     assert np.allclose(np.linalg.norm(vectors, axis=1), 16, atol=0.01)
     assert np.allclose(vectors[:, :256] @ query + vectors[:, 256], logits, atol=0.01)
     longer = replace(rows, scale=rows.scale * 9)

@@ -23,7 +23,7 @@ BEST = 10
 PROTOCOL = (
     "Synthetic regions of 256 dimensions, 20 a picture, in 5000 kinds whose frequencies fall as 1 / rank, with shifts, "
     "scales and cosines spread as measured on photographs. Half of the queries are further regions of these kinds "
-    "(what an exemplar gives), half lie at cosine 0.35 to a kind (what a name gives). Each asks for the 10 best: index, "
+    "(what an exemplar gives), half lie at cosine 0.35 to a kind (what a name gives). Each asks for 10 answers: index, "
     "exact scores and choice, all but the encoding of the query; the files have been read before. recall_at_10 is the "
     "share of the 10 best by exact score of all regions."
 )

@@ -1,6 +1,7 @@
 """An archive in LanceDB: a folder on disk, or a place in object storage."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -18,11 +19,13 @@ BATCH = 8192
 INDEX_FROM = 20_000
 # Regions of one partition of the index, and the partitions that a search looks at: see `owl-swin bench search`.
 PARTITION = 1000
-PROBES = 20
+PROBES = 160
 # An index is trained anew when the archive has so many times the regions; until then new ones are put in the old.
 GROWN = 3
 # Versions older than this are deleted: readers of other processes have long moved on.
 KEEP_VERSIONS = timedelta(hours=1)
+# The columns of a region that make Regions.
+READ = (*PLAIN_COLUMNS, "box", "vector")
 TABLES = ("pictures", "pending", "uploads", "regions")
 
 
@@ -90,7 +93,7 @@ class LanceStore:
             query = (
                 self._regions.search(vector.astype(np.float32), vector_column_name="vector").metric("cosine").limit(k)
             )
-            query = query.nprobes(probes or PROBES)
+            query = query.nprobes(probes or PROBES).select([*READ, "_distance"])
             condition = where.expression(_quote)
             return self._rows((query.where(condition) if condition else query).to_arrow())
 
@@ -238,6 +241,7 @@ class LanceStore:
 
 
 def _packages() -> tuple[Any, Any]:
+    os.environ.setdefault("LANCE_LOG", "error")  # it reports in pages how the training of an index goes
     try:
         import lancedb
         import pyarrow
@@ -268,7 +272,7 @@ def _schemas(pa: Any, card: Card) -> dict[str, Any]:
                 **dict.fromkeys(("width", "height"), whole),
                 "box": pa.list_(pa.float32(), 4),
                 **dict.fromkeys(("side", "objectness", "shift", "scale"), pa.float32()),
-                "vector": pa.list_(pa.float16(), vector_dim(card.embed_dim)),
+                "vector": pa.list_(pa.float32(), vector_dim(card.embed_dim)),
             },
             metadata={CARD: card.to_json().encode()},
         ),

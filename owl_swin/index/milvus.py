@@ -307,7 +307,7 @@ def _region_rows(regions: Regions) -> list[dict[str, Any]]:
     columns: dict[str, list[Any]] = {name: getattr(regions, name).tolist() for name in PLAIN_COLUMNS}
     columns |= {name: regions.boxes[:, i].tolist() for i, name in enumerate(("x0", "y0", "x1", "y1"))}
     columns |= {"key": regions.keys, "side": regions.sides.tolist()}
-    columns["vector"] = regions.vectors.astype(np.float32).tolist()
+    columns["vector"] = regions.vectors.tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

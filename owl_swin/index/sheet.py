@@ -15,7 +15,7 @@ SMALL = 0.25
 
 
 def sheet_of_matches(index: RegionIndex, matches: Sequence[Match], queries: Sequence[int]) -> Image.Image:
-    """A grid of the matches' pictures in their order, each with its box, place in the list, score and file name.
+    """A grid of the matches' pictures in their order, each with its box, score and file name.
 
     ``queries`` is the number of each match's query, which gives the box its colour. A picture that is gone is a grey
     cell that says so; without matches that raises ImageError.
