@@ -17,14 +17,15 @@ detect: $(VENV)/.photos
 	[ -n "$$image" ] || image=$$($(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / 'data' / 'astronaut.png')"); \
 	$(BIN)/owl-swin detect "$$image" --queries "$(QUERIES)" --threshold $(THRESHOLD) --save "$(OUT)"
 
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Pictures of the demo, light, dark and narrow, in out/screens; needs Chromium.
 screenshots: $(VENV)/.dev
