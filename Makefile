@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 QUERIES ?= a person, a cat, a car
-THRESHOLD ?= 0.3
+THRESHOLD ?= 0.5
 IMAGE ?=
 OUT ?= out
 
@@ -14,7 +14,7 @@ OUT ?= out
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
-	[ -n "$$image" ] || image=$$($(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / 'data' / 'astronaut.png')"); \
+	[ -n "$$image" ] || image=$$($(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / 'data' / 'camera.png')"); \
 	$(BIN)/owl-swin detect "$$image" --queries "$(QUERIES)" --threshold $(THRESHOLD) --save "$(OUT)"
 
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

@@ -52,7 +52,7 @@ def test_pictures_and_captions_of_four_colours_find_one_another(tmp_path):
     assert result["n_images"] == 4 and result["n_captions"] == 8
     # Of two captions of a picture that tie for the best, either will do; a caption has one picture.
     assert result["image_to_text_r1"] == result["text_to_image_r1"] == result["image_to_text_r10"] == 100
-    assert result["ci95"] == result["ci95_text_to_image_r1"] == [100.0, 100.0]
+    assert result["ci95_image_to_text_r1"] == result["ci95_text_to_image_r10"] == [100.0, 100.0]
 
 
 def test_of_two_pictures_alike_half_is_lost(tmp_path):
@@ -95,7 +95,7 @@ def test_a_picture_without_captions_is_there_to_be_mistaken(tmp_path):
 def test_sets_of_no_and_one_picture(tmp_path, n):
     result = evaluate_retrieval(FakeAligner(), write_captions(tmp_path / "tars", n, split="test"))
     assert result["n_images"] == n and result["text_to_image_r1"] == (100 if n else None)
-    assert result["ci95"] == ([100.0, 100.0] if n else None)
+    assert result["ci95_image_to_text_r1"] == ([100.0, 100.0] if n else None)
 
 
 def test_a_split_that_is_not_there_is_refused(tmp_path):

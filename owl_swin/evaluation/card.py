@@ -55,7 +55,8 @@ def _figure(folder: Path, figure: str) -> str:
     if value is None:
         return "none"
     interval = result.get("ci95" if key in ("AP50", "top1") else f"ci95_{key}")
-    return f"{value:.1f}" + (f" ({interval[0]:.1f} to {interval[1]:.1f})" if interval else "")
+    digits = 2 if 0 < value < 1 else 1
+    return f"{value:.{digits}f}" + (f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else "")
 
 
 def markdown_table(card: dict[str, Any]) -> str:

@@ -38,8 +38,9 @@ def evaluate_retrieval(
     ``annotations`` is a folder of webdataset tars (SPLIT*.tar with KEY.webp and KEY.json {"captions": [...]}), or a
     COCO captions file whose pictures lie in ``images``. Returns, in percent, image_to_text_r1, _r5, _r10: pictures one
     of whose captions is among the best 1, 5, 10 of all captions; text_to_image_r1, …: captions whose picture is among
-    the best pictures; ci95 of image_to_text_r1 and ci95_text_to_image_r1 (bootstrap over pictures). Of a tie, half
-    counts as better. A picture that cannot be read is left out with its captions and listed in "broken".
+    the best pictures; and of each its interval, ci95_image_to_text_r1 (also as ci95) and so on (bootstrap over
+    pictures). Of a tie, half counts as better. A picture that cannot be read is left out with its captions and listed
+    in "broken".
     """
     path = Path(annotations)
     samples = list(_tar_samples(path, split) if path.is_dir() else _coco_samples(path, images))
@@ -66,14 +67,18 @@ def evaluate_retrieval(
         for k in RANKS
     }
     weights = resampled_weights(len(embeds), draws)
+    drawn = {
+        "image_to_text": weights[:, np.unique(owner).astype(int)],
+        "text_to_image": weights[:, np.array(owner, dtype=int)],
+    }
     return {
         "protocol": f"retrieval among {len(embeds)} pictures and {len(texts)} captions, pooled embeddings",
         "annotations": path.name,
         "n_images": len(embeds),
         "n_captions": len(texts),
         **figures,
-        "ci95": _interval(ranks["image_to_text"], weights[:, np.unique(owner).astype(int)]),
-        "ci95_text_to_image_r1": _interval(ranks["text_to_image"], weights[:, np.array(owner, dtype=int)]),
+        "ci95": _interval(ranks["image_to_text"] < 1, drawn["image_to_text"]),
+        **{f"ci95_{way}_r{k}": _interval(own < k, drawn[way]) for way, own in ranks.items() for k in RANKS},
         "broken": broken,
     }
 
@@ -94,10 +99,10 @@ def retrieval_ranks(similarity: Tensor, owner: Tensor) -> dict[str, np.ndarray]:
     return {"image_to_text": np.array(to_text), "text_to_image": to_image.cpu().numpy()}
 
 
-def _interval(ranks: np.ndarray, weights: np.ndarray) -> list[float] | None:
-    """95 % interval of recall at 1 with ``weights [draws, N]`` of the N ranks."""
+def _interval(hit: np.ndarray, weights: np.ndarray) -> list[float] | None:
+    """95 % interval of the share of N hits with ``weights [draws, N]``."""
     total = weights.sum(1)
-    hits = weights[total > 0] @ (ranks < 1)
+    hits = weights[total > 0] @ hit
     return interval(100 * hits / total[total > 0])
 
 
