@@ -87,8 +87,8 @@ F := runs/forgetting
 NEW := guitar,rocket,lobster,cactus,saxophone,octopus,crown,snail,kite,abacus
 forgetting: $(VENV)/.dev
 	@test -e data || ln -s "$(DATA)" data
-	$(BIN)/owl-swin paste $(D)/fluent_emoji_3d --names $(NEW) --on $(D)/coco/images --to $(F)/new --pictures 50
-	$(BIN)/owl-swin paste $(D)/fluent_emoji_3d --names $(NEW) --on $(D)/imagenet_1k_samples/images --to $(F)/test --pictures 50 --seed 1
+	$(BIN)/owl-swin paste $(D)/fluent_emoji_3d/all.json --names $(NEW) --on $(D)/coco/images --to $(F)/new --pictures 50
+	$(BIN)/owl-swin paste $(D)/fluent_emoji_3d/all.json --names $(NEW) --on $(D)/imagenet_1k_samples/images --to $(F)/test --pictures 50 --seed 1
 	$(BIN)/owl-swin train configs/train/forgetting.toml --output $(F)/plain
 	$(BIN)/owl-swin train configs/train/forgetting.toml --blend 0.5 --output $(F)/blend
 	$(BIN)/owl-swin train configs/train/forgetting_replay.toml --output $(F)/replay

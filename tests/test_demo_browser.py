@@ -241,10 +241,10 @@ def test_the_pages_fit_light_dark_and_narrow_and_are_photographed(browser):
     with opened(browser, Detector.from_pretrained(device="cpu")) as page:
         photograph(page, "empty", ["Name it"])
         page.locator("#name-samples button").first.click()
-        page.wait_for_selector("#name-stage tbody tr, #name-stage .owl-action")
+        page.wait_for_selector("#name-stage tbody tr, #name-stage .owl-note p")
         go_to(page, "Show it")
         page.click("#show-try")
-        page.wait_for_selector("#show-target tbody tr, #show-target .owl-action")
+        page.wait_for_selector("#show-target tbody tr, #show-target .owl-note p")
         go_to(page, "Search")
         page.click("#search-try")
         page.wait_for_selector("#search-photo .owl-box")

@@ -78,6 +78,9 @@ def test_the_command_writes_a_set_that_training_reads(cutouts, photographs, tmp_
     assert ran.exit_code == 0, ran.output
     scenes = load_scenes(DataConfig("coco", str(tmp_path / "set" / "annotations.json")))
     assert len(scenes.scenes) == 3 and sorted(names[0] for names in scenes.names) == sorted(COLOURS)
+    ran = CliRunner().invoke(app, [*arguments, "--without", "red mug"])
+    assert ran.exit_code == 0, ran.output
+    assert load_scenes(DataConfig("coco", str(tmp_path / "set" / "annotations.json"))).names == [["blue cup"]]
 
 
 @pytest.mark.parametrize("wrong", ["absent", "names", "empty"])
@@ -88,6 +91,8 @@ def test_what_cannot_be_pasted_is_said(wrong, cutouts, photographs, tmp_path):
     elif wrong == "names":
         with pytest.raises(DataError, match="no cut-out called 'green mug'"):
             find_cutouts(cutouts, ["green mug"])
+        with pytest.raises(DataError, match="no cut-out called 'green mug'"):
+            find_cutouts(cutouts, without=["green mug"])
     else:
         Image.new("RGBA", (4, 4)).save(cutouts / "nothing.png")
         with pytest.raises(ImageError, match="shows nothing"):

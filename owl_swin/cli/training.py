@@ -45,6 +45,7 @@ def paste(
     to: Annotated[Path, typer.Option(help="Folder to write annotations.json and images/ to.")],
     pictures: Annotated[int, typer.Option(help="How many scenes.", min=1)] = 100,
     names: Annotated[str | None, typer.Option(help="Only these names, separated by commas.")] = None,
+    without: Annotated[str | None, typer.Option(help="Not these names, separated by commas.")] = None,
     most_things: Annotated[int, typer.Option(help="At most so many things in a scene.", min=1)] = 4,
     seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
 ) -> None:
@@ -57,9 +58,11 @@ def paste(
     if not on.is_dir():
         raise OwlSwinError(f"{on}: not a folder of photographs")
     photographs = sorted(p for p in on.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
-    chosen = [name.strip() for name in names.split(",") if name.strip()] if names else []
+    wanted, unwanted = (
+        [name.strip() for name in (given or "").split(",") if name.strip()] for given in (names, without)
+    )
+    found = find_cutouts(cutouts, wanted, without=unwanted)
     make_folder(to)
-    found = find_cutouts(cutouts, chosen)
     print(paste_scenes(found, photographs, to, pictures=pictures, most_things=most_things, seed=seed))
 
 

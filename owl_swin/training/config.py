@@ -104,6 +104,8 @@ class DetectConfig:
     ``fresh_class_head`` starts the class head from the picture-wide projection: right after alignment, wrong for a
     model that has already learned to detect. ``quality`` makes the IoU of a patch's box with its target what its score
     has to reach (arXiv:2006.04388), in place of 1: of several patches on one thing, the best box then wins.
+    With ``exemplars``, so many crops of things in a batch are scored in its scenes too, as the names of these things
+    are, and count ``exemplar_weight`` against these; set ``exemplars`` to about half of batch_size.
     """
 
     negatives: int = 50
@@ -112,6 +114,8 @@ class DetectConfig:
     fresh_class_head: bool = False
     matching: str = "hungarian"
     quality: bool = False
+    exemplars: int = 0
+    exemplar_weight: float = 1.0
     scales: tuple[float, ...] = (1.0,)
     min_crop: float = 0.6
     zoom: float = 0.0
@@ -127,6 +131,8 @@ class DetectConfig:
             raise ConfigError(f"detect.matching must be one of {', '.join(MATCHINGS)}, got {self.matching!r}")
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError(f"detect.scales must be positive factors on image_size, got {self.scales}")
+        if self.exemplars < 0 or self.exemplar_weight < 0:
+            raise ConfigError("detect.exemplars and exemplar_weight must be 0 or more")
         _check_mosaic("detect", self.mosaic)
 
 

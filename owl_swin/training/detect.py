@@ -14,6 +14,7 @@ from owl_swin.training.align import AlignBatch, AlignTask, jitter_colours
 from owl_swin.training.augment import Canvas, mosaic
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
+from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, crop_side_px, encode_exemplars, stack
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
 from owl_swin.training.matcher import MATCHERS
 from owl_swin.training.scenes import Scene, Scenes, load_scenes, readable
@@ -28,7 +29,8 @@ LEAST_QUALITY = 0.1
 class DetectBatch:
     """``pixels [B, 3, H, W]`` uint8; a list item a scene: ``boxes [G, 4]`` cxcywh in [0, 1] and ``labels [G]``, columns
     of the batch's Q classes; ``asked [B, Q]`` which classes count in which scene; ``classes [Q]`` of the bank and how
-    they are said this time, ``texts [Q]`` rows of it; ``colours [B, 3]`` uniform numbers."""
+    they are said this time, ``texts [Q]`` rows of it; ``colours [B, 3]`` uniform numbers. ``exemplars`` show things of
+    some of these classes, as columns."""
 
     pixels: Tensor
     boxes: list[Tensor]
@@ -38,6 +40,7 @@ class DetectBatch:
     texts: Tensor
     colours: Tensor
     align: AlignBatch | None
+    exemplars: ExemplarBatch | None = None
 
 
 class DetectTask:
@@ -59,6 +62,8 @@ class DetectTask:
             self.align = AlignTask(config, model, config.align_data, config.align_batch_size, process)
             self.extra = self.align.extra
         self.matcher = MATCHERS[config.detect.matching]
+        self.draws = [ExemplarDraw(scenes) for scenes in self.sets] if config.detect.exemplars else []
+        self.crop_side = crop_side_px(model.config.heads.stride)
 
     def batch(self, index: int) -> DetectBatch:
         """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the
@@ -68,7 +73,7 @@ class DetectTask:
         longer = config.image_size * config.detect.scales[rng.integers(len(config.detect.scales))]
         hw = (max(32, round(longer * shape[0] / 32) * 32), max(32, round(longer * shape[1] / 32) * 32))
         ways = torch.from_numpy(rng.random(len(self.bank), dtype=np.float32)).clamp(max=1 - 1e-6)
-        canvases, asked, labels = [], [], []
+        canvases, asked, labels, shown = [], [], [], []
         first = self.process.rank * config.batch_size
         for place in range(first, first + config.batch_size):
             rng = np.random.default_rng((config.seed, index, place))
@@ -77,6 +82,7 @@ class DetectTask:
             canvases.append(canvas)
             labels.append(torch.from_numpy(canvas.labels + self.first_name[owner]))
             asked.append(self._asked(owner, canvas.labels, drawn, rng))
+            shown.append((owner, canvas.labels, drawn))
         classes = torch.cat(asked).unique()  # [Q], sorted
         counts = torch.zeros(config.batch_size, len(classes), dtype=torch.bool)
         for row, own in zip(counts, asked, strict=True):
@@ -94,7 +100,27 @@ class DetectTask:
             texts=self.bank.draw(classes, ways[classes]),
             colours=colours[first : first + config.batch_size],
             align=self.align.batch(index) if self.align else None,
+            exemplars=self._exemplars(shown, classes, index) if self.draws else None,
         )
+
+    def _exemplars(
+        self, shown: list[tuple[int, np.ndarray, list[Scene]]], classes: Tensor, index: int
+    ) -> ExemplarBatch | None:
+        """Crops of things in the scenes ``shown`` (set, labels and pictures of each), or of others called the same."""
+        rng = np.random.default_rng((self.config.seed, index, self.process.rank, 1))
+        crops, labels = [], []
+        for place in rng.permutation([i for i, (_, own, _) in enumerate(shown) if len(own)])[
+            : self.config.detect.exemplars
+        ]:
+            owner, own, drawn = shown[place]
+            label = int(rng.choice(np.unique(own)))
+            crop = self.draws[owner].crop(label, drawn, self.crop_side, rng)
+            if crop is not None:
+                crops.append(crop)
+                labels.append(label + int(self.first_name[owner]))
+        if not crops:
+            return None
+        return stack(crops, torch.searchsorted(classes, torch.tensor(labels)), rng)
 
     def _canvas(self, owner: int, hw: tuple[int, int], rng: np.random.Generator) -> tuple[Canvas, list[Scene]]:
         scenes, settings = self.sets[owner], self.config.detect
@@ -180,6 +206,13 @@ class DetectTask:
             + settings.giou_weight * parts["giou"]
             + settings.objectness_weight * parts["objectness"]
         )
+        if batch.exemplars is not None:
+            columns = batch.exemplars.labels.to(device)
+            exemplars = encode_exemplars(model, encode_patches, batch.exemplars)
+            with torch.autocast(device.type, enabled=False):
+                shown = focal_loss(score(images, exemplars.float()), class_targets[..., columns], **focal)
+            parts["exemplar"] = ((shown * asked[..., columns]).sum((1, 2)) / counts).mean()
+            total = total + settings.exemplar_weight * parts["exemplar"]
         if self.align is not None and batch.align is not None:
             aligned = self.align.losses(model, encode_patches, batch.align)
             total = total + self.config.align_weight * aligned["loss"]

@@ -74,11 +74,11 @@ def paste_scenes(
     return target
 
 
-def find_cutouts(folder: Path, names: Sequence[str] = ()) -> list[tuple[Path, str]]:
+def find_cutouts(folder: Path, names: Sequence[str] = (), *, without: Sequence[str] = ()) -> list[tuple[Path, str]]:
     """Cut-outs of a folder: RGBA pictures called after what they show ("red mug.png", "red_mug-2.webp").
 
     A JSON file of records {"file_name", "name"} in ``images`` may stand for the folder; files then lie in ``images``
-    beside it. With ``names`` only these.
+    beside it. With ``names`` only these; never those in ``without``.
     """
     if folder.is_file():
         try:
@@ -91,10 +91,10 @@ def find_cutouts(folder: Path, names: Sequence[str] = ()) -> list[tuple[Path, st
         found = [(p, p.stem.split("-")[0].replace("_", " ").strip()) for p in files]
     else:
         raise DataError(f"{folder}: neither a folder of cut-outs nor a JSON file that lists them")
-    missing = sorted(set(names) - {name for _, name in found})
+    missing = sorted({*names, *without} - {name for _, name in found})
     if missing:
         raise DataError(f"{folder}: has no cut-out called {missing[0]!r}")
-    return [(path, name) for path, name in found if not names or name in names]
+    return [(path, name) for path, name in found if name not in without and (not names or name in names)]
 
 
 def _read_cutout(path: Path) -> Image.Image:

@@ -1,0 +1,99 @@
+"""Queries by example in detection training: crops of things, scored in the scenes as the names of these things are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from owl_swin.exemplar import BOX_PATCHES, MARGIN, patch_of_box
+from owl_swin.image import Frame, normalise
+from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
+from owl_swin.training.align import jitter_colours
+from owl_swin.training.scenes import Scene, Scenes, readable
+
+# Surroundings of a crop, in shares of the box's longer side: what a query has, MARGIN, changed by this factor at most.
+MARGIN_CHANGE = 2.0
+# How often the thing is cut from the scene's own picture; else from any picture of its set that has one.
+SAME_PICTURE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ExemplarBatch:
+    """``pixels [K, 3, S, S]`` uint8, the thing's box in it ``boxes [K, 4]`` xyxy in [0, 1], its class ``labels [K]`` as
+    a column of the batch's classes, ``colours [K, 3]`` uniform numbers."""
+
+    pixels: Tensor
+    boxes: Tensor
+    labels: Tensor
+    colours: Tensor
+
+
+def crop_side_px(stride: int) -> int:
+    """Side of the crops: boxes in them are about as large as a detector shows exemplars."""
+    return round(BOX_PATCHES * stride * (1 + 2 * MARGIN) / 32) * 32
+
+
+class ExemplarDraw:
+    """Draws things of one set to be looked for: a class, then a picture that shows one, then a crop of it."""
+
+    def __init__(self, scenes: Scenes):
+        self.scenes = scenes
+        self.with_label: list[list[Scene]] = [[] for _ in scenes.names]
+        for scene in scenes.scenes:
+            for label in np.unique(scene.labels):
+                self.with_label[label].append(scene)
+
+    def crop(
+        self, label: int, drawn: list[Scene], side: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Pixels [side, side, 3] of a thing called ``label`` and its box xyxy in [0, 1]; None if its picture cannot be
+        read. ``drawn`` are the pictures of the scene that it will be looked for in."""
+        own = [scene for scene in drawn if label in scene.labels]
+        from_ = own if own and rng.random() < SAME_PICTURE else self.with_label[label]
+        scene = from_[rng.integers(len(from_))]
+        picture = readable(self.scenes, scene)
+        if picture is None:
+            return None
+        boxes = scene.boxes_on(picture)[scene.labels == label]
+        sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        box = boxes[rng.choice(len(boxes), p=sizes / sizes.sum())]  # what is small shows little
+        return cut_out(picture, box, side, rng)
+
+
+def cut_out(
+    picture: Image.Image, box_xyxy: np.ndarray, side: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A square around a box, inside the picture where it fits, mirrored half the time: pixels [side, side, 3] and the
+    box in it, xyxy in [0, 1]."""
+    margin = MARGIN * MARGIN_CHANGE ** rng.uniform(-1, 1)
+    x0, y0, x1, y1 = (float(value) for value in box_xyxy)
+    wide = max(x1 - x0, y1 - y0) * (1 + 2 * margin)
+    width, height = min(wide, picture.width), min(wide, picture.height)
+    x = min(max((x0 + x1 - width) / 2, 0), picture.width - width)
+    y = min(max((y0 + y1 - height) / 2, 0), picture.height - height)
+    part = picture.resize((side, side), Image.Resampling.BILINEAR, box=(x, y, x + width, y + height), reducing_gap=2.0)
+    pixels = np.asarray(part.convert("RGB"))
+    box = (np.array([x0, y0, x1, y1]) - [x, y, x, y]) / [width, height, width, height]
+    if rng.random() < 0.5:
+        pixels, box = pixels[:, ::-1], np.array([1 - box[2], box[1], 1 - box[0], box[3]])
+    return pixels, box.clip(0, 1).astype(np.float32)
+
+
+def stack(crops: list[tuple[np.ndarray, np.ndarray]], labels: Tensor, rng: np.random.Generator) -> ExemplarBatch:
+    """The crops, at least one, as a batch."""
+    pixels, boxes = zip(*crops, strict=True)
+    colours = torch.from_numpy(rng.random((len(crops), 3), dtype=np.float32))
+    shown = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    return ExemplarBatch(shown, torch.from_numpy(np.stack(boxes)), labels, colours)
+
+
+def encode_exemplars(model: OwlSwin, encode_patches, batch: ExemplarBatch) -> Tensor:
+    """Unit embeddings [K, E] of the exemplars, each from the patch that a detector would take."""
+    device = model.alignment_log_scale.device
+    pixels = normalise(jitter_colours(batch.pixels.to(device).float() / 255, batch.colours))
+    images = encode_from_patches(model, encode_patches(pixels), (pixels.shape[2], pixels.shape[3]))
+    frame = Frame.fit((pixels.shape[2], pixels.shape[3]), pixels.shape[2])
+    boxes = batch.boxes.to(device) * pixels.shape[2]
+    return torch.stack([patch_of_box(images[k], frame, box) for k, box in enumerate(boxes)])
