@@ -47,8 +47,8 @@ def answer(detector: Detector, asked: Asked, threshold: float, overlap: float) -
     )
 
 
-def note_of_nothing(detector: Detector, asked: Asked, threshold: float) -> dict[str, Any]:
-    """What to do when nothing answers: how near the best came, and a threshold to try."""
+def note_of_nothing(detector: Detector, asked: Asked, threshold: float, *, instead: str) -> dict[str, Any]:
+    """What to do when nothing answers: how near the best came, a threshold to try, and what to try ``instead``."""
     assert asked.encoded is not None
     best = detector.detect(asked.encoded, asked.queries, threshold=0.0, nms_iou=None, top_k=1)
     (nearest,) = best
@@ -59,8 +59,8 @@ def note_of_nothing(detector: Detector, asked: Asked, threshold: float) -> dict[
     lower = math.floor(100 * nearest.score) / 100
     if lower >= FLOOR:
         return {
-            "text": text + "If it is there, lower the threshold, use a plainer word, or show the thing in “Show it”.",
+            "text": f"{text}If it is there, lower the threshold, or {instead}.",
             "action": f"Lower the threshold to {lower:.2f}",
             "value": lower,
         }
-    return {"text": text + "It is probably not in this photo. Try a plainer word, a closer photo, or “Show it”."}
+    return {"text": f"{text}It is probably not in this photo. If it is, take a closer photo, or {instead}."}

@@ -13,6 +13,7 @@ from owl_swin.demo.pieces import files, no_photo, rows, stage, stage_value, stri
 
 # One visitor must not keep the model from all others.
 MOST_NAMES = 100
+INSTEAD = "use a plainer word, or show the thing in “Show it”"
 HELP = "Separate names with commas or lines; leave it empty to find anything that looks like a thing."
 
 
@@ -38,7 +39,7 @@ def show(detector: Detector, asked: Asked, threshold: float, overlap: float) -> 
     found = answer(detector, asked, threshold, overlap)
     if asked.photo is None or found is None:
         return stage_value(asked.photo), {"files": []}
-    note = None if len(found) else note_of_nothing(detector, asked, threshold)
+    note = None if len(found) else note_of_nothing(detector, asked, threshold, instead=INSTEAD)
     return stage_value(asked.photo, boxes=rows(found), note=note), {"files": downloads(asked.photo, found)}
 
 

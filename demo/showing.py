@@ -14,6 +14,7 @@ from owl_swin.demo.pieces import HOW, files, no_photo, rows, stage, stage_value,
 BOXES, HEAT = "Boxes", "Where it fits"
 THING = "this thing"
 MOST_EXAMPLES = 12
+INSTEAD = "add another example, or words for it"
 NO_SOURCE = ("Drop a photo of the thing", HOW)
 NO_TARGET = ("Drop the photo to look in", HOW)
 EMPTY = (
@@ -85,7 +86,7 @@ def show_target(detector: Detector, shown: Shown, threshold: float, overlap: flo
     if found is None or target.encoded is None:
         hint = None if shown.examples else {"text": "Add an example on the left, then its like is looked for here."}
         return stage_value(target.photo, note=hint), {"files": []}
-    note = None if len(found) else note_of_nothing(detector, target, threshold)
+    note = None if len(found) else note_of_nothing(detector, target, threshold, instead=INSTEAD)
     marks = rows(found, target.encoded.embeddings.grid_hw)
     src = ""
     if view == HEAT:

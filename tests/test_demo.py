@@ -103,7 +103,7 @@ def test_without_names_it_is_anything(detector, photo):
 def test_nothing_found_says_how_near_it_was_and_what_to_do(detector, photo):
     asked = naming.ask(detector, Asked(photo), "a cat")
     best = float(detector.similarity(asked.encoded, ["a cat"]).max())
-    note = asking.note_of_nothing(detector, asked, 0.999)
+    note = asking.note_of_nothing(detector, asked, 0.999, instead="look twice")
     assert "“a cat”" in note["text"] and f"{best:.2f}" in note["text"]
     assert best - 0.01 < note["value"] <= best
     assert asking.answer(detector, asked, note["value"], 1)

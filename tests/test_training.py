@@ -217,6 +217,11 @@ def test_a_run_saves_on_its_way(tmp_path, monkeypatch):
     assert saved == [1, 2, 3, 3]
 
 
+def test_what_learned_to_detect_is_used_at_the_size_it_learned_at(tmp_path):
+    settings = detect_settings(tmp_path, steps=1, image_size=64)
+    assert Detector.from_pretrained(train(train_config(settings)), device="cpu").image_size == 64
+
+
 def test_a_state_of_another_model_is_refused(tmp_path):
     settings = detect_settings(tmp_path, steps=1)
     train(train_config(settings))

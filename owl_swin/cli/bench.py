@@ -82,7 +82,7 @@ def serve(
 def search(
     sizes: Annotated[str, typer.Option(help="Numbers of regions, separated by commas.")] = "10000,100000,1000000",
     queries: Annotated[int, typer.Option(help="Queries asked of each.")] = 200,
-    probes: Annotated[str, typer.Option(help="Partitions of the index that a search looks at.")] = "20,40,80",
+    probes: Annotated[str, typer.Option(help="Partitions of the index that a search looks at.")] = "80,160,240",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Time archives of synthetic regions: to build them, to search them, and what the index forgets.

@@ -13,7 +13,7 @@ import numpy as np
 
 from owl_swin.errors import ArchiveError
 
-FORMAT = "owl_swin-regions-1"
+FORMAT = "owl_swin-regions-2"
 # Length of every vector that is searched in. Those of photographs have 6 to 11 without the number that fills them up;
 # a longer one is searched for a little less well, and scored just as well.
 NORM = 16.0

@@ -112,7 +112,7 @@ class DetectConfig:
     pseudo_negatives: int = 0
     mosaic: tuple[float, ...] = (0.4, 0.3, 0.3)
     fresh_class_head: bool = False
-    matching: str = "hungarian"
+    matching: str = "centre"
     quality: bool = False
     exemplars: int = 0
     exemplar_weight: float = 1.0

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -167,8 +168,11 @@ def freeze(model: OwlSwin, config: TrainConfig) -> None:
 
 
 def save_average(path: Path, config: TrainConfig, weights: dict[str, Tensor]) -> None:
-    """Writes averaged weights as a model file."""
-    averaged = OwlSwin(read_toml(config.model, ModelConfig))
+    """Writes averaged weights as a model file; what learned to detect is used at the size it learned at."""
+    model_config = read_toml(config.model, ModelConfig)
+    if config.task == "detect":
+        model_config = replace(model_config, image_size=config.image_size)
+    averaged = OwlSwin(model_config)
     averaged.load_state_dict({k: weights[k].cpu().reshape(v.shape) for k, v in averaged.named_parameters()})
     output = Path(config.output)
     save_checkpoint(path, averaged, {"name": output.name, "recipe": f"`owl-swin train` into {output}"})
