@@ -327,7 +327,7 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
         try_.click(on_try, [state], [text, threshold, *added], **quiet)
     gr.on([find.click, text.submit], on_text, [text, threshold, state], [state, *results], **busy)
     source_upload.upload(on_source, [source_upload, state], [state, source], **quiet)
-    source.drawn(on_drawn, [state], [state], **quiet)
+    source.drawn(on_drawn, [state], [state], trigger_mode="multiple", **quiet)
     like.click(on_like, [threshold, state], [state, *results], **busy)
     more.click(on_more, [threshold, state], [state, *results], **busy)
     matches.picked(on_picked, [state, text], [state, matches, photo], **quiet)

@@ -270,7 +270,8 @@ def build(detector: Detector) -> None:
     busy = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": target}
     drawn = [state, source, *fields]
     source_upload.upload(on_source_upload, [source_upload, state], drawn, **quiet)
-    source.drawn(on_drawn, [state], [state, *fields], **quiet)
+    # "multiple": of two corners clicked in quick succession, neither may be dropped; "always_last" repeats the first.
+    source.drawn(on_drawn, [state], [state, *fields], trigger_mode="multiple", **quiet)
     typed = [event for field in fields for event in (field.submit, field.blur)]
     gr.on(typed, on_numbers, [state, *fields], [state, source], **quiet)
     asks = [state, examples, *sides]

@@ -16,8 +16,8 @@
   // Steps of the golden ratio around the colour wheel: neighbours in the list of queries look different.
   const colour = (label) => `hsl(${Math.round((0.02 + label * 0.618034) * 360) % 360} 85% 58%)`;
 
-  // A photo, what is marked on it, and the table of that. Tells: "drawn" {box}, "pointed" {x, y}, "asked" {value},
-  // "picked" {index}. The value comes from stage.py.
+  // A photo, what is marked on it, and the table of that. Tells: "drawn" {box}, "pointed" {x, y}, "asked" {value}.
+  // The value is made by stage_value in pieces.py.
   window.owlStage = (element, props, trigger, watch) => {
     const root = element.querySelector(".owl-stage");
     const mode = props.mode;
@@ -124,7 +124,7 @@
       drawDraft();
     };
     const drawDraft = () => {
-      svg.querySelectorAll(".owl-draft, .owl-draft-under, .owl-corner").forEach((node) => node.remove());
+      svg.querySelectorAll(".owl-draft, .owl-draft-under").forEach((node) => node.remove());
       labels.querySelectorAll(".owl-handle").forEach((node) => node.remove());
       if (corner) labels.append(handle(corner));
       if (!draft) return;
@@ -253,6 +253,7 @@
       frame.addEventListener("pointerup", (event) => {
         if (!drag) return;
         const point = at(event);
+        const had = Boolean(draft);
         if (drag.kind === "second" && !drag.moved) {
           draft = span(drag.from, point);
           corner = null;
@@ -265,9 +266,12 @@
         const done = drag.moved;
         drag = null;
         drawDraft();
-        if (done) tell();
+        if (done || had !== Boolean(draft)) tell(); // a box that is not seen is not used
       });
-      frame.addEventListener("pointercancel", () => { drag = null; });
+      frame.addEventListener("pointercancel", () => {
+        if (drag?.moved) tell();
+        drag = null;
+      });
       frame.addEventListener("keydown", (event) => {
         if (!state.src) return;
         const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];

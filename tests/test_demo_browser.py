@@ -177,6 +177,8 @@ def test_a_box_drawn_by_mouse_is_looked_for(page, photos):
     page.mouse.up()
     has_box(page, [20, 10, 100, 80])
     page.mouse.click(*at(150, 20))  # two clicks are two corners
+    page.wait_for_function("!document.querySelector('#show-xmin input').value")  # the box that went is not used
+    assert page.locator("#show-source .owl-draft").count() == 0
     page.mouse.click(*at(170, 50))
     has_box(page, [150, 20, 170, 50])
     page.keyboard.press("ArrowLeft")  # 2 % of the width
