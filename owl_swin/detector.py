@@ -19,6 +19,7 @@ from owl_swin.exemplar import (
     combine,
     most_object_like,
     patch_of_box,
+    picture_of,
     surroundings,
 )
 from owl_swin.image import FRAME_MULTIPLE, Frame, ImageSource, check_image_size, open_image
@@ -239,25 +240,41 @@ class Detector:
 
     @torch.inference_mode()
     def classify(
-        self, image: ImageSource | EncodedImage, names: Sequence[str | Query], *, templates: Sequence[str] = TEMPLATES
+        self,
+        image: ImageSource | EncodedImage,
+        names: Sequence[str | Exemplar | Query],
+        *,
+        templates: Sequence[str] = TEMPLATES,
     ) -> Classification:
         """Which of the names fits the whole picture: a probability each, by CLIP's softmax over the names.
 
         Each name, or every text of a Query, is put in every template in place of ``{}`` and the embeddings are
-        averaged. Exemplars and negatives are of things, not of whole pictures: a Query with such raises QueryError.
+        averaged. Classes may be shown instead, all of them: an Exemplar, or a Query of several, then stands for its
+        whole picture, or for the square around its box. Negatives, and texts beside examples, raise QueryError.
         """
-        if isinstance(names, str):
+        if isinstance(names, (str, *SINGLE)):
             raise QueryError(f"names must be a list of texts, got the single text {names!r}; write [{names!r}]")
         if not templates or any("{}" not in template for template in templates):
             raise QueryError(f"every template must hold {{}} where the name goes, got {list(templates)}")
-        texts = [_texts_of_class(name) for name in names]
-        prompts = self.encode_queries([t.replace("{}", text) for own in texts for text in own for t in templates])
-        parts = prompts.query_embeds.split([len(own) * len(templates) for own in texts])
-        embeds = torch.stack([part.mean(0) for part in parts])
+        classes = [as_query(name) for name in names]
+        embeds = self._classes_shown(classes) if _are_shown(classes) else self._classes_told(classes, templates)
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         cosine = F.normalize(embeds, dim=-1) @ encoded.embeddings.image_embed
         scale = self.model.alignment_log_scale.exp().clamp(max=100)
-        return Classification((scale * cosine).softmax(-1), tuple(q.name if isinstance(q, Query) else q for q in names))
+        return Classification((scale * cosine).softmax(-1), tuple(one.name for one in classes))
+
+    def _classes_told(self, classes: Sequence[Query], templates: Sequence[str]) -> Tensor:
+        """An embedding [N, E] for each class: the mean over its texts in all templates."""
+        texts = [[clean_text(text) for text in one.texts] for one in classes]
+        prompts = self.encode_queries([t.replace("{}", text) for own in texts for text in own for t in templates])
+        parts = prompts.query_embeds.split([len(own) * len(templates) for own in texts])
+        return torch.stack([part.mean(0) for part in parts])
+
+    def _classes_shown(self, classes: Sequence[Query]) -> Tensor:
+        """An embedding [N, E] for each class: the mean over the pictures of its examples."""
+        pictures = [picture_of(example) for one in classes for example in one.exemplars]
+        embeds = torch.stack([one.embeddings.image_embed for one in self.encode_images(pictures)])
+        return torch.stack([part.mean(0) for part in embeds.split([len(one.exemplars) for one in classes])])
 
     def _logits(self, encoded: EncodedImage, queries: Queries) -> tuple[Tensor, tuple[str, ...]]:
         """Logits [P, Q] and the names of the queries; without queries, the objectness of every patch."""
@@ -321,10 +338,14 @@ class Detector:
             )
 
 
-def _texts_of_class(name: str | Query) -> list[str]:
-    """The cleaned texts of one class of classify()."""
-    if isinstance(name, Query):
-        if name.exemplars or name.negatives:
-            raise QueryError(f"whole pictures are told apart by texts alone; the query {name.name!r} has other parts")
-        return [clean_text(text) for text in name.texts]
-    return [clean_text(name)]
+def _are_shown(classes: Sequence[Query]) -> bool:
+    """Whether the classes of classify() are shown; QueryError if only some are, or one has other parts."""
+    for one in classes:
+        if one.negatives or (one.texts and one.exemplars):
+            raise QueryError(
+                f"a class of whole pictures is texts or examples alone; the query {one.name!r} has other parts"
+            )
+    shown = {bool(one.exemplars) for one in classes}
+    if len(shown) > 1:
+        raise QueryError("pictures are told apart by texts or by examples; these classes are of both kinds")
+    return shown == {True}

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from owl_swin.boxes import area, clip, pairwise_iou
 from owl_swin.errors import QueryError
-from owl_swin.image import Frame, ImageSource
+from owl_swin.image import Frame, ImageSource, open_image
 from owl_swin.types import ImageEmbeddings
 
 # Patches whose box overlaps the exemplar's by this share of the best overlap may stand for it (arXiv:2205.06230).
@@ -79,6 +80,15 @@ def surroundings(box_xyxy: Tensor, image_hw: tuple[int, int], margin: float) -> 
     )
 
 
+def picture_of(exemplar: Exemplar) -> Image.Image:
+    """What an exemplar shows as a picture of its own: its whole picture, or the square around its box."""
+    picture = open_image(exemplar.image)
+    if exemplar.box_xyxy is None:
+        return picture
+    size = (picture.height, picture.width)
+    return picture.crop(surroundings(check_box(exemplar.box_xyxy, size), size, 0.0))
+
+
 def patch_of_box(embeddings: ImageEmbeddings, frame: Frame, box_xyxy: Tensor) -> Tensor:
     """Class embedding [E] of the patch that answers for a box [4], xyxy pixels of the picture.
 
@@ -91,7 +101,7 @@ def patch_of_box(embeddings: ImageEmbeddings, frame: Frame, box_xyxy: Tensor) ->
     else:  # no box of the picture touches it: ask the patch that it lies on
         centre = frame.from_image(box_xyxy)[:2].clamp(0, 1 - 1e-6).tolist()
         rows, cols = embeddings.grid_hw
-        candidates = torch.tensor([int(centre[1] * rows) * cols + int(centre[0] * cols)])
+        candidates = torch.tensor([int(centre[1] * rows) * cols + int(centre[0] * cols)], device=overlap.device)
     return embeddings.class_embeds[most_object_like(embeddings, candidates)]
 
 

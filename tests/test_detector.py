@@ -16,6 +16,8 @@ from torch.testing import assert_close
 
 from owl_swin.detector import ANYTHING, Detector
 from owl_swin.errors import CheckpointError, ConfigError, ImageError, QueryError
+from owl_swin.exemplar import Exemplar
+from owl_swin.query import Query
 from owl_swin.types import Detections, QueryEmbeddings
 
 # Every pair of a patch and a query.
@@ -363,6 +365,28 @@ def test_one_name_is_certain_and_the_same_name_twice_is_even(detector, picture):
 
 def test_a_name_with_braces_is_put_in_as_it_is(detector, picture):
     assert detector.classify(picture, ["{}", "{cat}", "%s"]).names == ("{}", "{cat}", "%s")
+
+
+def test_classes_may_be_shown(detector, picture):
+    other = picture.rotate(180)
+    whole = Query("whole", exemplars=[Exemplar(picture), Exemplar(picture)])
+    classes = detector.classify(picture, [Exemplar(other, name="turned"), whole])
+    assert classes.names == ("turned", "whole") and classes.ranked()[0][0] == "whole"
+    part = detector.classify(picture.crop((10, 10, 30, 30)), [whole, Exemplar(picture, (10, 10, 30, 30))])
+    assert part.ranked()[0][0] == "exemplar"
+
+
+@pytest.mark.parametrize(
+    "names, sentence",
+    [
+        (["cat", Exemplar("there.png")], "these classes are of both kinds"),
+        ([Query("cat", texts=["cat"], exemplars=[Exemplar("there.png")])], "the query 'cat' has other parts"),
+        ([Query("cat", texts=["cat"], negatives=["dog"])], "the query 'cat' has other parts"),
+    ],
+)
+def test_classes_of_both_kinds_are_refused(detector, picture, names, sentence):
+    with pytest.raises(QueryError, match=sentence):
+        detector.classify(picture, names)
 
 
 @pytest.mark.parametrize(

@@ -344,6 +344,19 @@ def test_right_names_score_100(labelled):
     assert result["per_class"] == dict.fromkeys(NAMES, 100.0)
 
 
+def test_classes_may_be_shown_by_other_pictures(labelled, tmp_path):
+    shown = write_labelled(tmp_path / "shown", 4)
+    folders = {"examples": shown, "example_images": shown.parent / "images"}
+    result = evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images", **folders)
+    assert result["top1"] == 100 and "shown by other pictures" in result["protocol"]
+    relabel(shown, _0="green circle", _1="red square")  # each is shown by a picture of the other
+    result = evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images", **folders)
+    assert result["top1"] == 50 and result["per_class"]["red square"] == 0
+    with pytest.raises(DataError, match="has no picture of the class 'yellow circle'"):
+        relabel(shown, _3="red square")
+        evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images", **folders)
+
+
 def test_a_wrong_name_costs_its_share(labelled):
     relabel(labelled, _0="green circle", _1="blue square")  # a red and a green picture
     result = evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images")

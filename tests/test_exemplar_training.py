@@ -1,5 +1,8 @@
 """Exemplars in detection training: crops show the thing they are labelled with, and are learned from."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +93,20 @@ def test_a_picture_that_cannot_be_read_shows_nothing(tmp_path):
     scene.source.write_bytes(b"no picture")
     assert task.draws[0].crop(int(scene.labels[0]), [scene], 96, _Own()) is None
     assert scenes.broken
+
+
+def test_where_nothing_can_be_shown_the_part_is_there_and_zero(tmp_path):
+    """Processes compare their losses part by part, and every one of them encodes exemplars."""
+    settings = detect_settings(tmp_path, detect={"exemplars": 4})
+    path = Path(settings["data"][0]["path"])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    torch.manual_seed(0)
+    model = OwlSwin(read_toml(settings["model"], ModelConfig))
+    task = DetectTask(train_config(settings), model, ALONE)
+    seen = []
+    losses = task.losses(model, lambda pixels: seen.append(len(pixels)) or model.encode_patches(pixels), task.batch(0))
+    losses["loss"].backward()
+    assert losses["exemplar"] == 0 and losses["loss"].isfinite() and seen == [4, 1]
 
 
 class _Own:

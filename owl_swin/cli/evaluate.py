@@ -287,11 +287,13 @@ def classify(
     split: Annotated[str, typer.Option(help="Split of a manifest.")] = "val",
     pictures: Annotated[str, typer.Option(help="all, trained or heldout classes of a manifest.")] = "all",
     among: Annotated[str, typer.Option(help="Names to choose from: all, trained or heldout.")] = "all",
+    examples: Annotated[Path | None, typer.Option(help="JSON of labelled pictures that show the classes.")] = None,
+    example_images: Annotated[Path | None, typer.Option(help="Folder of these; else that of --images.")] = None,
     image_size: ImageSize = None,
     device: Device = "auto",
     json_out: JsonOut = None,
 ) -> None:
-    """Zero-shot classification: each picture gets the name that fits best.
+    """Zero-shot classification: each picture gets the name, or with --examples the shown class, that fits best.
 
     Example: owl-swin eval classify --annotations labelled.json --images pictures
     """
@@ -299,6 +301,7 @@ def classify(
 
     detector = _detector(model, device, image_size, json_out)
     settings: dict[str, Any] = {"split": split, "classes": _names(classes), "pictures": pictures, "among": among}
+    settings |= {"examples": examples, "example_images": example_images}
     _finish(evaluate_classification(detector, annotations, images, progress=_progress, **settings), json_out)
 
 

@@ -27,6 +27,8 @@ def evaluate_classification(
     classes: Sequence[str] | None = None,
     pictures: str = "all",
     among: str = "all",
+    examples: str | Path | None = None,
+    example_images: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Zero-shot top-1 and top-5 in percent: each picture is given the class whose name fits it best.
@@ -48,7 +50,11 @@ def evaluate_classification(
         asked = set(wanted)
     asked &= set(wanted)
     position = {label: i for i, label in enumerate(wanted)}
-    texts = class_embeddings(detector, [names[label] for label in wanted]) if wanted else torch.empty(0)
+    if examples is None or not wanted:
+        fits = class_embeddings(detector, [names[label] for label in wanted]) if wanted else torch.empty(0)
+    else:
+        folder = example_images if example_images is not None else images
+        fits = shown_classes(detector, [names[label] for label in wanted], Path(examples), folder)
     titles = class_titles([names[label] for label in wanted])
     hits1: list[bool] = []
     hits5: list[bool] = []
@@ -68,7 +74,7 @@ def evaluate_classification(
         if opened:
             encoded = detector.encode_images(opened, batch_size=64)
             embeds = torch.stack([e.embeddings.image_embed for e in encoded])
-            top = (embeds @ texts.T).topk(min(5, len(wanted)), dim=-1).indices.cpu()
+            top = (embeds @ fits.T).topk(min(5, len(wanted)), dim=-1).indices.cpu()
             for row, label in zip(top, labels, strict=True):
                 hits1.append(bool(row[0] == label))
                 hits5.append(bool((row == label).any()))
@@ -76,8 +82,8 @@ def evaluate_classification(
         if progress is not None:
             progress(done, total)
     return {
-        "protocol": f"zero-shot classification of {pictures} classes "
-        f"among {len(wanted)} names, {len(TEMPLATES)} templates averaged",
+        "protocol": f"zero-shot classification of {pictures} classes among {len(wanted)}, each "
+        + (f"named, {len(TEMPLATES)} templates averaged" if examples is None else "shown by other pictures"),
         "annotations": Path(annotations).name,
         "n_images": len(hits1),
         "n_classes": len(wanted),
@@ -101,6 +107,23 @@ def class_embeddings(detector: Detector, names: Sequence[Sequence[str]]) -> Tens
     prompts = [[t.replace("{}", name) for name in synonyms for t in TEMPLATES] for synonyms in names]
     flat = detector.encode_queries([p for own in prompts for p in own]).query_embeds
     return F.normalize(torch.stack([part.mean(0) for part in flat.split([len(own) for own in prompts])]), dim=-1)
+
+
+def shown_classes(
+    detector: Detector, names: Sequence[Sequence[str]], examples: Path, images: str | Path | None
+) -> Tensor:
+    """A unit embedding [N, E] for each class: the mean over the pictures that ``examples`` has of it."""
+    samples, own = _read(examples, Path(images) if images else None, "train")
+    rows = {tuple(name): row for row, name in enumerate(names)}
+    parts: list[list[Tensor]] = [[] for _ in names]
+    for batch in _chunks([one for one in samples if tuple(own[one[1]]) in rows], 64):
+        encoded = detector.encode_images([open_image(get()) for get, _ in batch], batch_size=64)
+        for (_, label), one in zip(batch, encoded, strict=True):
+            parts[rows[tuple(own[label])]].append(one.embeddings.image_embed)
+    for name, part in zip(names, parts, strict=True):
+        if not part:
+            raise DataError(f"{examples}: has no picture of the class {name[0]!r}")
+    return F.normalize(torch.stack([torch.stack(part).mean(0) for part in parts]), dim=-1)
 
 
 def _read(path: Path, images: Path | None, split: str) -> tuple[list, list[list[str]]]:

@@ -48,7 +48,8 @@ def evaluate_calibration(
     """The calibration error of a model's answers; with ``fit``, a set that is not this one, before and after the cure.
 
     Returns the figures and the fitted map. d_ece, in percent: the mean over answers of |share of right answers − mean
-    score| in ten bins of the score; an answer is right as COCO counts it at IoU 0.50. reliability lists each bin's mean
+    score| in ten bins of the score; an answer is right as COCO counts it at IoU 0.50. The fit asks for all classes of
+    its own set, whatever ``classes`` are judged. reliability lists each bin's mean
     score, share of right answers and number of answers. With ``fit`` these are after the cure, d_ece_before and
     reliability_before are the model's own, and temperature and bias are the cure.
     """

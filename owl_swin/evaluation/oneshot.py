@@ -11,7 +11,7 @@ from torch import Tensor
 
 from owl_swin.detector import Detector
 from owl_swin.errors import DataError, ImageError, QueryError
-from owl_swin.evaluation.coco import MAX_DETECTIONS
+from owl_swin.evaluation.coco import MAX_DETECTIONS, query_text
 from owl_swin.evaluation.precision import (
     interval,
     mean_over_classes,
@@ -177,7 +177,9 @@ def evaluate_oneshot(
     present: dict[Any, set[str]] = {record["id"]: set() for record in truth["images"]}
     for a in counted_boxes(truth):
         present[a["image_id"]].add(names_of[a["category_id"]])
-    texts = dict(zip(by_name, detector.encode_queries(list(by_name)).query_embeds, strict=True)) if with_text else None
+    texts = None
+    if with_text:
+        texts = dict(zip(by_name, detector.encode_queries([*map(query_text, by_name)]).query_embeds, strict=True))
     rows: list[list[dict[str, Any]]] = [[] for _ in range(draws)]
     broken: list[str] = []
     unasked = 0

@@ -67,7 +67,8 @@ class DetectTask:
 
     def batch(self, index: int) -> DetectBatch:
         """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the
-        same, and so that the processes together see what one would with all their scenes."""
+        same, and so that the processes together see the scenes that one would. Exemplars are of a process's own
+        scenes."""
         config, rng = self.config, np.random.default_rng((self.config.seed, index))
         shape = SHAPES[rng.integers(len(SHAPES))]
         longer = config.image_size * config.detect.scales[rng.integers(len(config.detect.scales))]
@@ -105,22 +106,20 @@ class DetectTask:
 
     def _exemplars(
         self, shown: list[tuple[int, np.ndarray, list[Scene]]], classes: Tensor, index: int
-    ) -> ExemplarBatch | None:
+    ) -> ExemplarBatch:
         """Crops of things in the scenes ``shown`` (set, labels and pictures of each), or of others called the same."""
         rng = np.random.default_rng((self.config.seed, index, self.process.rank, 1))
+        with_things = [scene for scene in shown if len(scene[1])]
         crops, labels = [], []
-        for place in rng.permutation([i for i, (_, own, _) in enumerate(shown) if len(own)])[
-            : self.config.detect.exemplars
-        ]:
-            owner, own, drawn = shown[place]
+        for place in rng.permutation(len(with_things))[: self.config.detect.exemplars]:
+            owner, own, drawn = with_things[place]
             label = int(rng.choice(np.unique(own)))
             crop = self.draws[owner].crop(label, drawn, self.crop_side, rng)
             if crop is not None:
                 crops.append(crop)
                 labels.append(label + int(self.first_name[owner]))
-        if not crops:
-            return None
-        return stack(crops, torch.searchsorted(classes, torch.tensor(labels)), rng)
+        columns = torch.searchsorted(classes, torch.tensor(labels, dtype=torch.long))
+        return stack(crops, columns, self.crop_side, rng)
 
     def _canvas(self, owner: int, hw: tuple[int, int], rng: np.random.Generator) -> tuple[Canvas, list[Scene]]:
         scenes, settings = self.sets[owner], self.config.detect
@@ -208,7 +207,7 @@ class DetectTask:
         )
         if batch.exemplars is not None:
             columns = batch.exemplars.labels.to(device)
-            exemplars = encode_exemplars(model, encode_patches, batch.exemplars)
+            exemplars = encode_exemplars(model, encode_patches, batch.exemplars)[: len(columns)]
             with torch.autocast(device.type, enabled=False):
                 shown = focal_loss(score(images, exemplars.float()), class_targets[..., columns], **focal)
             parts["exemplar"] = ((shown * asked[..., columns]).sum((1, 2)) / counts).mean()

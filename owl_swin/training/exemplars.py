@@ -22,7 +22,8 @@ SAME_PICTURE = 0.5
 @dataclass(frozen=True, slots=True)
 class ExemplarBatch:
     """``pixels [K, 3, S, S]`` uint8, the thing's box in it ``boxes [K, 4]`` xyxy in [0, 1], its class ``labels [K]`` as
-    a column of the batch's classes, ``colours [K, 3]`` uniform numbers."""
+    a column of the batch's classes, ``colours [K, 3]`` uniform numbers. Where nothing could be shown there is one blank
+    crop without a label, so that all processes of a run do the same work."""
 
     pixels: Tensor
     boxes: Tensor
@@ -81,10 +82,13 @@ def cut_out(
     return pixels, box.clip(0, 1).astype(np.float32)
 
 
-def stack(crops: list[tuple[np.ndarray, np.ndarray]], labels: Tensor, rng: np.random.Generator) -> ExemplarBatch:
-    """The crops, at least one, as a batch."""
-    pixels, boxes = zip(*crops, strict=True)
-    colours = torch.from_numpy(rng.random((len(crops), 3), dtype=np.float32))
+def stack(
+    crops: list[tuple[np.ndarray, np.ndarray]], labels: Tensor, side: int, rng: np.random.Generator
+) -> ExemplarBatch:
+    """The crops as a batch."""
+    blank = (np.zeros((side, side, 3), np.uint8), np.array([0.25, 0.25, 0.75, 0.75], np.float32))
+    pixels, boxes = zip(*(crops or [blank]), strict=True)
+    colours = torch.from_numpy(rng.random((len(pixels), 3), dtype=np.float32))
     shown = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
     return ExemplarBatch(shown, torch.from_numpy(np.stack(boxes)), labels, colours)
 
