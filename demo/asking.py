@@ -1,10 +1,11 @@
 """A photo and what is asked of it, between one click and the next: both are encoded once, then only compared."""
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from owl_swin import Detections, Detector, EncodedImage, QueryEmbeddings
+from owl_swin import Detections, Detector, EncodedImage, QueryEmbeddings, QueryError
 from owl_swin.demo.photos import Photo
 
 # Below this a score says nothing; sliders end here.
@@ -26,15 +27,14 @@ class Asked:
 
 
 def scales(detector: Detector) -> dict[str, Detector]:
-    """The detector at the size its model was made for, and at larger ones that find smaller things."""
-    found = {}
-    for name, factor in (("normal", 1), ("finer", 2), ("finest", 3)):
+    """The detector as it is, and at larger sizes that find smaller things, as far as a detector goes."""
+    found = {f"normal ({detector.image_size} px)": detector}
+    for name, factor in (("finer", 2), ("finest", 3)):
         size = detector.image_size * factor
-        found[f"{name} ({size} px)"] = (
-            detector
-            if factor == 1
-            else Detector(detector.model, card=detector.card, device=detector.device, image_size=size)
-        )
+        with contextlib.suppress(QueryError):  # larger than pictures may be
+            found[f"{name} ({size} px)"] = Detector(
+                detector.model, card=detector.card, device=detector.device, image_size=size
+            )
     return found
 
 

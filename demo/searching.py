@@ -45,14 +45,23 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """What stands in the tab: the archive, its answers, the one that is looked at, what was asked, and an example."""
+    """What stands in the tab: the archive, its answers, the one that is looked at, what was asked, and an example.
+
+    ``own`` is what the visitor filled, if anything; ``archive`` is that, or the one that the server brought.
+    """
 
     archive: Archive | None = None
+    own: Archive | None = None
     matches: tuple[Match, ...] = ()
     chosen: int = -1
     asked: Any = None
     source: Photo | None = None
     box_xyxy: tuple[float, float, float, float] | None = None
+
+    @property
+    def named(self) -> str:
+        """What the boxes are labelled: the name that was asked for, whatever the text field says by now."""
+        return self.asked if isinstance(self.asked, str) else "match"
 
 
 def installed() -> bool:
@@ -97,11 +106,16 @@ def index_folder(archive: Archive, folder: str) -> Iterator[str]:
         yield told_progress(item)
 
 
-def index_files(archive: Archive, paths: Sequence[str | Path]) -> Iterator[str]:
-    """Indexes uploaded photos, which the archive keeps, telling how far it is; broken ones are left out and counted."""
+def pictures_of(paths: Sequence[str | Path]) -> list[Path]:
+    """The pictures by name among uploaded files; ImageError if there is none."""
     pictures = [Path(path) for path in paths if Path(path).suffix.lower() in PICTURES]
     if not pictures:
         raise ImageError("there is no picture among these files (JPEG, PNG, WebP, GIF, BMP or TIFF)")
+    return pictures
+
+
+def index_files(archive: Archive, pictures: Sequence[Path]) -> Iterator[str]:
+    """Indexes uploaded photos, which the archive keeps, telling how far it is; broken ones are left out and counted."""
     regions, skipped = 0, 0
     for start in range(0, len(pictures), BATCH):
         batch = pictures[start : start + BATCH]
@@ -119,6 +133,38 @@ def told_stats(archive: Archive | None) -> str:
         return "No photos yet."
     stats = archive.index.stats()
     return f"**{stats.n_images} photos** and {stats.n_regions} regions are ready to be searched."
+
+
+def in_archive(searched: Searched, archive: Archive | None) -> Searched:
+    """The tab turned to an archive, of which nothing was asked yet."""
+    return replace(searched, archive=archive, matches=(), chosen=-1, asked=None)
+
+
+def in_own(detector: Detector, searched: Searched) -> tuple[Searched, Archive]:
+    """The tab turned to the visitor's own archive, made if need be: one that the server brought is its owner's."""
+    own = searched.own or Archive.own(detector)
+    return replace(in_archive(searched, own), own=own), own
+
+
+def adding(searched: Searched, news: Iterator[str]) -> Iterator[tuple]:
+    """What the tab shows while its archive is filled: state, progress, stats and results, as they change.
+
+    The state turns to the archive as soon as something is in it: adding nothing loses nothing.
+    """
+    assert searched.archive is not None
+    turned, same = False, [gr.skip()] * 3
+    last = bar(0, 1, "Starting …")
+    yield gr.skip(), last, gr.skip(), *same
+    for last in news:
+        if turned or not searched.archive.index.stats().n_images:
+            yield gr.skip(), last, gr.skip(), *same
+        else:
+            turned = True
+            yield searched, last, told_stats(searched.archive), *show(searched)
+    if turned:
+        yield gr.skip(), last, told_stats(searched.archive), *same
+    elif searched.archive.index.stats().n_images:
+        yield searched, last, told_stats(searched.archive), *show(searched)
 
 
 def search(searched: Searched, query: Any, threshold: float) -> Searched:
@@ -154,15 +200,15 @@ def item(archive: Archive, match: Match) -> dict[str, Any]:
     return {"src": src, "title": f"{name}, score {match.score:.3f}", "caption": name, "badge": f"{match.score:.2f}"}
 
 
-def show(searched: Searched, *, named: str = "match") -> tuple[dict, dict, Any]:
+def show(searched: Searched) -> tuple[dict, dict, Any]:
     """The strip of matches, the photo of the one that is looked at, and whether there is one."""
     if searched.archive is None or not searched.matches:
         return strip_value([]), {**no_photo(*NO_RESULT), "note": note_of_nothing(searched)}, gr.update(visible=False)
     items = [item(searched.archive, match) for match in searched.matches]
-    return strip_value(items, chosen=searched.chosen), show_match(searched, named), gr.update(visible=True)
+    return strip_value(items, chosen=searched.chosen), show_match(searched), gr.update(visible=True)
 
 
-def show_match(searched: Searched, named: str) -> dict:
+def show_match(searched: Searched) -> dict:
     """The photo of the match that is looked at, with its box."""
     match = searched.matches[searched.chosen]
     try:
@@ -170,7 +216,7 @@ def show_match(searched: Searched, named: str) -> dict:
         photo = take_photo(searched.archive.index.open_picture(match.image_id), Path(match.path).name)
     except ImageError as error:
         return no_photo("This photo is gone", str(error))
-    mark = {"box": match.box_xyxy, "label": named or "match", "score": match.score, "query": 0, "patch": None}
+    mark = {"box": match.box_xyxy, "label": searched.named, "score": match.score, "query": 0, "patch": None}
     return stage_value(photo, boxes=[mark], note={"text": match.path})
 
 
@@ -209,6 +255,8 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
                     add = gr.Button("Index it", size="md", elem_id="search-index", scale=1, min_width=90)
             if samples() and attached is None:
                 try_ = gr.Button("Try it with six sample photos", size="md", elem_id="search-try")
+            if attached is not None:
+                back = gr.Button("Search the server’s archive", size="md", elem_id="search-attached")
             progress = gr.HTML("", elem_id="search-progress", apply_default_css=False)
             gr.Markdown("#### 2 · What to look for", elem_classes="owl-step")
             text = gr.Textbox(
@@ -241,42 +289,34 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
     def with_archive(searched: Searched) -> Searched:
         return searched if searched.archive is not None else replace(searched, archive=attached)
 
-    def own_archive(searched: Searched) -> tuple[Searched, Archive]:
-        """Visitors add to an archive of their own: the attached one is its owner's."""
-        archive = searched.archive
-        if archive is None or archive.folder is None:
-            archive = Archive.own(detector)
-        return replace(searched, archive=archive, matches=(), chosen=-1, asked=None), archive
-
-    def adding(searched: Searched, news: Iterator[str]) -> Iterator[tuple]:
-        last = bar(0, 1, "Starting …")
-        yield searched, last, gr.skip(), *show(searched)
-        for last in news:
-            yield searched, last, *[gr.skip()] * 4
-        yield searched, last, told_stats(searched.archive), *[gr.skip()] * 3
-
     @told
     def on_files(paths: list[str], searched: Searched):
-        searched, archive = own_archive(searched)
-        yield from adding(searched, index_files(archive, paths))
+        pictures = pictures_of(paths)
+        searched, own = in_own(detector, searched)
+        yield from adding(searched, index_files(own, pictures))
 
     @told
     def on_folder(path: str, searched: Searched):
-        searched, archive = own_archive(searched)
-        yield from adding(searched, index_folder(archive, path.strip()))
+        searched, own = in_own(detector, searched)
+        yield from adding(searched, index_folder(own, path.strip()))
 
     @told
     def on_try(searched: Searched):
-        searched, archive = own_archive(searched)
-        for step in adding(searched, index_files(archive, [one.path for one in samples()])):
+        searched, own = in_own(detector, searched)
+        for step in adding(searched, index_files(own, [one.path for one in samples()])):
             yield gr.skip(), gr.skip(), *step
         searched = search(searched, TRIED, 0.0)
-        yield TRIED, 0, searched, gr.skip(), told_stats(archive), *show(searched, named=TRIED)
+        yield TRIED, 0, searched, gr.skip(), told_stats(own), *show(searched)
+
+    @told
+    def on_back(searched: Searched):
+        searched = in_archive(searched, attached)
+        return searched, "", told_stats(attached), *show(searched)
 
     @told
     def on_text(text_: str, threshold_: float, searched: Searched):
         searched = search(with_archive(searched), text_, threshold_)
-        return searched, *show(searched, named=text_)
+        return searched, *show(searched)
 
     @told
     def on_like(threshold_: float, searched: Searched):
@@ -295,17 +335,17 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
         return searched, *show(searched)
 
     @told
-    def on_asked(event: gr.EventData, searched: Searched, text_: str):
+    def on_asked(event: gr.EventData, searched: Searched):
         searched = search(searched, searched.asked, event.value)
-        return event.value, searched, *show(searched, named=text_)
+        return event.value, searched, *show(searched)
 
     @told
-    def on_picked(event: gr.EventData, searched: Searched, text_: str):
+    def on_picked(event: gr.EventData, searched: Searched):
         searched = replace(searched, chosen=event.index)
         return (
             searched,
             strip_value([item(searched.archive, m) for m in searched.matches], chosen=event.index),
-            show_match(searched, text_),
+            show_match(searched),
         )
 
     @told
@@ -325,10 +365,12 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
         gr.on([add.click, folder.submit], on_folder, [folder, state], added, **quiet)
     if samples() and attached is None:
         try_.click(on_try, [state], [text, threshold, *added], **quiet)
+    if attached is not None:
+        back.click(on_back, [state], added, **quiet)
     gr.on([find.click, text.submit], on_text, [text, threshold, state], [state, *results], **busy)
     source_upload.upload(on_source, [source_upload, state], [state, source], **quiet)
     source.drawn(on_drawn, [state], [state], trigger_mode="multiple", **quiet)
     like.click(on_like, [threshold, state], [state, *results], **busy)
     more.click(on_more, [threshold, state], [state, *results], **busy)
-    matches.picked(on_picked, [state, text], [state, matches, photo], **quiet)
-    photo.asked(on_asked, [state, text], [threshold, state, *results], **quiet)
+    matches.picked(on_picked, [state], [state, matches, photo], **quiet)
+    photo.asked(on_asked, [state], [threshold, state, *results], **quiet)

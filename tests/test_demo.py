@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 gr = pytest.importorskip("gradio")
 
-from owl_swin import Detector, QueryError  # noqa: E402
+from owl_swin import Detector, Exemplar, ImageError, QueryError  # noqa: E402
 from owl_swin.demo import asking, inside, naming, searching, showing  # noqa: E402
 from owl_swin.demo.asking import Asked  # noqa: E402
 from owl_swin.demo.photos import board, samples, take_photo  # noqa: E402
@@ -126,6 +126,12 @@ def test_finer_is_the_same_model_on_a_larger_picture(detector):
     assert all(one.model is detector.model for one in sizes.values())
 
 
+@pytest.mark.parametrize("size, sizes", [(1536, [1536, 3072]), (2049, [2049]), (4096, [4096])])
+def test_sizes_beyond_what_a_detector_takes_are_not_offered(tiny_model, size, sizes):
+    large = Detector(tiny_model, device="cpu", image_size=size)
+    assert [one.image_size for one in asking.scales(large).values()] == sizes
+
+
 def test_a_mistake_is_told_as_its_sentence():
     @told
     def wrong():
@@ -204,13 +210,16 @@ def test_an_archive_of_ones_own_is_filled_searched_and_gone(archive, tmp_path):
         path.write_bytes(encode(noise(60, 90, seed)))
     paths[2].write_bytes(b"no picture")
     paths[3].write_text("no picture by name")
-    (last,) = searching.index_files(archive, paths)
+    (last,) = searching.index_files(archive, searching.pictures_of(paths))
     assert "3 of 3 photos" in last and "1 could not be read" in last
     assert "**2 photos**" in searching.told_stats(archive)
     searched = searching.search(searching.Searched(archive), "a cat", 0.0)
-    strip, stage, more = searching.show(searched, named="a cat")
+    strip, stage, more = searching.show(searched)
     assert {item["caption"] for item in strip["items"]} == {"a.png", "b.png"}
     assert stage["boxes"][0]["score"] == searched.matches[0].score
+    assert stage["boxes"][0]["label"] == "a cat"
+    by_example = searching.search(searched, Exemplar(noise(60, 90)), 0.0)
+    assert searching.show_match(by_example)["boxes"][0]["label"] == "match"
     assert more["visible"]
     nothing = searching.search(searched, "a cat", 1.0)
     strip, stage, more = searching.show(nothing)
@@ -227,6 +236,40 @@ def test_a_folder_is_indexed_with_news_and_its_mistakes_are_told(archive, tmp_pa
     assert 'aria-valuenow="100"' in news[-1] and "3 of 3 photos" in news[-1]
     with pytest.raises(ValueError, match="nowhere"):
         list(searching.index_folder(archive, str(tmp_path / "nowhere")))
+
+
+@pytest.fixture
+def attached(detector, tmp_path):
+    archive = searching.Archive.own(detector)
+    archive.index.add_images([("theirs.png", encode(noise(60, 90)))])
+    return archive
+
+
+def states(steps) -> list:
+    """What the state was set to, of the steps that set it."""
+    return [step[0] for step in steps if isinstance(step[0], searching.Searched)]
+
+
+def test_adding_turns_to_ones_own_archive_and_back(detector, attached, tmp_path):
+    (tmp_path / "mine.png").write_bytes(encode(noise(60, 90, 1)))
+    before = searching.search(searching.Searched(attached), "a cat", 0.0)
+    searched, own = searching.in_own(detector, before)
+    (after,) = states(searching.adding(searched, searching.index_files(own, [tmp_path / "mine.png"])))
+    assert after.archive is own and after.matches == () and own.index.stats().n_images == 1
+    back = searching.in_archive(after, attached)
+    assert back.archive is attached and back.own is own
+    assert searching.in_own(detector, back)[1] is own
+    assert attached.index.stats().n_images == 1
+
+
+def test_adding_nothing_loses_nothing(detector, attached, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    searched, own = searching.in_own(detector, searching.Searched(attached))
+    steps = list(searching.adding(searched, searching.index_files(own, [tmp_path / "broken.png"])))
+    assert "1 could not be read" in steps[-1][1]
+    assert states(steps) == []
+    with pytest.raises(ImageError, match="no picture among these files"):
+        searching.pictures_of([tmp_path / "notes.txt"])
 
 
 # --- Inside Swin -----------------------------------------------------------------------------------------------------
