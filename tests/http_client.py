@@ -69,10 +69,10 @@ def _length(got: bytes) -> int:
 
 
 @contextlib.contextmanager
-def running(detector, **settings):
+def running(detector, *, demo=None, **settings):
     """A real server in a thread of this process, until the block ends."""
     chosen = ServerSettings(**{"port": 0, "drain_s": 0.1, **settings})
-    app = create_app(detector, chosen)
+    app = create_app(detector, chosen, demo=demo)
     listening = bind("127.0.0.1", 0)
     server = make_server(app, chosen)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)

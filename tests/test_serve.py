@@ -83,6 +83,25 @@ def test_works_of_one_shape_share_a_batch_and_the_oldest_goes_first():
     assert not queue.alive
 
 
+def test_works_without_a_picture_wait_for_no_other():
+    seen, entered, go, later = [], threading.Event(), threading.Event(), threading.Event()
+    queue = batcher(seen, entered=entered, go=go)
+
+    async def two():
+        first = queue.submit(Shape(1), lambda one: one)
+        await asyncio.to_thread(entered.wait, 30)
+        quick, slow = queue.submit(None, lambda none: "quick"), queue.submit(None, lambda none: later.wait(10))
+        go.set()
+        try:
+            return await first, await asyncio.wait_for(quick, 5), slow.done()
+        finally:
+            later.set()
+            await slow
+
+    assert asyncio.run(two()) == (1, "quick", False)
+    queue.close()
+
+
 def test_a_work_that_fails_fails_alone():
     def encode(pictures):
         if any(picture.shape[0] == 7 and len(picture.shape) == 2 and picture.bad for picture in pictures):

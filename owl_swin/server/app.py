@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Match, Route
+from starlette.routing import Match, Mount, Route
 
 from owl_swin.detector import Detector
 from owl_swin.errors import MissingExtraError
@@ -42,6 +42,7 @@ def create_app(
 
     ``demo`` is called with the detector and the index and makes Gradio's pages, which then stand at ``/``.
     ``app.state.serving`` is what the routes share; its ``close`` is called when the application shuts down.
+    ``app.state.end_streams`` ends what open pages listen to; call it in the loop that serves, before it waits for them.
     """
     serving = Serving(detector, settings or ServerSettings(), index)
 
@@ -55,7 +56,8 @@ def create_app(
         redirect_slashes=False, title="owl_swin", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
     )
     app.state.serving = serving
-    app.add_middleware(Guard, serving=serving)
+    app.state.end_streams = lambda: None
+    app.add_middleware(Guard, serving=serving, demo=demo is not None)
 
     async def as_problem(request: Request, error: HTTPException) -> Response:
         raise problem_of_http(error)
@@ -82,7 +84,12 @@ def build_demo(detector: Detector, *, index: Any = None) -> Any:
 def _with_demo(app: FastAPI, blocks: Any, serving: Serving) -> FastAPI:
     from gradio import mount_gradio_app
 
-    return mount_gradio_app(app, blocks, path="/", max_file_size=serving.settings.max_body_bytes)
+    options: dict[str, Any] = {"footer_links": [], "run_history": False}  # as demo/app.py sets them
+    app = mount_gradio_app(app, blocks, path="/", max_file_size=serving.settings.max_body_bytes, **options)
+    pages: Any = next(route.app for route in app.routes if isinstance(route, Mount))
+    # Every open page listens to a stream that ends with this event alone. Gradio sets it where it runs the server.
+    app.state.end_streams = pages.stop_event.set
+    return app
 
 
 def _add_pages(app: FastAPI, serving: Serving, document: dict[str, Any]) -> None:

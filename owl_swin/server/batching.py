@@ -31,7 +31,7 @@ class Work:
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """Works of one shape share a pass; None needs no pass."""
+        """Works of one shape share a pass; None needs no pass, and shares nothing."""
         return None if self.picture is None else self.picture.shape
 
 
@@ -121,7 +121,7 @@ class Batcher:
                     self._changed.wait()
                     continue
                 oldest = self._queue[0]
-                batch = [work for work in self._queue if work.shape == oldest.shape][: self._max_batch]
+                batch = self._mates(oldest)
                 left = oldest.arrived + self._max_wait_s - time.monotonic()
                 if oldest.shape is None or len(batch) == self._max_batch or left <= 0 or self._closing:
                     chosen = set(batch)
@@ -132,6 +132,12 @@ class Batcher:
                     return batch
                 self._changed.wait(left)
 
+    def _mates(self, oldest: Work) -> list[Work]:
+        """The oldest work and those that share its pass; one that needs no pass would only wait for others."""
+        if oldest.shape is None:
+            return [oldest]
+        return [work for work in self._queue if work.shape == oldest.shape][: self._max_batch]
+
     def _drop_cancelled(self) -> None:
         left = deque(work for work in self._queue if not work.future.cancelled())
         if len(left) < len(self._queue):
@@ -141,7 +147,7 @@ class Batcher:
     def _outcomes(self, batch: list[Work]) -> list[Any]:
         """What each work came to: a result, or the exception that it ended with."""
         if batch[0].picture is None:
-            return [_attempt(work.then, None) for work in batch]
+            return [_attempt(batch[0].then, None)]
         encoded = _attempt(self._encode, [work.picture for work in batch])
         if isinstance(encoded, Exception):
             if len(batch) == 1:

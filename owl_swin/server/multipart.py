@@ -8,6 +8,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from owl_swin.server.problems import Problem
 
 MOST_PARTS = 256
+# Of a form whose files go to disk, the bytes of all other parts together.
+MOST_PLAIN_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -70,6 +72,34 @@ class _Reader:
 
     def on_end(self) -> None:
         self.ended = True
+
+
+class PlainGauge:
+    """Watches a form pass by whose reader writes files to disk, and holds all other parts in memory without a bound."""
+
+    def __init__(self, content_type: str):
+        _, options = parse_options_header(content_type)
+        self._reader = _Reader()
+        callbacks = {name: getattr(self._reader, name) for name in dir(_Reader) if name.startswith("on_header")}
+        callbacks |= {"on_part_begin": self._begin, "on_part_data": self._data}
+        self._parser = MultipartParser(options.get(b"boundary", b""), callbacks)  # type: ignore[arg-type]
+        self._n_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """The next bytes of the form; too many that belong to no file, or what is no form, raise Problem."""
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            raise Problem("invalid_multipart", f"the form is damaged: {error}") from None
+
+    def _begin(self) -> None:
+        self._reader.parts = [Part()]
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._reader.parts[0].filename is None:
+            self._n_bytes += end - start
+            if self._n_bytes > MOST_PLAIN_BYTES:
+                raise Problem("body_too_large", f"the fields of a form have at most {MOST_PLAIN_BYTES} bytes here")
 
 
 def read_multipart(body: bytes, content_type: str) -> list[Part]:

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import copy
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h11
@@ -110,9 +111,9 @@ class GuardedProtocol(H11Protocol):
 class DrainingServer(uvicorn.Server):
     """Told to stop, it finishes what it took, tells new requests so for a moment, and ends with code 0."""
 
-    def __init__(self, config: uvicorn.Config, serving: Serving):
+    def __init__(self, config: uvicorn.Config, serving: Serving, end_streams: Callable[[], None]):
         super().__init__(config)
-        self.serving = serving
+        self.serving, self._end_streams = serving, end_streams
         self._told_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -156,6 +157,11 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = idle or told_s >= settings.stop_timeout_s
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the door and waits for answers; streams that have no end by themselves get one first."""
+        self._end_streams()
+        await super().shutdown(sockets)
+
 
 def serve(app: FastAPI, settings: ServerSettings, *, access_log: bool = False) -> None:
     """Answers until SIGTERM or SIGINT. Where it listens goes to stderr."""
@@ -183,8 +189,16 @@ def make_server(app: FastAPI, settings: ServerSettings, *, access_log: bool = Fa
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, int(settings.stop_timeout_s)),
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        log_config=_log_config(),
     )
-    return DrainingServer(config, app.state.serving)
+    return DrainingServer(config, app.state.serving, app.state.end_streams)
+
+
+def _log_config() -> dict[str, Any]:
+    """As uvicorn logs, but all of it on stderr."""
+    config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    return config
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from owl_swin.errors import OwlSwinError
+from owl_swin.server.multipart import PlainGauge
 from owl_swin.server.problems import Problem, problem_of
 from owl_swin.server.serving import Serving
 from owl_swin.server.settings import ServerSettings
@@ -25,6 +26,8 @@ OPEN_PATHS = ("/healthz", "/readyz")
 PATHS = frozenset(("/v1/detect", "/v1/embed", "/v1/search", "/v1/images", "/v1/model", "/docs", *OPEN_PATHS))
 # What may hold a connection open only to wait: pages of the demo stream their events.
 API = "/v1/"
+# Where the pages of the demo send photos. Gradio writes them to disk as they come and bounds each.
+UPLOAD = "/gradio_api/upload"
 # A client that reads nothing may keep an answer for so long.
 SEND_TIMEOUT_S = 30.0
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
@@ -37,8 +40,8 @@ class ClientGone(Exception):
 class Guard:
     """Checks the head of every request, counts and times its body, and turns what fails into a problem document."""
 
-    def __init__(self, app: ASGIApp, serving: Serving):
-        self._app, self._serving, self._settings = app, serving, serving.settings
+    def __init__(self, app: ASGIApp, serving: Serving, demo: bool = False):
+        self._app, self._serving, self._settings, self._demo = app, serving, serving.settings, demo
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -49,10 +52,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
         started, answer = time.monotonic(), _Answer(send, scope["path"].startswith(API))
+        spooled = self._demo and scope["path"] == UPLOAD
+        max_bytes = self._settings.max_upload_bytes if spooled else self._settings.max_body_bytes
         try:
-            with _Body(receive, self._serving, scope) as body:
-                check_head(scope, self._settings)
-                await self._app(scope, body.receive, answer.send)
+            gauge = PlainGauge(_headers(scope).get("content-type", "")) if spooled else None
+            with _Body(receive, self._serving, max_bytes, gauge) as body:
+                check_head(scope, self._settings, max_bytes)
+                await self._app(scope, body.receive, body.unless_refused(answer.send))
         except ClientGone:
             answer.status, answer.code = answer.status or 499, "client_gone"
         except Problem as problem:
@@ -70,7 +76,7 @@ class Guard:
             )
 
 
-def check_head(scope: Scope, settings: ServerSettings) -> None:
+def check_head(scope: Scope, settings: ServerSettings, max_bytes: int) -> None:
     """Refuses, before anything of the body is read, who may not ask and what cannot be read."""
     headers = _headers(scope)
     host = headers.get("host", "").lower()
@@ -88,8 +94,8 @@ def check_head(scope: Scope, settings: ServerSettings) -> None:
     if length is not None:
         if not (length.isascii() and length.isdigit()):
             raise Problem("invalid_content_length", "Content-Length must be a number of bytes")
-        if len(length) > 18 or int(length) > settings.max_body_bytes:
-            raise _too_large(settings)
+        if len(length) > 18 or int(length) > max_bytes:
+            raise _too_large(max_bytes)
 
 
 def path_of(scope: Scope) -> str:
@@ -123,30 +129,52 @@ def _carries(headers: dict[str, str], token: str) -> bool:
     return hmac.compare_digest(given.encode(), token.encode())
 
 
-def _too_large(settings: ServerSettings) -> Problem:
-    return Problem("body_too_large", f"a body has at most {settings.max_body_bytes} bytes here")
+def _too_large(max_bytes: int) -> Problem:
+    return Problem("body_too_large", f"a body has at most {max_bytes} bytes here")
 
 
 class _Body:
-    """The body of one request, counted as it comes in: no length that a client claims is believed."""
+    """The body of one request, counted as it comes in: no length that a client claims is believed.
 
-    def __init__(self, receive: Receive, serving: Serving, scope: Scope):
+    It stays in memory until the request has ended, unless there is a gauge: then its files go to disk.
+    """
+
+    def __init__(self, receive: Receive, serving: Serving, max_bytes: int, gauge: PlainGauge | None):
         self._receive, self._serving, self._settings = receive, serving, serving.settings
+        self._max_bytes, self._gauge = max_bytes, gauge
         self._size = 0
         self._more = True
-        self._times = scope["path"].startswith(API)
+        self._refused: Problem | None = None
         self._deadline = time.monotonic() + 2 * serving.settings.body_timeout_s
 
     def __enter__(self) -> "_Body":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._serving.hold(-self._size)
+        if self._gauge is None:
+            self._serving.hold(-self._size)
 
     async def receive(self) -> Message:
         """The next part of the body; too much, or too slow, raises Problem."""
         if not self._more:
             return await self._receive()
+        try:
+            return await self._next()
+        except Problem as problem:
+            self._refused = problem
+            raise
+
+    def unless_refused(self, send: Send) -> Send:
+        """``send`` for who reads this body: Gradio would answer a Problem with a 500 of its own."""
+
+        async def checked(message: Message) -> None:
+            if self._refused is not None:
+                raise self._refused
+            await send(message)
+
+        return checked
+
+    async def _next(self) -> Message:
         # Beside the pause between two parts, a body as a whole must come at 16 KiB a second at least.
         left = self._deadline + self._size / 16384 - time.monotonic()
         try:
@@ -154,10 +182,14 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             raise Problem("request_timeout", "the body came too slowly", headers={"Connection": "close"}) from None
-        part = len(message.get("body", b""))
-        if self._size + part > self._settings.max_body_bytes:
-            raise _too_large(self._settings)
-        self._serving.hold(part)
+        content = message.get("body", b"")
+        part = len(content)
+        if self._size + part > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        if self._gauge is None:
+            self._serving.hold(part)
+        else:
+            self._gauge.write(content)
         self._size += part
         self._more = message.get("more_body", False)
         return message

@@ -38,6 +38,8 @@ class ServerSettings:
     max_exemplars: int = 16
     max_query_chars: int = 1000
     max_top_k: int = 1000
+    # Pages of the demo send a whole folder of photos as one request, of which each is at most max_body_bytes.
+    max_upload_bytes: int = 4096 * MB
     # Limits of all requests together.
     max_held_bytes: int = 512 * MB
     max_connections: int = 1024

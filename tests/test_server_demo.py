@@ -1,0 +1,82 @@
+"""The pages of the demo inside of the server: what they send is taken, and a tab that is open keeps nothing waiting."""
+
+import time
+
+import httpx
+import pytest
+from http_client import ask, running
+from picture_files import encode, noise
+
+from owl_swin.server.app import build_demo, create_app
+from owl_swin.server.settings import ServerSettings
+
+PICTURE = encode(noise(60, 90))
+LIMITS = {"max_body_bytes": 100_000, "max_held_bytes": 100_000, "max_upload_bytes": 2_000_000}
+FORM = "multipart/form-data; boundary=b"
+
+
+@pytest.fixture(scope="module")
+def app(detector):
+    app = create_app(detector, ServerSettings(**LIMITS), demo=build_demo)
+    yield app
+    app.state.serving.close()
+
+
+def folder(n_files: int, n_bytes: int) -> list:
+    return [("files", (f"{i}.png", PICTURE + bytes(n_bytes - len(PICTURE)))) for i in range(n_files)]
+
+
+def test_a_folder_larger_than_a_body_is_uploaded_file_by_file(app):
+    answer = ask(app, "POST", "/gradio_api/upload", files=folder(9, 90_000))
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()) == 9
+    assert app.state.serving.held_bytes == 0
+
+
+@pytest.mark.parametrize("n_files, n_bytes", [(1, 110_000), (23, 90_000)])
+def test_a_file_or_a_folder_beyond_its_bound_is_refused(app, n_files, n_bytes):
+    assert ask(app, "POST", "/gradio_api/upload", files=folder(n_files, n_bytes)).status_code == 413
+
+
+def test_what_would_stay_in_memory_has_a_small_bound(app):
+    fields = {"note": "a" * 700_000, "more": "b" * 400_000}
+    with_files = ask(app, "POST", "/gradio_api/upload", files=folder(1, 90_000), data={"note": "a"})
+    assert with_files.status_code == 200
+    answer = ask(app, "POST", "/gradio_api/upload", files=folder(1, 10_000), data=fields)
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+    broken = ask(app, "POST", "/gradio_api/upload", content=b"x" * 99, headers={"Content-Type": FORM})
+    assert (broken.status_code, broken.json()["code"]) == (400, "invalid_multipart")
+
+
+def test_a_folder_whose_length_nobody_told_is_counted_as_it_comes(app):
+    async def parts():
+        for i in range(30):
+            head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{i}.png"\r\n\r\n'
+            yield head.encode() + bytes(90_000) + b"\r\n"
+
+    answer = ask(app, "POST", "/gradio_api/upload", content=parts(), headers={"Content-Type": FORM})
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_without_the_demo_its_path_has_no_bound_of_its_own(detector):
+    app = create_app(detector, ServerSettings(**LIMITS))
+    assert ask(app, "POST", "/gradio_api/upload", files=folder(2, 90_000)).status_code == 413
+    app.state.serving.close()
+
+
+def test_an_open_page_does_not_keep_a_server_that_was_told_to_stop(detector):
+    with running(detector, demo=build_demo, stop_timeout_s=20.0) as server:
+        with httpx.stream("GET", f"{server.url}/gradio_api/heartbeat/a-tab", timeout=30) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "data: ALIVE"
+            told = time.monotonic()
+            server.server.drain()
+            for _ in lines:
+                pass
+        assert time.monotonic() - told < 5
+
+
+def test_the_mounted_pages_are_set_up_as_the_demo_on_its_own(app):
+    config = ask(app, "GET", "/config").json()
+    assert config["footer_links"] == []
+    assert config["run_history"] is False
