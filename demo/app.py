@@ -17,6 +17,10 @@ from owl_swin.demo.pieces import STYLE
 # How often Gradio's copies of uploads are looked through, and how old they grow, in seconds.
 KEPT_S = (3600, 24 * 3600)
 
+# Visitors whose photos, embeddings and attention are kept at a time, tens of megabytes each: who was away the longest is
+# forgotten first.
+SESSIONS = 64
+
 OWL = """<svg viewBox="0 0 48 48" aria-hidden="true"><path d="M8 6l8 6a22 22 0 0 1 16 0l8-6v20a16 16 0 0 1-32 0z"/>
 <g class="eyes"><circle cx="17" cy="23" r="6.5"/><circle cx="31" cy="23" r="6.5"/></g>
 <g class="pupils"><circle cx="17" cy="23" r="2.8"/><circle cx="31" cy="23" r="2.8"/></g>
@@ -56,6 +60,7 @@ def build_demo(detector: Detector, *, index: RegionIndex | None = None, folders:
                 searching.build(detector, index, folders=folders)
             with gr.Tab("Inside Swin"):
                 inside.build(detector)
+    blocks.state_session_capacity = SESSIONS
     return blocks
 
 
@@ -70,7 +75,13 @@ def main() -> None:
     detector = Detector.from_pretrained(told.model, device=told.device)
     index = RegionIndex.open(told.index, detector) if told.index else None
     blocks = build_demo(detector, index=index, folders=True)
-    blocks.launch(server_name="127.0.0.1", server_port=told.port, footer_links=[], run_history=False)
+    blocks.launch(
+        server_name="127.0.0.1",
+        server_port=told.port,
+        footer_links=[],
+        run_history=False,
+        state_session_capacity=SESSIONS,  # launch() would set it back to its own
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from owl_swin import BlockAttention, Detector
 from owl_swin.demo.photos import SHOWN_PX, Photo, data_uri, sample_items, samples, take_photo
 from owl_swin.demo.pieces import cell_box, no_photo, stage, stage_value, strip, strip_value, told
 
-# The longer side at which this tab looks: enough windows to see, small enough to count patches.
-SIDE_PX = 256
+# The longer side at which this tab looks: enough windows to see, small enough to count patches and to keep what every
+# visitor's photo attends to (7 MB at 256 px with the nano model, and in proportion to the pixels).
+SIDES_PX = (256, 512)
 BLOCK, REACH = "This block", "All blocks so far"
 STARTS = ((0, 0, 0), (232, 93, 4), (255, 196, 61), (255, 246, 214))
 THUMBNAIL_PX = 132
@@ -37,7 +38,7 @@ class Looked:
 
 def look(detector: Detector, photo: Photo) -> Looked:
     """One pass through the encoder, with everything that was attended to."""
-    side = max(SIDE_PX, detector.image_size)
+    side = min(max(SIDES_PX[0], detector.image_size), SIDES_PX[1])
     return Looked(photo, tuple(detector.attention(photo.open(), image_size=side)))
 
 

@@ -109,6 +109,13 @@ def cell_box(
     return (column * x, row * y, (column + 1) * x, (row + 1) * y)
 
 
+def pick(items: Sequence[R], index: int) -> R:
+    """The item that was clicked. A page that outlives its session may show items that are forgotten."""
+    if index < len(items):
+        return items[index]
+    raise gr.Error("This page was left for too long; please start again.", title="Forgotten", print_exception=False)
+
+
 def told(function: Callable[P, R]) -> Callable[P, R]:
     """What a person did wrong is shown to them as the sentence that it is, not as "Error"."""
 

@@ -15,7 +15,7 @@ import gradio as gr
 from owl_swin import ArchiveError, Detector, Exemplar, ImageError, IndexProgress, Match, MissingExtraError, RegionIndex
 from owl_swin.demo.asking import FLOOR
 from owl_swin.demo.photos import Photo, crop_uri, samples, take_photo
-from owl_swin.demo.pieces import HOW, no_photo, stage, stage_value, strip, strip_value, told
+from owl_swin.demo.pieces import HOW, no_photo, pick, stage, stage_value, strip, strip_value, told
 
 LIMIT = 24
 PER_PHOTO = 3
@@ -341,6 +341,7 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
 
     @told
     def on_picked(event: gr.EventData, searched: Searched):
+        pick(searched.matches, event.index)
         searched = replace(searched, chosen=event.index)
         return (
             searched,

@@ -9,7 +9,7 @@ from owl_swin import Detector, Exemplar, Query, QueryError, draw_heat_map
 from owl_swin.demo.asking import FLOOR, Asked, answer, note_of_nothing, scales
 from owl_swin.demo.naming import downloads, split_names
 from owl_swin.demo.photos import SHOWN_PX, Photo, board, crop_uri, data_uri, sample_items, samples, take_photo
-from owl_swin.demo.pieces import HOW, files, no_photo, rows, stage, stage_value, strip, strip_value, told
+from owl_swin.demo.pieces import HOW, files, no_photo, pick, rows, stage, stage_value, strip, strip_value, told
 
 BOXES, HEAT = "Boxes", "Where it fits"
 THING = "this thing"
@@ -230,7 +230,7 @@ def build(detector: Detector) -> None:
 
     @told
     def on_picked(event: gr.EventData, shown: Shown):
-        one = shown.examples[event.index]
+        one = pick(shown.examples, event.index)
         shown = replace(shown, source=one.photo, box_xyxy=one.box_xyxy)
         return shown, show_source(shown), *numbers(one.box_xyxy)
 

@@ -14,10 +14,10 @@ from torch.testing import assert_close
 gr = pytest.importorskip("gradio")
 
 from owl_swin import Detector, Exemplar, ImageError, QueryError  # noqa: E402
-from owl_swin.demo import asking, inside, naming, searching, showing  # noqa: E402
+from owl_swin.demo import app, asking, inside, naming, searching, showing  # noqa: E402
 from owl_swin.demo.asking import Asked  # noqa: E402
 from owl_swin.demo.photos import board, samples, take_photo  # noqa: E402
-from owl_swin.demo.pieces import rows, told  # noqa: E402
+from owl_swin.demo.pieces import pick, rows, told  # noqa: E402
 
 DEMO = Path(__file__).parent.parent / "demo"
 MODULES = sorted(DEMO.glob("*.py"))
@@ -52,6 +52,23 @@ def test_the_file_starts_from_a_checkout(monkeypatch, capsys):
     assert "--index" in capsys.readouterr().out
 
 
+def test_the_memory_of_visitors_is_bounded_mounted_or_launched(detector, monkeypatch):
+    mounted = gr.routes.App.create_app(app.build_demo(detector))
+    assert mounted.state_holder.capacity == app.SESSIONS
+    launched = {}
+    monkeypatch.setattr(gr.Blocks, "launch", lambda blocks, **options: launched.update(options))
+    monkeypatch.setattr(Detector, "from_pretrained", lambda *_, **__: detector)
+    monkeypatch.setattr(sys, "argv", ["demo/app.py"])
+    app.main()
+    assert launched["state_session_capacity"] == app.SESSIONS
+
+
+def test_what_a_forgotten_session_showed_is_said_to_be_gone():
+    assert pick(("a", "b"), 1) == "b"
+    with pytest.raises(gr.Error, match="left for too long"):
+        pick((), 1)
+
+
 # --- Name it ---------------------------------------------------------------------------------------------------------
 
 
@@ -84,14 +101,16 @@ def test_a_moved_slider_gives_what_detect_gives_without_a_look_at_the_photo(dete
     asked = naming.ask(detector, Asked(photo), "a cat, a dog")
     monkeypatch.setattr(detector.model, "encode_image", None)  # from here on it cannot be called
     again = naming.ask(detector, asked, "a cat, a dog")
-    for threshold in (0.05, 0.5, 0.9):
+    counts = []
+    for threshold in (0.05, 0.5, 0.9, 1.0):
         stage, downloads = naming.show(detector, again, threshold, 0.5)
         found = detector.detect(asked.encoded, ["a cat", "a dog"], threshold=threshold, top_k=100)
         assert [(mark["box"], mark["label"]) for mark in stage["boxes"]] == [(one.box_xyxy, one.name) for one in found]
-        record, coco, tasks = (json.loads(file["text"]) for file in downloads["files"]) if found else (None,) * 3
-        if found:
-            assert record["detections"] == found.to_dicts()
-            assert len(coco["annotations"]) == len(tasks[0]["predictions"][0]["result"]) == len(found)
+        record, coco, tasks = (json.loads(file["text"]) for file in downloads["files"])
+        assert record["detections"] == found.to_dicts()
+        assert len(coco["annotations"]) == len(tasks[0]["predictions"][0]["result"]) == len(found)
+        counts.append(len(found))
+    assert counts[0] > counts[1] > counts[2] > counts[3] == 0
 
 
 def test_without_names_it_is_anything(detector, photo):
@@ -322,4 +341,10 @@ def test_a_block_is_shown_with_all_others_beside_it(looked, view):
 def test_attention_takes_a_size_of_its_own(detector, picture):
     assert detector.attention(picture)[0].grid_hw == (16, 24)
     assert detector.attention(picture, image_size=192)[0].grid_hw == (32, 48)
-    assert isinstance(detector, Detector)
+    assert detector.image_size == 96 and detector.attention(picture)[0].grid_hw == (16, 24)  # for that look alone
+
+
+@pytest.mark.parametrize("size, side", [(96, 256), (384, 384), (1536, 512)])
+def test_what_is_attended_to_is_looked_at_in_a_size_that_can_be_kept(tiny_model, photo, size, side):
+    looked = inside.look(Detector(tiny_model, device="cpu", image_size=size), photo)
+    assert looked.blocks[0].grid_hw[1] == side // 4
