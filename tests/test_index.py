@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import counts, fill, held
 from conftest import make_tiny_model
 from picture_files import BAD_FILES, encode, noise
 
@@ -19,14 +20,6 @@ from owl_swin.index.folder import read_picture, walk
 from owl_swin.index.paths import from_text, glob_pattern, like_pattern, to_text
 from owl_swin.index.region_index import open_store
 from owl_swin.index.store import Where
-
-
-def fill(folder: Path, n: int = 6) -> Path:
-    """Pictures of different content and shape."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(n):
-        (folder / f"{i}.png").write_bytes(encode(noise(48 + 8 * i, 80, seed=i)))
-    return folder
 
 
 @pytest.fixture
@@ -49,19 +42,6 @@ def index(uri, detector):
 def lance(tmp_path, detector):
     with RegionIndex.open(tmp_path / "a.lance", detector, create=True) as made:
         yield made
-
-
-def held(index: RegionIndex) -> list[str]:
-    """The keys of all regions, of which no two may be equal, and of whole pictures only."""
-    store = index._store
-    keys = sorted(key for rows in store.scan(Where()) for key in rows.keys)
-    assert len(keys) == len(set(keys))
-    assert len(keys) == sum(picture.n_regions for picture in store.pictures())
-    return keys
-
-
-def counts(report) -> tuple[int, int, int, int, int]:
-    return report.added, report.changed, report.removed, report.unchanged, len(report.skipped)
 
 
 # --- What goes in --------------------------------------------------------------------------------------------------
@@ -105,6 +85,21 @@ def test_a_picture_that_moved_or_was_copied_is_not_encoded_again(lance, photos, 
     assert counts(lance.add_folder(photos)) == (2, 0, 1, 5, 0)
     held(lance)
     assert lance.stats().n_regions > regions
+
+
+def test_files_that_were_renumbered_are_all_there(lance, photos, monkeypatch):
+    """A part that was written may have been written over the last place of what the next file holds."""
+    monkeypatch.setattr("owl_swin.index.update.PART", 2)
+    lance.add_folder(photos)
+    names = [path.name for path in sorted(photos.iterdir())]
+    for old, new in reversed(list(zip(names, [*names[1:], "6.png"], strict=True))):
+        (photos / old).rename(photos / new)
+    (photos / "0.png").write_bytes(encode(noise(60, 60, seed=50)))
+    told = []
+    assert counts(lance.add_folder(photos, progress=told.append)) == (1, 6, 0, 0, 0)
+    held(lance)
+    assert lance.stats().n_images == len({match.image_id for match in lance.search("x", limit=999)}) == 7
+    assert (told[-1].done, told[-1].total) == (7, 7)
 
 
 def test_copies_of_a_picture_are_found_once_and_under_any_of_their_paths(index, photos):

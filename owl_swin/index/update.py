@@ -37,7 +37,8 @@ class Update:
         self._done = self._total = 0
         self._ticks: deque[tuple[float, int]] = deque()
         self._places: dict[str, tuple[str, str, float]] = {}  # key of each known place → stamp, content, time
-        self._contents: set[str] = set()  # all that are in the archive
+        self._contents: set[str] = set()  # all that are in the archive, or were when this began
+        self._lost: list[str] = []  # files of a content that was in the archive, but is no more
 
     def folder(self, folder: str, engine: Engine) -> IndexReport:
         """New, changed and removed pictures of a folder. One without pictures raises ArchiveError and changes nothing.
@@ -61,6 +62,10 @@ class Update:
         for seen in engine(self._in_doubt(walk(folder, failed), left), lambda image_id: image_id in self._contents):
             self._take(seen)
         self._write()
+        if self._lost:
+            for seen in engine(self._lost, lambda _: False):
+                self._take(seen)
+            self._write()
         checked_folder(folder)  # were it gone by now, nothing in it would have been met
         gone = self._really_gone(left, closed) if closed else sorted(left)
         if gone:
@@ -80,7 +85,8 @@ class Update:
                 self._report = replace(self._report, unchanged=self._report.unchanged + 1)
                 continue
             self._store.keep(one.image_id, content)
-            self._add(_picture(one, key, uploaded=True), one)
+            picture = _picture(one, key, uploaded=True)
+            self._part.append((picture, _rows(picture, one.regions) if one.regions is not None else None))
             self._report = replace(self._report, added=self._report.added + 1)
             self._write()
             self._tell(one.path)
@@ -106,25 +112,27 @@ class Update:
             return
         key = key_of(seen.path)
         before = self._places.get(key)
-        self._count("added" if before is None else "unchanged" if before[1] == seen.image_id else "changed")
         picture = _picture(seen, key)
         if before != (picture.stamp, picture.image_id, picture.modified):
-            self._add(picture, seen)
+            rows = self._copied(picture) if seen.regions is None else (picture, _rows(picture, seen.regions))
+            if rows is None:  # where files were renumbered, another may have been written over its last place
+                self._lost.append(seen.path)
+                return
+            self._part.append(rows)
+        self._count("added" if before is None else "unchanged" if before[1] == seen.image_id else "changed")
         if len(self._part) >= PART or time.monotonic() - self._written > PART_S:
             self._write()
         self._tell(seen.path)
 
-    def _add(self, picture: Picture, seen: Seen) -> None:
-        """Puts a picture in the next part; regions of a content that is known are copied."""
-        if seen.regions is not None:
-            regions = _rows(picture, seen.regions)
-        else:
-            copies = self._store.regions_of(picture.image_id)
-            one = copies[copies.picture == copies.picture[0]] if len(copies) else copies
-            like = self._store.pictures_of(picture.image_id)[0]
-            picture = replace(picture, width=like.width, height=like.height, n_regions=len(one))
-            regions = one.of(picture)
-        self._part.append((picture, regions))
+    def _copied(self, picture: Picture) -> tuple[Picture, Regions] | None:
+        """A picture whose content is known, with the regions that it has elsewhere; None if it is nowhere any more."""
+        places = self._store.pictures_of(picture.image_id)
+        if not places:
+            return None
+        copies = self._store.regions_of(picture.image_id)
+        one = copies[copies.picture == copies.picture[0]] if len(copies) else copies
+        picture = replace(picture, width=places[0].width, height=places[0].height, n_regions=len(one))
+        return picture, one.of(picture)
 
     def _write(self) -> None:
         if self._part:
