@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from owl_swin.config import CalibrationConfig
 from owl_swin.detector import Detector, EncodedImage
@@ -30,7 +31,7 @@ class Choice:
     """Which of many scored regions are the answer: above a threshold, so many of a picture, at paths that match."""
 
     def __init__(self, threshold: float = 0.0, per_image: int | None = None, path: re.Pattern[str] | None = None):
-        self._threshold, self._per_image, self._path = threshold, per_image, path
+        self.threshold, self._per_image, self._path = threshold, per_image, path
 
     def best(self, scores: Array, rows: Regions, wanted: int) -> Ranked:
         """The ``wanted`` best, best first; a region counts once, though its picture lie in several places."""
@@ -38,7 +39,7 @@ class Choice:
         taken: set[tuple[str, int]] = set()
         of_image: dict[str, int] = {}
         for i in _best_first(scores, rows) if len(rows) else ():
-            if scores[i] < self._threshold or len(keep) == wanted:
+            if scores[i] < self.threshold or len(keep) == wanted:
                 break
             image_id, number = rows.image_id[i], int(rows.number[i])
             full = self._per_image is not None and of_image.get(image_id, 0) >= self._per_image
@@ -92,19 +93,24 @@ def best_of_nearest(
     *,
     probes: int | None = None,
 ) -> Ranked:
-    """The best of what the store's index brings for one query; more is fetched as long as that yields more answers."""
+    """The best of what the store's index brings for one query.
+
+    More is fetched until there are enough answers or there can be no more: copies, a picture's limit, negatives and
+    paths that only nearly match can leave few of many. Where the index has given all that it may, every region is
+    looked at.
+    """
     vector = search_vector(query, detector.model.config.calibration)
     fetch = min(MOST_FETCH, max(LEAST_FETCH, 2 ** math.ceil(math.log2(OVERSAMPLE * wanted))))
-    before = -1
     while True:
         rows = store.nearest(vector, fetch, where, probes)
-        exhausted = fetch >= MOST_FETCH or len(rows) < fetch
         if not len(rows):
             return np.zeros(0, np.float32), rows
-        scores, rows = choice.best(score_rows(detector, rows, query)[:, 0], rows, wanted)
-        if len(rows) >= wanted or len(rows) == before or exhausted:
-            return scores, rows
-        before, fetch = len(rows), min(MOST_FETCH, 4 * fetch)
+        best = choice.best(score_rows(detector, rows, query)[:, 0], rows, wanted)
+        if len(best[1]) >= wanted or len(rows) < fetch or _all_below(choice.threshold, detector, rows, query):
+            return best
+        if fetch >= MOST_FETCH:
+            return best_of_all(store, detector, query, where, choice, wanted)[0]
+        fetch = min(MOST_FETCH, 4 * fetch)
 
 
 def best_of_all(
@@ -130,10 +136,7 @@ def one_query(queries: QueryEmbeddings, i: int) -> QueryEmbeddings:
     """One of several queries, with all that belongs to it."""
     extras = queries.extras
     if extras is not None:
-        own = (extras.owners == i).nonzero()[:, 0]
-        routes = tuple(extras.routes[k] for k in own.tolist())
-        zeros = torch.zeros_like(extras.owners[own])
-        extras = ExtraEmbeddings(extras.embeds[own], zeros, extras.shares[own], routes) if len(own) else None
+        extras = _some(replace(extras, owners=torch.zeros_like(extras.owners)), extras.owners == i)
     return replace(
         queries,
         query_embeds=queries.query_embeds[i : i + 1],
@@ -160,6 +163,25 @@ def to_matches(scores: Array, rows: Regions) -> list[Match]:
         )
         for i in range(len(rows))
     ]
+
+
+def _all_below(threshold: float, detector: Detector, rows: Regions, query: QueryEmbeddings) -> bool:
+    """Whether no region that the index would bring after ``rows`` can reach a threshold.
+
+    It brings them by their score without negatives, and these only lower scores.
+    """
+    if threshold <= 0:
+        return False
+    if query.extras is not None:
+        query = replace(query, extras=_some(query.extras, query.extras.shares > 0))
+    return bool(score_rows(detector, rows, query).min() < threshold)
+
+
+def _some(extras: ExtraEmbeddings, keep: Tensor) -> ExtraEmbeddings | None:
+    """Those of a mask [X]; None if these are none."""
+    own = keep.nonzero()[:, 0]
+    routes = tuple(extras.routes[k] for k in own.tolist())
+    return ExtraEmbeddings(extras.embeds[own], extras.owners[own], extras.shares[own], routes) if len(own) else None
 
 
 def _best_first(scores: Array, rows: Regions) -> list[int]:
