@@ -1,4 +1,4 @@
-"""The server as a whole: its queue, its schema, the archive behind it, URLs, the command, and Ray."""
+"""The server as a whole: its queue, its schema, URLs, the command, and Ray."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,6 @@ from test_cli import Run, assert_one_sentence, owl_swin  # noqa: F401
 
 from owl_swin.detector import Detector
 from owl_swin.errors import ConfigError
-from owl_swin.exemplar import Exemplar
 from owl_swin.formats import to_record
 from owl_swin.server.app import build_demo, create_app
 from owl_swin.server.batching import Batcher, QueueFull
@@ -174,59 +173,6 @@ def test_what_comes_is_answered_as_the_schema_says(detector, mode):
     app.state.serving.close()
     assert len(asked) > 40 and 422 in asked
     assert 200 in asked or mode is GenerationMode.NEGATIVE
-
-
-# --- The archive ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def archive(detector, tmp_path_factory):
-    from owl_swin.index.region_index import RegionIndex
-
-    index = RegionIndex.open(str(tmp_path_factory.mktemp("archive") / "a.lance"), detector, create=True)
-    app = create_app(detector, index=index)
-    yield app, index
-    app.state.serving.close()
-
-
-def test_uploads_are_found_shown_and_more_like_them_found(archive, detector):
-    app, index = archive
-    files = [("images", (f"../{i}.png", encode(noise(60, 90, seed=i)))) for i in range(3)]
-    added = ask(app, "POST", "/v1/images", files=files)
-    assert added.status_code == 200, added.text
-    assert (added.json()["added"], added.json()["skipped"]) == (3, [])
-    again = ask(app, "POST", "/v1/images", files=files[:1])
-    assert (again.json()["added"], again.json()["unchanged"]) == (0, 1)
-    shown = {"exemplars": [{"image": {"content": b64(files[1][1][1])}, "box": [10, 10, 60, 50]}]}
-    answer = ask(app, "POST", "/v1/search", json={"query": shown, "limit": 5})
-    assert answer.status_code == 200, answer.text
-    matches = answer.json()["matches"]
-    expected = index.search(Exemplar(files[1][1][1], (10, 10, 60, 50)), limit=5)
-    assert [(one["region"], one["score"]) for one in matches] == [(one.region, one.score) for one in expected]
-    more = ask(app, "POST", "/v1/search", json={"like_region": matches[0]["region"], "limit": 1})
-    assert more.json()["matches"][0]["region"] == matches[0]["region"]
-    picture = ask(app, "GET", matches[0]["thumbnail"] + "?size=32")
-    assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
-    assert ask(app, "GET", matches[0]["thumbnail"] + "?size=32").content == picture.content
-    assert ask(app, "GET", "/v1/model").json()["archive"]["images"] == 3
-
-
-@pytest.mark.parametrize(
-    "path, status, code",
-    [
-        ("/v1/images/nope", 404, "no_such_image"),
-        ("/v1/images/x%00y", 404, "no_such_image"),
-    ],
-)
-def test_pictures_that_the_archive_has_not_are_not_found(archive, path, status, code):
-    answer = ask(archive[0], "GET", path)
-    assert answer.status_code == status
-    assert answer.json()["code"] == code
-
-
-def test_a_region_that_is_not_there_is_a_wrong_query(archive):
-    answer = ask(archive[0], "POST", "/v1/search", json={"like_region": "nope"})
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_query")
 
 
 # --- URLs ----------------------------------------------------------------------------------------------------------

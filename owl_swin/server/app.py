@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -17,13 +16,13 @@ from starlette.routing import Match, Mount, Route
 from owl_swin.detector import Detector
 from owl_swin.errors import MissingExtraError
 from owl_swin.server.documentation import docs_page, openapi_document
-from owl_swin.server.fetching import fetch
 from owl_swin.server.problems import Problem, problem_of_http
 from owl_swin.server.reading import Form, Reader, parse, take_apart
 from owl_swin.server.schemas import Body, DetectIn, EmbedIn, ImagesIn, SearchIn
 from owl_swin.server.security import ClientGone, Guard
 from owl_swin.server.serving import Serving, embedded
 from owl_swin.server.settings import ServerSettings
+from owl_swin.types import QueryEmbeddings
 
 Model = TypeVar("Model", bound=Body)
 Handler = Callable[[Request], Awaitable[Response]]
@@ -128,17 +127,24 @@ def _add_work(app: FastAPI, serving: Serving) -> None:
         asked, reader = await _read(request, serving, DetectIn)
         if asked.top_k > serving.settings.max_top_k:
             raise Problem("invalid_request", f"#/top_k: at most {serving.settings.max_top_k} boxes a picture")
-        blobs, queries = await reader.pictures(asked.images), await reader.queries(asked.queries)
         options = {name: getattr(asked, name) for name in ("threshold", "nms_iou", "objectness", "top_k")}
-        async with serving.room(len(blobs) + 1):
-            results = await _unless_gone(request, serving.detect(blobs, queries, **options))
+
+        async def find() -> list[dict[str, Any]]:
+            blobs, queries = await reader.pictures(asked.images), await reader.queries(asked.queries)
+            return await serving.detect(blobs, queries, **options)
+
+        async with _room(serving, reader, reader.n_pictures(asked.images) + 1):
+            results = await _unless_gone(request, find())
         return _json({"results": results})
 
     async def embed(request: Request) -> Response:
         asked, reader = await _read(request, serving, EmbedIn)
-        queries = await reader.queries(asked.queries) or []
-        async with serving.room(1):
-            made = await _unless_gone(request, serving.encode(queries))
+
+        async def encode() -> QueryEmbeddings:
+            return await serving.encode(await reader.queries(asked.queries) or [])
+
+        async with _room(serving, reader, 1):
+            made = await _unless_gone(request, encode())
         saved = await serving.save(made)
         if "application/octet-stream" in request.headers.get("accept", ""):
             name = {"Content-Disposition": 'attachment; filename="queries.safetensors"'}
@@ -147,17 +153,20 @@ def _add_work(app: FastAPI, serving: Serving) -> None:
 
     async def search(request: Request) -> Response:
         asked, reader = await _read(request, serving, SearchIn)
-        query = await reader.queries([asked.query]) if asked.query is not None else None
         options = asked.model_dump(exclude={"query", "like_region"})
-        async with serving.room(1):
-            found = serving.search(query[0] if query else None, asked.like_region, **options)
-            matches = await _unless_gone(request, found)
+
+        async def find() -> list[dict[str, Any]]:
+            query = await reader.queries([asked.query]) if asked.query is not None else None
+            return await serving.search(query[0] if query else None, asked.like_region, **options)
+
+        async with _room(serving, reader, 1):
+            matches = await _unless_gone(request, find())
         return _json({"matches": matches})
 
     async def add_images(request: Request) -> Response:
         asked, reader = await _read(request, serving, ImagesIn)
-        blobs = await reader.pictures(asked.images)
-        async with serving.room(len(blobs)):
+        async with _room(serving, reader, reader.n_pictures(asked.images)):
+            blobs = await _unless_gone(request, reader.pictures(asked.images))
             # What is stored is stored whole, also when the client does not wait to hear it.
             return _json(await serving.add_images(blobs))
 
@@ -194,14 +203,23 @@ async def _read(request: Request, serving: Serving, model: type[Model]) -> tuple
     serving.check_room()
 
     def read() -> tuple[Model, Form]:
-        form = take_apart(body, request.headers.get("content-type", ""))
+        one_query = "query" in model.model_fields
+        form = take_apart(body, request.headers.get("content-type", ""), one_query=one_query)
         return parse(model, form.told), form
 
     small = len(body) <= LARGE_BODY_BYTES
     asked, form = read() if small else await asyncio.to_thread(read)
-    settings = serving.settings
-    get = partial(fetch, allowed=settings.url_hosts, max_bytes=settings.max_body_bytes)
-    return asked, Reader(form, settings, get)
+    return asked, Reader(form, serving.settings, fetch=serving.fetch, hold=serving.hold)
+
+
+@asynccontextmanager
+async def _room(serving: Serving, reader: Reader, n_works: int) -> AsyncIterator[None]:
+    """Places in the queue from before anything is fetched until the answer is there."""
+    async with serving.room(n_works):
+        try:
+            yield
+        finally:
+            reader.release()
 
 
 async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:

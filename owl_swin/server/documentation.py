@@ -7,7 +7,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from owl_swin.server.problems import CODES, MEDIA_TYPE
-from owl_swin.server.schemas import MODELS, DetectIn
+from owl_swin.server.schemas import MODELS, DetectIn, SearchIn
 from owl_swin.server.settings import ServerSettings
 
 Json = dict[str, Any]
@@ -35,75 +35,72 @@ def openapi_document(settings: ServerSettings) -> Json:
     components: Json = {"schemas": schemas["$defs"], "responses": {}}
     if settings.token:
         components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-    paths: Json = {
-        "/v1/detect": {
-            "post": _operation(
-                "detect",
-                "Find things in pictures",
-                "One result a picture, in order; nothing found is an empty list. The same pictures and queries of "
-                "several requests are encoded once.",
-                _body("DetectIn", _detect_form()),
-                _answer("DetectOut", DETECT_EXAMPLE),
-            )
-        },
-        "/v1/embed": {
-            "post": _operation(
-                "embed",
-                "Encode queries to keep",
-                'The result goes into "saved" of a later request, or into a file; ask with Accept: '
-                "application/octet-stream for the file itself.",
-                _body("EmbedIn", {}),
-                {
-                    "application/json": {"schema": _ref("EmbedOut")},
-                    "application/octet-stream": {"schema": BINARY},
-                },
-            )
-        },
-        "/v1/search": {
-            "post": _operation(
-                "search",
-                "Search the archive",
-                "Where else is this thing? Needs --index.",
-                _body("SearchIn", {}),
-                _answer("SearchOut"),
-                ("no_archive", "invalid_archive"),
-            )
-        },
-        "/v1/images": {
-            "post": _operation(
-                "add_images",
-                "Add pictures to the archive",
-                "They are found by the next search. Needs --index.",
-                _body("ImagesIn", {"images": _images()}),
-                _answer("ImagesOut"),
-                ("no_archive", "invalid_archive"),
-            )
-        },
-        "/v1/images/{image_id}": {"get": _thumbnail()},
-        "/v1/model": {
-            "get": _operation("model", "The model, and the limits of this server", "", None, _answer("ModelOut"))
-        },
-        "/healthz": {
-            "get": _operation("healthz", "Whether the process lives", "", None, _answer("HealthOut"), health=True)
-        },
-        "/readyz": {
-            "get": _operation("readyz", "Whether it takes requests", "", None, _answer("HealthOut"), health=True)
-        },
-        "/metrics": {
-            "get": _operation(
-                "metrics", "Figures for Prometheus", "", None, {"text/plain": {"schema": {"type": "string"}}}
-            )
-        },
-    }
     document: Json = {
         "openapi": "3.1.0",
         "info": {"title": "owl_swin", "version": "1", "description": ABOUT},
-        "paths": paths,
+        "paths": {**_work(), **_pages()},
         "components": components,
     }
     if settings.token:
         document["security"] = [{"token": []}]
     return document
+
+
+def _work() -> Json:
+    """The paths that wait for the model or the archive."""
+    archive = ("no_archive", "invalid_archive")
+    file = {"application/octet-stream": {"schema": BINARY}}
+    operations = {
+        "/v1/detect": _operation(
+            "detect",
+            "Find things in pictures",
+            "One result a picture, in order; nothing found is an empty list. The same pictures and queries of "
+            "several requests are encoded once.",
+            _body("DetectIn", _detect_form()),
+            _answer("DetectOut", DETECT_EXAMPLE),
+        ),
+        "/v1/embed": _operation(
+            "embed",
+            "Encode queries to keep",
+            'The result goes into "saved" of a later request, or into a file; ask with Accept: '
+            "application/octet-stream for the file itself.",
+            _body("EmbedIn", {"query": _texts()}),
+            {**_answer("EmbedOut"), **file},
+        ),
+        "/v1/search": _operation(
+            "search",
+            "Search the archive",
+            "Where else is this thing? Needs --index.",
+            _body("SearchIn", _search_form()),
+            _answer("SearchOut"),
+            archive,
+        ),
+        "/v1/images": _operation(
+            "add_images",
+            "Add pictures to the archive",
+            "They are found by the next search. Needs --index.",
+            _body("ImagesIn", {"images": _images()}),
+            _answer("ImagesOut"),
+            (*archive, "archive_busy"),
+        ),
+    }
+    return {
+        **{path: {"post": operation} for path, operation in operations.items()},
+        "/v1/images/{image_id}": {"get": _thumbnail()},
+    }
+
+
+def _pages() -> Json:
+    """The paths that answer at once."""
+    text: Json = {"text/plain": {"schema": {"type": "string"}}}
+    model, health = _answer("ModelOut"), _answer("HealthOut")
+    operations = {
+        "/v1/model": _operation("model", "The model, and the limits of this server", "", None, model),
+        "/healthz": _operation("healthz", "Whether the process lives", "", None, health, health=True),
+        "/readyz": _operation("readyz", "Whether it takes requests", "", None, health, health=True),
+        "/metrics": _operation("metrics", "Figures for Prometheus", "", None, text),
+    }
+    return {path: {"get": operation} for path, operation in operations.items()}
 
 
 DETECT_EXAMPLE = {
@@ -137,12 +134,27 @@ def _images() -> Json:
     return {"type": "array", "items": BINARY, "description": "The pictures, one part each."}
 
 
+def _texts() -> Json:
+    return {"type": "array", "items": {"type": "string"}, "description": "Texts to find, in place of request."}
+
+
+def _search_form() -> Json:
+    """The fields of SearchIn, of which a form leaves out what it does not mean; of its queries it has the text."""
+    own = SearchIn.model_json_schema()["properties"]
+    plain = {
+        name: {**field.get("anyOf", [field])[0], "description": field.get("description", "")}
+        for name, field in own.items()
+        if name != "query"
+    }
+    return {"query": {"type": "string", "description": "The text to find, in place of request."}, **plain}
+
+
 def _detect_form() -> Json:
     own = DetectIn.model_json_schema()["properties"]
     plain = {name: {"type": "number", "description": own[name]["description"]} for name in ("threshold", "nms_iou")}
     return {
         "images": _images(),
-        "query": {"type": "array", "items": {"type": "string"}, "description": "Texts to find, in place of request."},
+        "query": _texts(),
         **plain,
         "top_k": {"type": "integer", "minimum": 1, "description": own["top_k"]["description"]},
     }

@@ -41,6 +41,7 @@ CODES = {
     "url_not_fetched": (422, "A picture could not be fetched"),
     "internal": (500, "The server failed"),
     "busy": (503, "The server is busy"),
+    "archive_busy": (503, "Another process writes to the archive"),
     "shutting_down": (503, "The server is stopping"),
 }
 

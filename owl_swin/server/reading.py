@@ -5,7 +5,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,14 @@ from owl_swin.server.schemas import AnyQuery, Body, ExemplarIn, File, QueryIn, S
 from owl_swin.server.settings import ServerSettings
 
 Model = TypeVar("Model", bound=Body)
+Result = TypeVar("Result")
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"expected true or false, got {text[:80]!r}")
+    return text == "true"
+
 
 # Plain fields of a form, for callers who write no JSON: how each is read.
 FORM_FIELDS: dict[str, Callable[[str], Any]] = {
@@ -28,6 +36,12 @@ FORM_FIELDS: dict[str, Callable[[str], Any]] = {
     "limit": int,
     "offset": int,
     "path_glob": str,
+    "like_region": str,
+    "per_image": int,
+    "newer_than": float,
+    "older_than": float,
+    "min_side_px": float,
+    "exact": _yes_or_no,
 }
 
 
@@ -85,8 +99,11 @@ class Form:
     files: tuple[Part, ...] = ()
 
 
-def take_apart(body: bytes, content_type: str) -> Form:
-    """JSON, or a form of the parts ``request`` (JSON), ``images``, ``files``, ``query`` and the plain fields."""
+def take_apart(body: bytes, content_type: str, *, one_query: bool = False) -> Form:
+    """JSON, or a form of the parts ``request`` (JSON), ``images``, ``files``, ``query`` and the plain fields.
+
+    The parts ``query`` become the list ``queries`` of the JSON, or with ``one_query`` its only ``query``.
+    """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/json":
         return Form(body)
@@ -97,7 +114,7 @@ def take_apart(body: bytes, content_type: str) -> Form:
     for part in parts:
         named.setdefault(part.name, []).append(part)
     images, files = named.pop("images", []), named.pop("files", [])
-    told = _form_fields(named)
+    told = _form_fields(named, one_query)
     requests = named.pop("request", [])
     if len(requests) > 1 or (requests and told):
         raise Problem("invalid_request", 'a form has one part "request", or plain fields in its place')
@@ -107,12 +124,15 @@ def take_apart(body: bytes, content_type: str) -> Form:
     return Form(requests[0].content if requests else json.dumps(told).encode(), tuple(images), tuple(files))
 
 
-def _form_fields(named: dict[str, list[Part]]) -> dict[str, Any]:
+def _form_fields(named: dict[str, list[Part]], one_query: bool) -> dict[str, Any]:
     """The plain fields, which are taken out of ``named``."""
     told: dict[str, Any] = {}
     try:
         if "query" in named:
-            told["queries"] = [part.content.decode() for part in named.pop("query")]
+            texts = [part.content.decode() for part in named.pop("query")]
+            if one_query and len(texts) > 1:
+                raise Problem("invalid_request", f"the field query comes {len(texts)} times, a search is for one")
+            told |= {"query": texts[0]} if one_query else {"queries": texts}
         for field, read in FORM_FIELDS.items():
             if field in named:
                 parts = named.pop(field)
@@ -133,13 +153,29 @@ def parse(model: type[Model], told: bytes) -> Model:
 
 
 class Reader:
-    """Finds the files of one request and holds the limits; ``fetch`` gets the bytes at a URL."""
+    """Finds the files of one request and holds the limits.
 
-    def __init__(self, form: Form, settings: ServerSettings, fetch: Callable[[str], bytes]):
-        self._form, self._settings, self._fetch = form, settings, fetch
+    ``fetch`` gets the bytes at a URL, and ``hold`` counts them until ``release`` is called.
+    """
 
-    async def pictures(self, listed: Sequence[File]) -> list[Blob]:
-        """The pictures of the form, or those of the JSON, in order."""
+    def __init__(
+        self,
+        form: Form,
+        settings: ServerSettings,
+        *,
+        fetch: Callable[[str], Awaitable[bytes]],
+        hold: Callable[[int], None],
+    ):
+        self._form, self._settings, self._fetch, self._hold = form, settings, fetch, hold
+        self._held_bytes = 0
+
+    def release(self) -> None:
+        """What was fetched is not needed any more."""
+        self._hold(-self._held_bytes)
+        self._held_bytes = 0
+
+    def n_pictures(self, listed: Sequence[File]) -> int:
+        """How many pictures there are, without reading one; none, or too many, raise Problem."""
         if listed and self._form.images:
             raise Problem("invalid_request", 'pictures stand in the JSON or in the parts "images", not in both')
         n = len(listed) or len(self._form.images)
@@ -147,12 +183,17 @@ class Reader:
             raise Problem("invalid_request", 'no picture: send parts "images" in a form, or "images" in JSON')
         if n > self._settings.max_images:
             raise Problem("too_many_images", f"got {n} pictures, at most {self._settings.max_images} a request")
+        return n
+
+    async def pictures(self, listed: Sequence[File]) -> list[Blob]:
+        """The pictures of the form, or those of the JSON, in order."""
+        self.n_pictures(listed)
         if self._form.images:
             return [
                 Blob(part.content, (part.filename or f"images[{i}]")[:255], f"images[{i}]")
                 for i, part in enumerate(self._form.images)
             ]
-        return list(await asyncio.gather(*(self._blob(one, f"images[{i}]") for i, one in enumerate(listed))))
+        return await all_of([self._blob(one, f"images[{i}]") for i, one in enumerate(listed)])
 
     async def queries(self, listed: Sequence[AnyQuery] | None) -> list[Asked] | None:
         """The queries with their files."""
@@ -173,6 +214,9 @@ class Reader:
         if max(len(listed), len(texts)) > limits.max_queries:
             n = max(len(listed), len(texts))
             raise Problem("too_many_queries", f"got {n} queries or texts, at most {limits.max_queries} a request")
+        n_saved = sum(isinstance(one, SavedIn) for one in listed)
+        if n_saved > limits.max_exemplars:  # each is a file to read, as an exemplar is
+            raise Problem("too_many_queries", f"got {n_saved} saved files, at most {limits.max_exemplars} a request")
         if n_shown > limits.max_exemplars:
             raise Problem("too_many_queries", f"got {n_shown} exemplars, at most {limits.max_exemplars} a request")
         for text in texts:
@@ -201,7 +245,9 @@ class Reader:
 
     async def _blob(self, file: File, where: str) -> Blob:
         if file.url is not None:
-            content = await asyncio.to_thread(self._fetch, file.url)
+            content = await self._fetch(file.url)
+            self._hold(len(content))
+            self._held_bytes += len(content)
             return Blob(content, file.name or file.url[:255], where)
         if file.content is not None:
             return Blob(_decoded(file.content, where), file.name or where, where)
@@ -212,6 +258,16 @@ class Reader:
                 "invalid_request", f'{where}: {len(found)} parts "files" have the filename {name!r}, expected 1'
             )
         return Blob(found[0].content, file.name or (file.file or where), where)
+
+
+async def all_of(awaitables: Sequence[Awaitable[Result]]) -> list[Result]:
+    """All results; the first that fails ends the others."""
+    tasks = [asyncio.ensure_future(one) for one in awaitables]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _decoded(content: str, where: str) -> bytes:

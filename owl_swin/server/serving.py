@@ -5,11 +5,12 @@ import base64
 import io
 import math
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,16 +26,22 @@ from owl_swin.postprocess import check_threshold
 from owl_swin.query import Query
 from owl_swin.server.batching import Batcher, QueueFull
 from owl_swin.server.cache import ByteCache
+from owl_swin.server.fetching import fetch
 from owl_swin.server.metrics import Metrics
 from owl_swin.server.pictures import Picture, check_picture, content_key, read_picture
 from owl_swin.server.problems import Problem, busy
-from owl_swin.server.reading import Asked, AskedQuery, Blob, Shown
+from owl_swin.server.reading import Asked, AskedQuery, Blob, Shown, all_of
 from owl_swin.server.settings import ServerSettings
 from owl_swin.types import Detections, QueryEmbeddings
 
 Result = TypeVar("Result")
 
-THUMBNAIL_PX = 256
+# Downloads at the same time: hosts that are slow must not keep others from what they wait for.
+FETCH_THREADS = 8
+# When to try again to write to an archive that another process writes to.
+ARCHIVE_RETRY_S = 30
+# How the archive's error says so.
+WRITTEN_BY_ANOTHER = "is writing to this archive"
 
 
 class Serving:
@@ -60,6 +67,7 @@ class Serving:
         self.readers = ThreadPoolExecutor(settings.n_decode_threads, "reader")
         self._archive = ThreadPoolExecutor(4, "archive")
         self._writer = ThreadPoolExecutor(1, "writer")
+        self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetcher")
         self.waiting = 0  # works of admitted requests that have not ended
         self.held_bytes = 0  # of bodies that are being received or answered
         self.draining = False
@@ -82,7 +90,7 @@ class Serving:
     def close(self) -> None:
         """Ends the threads after what they do, and closes the archive."""
         self.batcher.close()
-        for pool in (self.readers, self._archive, self._writer):
+        for pool in (self.readers, self._archive, self._writer, self._fetchers):
             pool.shutdown()
         if self.index is not None:
             self.index.close()
@@ -116,14 +124,20 @@ class Serving:
     def _busy(self, detail: str) -> Problem:
         return busy(detail, min(60, max(1, math.ceil(self.batcher.seconds_left))))
 
+    async def fetch(self, url: str) -> bytes:
+        """The bytes at a URL that the settings allow."""
+        limits = self.settings
+        get = partial(fetch, allowed=limits.url_hosts, max_bytes=limits.max_body_bytes)
+        return await asyncio.get_running_loop().run_in_executor(self._fetchers, get, url)
+
     # --- Detection ------------------------------------------------------------------------------------------------
 
     async def detect(self, blobs: Sequence[Blob], asked: list[Asked] | None, **options: Any) -> list[dict[str, Any]]:
         """One record a picture, in order, as ``owl-swin detect --format jsonl`` writes them."""
         queries = await self.encode(asked) if asked is not None else None
         check_threshold(options["threshold"], 1 if queries is None else len(queries))
-        pictures = await _all([self._in_reader(self._read, blob) for blob in blobs])
-        found = await _all([self._detect_one(picture, queries, options) for picture in pictures])
+        pictures = await all_of([self._in_reader(self._read, blob) for blob in blobs])
+        found = await all_of([self._detect_one(picture, queries, options) for picture in pictures])
         return [to_record(blob.name, one) for blob, one in zip(blobs, found, strict=True)]
 
     async def _detect_one(
@@ -167,14 +181,18 @@ class Serving:
                 runs[-1].append(one)
             else:
                 runs.append([one])
-        made = [await (self._in_reader(self._load, run) if isinstance(run, Blob) else self._fresh(run)) for run in runs]
-        total = sum(len(one) for one in made)
-        if total > self.settings.max_queries:
-            raise Problem("too_many_queries", f"got {total} queries, at most {self.settings.max_queries} a request")
-        joined = made[0]
-        for more in made[1:]:
-            joined = joined + more
-        return joined
+        made: list[QueryEmbeddings] = []
+        total = 0
+        for run in runs:
+            made.append(await (self._in_reader(self._load, run) if isinstance(run, Blob) else self._fresh(run)))
+            total += _n_asked(made[-1], saved=isinstance(run, Blob))
+            # After each, not at the end: a small file may hold many.
+            if total > self.settings.max_queries:
+                raise Problem(
+                    "too_many_queries",
+                    f"got {total} queries and exemplars of saved ones, at most {self.settings.max_queries} a request",
+                )
+        return reduce(add, made)
 
     async def _fresh(self, run: list[AskedQuery]) -> QueryEmbeddings:
         shows = any(query.shown() for query in run)
@@ -233,7 +251,18 @@ class Serving:
         for blob in blobs:
             await self._in_reader(partial(check_picture, max_pixels=self.settings.max_pixels), blob.content, blob.where)
         named = [(blob.name, blob.content) for blob in blobs]
-        report = await asyncio.get_running_loop().run_in_executor(self._writer, index.add_images, named)
+        # Without waiting: another process may index for hours, and who waits here keeps a place in the queue.
+        write = partial(index.add_images, named, wait=False)
+        try:
+            report = await asyncio.get_running_loop().run_in_executor(self._writer, write)
+        except ArchiveError as error:
+            if WRITTEN_BY_ANOTHER not in str(error):
+                raise
+            raise Problem(
+                "archive_busy",
+                "another process is writing to the archive; ask again later",
+                headers={"Retry-After": str(ARCHIVE_RETRY_S)},
+            ) from None
         counts = {name: getattr(report, name) for name in ("added", "changed", "unchanged", "regions")}
         return {**counts, "skipped": [{"path": str(path), "reason": reason} for path, reason in report.skipped]}
 
@@ -292,16 +321,6 @@ class Serving:
         return await asyncio.get_running_loop().run_in_executor(self._archive, function)
 
 
-async def _all(awaitables: Sequence[Awaitable[Result]]) -> list[Result]:
-    """All results; the first that fails ends the others."""
-    tasks = [asyncio.ensure_future(one) for one in awaitables]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
 def embedded(queries: QueryEmbeddings, saved: bytes) -> dict[str, Any]:
     """Queries to keep, as JSON."""
     return {
@@ -310,6 +329,12 @@ def embedded(queries: QueryEmbeddings, saved: bytes) -> dict[str, Any]:
         "dimensions": queries.query_embeds.shape[1],
         "fingerprint": queries.fingerprint,
     }
+
+
+def _n_asked(queries: QueryEmbeddings, *, saved: bool) -> int:
+    """Queries, and what saved ones have beside their first embedding; of fresh ones that was counted by its files."""
+    extras = queries.extras if saved else None
+    return len(queries) + (len(extras.embeds) if extras is not None else 0)
 
 
 def _key_of_run(run: list[AskedQuery]) -> bytes:

@@ -1,0 +1,111 @@
+"""The archive behind the server: uploads, searches by JSON and by form, and a second writer."""
+
+import pytest
+from http_client import ask, b64
+from picture_files import encode, noise
+
+from owl_swin.exemplar import Exemplar
+from owl_swin.index.lock import only_writer
+from owl_swin.index.region_index import RegionIndex
+from owl_swin.server.app import create_app
+
+
+@pytest.fixture(scope="module")
+def archive(detector, tmp_path_factory):
+    index = RegionIndex.open(str(tmp_path_factory.mktemp("archive") / "a.lance"), detector, create=True)
+    app = create_app(detector, index=index)
+    yield app, index
+    app.state.serving.close()
+
+
+def test_uploads_are_found_shown_and_more_like_them_found(archive, detector):
+    app, index = archive
+    files = [("images", (f"../{i}.png", encode(noise(60, 90, seed=i)))) for i in range(3)]
+    added = ask(app, "POST", "/v1/images", files=files)
+    assert added.status_code == 200, added.text
+    assert (added.json()["added"], added.json()["skipped"]) == (3, [])
+    again = ask(app, "POST", "/v1/images", files=files[:1])
+    assert (again.json()["added"], again.json()["unchanged"]) == (0, 1)
+    shown = {"exemplars": [{"image": {"content": b64(files[1][1][1])}, "box": [10, 10, 60, 50]}]}
+    answer = ask(app, "POST", "/v1/search", json={"query": shown, "limit": 5})
+    assert answer.status_code == 200, answer.text
+    matches = answer.json()["matches"]
+    expected = index.search(Exemplar(files[1][1][1], (10, 10, 60, 50)), limit=5)
+    assert [(one["region"], one["score"]) for one in matches] == [(one.region, one.score) for one in expected]
+    more = ask(app, "POST", "/v1/search", json={"like_region": matches[0]["region"], "limit": 1})
+    assert more.json()["matches"][0]["region"] == matches[0]["region"]
+    picture = ask(app, "GET", matches[0]["thumbnail"] + "?size=32")
+    assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
+    assert ask(app, "GET", matches[0]["thumbnail"] + "?size=32").content == picture.content
+    assert ask(app, "GET", "/v1/model").json()["archive"]["images"] == 3
+
+
+@pytest.mark.parametrize(
+    "path, status, code",
+    [
+        ("/v1/images/nope", 404, "no_such_image"),
+        ("/v1/images/x%00y", 404, "no_such_image"),
+    ],
+)
+def test_pictures_that_the_archive_has_not_are_not_found(archive, path, status, code):
+    answer = ask(archive[0], "GET", path)
+    assert answer.status_code == status
+    assert answer.json()["code"] == code
+
+
+def test_a_region_that_is_not_there_is_a_wrong_query(archive):
+    answer = ask(archive[0], "POST", "/v1/search", json={"like_region": "nope"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_query")
+
+
+def test_a_form_asks_what_json_asks(archive):
+    app, _ = archive
+    fields = {
+        "query": "a red mug",
+        "limit": "3",
+        "offset": "1",
+        "path_glob": "*.png",
+        "exact": "true",
+        "per_image": "2",
+    }
+    told = {"query": "a red mug", "limit": 3, "offset": 1, "path_glob": "*.png", "exact": True, "per_image": 2}
+    # Multipart, as curl -F sends it.
+    by_form = ask(app, "POST", "/v1/search", files=[(name, (None, value)) for name, value in fields.items()])
+    assert by_form.status_code == 200, by_form.text
+    assert by_form.json() == ask(app, "POST", "/v1/search", json=told).json()
+    assert len(by_form.json()["matches"]) == 3
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ([("query", "a"), ("query", "b")], "the field query comes 2 times, a search is for one"),
+        ([("query", "a"), ("exact", "yes")], "expected true or false, got 'yes'"),
+        ([("query", "a"), ("top_k", "3")], "#/top_k"),
+    ],
+)
+def test_a_form_that_means_no_search_is_refused(archive, fields, sentence):
+    answer = ask(archive[0], "POST", "/v1/search", files=[(name, (None, value)) for name, value in fields])
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert sentence in answer.json()["detail"]
+
+
+def test_the_form_of_a_search_is_documented(archive):
+    search = ask(archive[0], "GET", "/openapi.json").json()["paths"]["/v1/search"]["post"]
+    form = search["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert form["query"]["type"] == "string" and form["limit"]["maximum"] == 1000
+    assert {"request", "offset", "path_glob", "like_region", "exact", "newer_than"} <= form.keys()
+
+
+def test_while_another_process_writes_to_the_archive_uploads_are_refused_and_searches_answered(archive, tmp_path):
+    app, index = archive
+    files = [("images", ("late.png", encode(noise(60, 90, seed=9))))]
+    with only_writer(index._store.uri, wait=False):
+        refused = ask(app, "POST", "/v1/images", files=files)
+        found = ask(app, "POST", "/v1/search", json={"query": "a red mug"})
+    assert (refused.status_code, refused.json()["code"]) == (503, "archive_busy")
+    assert int(refused.headers["retry-after"]) > 0
+    assert str(tmp_path.parent) not in refused.text
+    assert found.status_code == 200
+    assert app.state.serving.waiting == 0
+    assert ask(app, "POST", "/v1/images", files=files).json()["added"] == 1
