@@ -27,6 +27,10 @@ MAX_FILE_BYTES = 2**30
 FRAME_MULTIPLE = 32
 MAX_FRAME_SIDE = 4096
 
+# Formats of Pillow that are not read, whatever a file is called: EPS starts Ghostscript, WMF the drawing of Windows,
+# the next three any program that was registered, and IPTC opens a file inside of it of any format.
+REFUSED_FORMATS = frozenset(("EPS", "WMF", "BUFR", "GRIB", "HDF5", "IPTC"))
+
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
@@ -120,7 +124,7 @@ def open_image(source: ImageSource) -> Image.Image:
             content = source if isinstance(source, bytes) else _read(Path(source))
             if not content:
                 raise ImageError(f"{name}: the file is empty")
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 _checked_size(image, name)
                 image.load()
                 return _to_rgb(image)
@@ -129,9 +133,15 @@ def open_image(source: ImageSource) -> Image.Image:
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: has more than {MAX_PIXELS} pixels, the largest picture that is read") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture in a format that Pillow reads (JPEG, PNG, WebP, …)") from None
+        raise ImageError(f"{name}: not a picture in a format that is read here (JPEG, PNG, WebP, …)") from None
     except Exception as error:  # Pillow's decoders have no root in common: OSError, SyntaxError, struct.error, …
         raise ImageError(f"{name}: the picture is damaged or cut off ({error})") from None
+
+
+def _formats() -> list[str]:
+    """What Pillow reads, also what was registered with it by now, but for REFUSED_FORMATS."""
+    Image.init()
+    return [form for form in Image.ID if form not in REFUSED_FORMATS]
 
 
 def _read(path: Path) -> bytes:

@@ -283,7 +283,7 @@ def test_of_a_batch_the_good_pictures_come_out_and_the_code_tells(detect, photos
     errors = [line for line in run.err.splitlines() if line.startswith("owl-swin: ")]
     assert errors == [
         f"owl-swin: {bad[0]}: the file is empty",
-        f"owl-swin: {bad[1]}: not a picture in a format that Pillow reads (JPEG, PNG, WebP, …)",
+        f"owl-swin: {bad[1]}: not a picture in a format that is read here (JPEG, PNG, WebP, …)",
         "owl-swin: 2 of 12 pictures could not be read",
     ]
     assert len(list((tmp_path / "out").iterdir())) == 10

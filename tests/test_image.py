@@ -117,6 +117,11 @@ def test_of_an_animation_the_first_picture_is_read():
     assert corner(open_image(content)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO"])
+def test_pictures_of_every_usual_format_are_read(form):
+    assert open_image(encode(noise(32, 32), form)).size == (32, 32)
+
+
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 3), (2, 3, 4)])
 def test_arrays_are_height_width_and_colours(shape):
     assert open_image(np.full(shape, 255, np.uint8)).size == (3, 2)
@@ -129,6 +134,26 @@ def test_arrays_may_be_views():
 
 
 # --- What is no picture --------------------------------------------------------------------------------------------
+
+
+EPS = encode(noise(20, 20), "EPS")
+# A photo of IPTC whose one picture is the EPS: size, compression, and the content.
+IPTC = (
+    b"\x1c\x03\x14\x00\x01\x14\x1c\x03\x1e\x00\x01\x14\x1c\x03\x3c\x00\x02\x01\x00"
+    b"\x1c\x03\x78\x00\x01\x01\x1c\x08\x0a" + len(EPS).to_bytes(2, "big") + EPS
+)
+
+
+@pytest.mark.parametrize("content", [EPS, IPTC], ids=["EPS", "IPTC"])
+def test_no_file_starts_another_program(tmp_path, monkeypatch, content):
+    def started(*arguments, **options):
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", started)
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match="not a picture in a format that is read here"):
+        open_image(path)
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

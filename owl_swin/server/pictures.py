@@ -12,7 +12,7 @@ from owl_swin.detector import EncodedImage
 from owl_swin.image import Frame, open_image
 from owl_swin.server.problems import Problem
 
-# Kinds of file that are read. Pillow knows more, some of which start other programs (EPS) or are rarely tried.
+# Kinds of file that are read here: fewer than open_image reads, as decoders that are rarely used are rarely tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
