@@ -17,8 +17,8 @@ from owl_swin.demo.pieces import STYLE
 # How often Gradio's copies of uploads are looked through, and how old they grow, in seconds.
 KEPT_S = (3600, 24 * 3600)
 
-# Visitors whose photos, embeddings and attention are kept at a time, tens of megabytes each: who was away the longest is
-# forgotten first.
+# Visitors whose photos, embeddings and attention are kept at a time, tens of megabytes each: who was away the longest
+# is forgotten first.
 SESSIONS = 64
 
 OWL = """<svg viewBox="0 0 48 48" aria-hidden="true"><path d="M8 6l8 6a22 22 0 0 1 16 0l8-6v20a16 16 0 0 1-32 0z"/>

@@ -1,7 +1,6 @@
 """Inside Swin: a photo cut in windows, windows that shift, and where one patch looks, block after block."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from owl_swin import BlockAttention, Detector
 from owl_swin.demo.photos import SHOWN_PX, Photo, data_uri, sample_items, samples, take_photo
-from owl_swin.demo.pieces import cell_box, no_photo, stage, stage_value, strip, strip_value, told
+from owl_swin.demo.pieces import QUIET, cell_box, no_photo, stage, stage_value, strip, strip_value, told
 
 # The longer side at which this tab looks: enough windows to see, small enough to count patches and to keep what every
 # visitor's photo attends to (7 MB at 256 px with the nano model, and in proportion to the pixels).
@@ -203,7 +202,28 @@ def words(looked: Looked, view: str) -> str:
 
 def build(detector: Detector) -> None:
     """The tab."""
-    state = gr.State(Looked())
+    wire(layout(), Handlers(detector))
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What the tab is made of."""
+
+    looked: gr.State
+    photo: gr.HTML
+    blocks: gr.HTML
+    text: gr.Markdown
+    before: gr.Button
+    after: gr.Button
+    view: gr.Radio
+    head: gr.Slider
+    upload: gr.UploadButton
+    samples: gr.HTML | None
+
+
+def layout() -> Page:
+    """The pieces, where they stand."""
+    looked = gr.State(Looked())
     with gr.Row(elem_classes="owl-columns"):
         with gr.Column(scale=3, min_width=300):
             photo = stage("point", upload="inside-upload", elem_id="inside-stage")
@@ -218,44 +238,66 @@ def build(detector: Detector) -> None:
                 0, 16, 0, step=1, label="Head", info="0 is the mean of all; a block with fewer shows its last."
             )
             upload = gr.UploadButton("Choose a photo", file_types=["image"], elem_id="inside-upload", size="md")
+            samples_ = None
             if samples():
                 gr.Markdown("Or look into one of these", elem_classes="owl-small")
-                strip_ = strip(items=sample_items(), elem_id="inside-samples", elem_classes="owl-samples")
+                samples_ = strip(items=sample_items(), elem_id="inside-samples", elem_classes="owl-samples")
+    return Page(looked, photo, blocks, text, before, after, view, head, upload, samples_)
 
-    shown = [photo, blocks, text]
-    settings = [view, head]
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What the tab does on each click."""
+
+    detector: Detector
 
     @told
-    def on_upload(path: str, view_: str, head_: float):
-        looked = look(detector, take_photo(path))
-        return looked, *show(looked, view_, int(head_))
+    def on_upload(self, path: str, view: str, head: float):
+        """Another photo."""
+        looked = look(self.detector, take_photo(path))
+        return looked, *show(looked, view, int(head))
 
     @told
-    def on_sample(event: gr.EventData, view_: str, head_: float):
-        looked = look(detector, take_photo(samples()[event.index].path))
-        return looked, *show(looked, view_, int(head_))
+    def on_sample(self, event: gr.EventData, view: str, head: float):
+        """A sample."""
+        looked = look(self.detector, take_photo(samples()[event.index].path))
+        return looked, *show(looked, view, int(head))
 
-    def on_pointed(event: gr.EventData, looked: Looked, view_: str, head_: float):
+    def on_pointed(self, event: gr.EventData, looked: Looked, view: str, head: float):
+        """Another patch."""
         looked = replace(looked, point_xy=(float(event.x), float(event.y)))
-        return looked, *show(looked, view_, int(head_))
+        return looked, *show(looked, view, int(head))
 
-    def on_block(event: gr.EventData, looked: Looked, view_: str, head_: float):
+    def on_block(self, event: gr.EventData, looked: Looked, view: str, head: float):
+        """The block that was clicked."""
         looked = replace(looked, chosen=event.index)
-        return looked, *show(looked, view_, int(head_))
+        return looked, *show(looked, view, int(head))
 
-    def on_step(step: int, looked: Looked, view_: str, head_: float):
-        looked = replace(looked, chosen=max(0, min(len(looked.blocks) - 1, looked.chosen + step)))
-        return looked, *show(looked, view_, int(head_))
+    def on_before(self, looked: Looked, view: str, head: float):
+        """The block before."""
+        looked = replace(looked, chosen=max(0, looked.chosen - 1))
+        return looked, *show(looked, view, int(head))
 
-    def on_settings(looked: Looked, view_: str, head_: float):
-        return show(looked, view_, int(head_))
+    def on_after(self, looked: Looked, view: str, head: float):
+        """The next block."""
+        looked = replace(looked, chosen=max(0, min(len(looked.blocks) - 1, looked.chosen + 1)))
+        return looked, *show(looked, view, int(head))
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    upload.upload(on_upload, [upload, *settings], [state, *shown], **quiet)
-    photo.pointed(on_pointed, [state, *settings], [state, *shown], trigger_mode="always_last", **quiet)
-    blocks.picked(on_block, [state, *settings], [state, *shown], **quiet)
-    before.click(lambda *args: on_step(-1, *args), [state, *settings], [state, *shown], **quiet)
-    after.click(lambda *args: on_step(1, *args), [state, *settings], [state, *shown], **quiet)
-    gr.on([view.change, head.release], on_settings, [state, *settings], shown, **quiet)
-    if samples():
-        strip_.picked(on_sample, settings, [state, *shown], **quiet)
+    def on_settings(self, looked: Looked, view: str, head: float):
+        """The same in another light."""
+        return show(looked, view, int(head))
+
+
+def wire(page: Page, on: Handlers) -> None:
+    """Which event calls which handler."""
+    shown = [page.photo, page.blocks, page.text]
+    settings = [page.view, page.head]
+    asks, changed = [page.looked, *settings], [page.looked, *shown]
+    page.upload.upload(on.on_upload, [page.upload, *settings], changed, **QUIET)
+    page.photo.pointed(on.on_pointed, asks, changed, trigger_mode="always_last", **QUIET)
+    page.blocks.picked(on.on_block, asks, changed, **QUIET)
+    page.before.click(on.on_before, asks, changed, **QUIET)
+    page.after.click(on.on_after, asks, changed, **QUIET)
+    gr.on([page.view.change, page.head.release], on.on_settings, asks, shown, **QUIET)
+    if page.samples is not None:
+        page.samples.picked(on.on_sample, settings, changed, **QUIET)

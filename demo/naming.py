@@ -2,14 +2,15 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import gradio as gr
 
 from owl_swin import Detections, Detector, QueryError, to_coco, to_label_studio, to_record
-from owl_swin.demo.asking import FLOOR, Asked, answer, note_of_nothing, scales
+from owl_swin.demo.asking import Asked, answer, note_of_nothing, scales
 from owl_swin.demo.photos import Photo, sample_items, samples, take_photo
-from owl_swin.demo.pieces import files, no_photo, rows, stage, stage_value, strip, told
+from owl_swin.demo.pieces import BUSY, QUIET, files, no_photo, rows, stage, stage_value, strip, told
+from owl_swin.demo.settings import Detail, more_settings, moved, threshold_slider
 
 # One visitor must not keep the model from all others.
 MOST_NAMES = 100
@@ -60,8 +61,27 @@ def downloads(photo: Photo, found: Detections) -> list[dict[str, str]]:
 def build(detector: Detector) -> None:
     """The tab."""
     sizes = scales(detector)
-    normal = next(iter(sizes))
-    state = gr.State(Asked())
+    wire(layout(sizes), Handlers(sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What the tab is made of."""
+
+    asked: gr.State
+    photo: gr.HTML
+    downloads: gr.HTML
+    upload: gr.UploadButton
+    names: gr.Textbox
+    find: gr.Button
+    threshold: gr.Slider
+    detail: Detail
+    samples: gr.HTML | None
+
+
+def layout(sizes: dict[str, Detector]) -> Page:
+    """The pieces, where they stand."""
+    asked = gr.State(Asked())
     with gr.Row(elem_classes="owl-columns"):
         with gr.Column(scale=3, min_width=300):
             photo = stage("look", upload="name-upload", table=True, elem_id="name-stage")
@@ -78,78 +98,81 @@ def build(detector: Detector) -> None:
                 elem_id="name-text",
             )
             find = gr.Button("Find", variant="primary", elem_id="name-find")
-            threshold = gr.Slider(
-                FLOOR,
-                1,
-                0.2,
-                step=0.01,
-                label="Threshold",
-                info="Lowest score that is shown.",
-                elem_id="name-threshold",
-            )
-            with gr.Accordion("More settings", open=False):
-                overlap = gr.Slider(
-                    0.1,
-                    1,
-                    0.5,
-                    step=0.05,
-                    label="Overlap",
-                    info="Of boxes of one name that overlap by more, only the best stays; 1 keeps all.",
-                )
-                size = gr.Radio(list(sizes), value=normal, label="Detail", info="Finer finds smaller things, slower.")
+            threshold = threshold_slider("name-threshold", info="Lowest score that is shown.")
+            detail = more_settings(sizes, explained=True)
+            samples_ = None
             if samples():
                 gr.Markdown("Or try one of these", elem_classes="owl-small")
-                strip_ = strip(items=sample_items(), elem_id="name-samples", elem_classes="owl-samples")
+                samples_ = strip(items=sample_items(), elem_id="name-samples", elem_classes="owl-samples")
+    return Page(asked, photo, downloads_, upload, names, find, threshold, detail, samples_)
 
-    shown = [photo, downloads_]
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What the tab does on each click; ``sizes`` as ``scales`` gives them."""
+
+    sizes: dict[str, Detector]
+
+    def show(self, asked: Asked, threshold: float, overlap: float) -> tuple[dict, dict]:
+        """The answer; any of the sizes reads it alike, as nothing is looked at again."""
+        return show(next(iter(self.sizes.values())), asked, threshold, overlap)
 
     @told
-    def on_upload(path: str, asked: Asked, text: str, size_: str, threshold_: float, overlap_: float):
-        asked = ask(sizes[size_], asked.of(take_photo(path)), text)
-        return asked, *show(detector, asked, threshold_, overlap_)
+    def on_upload(self, path: str, asked: Asked, text: str, size: str, threshold: float, overlap: float):
+        """Another photo, of which the same is asked."""
+        asked = ask(self.sizes[size], asked.of(take_photo(path)), text)
+        return asked, *self.show(asked, threshold, overlap)
 
     @told
-    def on_find(asked: Asked, text: str, size_: str, threshold_: float, overlap_: float):
+    def on_find(self, asked: Asked, text: str, size: str, threshold: float, overlap: float):
+        """Other names for the same photo."""
         if asked.photo is None:
             return asked, no_photo("First a photo", "drop one here, click to choose one, or paste one"), {"files": []}
-        asked = ask(sizes[size_], asked, text)
-        return asked, *show(detector, asked, threshold_, overlap_)
+        asked = ask(self.sizes[size], asked, text)
+        return asked, *self.show(asked, threshold, overlap)
 
     @told
-    def on_sample(event: gr.EventData, asked: Asked, size_: str, threshold_: float, overlap_: float):
+    def on_sample(self, event: gr.EventData, asked: Asked, size: str, threshold: float, overlap: float):
+        """A sample, with names that may be in it."""
         one = samples()[event.index]
-        asked = ask(sizes[size_], asked.of(take_photo(one.path)), one.queries)
-        return one.queries, asked, *show(detector, asked, threshold_, overlap_)
+        asked = ask(self.sizes[size], asked.of(take_photo(one.path)), one.queries)
+        return one.queries, asked, *self.show(asked, threshold, overlap)
 
     @told
-    def on_size(asked: Asked, text: str, size_: str, threshold_: float, overlap_: float):
-        if not asked.done:
-            return asked, *show(detector, asked, threshold_, overlap_)
-        asked = ask(sizes[size_], asked.of(asked.photo), text)
-        return asked, *show(detector, asked, threshold_, overlap_)
+    def on_size(self, asked: Asked, text: str, size: str, threshold: float, overlap: float):
+        """The same again at another size."""
+        if asked.done:
+            asked = ask(self.sizes[size], asked.of(asked.photo), text)
+        return asked, *self.show(asked, threshold, overlap)
 
     @told
-    def on_slider(asked: Asked, threshold_: float, overlap_: float):
-        return show(detector, asked, threshold_, overlap_)
+    def on_slider(self, asked: Asked, threshold: float, overlap: float):
+        """The same answer cut elsewhere."""
+        return self.show(asked, threshold, overlap)
 
     @told
-    def on_asked(event: gr.EventData, asked: Asked, overlap_: float):
-        return event.value, *show(detector, asked, event.value, overlap_)
+    def on_asked(self, event: gr.EventData, asked: Asked, overlap: float):
+        """The threshold that the note under the photo offers."""
+        return event.value, *self.show(asked, event.value, overlap)
 
-    settings = [size, threshold, overlap]
-    quiet = {"api_visibility": "private", "show_progress": "hidden"}
-    busy = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": photo}
-    upload.upload(on_upload, [upload, state, names, *settings], [state, *shown], **busy)
-    gr.on([find.click, names.submit], on_find, [state, names, *settings], [state, *shown], **busy)
-    size.change(on_size, [state, names, *settings], [state, *shown], **busy)
+
+def wire(page: Page, on: Handlers) -> None:
+    """Which event calls which handler."""
+    asked, detail = page.asked, page.detail
+    shown = [page.photo, page.downloads]
+    settings = [detail.size, page.threshold, detail.overlap]
+    busy = {**BUSY, "show_progress_on": page.photo}
+    page.upload.upload(on.on_upload, [page.upload, asked, page.names, *settings], [asked, *shown], **busy)
+    gr.on([page.find.click, page.names.submit], on.on_find, [asked, page.names, *settings], [asked, *shown], **busy)
+    detail.size.change(on.on_size, [asked, page.names, *settings], [asked, *shown], **busy)
     gr.on(
-        [threshold.input, threshold.release, overlap.input, overlap.release],
-        on_slider,
-        [state, threshold, overlap],
+        moved(page.threshold, detail.overlap),
+        on.on_slider,
+        [asked, page.threshold, detail.overlap],
         shown,
         trigger_mode="always_last",
-        **quiet,
+        **QUIET,
     )
-    photo.asked(on_asked, [state, overlap], [threshold, *shown], **quiet)
-    if samples():
-        strip_.picked(on_sample, [state, *settings], [names, state, *shown], **busy)
+    page.photo.asked(on.on_asked, [asked, detail.overlap], [page.threshold, *shown], **QUIET)
+    if page.samples is not None:
+        page.samples.picked(on.on_sample, [asked, *settings], [page.names, asked, *shown], **busy)

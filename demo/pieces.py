@@ -20,6 +20,10 @@ HEAD = f"<script>{SCRIPT}</script>"
 HOW = "or click to choose one, or paste one"
 NO_PHOTO = ("Drop a photo here", HOW)
 
+# How events run: none is part of an API, and one that needs the model says that it is at work.
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+BUSY: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

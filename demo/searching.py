@@ -1,46 +1,26 @@
 """Search: an archive of pictures, and where in it a thing is."""
 
-import importlib.util
 import math
-import queue
-import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from owl_swin import ArchiveError, Detector, Exemplar, ImageError, IndexProgress, Match, MissingExtraError, RegionIndex
+from owl_swin import ArchiveError, Detector, Exemplar, ImageError, Match, MissingExtraError, RegionIndex
 from owl_swin.demo.asking import FLOOR
+from owl_swin.demo.filling import Archive, bar, index_files, index_folder, installed, pictures_of, told_stats
 from owl_swin.demo.photos import Photo, crop_uri, samples, take_photo
-from owl_swin.demo.pieces import HOW, no_photo, pick, stage, stage_value, strip, strip_value, told
+from owl_swin.demo.pieces import BUSY, HOW, QUIET, no_photo, pick, stage, stage_value, strip, strip_value, told
 
 LIMIT = 24
 PER_PHOTO = 3
 # What the samples are asked for.
 TRIED = "a cat"
-# Uploads are handed to the archive so many at a time, so that the bar moves.
-BATCH = 8
 NOT_INSTALLED = str(MissingExtraError("Searching an archive", "search"))
 NO_SOURCE = ("Drop a photo of the thing", HOW)
 NO_RESULT = ("Results come here", "Add photos, then search in them by a name or an example.")
-PICTURES = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
-
-
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """An open archive; ``folder`` is the temporary one that a visitor's own archive lives in and dies with."""
-
-    index: RegionIndex
-    folder: tempfile.TemporaryDirectory | None = None
-
-    @classmethod
-    def own(cls, detector: Detector) -> "Archive":
-        """An empty archive of one visitor."""
-        folder = tempfile.TemporaryDirectory(prefix="owl_swin-", ignore_cleanup_errors=True)
-        return cls(RegionIndex.open(Path(folder.name, "archive.lance"), detector, create=True), folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,77 +42,6 @@ class Searched:
     def named(self) -> str:
         """What the boxes are labelled: the name that was asked for, whatever the text field says by now."""
         return self.asked if isinstance(self.asked, str) else "match"
-
-
-def installed() -> bool:
-    """Whether the packages of the extra are there."""
-    return all(importlib.util.find_spec(name) for name in ("lancedb", "pyarrow"))
-
-
-def bar(done: int, total: int, text: str) -> str:
-    """A progress bar, as HTML."""
-    share = round(100 * done / total) if total else 0
-    return (
-        f'<div class="owl-progress" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{share}">'
-        f'<i style="width:{share}%"></i></div><p class="owl-hint">{text}</p>'
-    )
-
-
-def told_progress(progress: IndexProgress) -> str:
-    """Rate and time left in words, under a bar."""
-    left = "" if progress.seconds_left is None else f", about {progress.seconds_left:.0f} s left"
-    return bar(
-        progress.done,
-        progress.total,
-        f"{progress.done} of {progress.total} photos, {progress.regions} regions, {progress.rate:.1f} a second{left}",
-    )
-
-
-def index_folder(archive: Archive, folder: str) -> Iterator[str]:
-    """Indexes a folder of this machine, telling how far it is."""
-    news: queue.Queue[IndexProgress | Exception | None] = queue.Queue()
-
-    def work() -> None:
-        try:
-            archive.index.add_folder(folder, progress=news.put)
-            news.put(None)
-        except Exception as error:  # whatever it is, the page must say so
-            news.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    while (item := news.get()) is not None:
-        if isinstance(item, Exception):
-            raise item
-        yield told_progress(item)
-
-
-def pictures_of(paths: Sequence[str | Path]) -> list[Path]:
-    """The pictures by name among uploaded files; ImageError if there is none."""
-    pictures = [Path(path) for path in paths if Path(path).suffix.lower() in PICTURES]
-    if not pictures:
-        raise ImageError("there is no picture among these files (JPEG, PNG, WebP, GIF, BMP or TIFF)")
-    return pictures
-
-
-def index_files(archive: Archive, pictures: Sequence[Path]) -> Iterator[str]:
-    """Indexes uploaded photos, which the archive keeps, telling how far it is; broken ones are left out and counted."""
-    regions, skipped = 0, 0
-    for start in range(0, len(pictures), BATCH):
-        batch = pictures[start : start + BATCH]
-        report = archive.index.add_images([(path.name, path.read_bytes()) for path in batch])
-        regions += report.regions
-        skipped += len(report.skipped)
-        done = start + len(batch)
-        broken = f", {skipped} could not be read" if skipped else ""
-        yield bar(done, len(pictures), f"{done} of {len(pictures)} photos, {regions} regions{broken}")
-
-
-def told_stats(archive: Archive | None) -> str:
-    """What is in the archive, in a sentence."""
-    if archive is None:
-        return "No photos yet."
-    stats = archive.index.stats()
-    return f"**{stats.n_images} photos** and {stats.n_regions} regions are ready to be searched."
 
 
 def in_archive(searched: Searched, archive: Archive | None) -> Searched:
@@ -229,149 +138,219 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
     state = gr.State(Searched())
     with gr.Row(elem_classes="owl-columns"):
         with gr.Column(scale=2, min_width=280):
-            gr.Markdown("#### 1 · Photos to search in", elem_classes="owl-step")
-            stats = gr.Markdown(told_stats(attached), elem_id="search-stats")
-            with gr.Row(elem_classes="owl-buttons"):
-                many = gr.UploadButton(
-                    "Add photos",
-                    file_types=["image"],
-                    file_count="multiple",
-                    size="md",
-                    elem_id="search-files",
-                    min_width=110,
-                )
-                folder_up = gr.UploadButton(
-                    "Add a folder", file_count="directory", size="md", elem_id="search-folder-upload", min_width=110
-                )
-            if folders:
-                with gr.Row(elem_classes="owl-buttons"):
-                    folder = gr.Textbox(
-                        "",
-                        label="A folder of this machine",
-                        placeholder="/home/me/photos",
-                        elem_id="search-folder",
-                        scale=3,
-                    )
-                    add = gr.Button("Index it", size="md", elem_id="search-index", scale=1, min_width=90)
-            if samples() and attached is None:
-                try_ = gr.Button("Try it with six sample photos", size="md", elem_id="search-try")
-            if attached is not None:
-                back = gr.Button("Search the server’s archive", size="md", elem_id="search-attached")
-            progress = gr.HTML("", elem_id="search-progress", apply_default_css=False)
-            gr.Markdown("#### 2 · What to look for", elem_classes="owl-step")
-            text = gr.Textbox(
-                "",
-                label="A name",
-                placeholder="a red mug",
-                elem_id="search-text",
-                info="Enter searches.",
-                lines=1,
-                max_lines=1,
-            )
-            find = gr.Button("Search", variant="primary", elem_id="search-find")
-            with gr.Accordion("Or show an example", open=False):
-                source = stage("draw", upload="search-source-upload", empty=NO_SOURCE, elem_id="search-source")
-                source_upload = gr.UploadButton(
-                    "Choose a photo of the thing", file_types=["image"], elem_id="search-source-upload", size="md"
-                )
-                like = gr.Button("Search for what is in the box", size="md", elem_id="search-like")
-            threshold = gr.Slider(0, 1, 0.1, step=FLOOR, label="Threshold", elem_id="search-threshold")
+            photos, wanted = layout_photos(attached, folders), layout_wanted()
         with gr.Column(scale=3, min_width=300):
-            gr.Markdown(
-                "#### 3 · Where it is\nThe best comes first; click another to see its photo.", elem_classes="owl-step"
+            results = layout_results()
+    on = Handlers(detector, attached)
+    wire_photos(state, photos, wanted, results, on)
+    wire_search(state, wanted, results, on)
+
+
+@dataclass(frozen=True, slots=True)
+class Photos:
+    """Where photos come from, and how far they are."""
+
+    stats: gr.Markdown
+    files: gr.UploadButton
+    folder_files: gr.UploadButton
+    folder: gr.Textbox | None
+    index: gr.Button | None
+    tried: gr.Button | None
+    attached: gr.Button | None
+    progress: gr.HTML
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to look for: a name, or a box in a photo."""
+
+    text: gr.Textbox
+    find: gr.Button
+    source: gr.HTML
+    upload: gr.UploadButton
+    like: gr.Button
+    threshold: gr.Slider
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The photo of one result, and all of them."""
+
+    photo: gr.HTML
+    more: gr.Button
+    matches: gr.HTML
+
+
+def layout_photos(attached: Archive | None, folders: bool) -> Photos:
+    """The upper half of the left column."""
+    gr.Markdown("#### 1 · Photos to search in", elem_classes="owl-step")
+    stats = gr.Markdown(told_stats(attached), elem_id="search-stats")
+    small: dict[str, Any] = {"size": "md", "min_width": 110}
+    with gr.Row(elem_classes="owl-buttons"):
+        many = gr.UploadButton(
+            "Add photos", file_types=["image"], file_count="multiple", elem_id="search-files", **small
+        )
+        folder_files = gr.UploadButton("Add a folder", file_count="directory", elem_id="search-folder-upload", **small)
+    folder = index = tried = back = None
+    if folders:
+        with gr.Row(elem_classes="owl-buttons"):
+            folder = gr.Textbox(
+                "",
+                label="A folder of this machine",
+                placeholder="/home/me/photos",
+                elem_id="search-folder",
+                scale=3,
             )
-            photo = stage("look", empty=NO_RESULT, elem_id="search-photo")
-            more = gr.Button("More like this", size="md", elem_id="search-more", visible=False)
-            matches = strip(grid=True, elem_id="search-results")
+            index = gr.Button("Index it", size="md", elem_id="search-index", scale=1, min_width=90)
+    if attached is not None:
+        back = gr.Button("Search the server’s archive", size="md", elem_id="search-attached")
+    elif samples():
+        tried = gr.Button("Try it with six sample photos", size="md", elem_id="search-try")
+    progress = gr.HTML("", elem_id="search-progress", apply_default_css=False)
+    return Photos(stats, many, folder_files, folder, index, tried, back, progress)
 
-    results = [matches, photo, more]
 
-    def with_archive(searched: Searched) -> Searched:
-        return searched if searched.archive is not None else replace(searched, archive=attached)
+def layout_wanted() -> Wanted:
+    """The lower half of the left column."""
+    gr.Markdown("#### 2 · What to look for", elem_classes="owl-step")
+    text = gr.Textbox(
+        "",
+        label="A name",
+        placeholder="a red mug",
+        elem_id="search-text",
+        info="Enter searches.",
+        lines=1,
+        max_lines=1,
+    )
+    find = gr.Button("Search", variant="primary", elem_id="search-find")
+    with gr.Accordion("Or show an example", open=False):
+        source = stage("draw", upload="search-source-upload", empty=NO_SOURCE, elem_id="search-source")
+        upload = gr.UploadButton(
+            "Choose a photo of the thing", file_types=["image"], elem_id="search-source-upload", size="md"
+        )
+        like = gr.Button("Search for what is in the box", size="md", elem_id="search-like")
+    threshold = gr.Slider(0, 1, 0.1, step=FLOOR, label="Threshold", elem_id="search-threshold")
+    return Wanted(text, find, source, upload, like, threshold)
+
+
+def layout_results() -> Results:
+    """The right column."""
+    gr.Markdown("#### 3 · Where it is\nThe best comes first; click another to see its photo.", elem_classes="owl-step")
+    photo = stage("look", empty=NO_RESULT, elem_id="search-photo")
+    more = gr.Button("More like this", size="md", elem_id="search-more", visible=False)
+    matches = strip(grid=True, elem_id="search-results")
+    return Results(photo, more, matches)
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What the tab does on each click; ``attached`` is the archive that the server brought, if any."""
+
+    detector: Detector
+    attached: Archive | None
+
+    def with_archive(self, searched: Searched) -> Searched:
+        """The tab with something to search in: what the visitor filled, or what the server brought."""
+        return searched if searched.archive is not None else replace(searched, archive=self.attached)
 
     @told
-    def on_files(paths: list[str], searched: Searched):
+    def on_files(self, paths: list[str], searched: Searched):
+        """Uploads, of which those that are no pictures are passed over."""
         pictures = pictures_of(paths)
-        searched, own = in_own(detector, searched)
+        searched, own = in_own(self.detector, searched)
         yield from adding(searched, index_files(own, pictures))
 
     @told
-    def on_folder(path: str, searched: Searched):
-        searched, own = in_own(detector, searched)
+    def on_folder(self, path: str, searched: Searched):
+        """A folder of the machine that this runs on."""
+        searched, own = in_own(self.detector, searched)
         yield from adding(searched, index_folder(own, path.strip()))
 
     @told
-    def on_try(searched: Searched):
-        searched, own = in_own(detector, searched)
+    def on_try(self, searched: Searched):
+        """The samples, and a first search in them."""
+        searched, own = in_own(self.detector, searched)
         for step in adding(searched, index_files(own, [one.path for one in samples()])):
             yield gr.skip(), gr.skip(), *step
         searched = search(searched, TRIED, 0.0)
         yield TRIED, 0, searched, gr.skip(), told_stats(own), *show(searched)
 
     @told
-    def on_back(searched: Searched):
-        searched = in_archive(searched, attached)
-        return searched, "", told_stats(attached), *show(searched)
+    def on_back(self, searched: Searched):
+        """The server's archive again; the visitor's own stays for what is added next."""
+        searched = in_archive(searched, self.attached)
+        return searched, "", told_stats(self.attached), *show(searched)
 
     @told
-    def on_text(text_: str, threshold_: float, searched: Searched):
-        searched = search(with_archive(searched), text_, threshold_)
+    def on_text(self, text: str, threshold: float, searched: Searched):
+        """A search by name."""
+        searched = search(self.with_archive(searched), text, threshold)
         return searched, *show(searched)
 
     @told
-    def on_like(threshold_: float, searched: Searched):
+    def on_like(self, threshold: float, searched: Searched):
+        """A search for what is in the box."""
         if searched.source is None:
             raise gr.Error("First choose a photo of the thing.", title="No photo yet", print_exception=False)
         query = Exemplar(searched.source.open(), searched.box_xyxy)
-        searched = search(with_archive(searched), query, threshold_)
+        searched = search(self.with_archive(searched), query, threshold)
         return searched, *show(searched)
 
     @told
-    def on_more(threshold_: float, searched: Searched):
+    def on_more(self, threshold: float, searched: Searched):
+        """A search for the like of a result."""
         if searched.chosen < 0 or searched.archive is None:
             raise gr.Error("First search, then choose a result.", title="Nothing chosen", print_exception=False)
         region = searched.matches[searched.chosen].region
-        searched = search(searched, searched.archive.index.more_like(region), threshold_)
+        searched = search(searched, searched.archive.index.more_like(region), threshold)
         return searched, *show(searched)
 
     @told
-    def on_asked(event: gr.EventData, searched: Searched):
+    def on_asked(self, event: gr.EventData, searched: Searched):
+        """The same search with the threshold that the note offers."""
         searched = search(searched, searched.asked, event.value)
         return event.value, searched, *show(searched)
 
     @told
-    def on_picked(event: gr.EventData, searched: Searched):
+    def on_picked(self, event: gr.EventData, searched: Searched):
+        """Another result to look at."""
         pick(searched.matches, event.index)
         searched = replace(searched, chosen=event.index)
-        return (
-            searched,
-            strip_value([item(searched.archive, m) for m in searched.matches], chosen=event.index),
-            show_match(searched),
-        )
+        matches, photo, _ = show(searched)
+        return searched, matches, photo
 
     @told
-    def on_source(path: str, searched: Searched):
+    def on_source(self, path: str, searched: Searched):
+        """A photo to draw an example on."""
         searched = replace(searched, source=take_photo(path), box_xyxy=None)
         return searched, stage_value(searched.source)
 
-    def on_drawn(event: gr.EventData, searched: Searched):
+    def on_drawn(self, event: gr.EventData, searched: Searched):
+        """The box that was drawn, or that went."""
         return replace(searched, box_xyxy=tuple(event.box) if event.box else None)
 
-    quiet = {"api_visibility": "private", "show_progress": "hidden"}
-    busy = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": matches}
-    added = [state, progress, stats, *results]
-    many.upload(on_files, [many, state], added, **quiet)
-    folder_up.upload(on_files, [folder_up, state], added, **quiet)
-    if folders:
-        gr.on([add.click, folder.submit], on_folder, [folder, state], added, **quiet)
-    if samples() and attached is None:
-        try_.click(on_try, [state], [text, threshold, *added], **quiet)
-    if attached is not None:
-        back.click(on_back, [state], added, **quiet)
-    gr.on([find.click, text.submit], on_text, [text, threshold, state], [state, *results], **busy)
-    source_upload.upload(on_source, [source_upload, state], [state, source], **quiet)
-    source.drawn(on_drawn, [state], [state], trigger_mode="multiple", **quiet)
-    like.click(on_like, [threshold, state], [state, *results], **busy)
-    more.click(on_more, [threshold, state], [state, *results], **busy)
-    matches.picked(on_picked, [state], [state, matches, photo], **quiet)
-    photo.asked(on_asked, [state], [threshold, state, *results], **quiet)
+
+def wire_photos(state: gr.State, photos: Photos, wanted: Wanted, results: Results, on: Handlers) -> None:
+    """What fills an archive, or turns to another."""
+    added = [state, photos.progress, photos.stats, results.matches, results.photo, results.more]
+    photos.files.upload(on.on_files, [photos.files, state], added, **QUIET)
+    photos.folder_files.upload(on.on_files, [photos.folder_files, state], added, **QUIET)
+    if photos.folder is not None and photos.index is not None:
+        gr.on([photos.index.click, photos.folder.submit], on.on_folder, [photos.folder, state], added, **QUIET)
+    if photos.tried is not None:
+        photos.tried.click(on.on_try, [state], [wanted.text, wanted.threshold, *added], **QUIET)
+    if photos.attached is not None:
+        photos.attached.click(on.on_back, [state], added, **QUIET)
+
+
+def wire_search(state: gr.State, wanted: Wanted, results: Results, on: Handlers) -> None:
+    """What searches, and what is looked at of the answer."""
+    found = [state, results.matches, results.photo, results.more]
+    busy = {**BUSY, "show_progress_on": results.matches}
+    gr.on([wanted.find.click, wanted.text.submit], on.on_text, [wanted.text, wanted.threshold, state], found, **busy)
+    wanted.upload.upload(on.on_source, [wanted.upload, state], [state, wanted.source], **QUIET)
+    wanted.source.drawn(on.on_drawn, [state], [state], trigger_mode="multiple", **QUIET)
+    wanted.like.click(on.on_like, [wanted.threshold, state], found, **busy)
+    results.more.click(on.on_more, [wanted.threshold, state], found, **busy)
+    results.matches.picked(on.on_picked, [state], [state, results.matches, results.photo], **QUIET)
+    results.photo.asked(on.on_asked, [state], [wanted.threshold, *found], **QUIET)

@@ -1,19 +1,32 @@
 """Show it: a box around a thing in one photo, and where that thing is in another."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 
-from owl_swin import Detector, Exemplar, Query, QueryError, draw_heat_map
-from owl_swin.demo.asking import FLOOR, Asked, answer, note_of_nothing, scales
-from owl_swin.demo.naming import downloads, split_names
-from owl_swin.demo.photos import SHOWN_PX, Photo, board, crop_uri, data_uri, sample_items, samples, take_photo
-from owl_swin.demo.pieces import HOW, files, no_photo, pick, rows, stage, stage_value, strip, strip_value, told
+from owl_swin import Detector, draw_heat_map
+from owl_swin.demo.asking import Asked, answer, note_of_nothing, scales
+from owl_swin.demo.examples import Box, Example, Shown, box_of, numbers, search, with_example
+from owl_swin.demo.naming import downloads
+from owl_swin.demo.photos import SHOWN_PX, Photo, board, data_uri, sample_items, samples, take_photo
+from owl_swin.demo.pieces import (
+    BUSY,
+    HOW,
+    QUIET,
+    files,
+    no_photo,
+    pick,
+    rows,
+    stage,
+    stage_value,
+    strip,
+    strip_value,
+    told,
+)
+from owl_swin.demo.settings import Detail, more_settings, moved, threshold_slider
 
 BOXES, HEAT = "Boxes", "Where it fits"
-THING = "this thing"
-MOST_EXAMPLES = 12
 INSTEAD = "add another example, or words for it"
 NO_SOURCE = ("Drop a photo of the thing", HOW)
 NO_TARGET = ("Drop the photo to look in", HOW)
@@ -21,60 +34,6 @@ EMPTY = (
     "No examples yet. Draw a box around the thing above and add it; several examples, and some of what it is not, make "
     "the answer better."
 )
-Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One thing that was shown, and whether it is what is looked for."""
-
-    photo: Photo
-    box_xyxy: Box | None
-    wanted: bool
-
-    def exemplar(self) -> Exemplar:
-        """As the detector takes it."""
-        return Exemplar(self.photo.open(), self.box_xyxy)
-
-    def item(self) -> dict[str, Any]:
-        """As a strip shows it."""
-        whole = (0, 0, self.photo.width, self.photo.height)
-        src = crop_uri(self.photo.open(), self.box_xyxy or whole)
-        word = "example" if self.wanted else "not this"
-        title = f"{word}, from {self.photo.name}"
-        return {"src": src, "title": title, "badge": word, "kind": "yes" if self.wanted else "no", "removable": True}
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What stands in the tab: the photo that is drawn on, its box, the examples so far, and the photo to look in."""
-
-    source: Photo | None = None
-    box_xyxy: Box | None = None
-    examples: tuple[Example, ...] = ()
-    target: Asked = field(default_factory=Asked)
-
-
-def as_query(examples: tuple[Example, ...], text: str, weight: float) -> Query | None:
-    """All examples and the words for them as one query; None while nothing says what is looked for."""
-    words = split_names(text)
-    wanted = [one.exemplar() for one in examples if one.wanted]
-    if not wanted and not words:
-        return None
-    negatives = [one.exemplar() for one in examples if not one.wanted]
-    name = words[0] if words else THING
-    return Query(name, texts=words, exemplars=wanted, negatives=negatives, weight=weight)
-
-
-def search(detector: Detector, shown: Shown, text: str, weight: float) -> Shown:
-    """The question put to the photo to look in."""
-    target = shown.target
-    query = as_query(shown.examples, text, weight)
-    if target.photo is None or query is None:
-        return replace(shown, target=replace(target, queries=None, done=False))
-    encoded = target.encoded or detector.encode_image(target.photo.open())
-    queries = detector.encode_queries([query])
-    return replace(shown, target=replace(target, encoded=encoded, queries=queries, done=True))
 
 
 def show_target(detector: Detector, shown: Shown, threshold: float, overlap: float, view: str) -> tuple[dict, dict]:
@@ -109,19 +68,6 @@ def show_examples(shown: Shown) -> dict:
     return strip_value([one.item() for one in shown.examples], empty=EMPTY)
 
 
-def numbers(box: Box | None) -> list[float | None]:
-    """The box in its four fields."""
-    return [round(value, 1) for value in box] if box else [None] * 4
-
-
-def box_of(fields: tuple[float | None, ...]) -> Box | None:
-    """The box that four fields hold: None while one of them is empty."""
-    if any(value is None for value in fields):
-        return None
-    x0, y0, x1, y1 = (float(value) for value in fields if value is not None)
-    return (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
-
-
 def try_it() -> Shown:
     """The cat, shown in one photo, to be found on a board of six."""
     cat = next(one for one in samples() if one.title == "Cat")
@@ -134,165 +80,243 @@ def build(detector: Detector) -> None:
     sizes = scales(detector)
     state = gr.State(Shown())
     with gr.Row(elem_classes="owl-columns"):
-        with gr.Column(scale=1, min_width=300):
-            gr.Markdown("#### 1 · Show the thing\nDrag a box around it, or click two corners.", elem_classes="owl-step")
-            source = stage("draw", upload="show-source-upload", empty=NO_SOURCE, elem_id="show-source")
-            with gr.Row(elem_classes="owl-buttons"):
-                add = gr.Button("Add as example", variant="primary", size="md", elem_id="show-add", min_width=120)
-                add_not = gr.Button("Add as “not this”", size="md", elem_id="show-add-not", min_width=120)
-            examples = strip(empty=EMPTY, elem_id="show-examples")
-            source_upload = gr.UploadButton(
-                "Choose a photo of the thing", file_types=["image"], elem_id="show-source-upload", size="md"
-            )
-            with gr.Accordion("Type the box, or add words", open=False):
-                with gr.Row(elem_classes="owl-numbers"):
-                    fields = [
-                        gr.Number(label=label, minimum=0, precision=1, min_width=64, elem_id=f"show-{label}")
-                        for label in ("xmin", "ymin", "xmax", "ymax")
-                    ]
-                words = gr.Textbox(
-                    "",
-                    label="Words for it",
-                    info="Optional: what it is called, used together with the examples.",
-                    placeholder="a tabby cat",
-                    elem_id="show-words",
-                )
-                weight = gr.Slider(0, 1, 0.5, step=0.05, label="Examples against words", info="1: examples alone.")
-            if samples():
-                gr.Markdown("Or draw on one of these", elem_classes="owl-small")
-                strip_ = strip(items=sample_items(), elem_id="show-samples", elem_classes="owl-samples")
-        with gr.Column(scale=1, min_width=300):
-            gr.Markdown(
-                "#### 2 · See where else it is\nIn any other photo, or in the same one.", elem_classes="owl-step"
-            )
-            target = stage("look", upload="show-target-upload", empty=NO_TARGET, table=True, elem_id="show-target")
-            view = gr.Radio(
-                [BOXES, HEAT],
-                value=BOXES,
-                label="View",
-                info="Where it fits: how like your examples each patch is. Point at a box to see the patch it is from.",
-                elem_id="show-view",
-            )
-            threshold = gr.Slider(FLOOR, 1, 0.2, step=0.01, label="Threshold", elem_id="show-threshold")
-            with gr.Row(elem_classes="owl-buttons"):
-                target_upload = gr.UploadButton(
-                    "Choose a photo to look in", file_types=["image"], elem_id="show-target-upload", size="md"
-                )
-                same = gr.Button("Look in the same photo", size="md", min_width=120)
-            if samples():
-                tried = gr.Button("Try it: find the cat among six photos", size="md", elem_id="show-try")
-            with gr.Accordion("More settings", open=False):
-                overlap = gr.Slider(0.1, 1, 0.5, step=0.05, label="Overlap")
-                size = gr.Radio(list(sizes), value=next(iter(sizes)), label="Detail")
-            downloads_ = files(elem_id="show-files")
+        source, target = layout_source(), layout_target(sizes)
+    on = Handlers(sizes)
+    wire_source(state, source, on)
+    wire_answers(state, source, target, on)
+    wire_target(state, target, on)
 
-    settings = [words, weight, threshold, overlap, view, size]
-    sides = [target, downloads_]
 
-    def ask(shown: Shown, words_: str, weight_: float, threshold_: float, overlap_: float, view_: str, size_: str):
-        detector_ = sizes[size_]
-        shown = search(detector_, shown, words_, weight_)
-        return shown, *show_target(detector_, shown, threshold_, overlap_, view_)
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The left column: the photo to draw on, what was shown so far, and words for it."""
+
+    photo: gr.HTML
+    add: gr.Button
+    add_not: gr.Button
+    examples: gr.HTML
+    upload: gr.UploadButton
+    fields: list[gr.Number]
+    words: gr.Textbox
+    weight: gr.Slider
+    samples: gr.HTML | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The right column: the photo to look in, and how."""
+
+    photo: gr.HTML
+    view: gr.Radio
+    threshold: gr.Slider
+    upload: gr.UploadButton
+    same: gr.Button
+    tried: gr.Button | None
+    detail: Detail
+    downloads: gr.HTML
+
+
+def layout_source() -> Source:
+    """The left column."""
+    with gr.Column(scale=1, min_width=300):
+        gr.Markdown("#### 1 · Show the thing\nDrag a box around it, or click two corners.", elem_classes="owl-step")
+        photo = stage("draw", upload="show-source-upload", empty=NO_SOURCE, elem_id="show-source")
+        with gr.Row(elem_classes="owl-buttons"):
+            add = gr.Button("Add as example", variant="primary", size="md", elem_id="show-add", min_width=120)
+            add_not = gr.Button("Add as “not this”", size="md", elem_id="show-add-not", min_width=120)
+        examples = strip(empty=EMPTY, elem_id="show-examples")
+        upload = gr.UploadButton(
+            "Choose a photo of the thing", file_types=["image"], elem_id="show-source-upload", size="md"
+        )
+        with gr.Accordion("Type the box, or add words", open=False):
+            with gr.Row(elem_classes="owl-numbers"):
+                fields = [
+                    gr.Number(label=label, minimum=0, precision=1, min_width=64, elem_id=f"show-{label}")
+                    for label in ("xmin", "ymin", "xmax", "ymax")
+                ]
+            words = gr.Textbox(
+                "",
+                label="Words for it",
+                info="Optional: what it is called, used together with the examples.",
+                placeholder="a tabby cat",
+                elem_id="show-words",
+            )
+            weight = gr.Slider(0, 1, 0.5, step=0.05, label="Examples against words", info="1: examples alone.")
+        samples_ = None
+        if samples():
+            gr.Markdown("Or draw on one of these", elem_classes="owl-small")
+            samples_ = strip(items=sample_items(), elem_id="show-samples", elem_classes="owl-samples")
+    return Source(photo, add, add_not, examples, upload, fields, words, weight, samples_)
+
+
+def layout_target(sizes: dict[str, Detector]) -> Target:
+    """The right column."""
+    with gr.Column(scale=1, min_width=300):
+        gr.Markdown("#### 2 · See where else it is\nIn any other photo, or in the same one.", elem_classes="owl-step")
+        photo = stage("look", upload="show-target-upload", empty=NO_TARGET, table=True, elem_id="show-target")
+        view = gr.Radio(
+            [BOXES, HEAT],
+            value=BOXES,
+            label="View",
+            info="Where it fits: how like your examples each patch is. Point at a box to see the patch it is from.",
+            elem_id="show-view",
+        )
+        threshold = threshold_slider("show-threshold")
+        with gr.Row(elem_classes="owl-buttons"):
+            upload = gr.UploadButton(
+                "Choose a photo to look in", file_types=["image"], elem_id="show-target-upload", size="md"
+            )
+            same = gr.Button("Look in the same photo", size="md", min_width=120)
+        tried = None
+        if samples():
+            tried = gr.Button("Try it: find the cat among six photos", size="md", elem_id="show-try")
+        detail = more_settings(sizes)
+        downloads_ = files(elem_id="show-files")
+    return Target(photo, view, threshold, upload, same, tried, detail, downloads_)
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What the tab does on each click; ``sizes`` as ``scales`` gives them.
+
+    ``settings`` are words, weight, threshold, overlap, view and size.
+    """
+
+    sizes: dict[str, Detector]
+
+    def ask(self, shown: Shown, words: str, weight: float, threshold: float, overlap: float, view: str, size: str):
+        """The state with its answer, the photo to look in, and the downloads."""
+        detector = self.sizes[size]
+        shown = search(detector, shown, words, weight)
+        return shown, *show_target(detector, shown, threshold, overlap, view)
 
     @told
-    def on_source_upload(path: str, shown: Shown):
-        shown = replace(shown, source=take_photo(path), box_xyxy=None)
-        return shown, show_source(shown), *numbers(None)
+    def on_source_upload(self, path: str, shown: Shown):
+        """Another photo to draw on."""
+        return with_source(shown, take_photo(path))
 
     @told
-    def on_sample(event: gr.EventData, shown: Shown):
-        shown = replace(shown, source=take_photo(samples()[event.index].path), box_xyxy=None)
-        return shown, show_source(shown), *numbers(None)
+    def on_sample(self, event: gr.EventData, shown: Shown):
+        """A sample to draw on."""
+        return with_source(shown, take_photo(samples()[event.index].path))
 
-    def on_drawn(event: gr.EventData, shown: Shown):
+    @told
+    def on_picked(self, event: gr.EventData, shown: Shown):
+        """An example, to draw on its photo again."""
+        one = pick(shown.examples, event.index)
+        return with_source(shown, one.photo, one.box_xyxy)
+
+    def on_drawn(self, event: gr.EventData, shown: Shown):
+        """The box that was drawn, or that went."""
         box = box_of(tuple(event.box)) if event.box else None
         return replace(shown, box_xyxy=box), *numbers(box)
 
-    def on_numbers(shown: Shown, *fields_: float | None):
-        shown = replace(shown, box_xyxy=box_of(fields_))
+    def on_numbers(self, shown: Shown, *fields: float | None):
+        """The box that was typed."""
+        shown = replace(shown, box_xyxy=box_of(fields))
         return shown, show_source(shown)
 
     @told
-    def on_add(wanted: bool, shown: Shown, *settings_: Any):
-        if shown.source is None:
-            raise gr.Error("First choose a photo of the thing.", title="No photo yet", print_exception=False)
-        if len(shown.examples) >= MOST_EXAMPLES:
-            raise QueryError(f"there are {MOST_EXAMPLES} examples already; take one away first")
-        shown = replace(shown, examples=(*shown.examples, Example(shown.source, shown.box_xyxy, wanted)))
-        answered = ask(shown, *settings_)  # before the strip shows a box that means nothing
-        return answered[0], show_examples(shown), *answered[1:]
+    def on_add(self, wanted: bool, shown: Shown, *settings: Any):
+        """What is in the box becomes an example."""
+        shown = with_example(shown, Example(source_of(shown), shown.box_xyxy, wanted))
+        shown, *sides = self.ask(shown, *settings)  # before the strip shows a box that means nothing
+        return shown, show_examples(shown), *sides
 
     @told
-    def on_removed(event: gr.EventData, shown: Shown, *settings_: Any):
+    def on_removed(self, event: gr.EventData, shown: Shown, *settings: Any):
+        """An example less."""
         shown = replace(shown, examples=tuple(e for i, e in enumerate(shown.examples) if i != event.index))
-        answered = ask(shown, *settings_)
-        return answered[0], show_examples(shown), *answered[1:]
+        shown, *sides = self.ask(shown, *settings)
+        return shown, show_examples(shown), *sides
 
     @told
-    def on_picked(event: gr.EventData, shown: Shown):
-        one = pick(shown.examples, event.index)
-        shown = replace(shown, source=one.photo, box_xyxy=one.box_xyxy)
-        return shown, show_source(shown), *numbers(one.box_xyxy)
+    def on_target(self, path: str, shown: Shown, *settings: Any):
+        """Another photo to look in."""
+        return self.ask(replace(shown, target=shown.target.of(take_photo(path))), *settings)
 
     @told
-    def on_target(path: str, shown: Shown, *settings_: Any):
-        return ask(replace(shown, target=shown.target.of(take_photo(path))), *settings_)
+    def on_same(self, shown: Shown, *settings: Any):
+        """The photo that is drawn on, to look in."""
+        return self.ask(replace(shown, target=shown.target.of(source_of(shown))), *settings)
 
     @told
-    def on_same(shown: Shown, *settings_: Any):
-        if shown.source is None:
-            raise gr.Error("First choose a photo of the thing.", title="No photo yet", print_exception=False)
-        return ask(replace(shown, target=shown.target.of(shown.source)), *settings_)
+    def on_try(self, *settings: Any):
+        """The cat."""
+        shown, *sides = self.ask(try_it(), *settings)
+        return shown, show_source(shown), *numbers(None), show_examples(shown), *sides
 
     @told
-    def on_try(*settings_: Any):
-        answered = ask(try_it(), *settings_)
-        shown = answered[0]
-        return shown, show_source(shown), *numbers(None), show_examples(shown), *answered[1:]
+    def on_settings(self, shown: Shown, *settings: Any):
+        """Other words, or another weight of them."""
+        return self.ask(shown, *settings)
 
     @told
-    def on_settings(shown: Shown, *settings_: Any):
-        return ask(shown, *settings_)
+    def on_size(self, shown: Shown, *settings: Any):
+        """The same again at another size."""
+        return self.ask(replace(shown, target=shown.target.of(shown.target.photo)), *settings)
 
     @told
-    def on_size(shown: Shown, *settings_: Any):
-        return ask(replace(shown, target=shown.target.of(shown.target.photo)), *settings_)
+    def on_view(self, shown: Shown, threshold: float, overlap: float, view: str, size: str):
+        """The same answer in another view, or cut elsewhere."""
+        return show_target(self.sizes[size], shown, threshold, overlap, view)
 
     @told
-    def on_view(shown: Shown, threshold_: float, overlap_: float, view_: str, size_: str):
-        return show_target(sizes[size_], shown, threshold_, overlap_, view_)
+    def on_asked(self, event: gr.EventData, shown: Shown, overlap: float, view: str, size: str):
+        """The threshold that the note under the photo offers."""
+        return event.value, *show_target(self.sizes[size], shown, event.value, overlap, view)
 
-    @told
-    def on_asked(event: gr.EventData, shown: Shown, overlap_: float, view_: str, size_: str):
-        return event.value, *show_target(sizes[size_], shown, event.value, overlap_, view_)
 
-    quiet = {"api_visibility": "private", "show_progress": "hidden"}
-    busy = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": target}
-    drawn = [state, source, *fields]
-    source_upload.upload(on_source_upload, [source_upload, state], drawn, **quiet)
+def with_source(shown: Shown, photo: Photo, box: Box | None = None) -> tuple:
+    """A photo to draw on: the state, the stage, and the four fields of its box."""
+    shown = replace(shown, source=photo, box_xyxy=box)
+    return shown, show_source(shown), *numbers(box)
+
+
+def source_of(shown: Shown) -> Photo:
+    """The photo that is drawn on; without one, the page says so."""
+    if shown.source is None:
+        raise gr.Error("First choose a photo of the thing.", title="No photo yet", print_exception=False)
+    return shown.source
+
+
+def wire_source(state: gr.State, source: Source, on: Handlers) -> None:
+    """What happens in the left column alone: photos to draw on, and the box."""
+    drawn = [state, source.photo, *source.fields]
+    source.upload.upload(on.on_source_upload, [source.upload, state], drawn, **QUIET)
     # "multiple": of two corners clicked in quick succession, neither may be dropped; "always_last" repeats the first.
-    source.drawn(on_drawn, [state], [state, *fields], trigger_mode="multiple", **quiet)
-    typed = [event for field in fields for event in (field.submit, field.blur)]
-    gr.on(typed, on_numbers, [state, *fields], [state, source], **quiet)
-    asks = [state, examples, *sides]
-    add.click(lambda shown, *rest: on_add(True, shown, *rest), [state, *settings], asks, **busy)
-    add_not.click(lambda shown, *rest: on_add(False, shown, *rest), [state, *settings], asks, **busy)
-    examples.removed(on_removed, [state, *settings], asks, **busy)
-    examples.picked(on_picked, [state], drawn, **quiet)
-    target_upload.upload(on_target, [target_upload, state, *settings], [state, *sides], **busy)
-    same.click(on_same, [state, *settings], [state, *sides], **busy)
-    gr.on([words.submit, words.blur, weight.release], on_settings, [state, *settings], [state, *sides], **busy)
-    size.change(on_size, [state, *settings], [state, *sides], **busy)
-    viewed = [state, threshold, overlap, view, size]
-    gr.on(
-        [threshold.input, threshold.release, overlap.input, overlap.release, view.change],
-        on_view,
-        viewed,
-        sides,
-        trigger_mode="always_last",
-        **quiet,
-    )
-    target.asked(on_asked, [state, overlap, view, size], [threshold, *sides], **quiet)
-    if samples():
-        strip_.picked(on_sample, [state], drawn, **quiet)
-        tried.click(on_try, settings, [*drawn, examples, *sides], **busy)
+    source.photo.drawn(on.on_drawn, [state], [state, *source.fields], trigger_mode="multiple", **QUIET)
+    typed = [event for field in source.fields for event in (field.submit, field.blur)]
+    gr.on(typed, on.on_numbers, [state, *source.fields], [state, source.photo], **QUIET)
+    source.examples.picked(on.on_picked, [state], drawn, **QUIET)
+    if source.samples is not None:
+        source.samples.picked(on.on_sample, [state], drawn, **QUIET)
+
+
+def wire_answers(state: gr.State, source: Source, target: Target, on: Handlers) -> None:
+    """What changes the question, and so the answer on the right."""
+    detail = target.detail
+    asks = [source.words, source.weight, target.threshold, detail.overlap, target.view, detail.size]
+    sides = [target.photo, target.downloads]
+    asked, listed = [state, *asks], [state, source.examples, *sides]
+    busy = {**BUSY, "show_progress_on": target.photo}
+    source.add.click(lambda shown, *rest: on.on_add(True, shown, *rest), asked, listed, **busy)
+    source.add_not.click(lambda shown, *rest: on.on_add(False, shown, *rest), asked, listed, **busy)
+    source.examples.removed(on.on_removed, asked, listed, **busy)
+    target.upload.upload(on.on_target, [target.upload, *asked], [state, *sides], **busy)
+    target.same.click(on.on_same, asked, [state, *sides], **busy)
+    worded = [source.words.submit, source.words.blur, source.weight.release]
+    gr.on(worded, on.on_settings, asked, [state, *sides], **busy)
+    detail.size.change(on.on_size, asked, [state, *sides], **busy)
+    if target.tried is not None:
+        target.tried.click(on.on_try, asks, [state, source.photo, *source.fields, source.examples, *sides], **busy)
+
+
+def wire_target(state: gr.State, target: Target, on: Handlers) -> None:
+    """What shows the same answer in another way."""
+    detail, sides = target.detail, [target.photo, target.downloads]
+    viewed = [state, target.threshold, detail.overlap, target.view, detail.size]
+    events = [*moved(target.threshold, detail.overlap), target.view.change]
+    gr.on(events, on.on_view, viewed, sides, trigger_mode="always_last", **QUIET)
+    asks = [state, detail.overlap, target.view, detail.size]
+    target.photo.asked(on.on_asked, asks, [target.threshold, *sides], **QUIET)

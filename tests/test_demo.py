@@ -14,7 +14,7 @@ from torch.testing import assert_close
 gr = pytest.importorskip("gradio")
 
 from owl_swin import Detector, Exemplar, ImageError, QueryError  # noqa: E402
-from owl_swin.demo import app, asking, inside, naming, searching, showing  # noqa: E402
+from owl_swin.demo import app, asking, examples, filling, inside, naming, searching, showing  # noqa: E402
 from owl_swin.demo.asking import Asked  # noqa: E402
 from owl_swin.demo.photos import board, samples, take_photo  # noqa: E402
 from owl_swin.demo.pieces import pick, rows, told  # noqa: E402
@@ -174,13 +174,13 @@ def test_a_mistake_is_told_as_its_sentence():
 
 def test_examples_words_and_negatives_are_one_query(photo):
     box = (10.0, 10.0, 50.0, 50.0)
-    examples = (showing.Example(photo, box, True), showing.Example(photo, None, False))
-    query = showing.as_query(examples, "a mug, a red mug", 0.7)
+    both = (examples.Example(photo, box, True), examples.Example(photo, None, False))
+    query = examples.as_query(both, "a mug, a red mug", 0.7)
     assert query.name == "a mug" and query.texts == ("a mug", "a red mug") and query.weight == 0.7
     assert [one.box_xyxy for one in query.exemplars] == [box]
     assert [one.box_xyxy for one in query.negatives] == [None]
-    assert showing.as_query(examples[1:], "", 0.5) is None
-    assert showing.as_query(examples[:1], "", 0.5).name == showing.THING
+    assert examples.as_query(both[1:], "", 0.5) is None
+    assert examples.as_query(both[:1], "", 0.5).name == examples.THING
 
 
 @pytest.mark.parametrize(
@@ -188,20 +188,20 @@ def test_examples_words_and_negatives_are_one_query(photo):
     [((None, 1, 2, 3), None), ((1, 2, 3, 4), (1, 2, 3, 4)), ((30, 4, 1, 2), (1, 2, 30, 4))],
 )
 def test_four_numbers_are_a_box_whichever_corners_come_first(fields, box):
-    assert showing.box_of(fields) == box
+    assert examples.box_of(fields) == box
 
 
 @pytest.mark.parametrize("view", [showing.BOXES, showing.HEAT])
 def test_an_example_is_found_in_its_own_photo(detector, photo, view):
-    shown = showing.Shown(photo, None, (showing.Example(photo, (10.0, 10.0, 50.0, 50.0), True),), Asked(photo))
-    stage, downloads = showing.show_target(detector, showing.search(detector, shown, "", 0.5), 0.05, 0.5, view)
+    shown = examples.Shown(photo, None, (examples.Example(photo, (10.0, 10.0, 50.0, 50.0), True),), Asked(photo))
+    stage, downloads = showing.show_target(detector, examples.search(detector, shown, "", 0.5), 0.05, 0.5, view)
     assert stage["boxes"] and len(downloads["files"]) == 3
     assert (stage["src"] == photo.src) == (view == showing.BOXES)
     assert all((mark["patch"] is not None) == (view == showing.HEAT) for mark in stage["boxes"])
 
 
 def test_without_examples_the_photo_stands_there_with_a_hint(detector, photo):
-    shown = showing.search(detector, showing.Shown(target=Asked(photo)), "", 0.5)
+    shown = examples.search(detector, examples.Shown(target=Asked(photo)), "", 0.5)
     stage, _ = showing.show_target(detector, shown, 0.2, 0.5, showing.BOXES)
     assert stage["src"] == photo.src and "example" in stage["note"]["text"]
 
@@ -220,7 +220,7 @@ def test_the_samples_are_there_and_their_boxes_lie_in_them():
 
 @pytest.fixture
 def archive(detector):
-    return searching.Archive.own(detector)
+    return filling.Archive.own(detector)
 
 
 def test_an_archive_of_ones_own_is_filled_searched_and_gone(archive, tmp_path):
@@ -229,9 +229,9 @@ def test_an_archive_of_ones_own_is_filled_searched_and_gone(archive, tmp_path):
         path.write_bytes(encode(noise(60, 90, seed)))
     paths[2].write_bytes(b"no picture")
     paths[3].write_text("no picture by name")
-    (last,) = searching.index_files(archive, searching.pictures_of(paths))
+    (last,) = filling.index_files(archive, filling.pictures_of(paths))
     assert "3 of 3 photos" in last and "1 could not be read" in last
-    assert "**2 photos**" in searching.told_stats(archive)
+    assert "**2 photos**" in filling.told_stats(archive)
     searched = searching.search(searching.Searched(archive), "a cat", 0.0)
     strip, stage, more = searching.show(searched)
     assert {item["caption"] for item in strip["items"]} == {"a.png", "b.png"}
@@ -251,15 +251,15 @@ def test_an_archive_of_ones_own_is_filled_searched_and_gone(archive, tmp_path):
 def test_a_folder_is_indexed_with_news_and_its_mistakes_are_told(archive, tmp_path):
     for seed in range(3):
         (tmp_path / f"{seed}.png").write_bytes(encode(noise(60, 90, seed)))
-    news = list(searching.index_folder(archive, str(tmp_path)))
+    news = list(filling.index_folder(archive, str(tmp_path)))
     assert 'aria-valuenow="100"' in news[-1] and "3 of 3 photos" in news[-1]
     with pytest.raises(ValueError, match="nowhere"):
-        list(searching.index_folder(archive, str(tmp_path / "nowhere")))
+        list(filling.index_folder(archive, str(tmp_path / "nowhere")))
 
 
 @pytest.fixture
 def attached(detector, tmp_path):
-    archive = searching.Archive.own(detector)
+    archive = filling.Archive.own(detector)
     archive.index.add_images([("theirs.png", encode(noise(60, 90)))])
     return archive
 
@@ -273,7 +273,7 @@ def test_adding_turns_to_ones_own_archive_and_back(detector, attached, tmp_path)
     (tmp_path / "mine.png").write_bytes(encode(noise(60, 90, 1)))
     before = searching.search(searching.Searched(attached), "a cat", 0.0)
     searched, own = searching.in_own(detector, before)
-    (after,) = states(searching.adding(searched, searching.index_files(own, [tmp_path / "mine.png"])))
+    (after,) = states(searching.adding(searched, filling.index_files(own, [tmp_path / "mine.png"])))
     assert after.archive is own and after.matches == () and own.index.stats().n_images == 1
     back = searching.in_archive(after, attached)
     assert back.archive is attached and back.own is own
@@ -284,11 +284,11 @@ def test_adding_turns_to_ones_own_archive_and_back(detector, attached, tmp_path)
 def test_adding_nothing_loses_nothing(detector, attached, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     searched, own = searching.in_own(detector, searching.Searched(attached))
-    steps = list(searching.adding(searched, searching.index_files(own, [tmp_path / "broken.png"])))
+    steps = list(searching.adding(searched, filling.index_files(own, [tmp_path / "broken.png"])))
     assert "1 could not be read" in steps[-1][1]
     assert states(steps) == []
     with pytest.raises(ImageError, match="no picture among these files"):
-        searching.pictures_of([tmp_path / "notes.txt"])
+        filling.pictures_of([tmp_path / "notes.txt"])
 
 
 # --- Inside Swin -----------------------------------------------------------------------------------------------------

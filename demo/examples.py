@@ -1,0 +1,86 @@
+"""Things that were shown, with words for them: what they ask as one query, and of which photo."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from owl_swin import Detector, Exemplar, Query, QueryError
+from owl_swin.demo.asking import Asked
+from owl_swin.demo.naming import split_names
+from owl_swin.demo.photos import Photo, crop_uri
+
+THING = "this thing"
+MOST_EXAMPLES = 12
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One thing that was shown, and whether it is what is looked for."""
+
+    photo: Photo
+    box_xyxy: Box | None
+    wanted: bool
+
+    def exemplar(self) -> Exemplar:
+        """As the detector takes it."""
+        return Exemplar(self.photo.open(), self.box_xyxy)
+
+    def item(self) -> dict[str, Any]:
+        """As a strip shows it."""
+        whole = (0, 0, self.photo.width, self.photo.height)
+        src = crop_uri(self.photo.open(), self.box_xyxy or whole)
+        word = "example" if self.wanted else "not this"
+        title = f"{word}, from {self.photo.name}"
+        return {"src": src, "title": title, "badge": word, "kind": "yes" if self.wanted else "no", "removable": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What stands in the tab: the photo that is drawn on, its box, the examples so far, and the photo to look in."""
+
+    source: Photo | None = None
+    box_xyxy: Box | None = None
+    examples: tuple[Example, ...] = ()
+    target: Asked = field(default_factory=Asked)
+
+
+def with_example(shown: Shown, example: Example) -> Shown:
+    """One example more; more than MOST_EXAMPLES raise QueryError."""
+    if len(shown.examples) >= MOST_EXAMPLES:
+        raise QueryError(f"there are {MOST_EXAMPLES} examples already; take one away first")
+    return replace(shown, examples=(*shown.examples, example))
+
+
+def as_query(examples: tuple[Example, ...], text: str, weight: float) -> Query | None:
+    """All examples and the words for them as one query; None while nothing says what is looked for."""
+    words = split_names(text)
+    wanted = [one.exemplar() for one in examples if one.wanted]
+    if not wanted and not words:
+        return None
+    negatives = [one.exemplar() for one in examples if not one.wanted]
+    name = words[0] if words else THING
+    return Query(name, texts=words, exemplars=wanted, negatives=negatives, weight=weight)
+
+
+def search(detector: Detector, shown: Shown, text: str, weight: float) -> Shown:
+    """The question put to the photo to look in."""
+    target = shown.target
+    query = as_query(shown.examples, text, weight)
+    if target.photo is None or query is None:
+        return replace(shown, target=replace(target, queries=None, done=False))
+    encoded = target.encoded or detector.encode_image(target.photo.open())
+    queries = detector.encode_queries([query])
+    return replace(shown, target=replace(target, encoded=encoded, queries=queries, done=True))
+
+
+def numbers(box: Box | None) -> list[float | None]:
+    """The box in its four fields."""
+    return [round(value, 1) for value in box] if box else [None] * 4
+
+
+def box_of(fields: tuple[float | None, ...]) -> Box | None:
+    """The box that four fields hold: None while one of them is empty."""
+    if any(value is None for value in fields):
+        return None
+    x0, y0, x1, y1 = (float(value) for value in fields if value is not None)
+    return (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
