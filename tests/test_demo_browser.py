@@ -3,6 +3,7 @@
 import base64
 import os
 import shutil
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
@@ -17,8 +18,12 @@ pytestmark = pytest.mark.skipif(
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 
-from owl_swin import Detector  # noqa: E402
+from owl_swin import Detector, RegionIndex  # noqa: E402
 from owl_swin.demo.app import build_demo  # noqa: E402
+from owl_swin.server.app import build_demo as served_demo  # noqa: E402
+from owl_swin.server.app import create_app  # noqa: E402
+from owl_swin.server.run import bind, make_server  # noqa: E402
+from owl_swin.server.settings import ServerSettings  # noqa: E402
 
 SCREENS = Path(__file__).parent.parent / "out" / "screens"
 ARGUMENTS = [
@@ -50,6 +55,14 @@ def opened(browser, detector):
     _, url, _ = blocks.launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, footer_links=[], run_history=False
     )
+    with watched(browser, url) as page:
+        yield page
+    blocks.close(verbose=False)
+
+
+@contextmanager
+def watched(browser, url: str):
+    """A page at an address, watched as ``opened`` says."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(WAIT_MS)
     wrong = []
@@ -60,8 +73,21 @@ def opened(browser, detector):
     page.wait_for_selector("#name-stage .owl-empty")
     yield page
     page.close()
-    blocks.close(verbose=False)
     assert wrong == []
+
+
+@contextmanager
+def served(detector, index):
+    """The address of what ``owl-swin serve`` serves, demo and archive included, from a thread of this process."""
+    settings = ServerSettings(port=0, drain_s=0.1)
+    listening = bind("127.0.0.1", 0)
+    server = make_server(create_app(detector, settings, index=index, demo=served_demo), settings)
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    server.drain()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def outside(asked: str, own: str) -> bool:
@@ -236,6 +262,30 @@ def test_swin_is_walked_through_by_clicks_and_keys(page, photos):
     until(page, f"{count('#inside-stage .owl-part')} == 0")
     page.locator("#inside-blocks .owl-item button").last.click()
     page.get_by_text("Stage 4, block 2: SW-MSA").wait_for()
+
+
+def test_the_served_pages_name_things_and_turn_between_archives(browser, detector, photos, tmp_path):
+    index = RegionIndex.open(tmp_path / "archive.lance", detector, create=True)
+    index.add_folder(photos)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("no picture")
+    with served(detector, index) as url, watched(browser, url) as page:
+        upload(page, "name-upload", photos / "blocks0.png")
+        page.wait_for_selector("#name-stage .owl-there")
+        page.fill("#name-text textarea, #name-text input", "a cat")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#name-stage tbody tr, #name-stage .owl-action")
+        go_to(page, "Search")
+        page.get_by_text("3 photos and").wait_for()
+        upload(page, "search-folder-upload", tmp_path / "texts")
+        page.get_by_text("there is no picture among these files").wait_for()
+        page.fill("#search-text textarea, #search-text input", "a cat")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#search-photo .owl-box")  # the server's archive is still there
+        upload(page, "search-files", photos / "blocks0.png", photos / "blocks1.png")
+        page.get_by_text("2 photos and").wait_for()
+        page.click("#search-attached")
+        page.get_by_text("3 photos and").wait_for()
 
 
 def test_the_pages_fit_light_dark_and_narrow_and_are_photographed(browser):
