@@ -4,10 +4,11 @@ import io
 import json
 import re
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,11 @@ from owl_swin.cli.output import make_folder, write_whole
 from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.index.match import Match
 from owl_swin.index.store import NoArchiveError
+
+if TYPE_CHECKING:
+    from owl_swin.detector import Detector
+    from owl_swin.index.region_index import RegionIndex
+    from owl_swin.types import QueryEmbeddings
 
 AGE = re.compile(r"(\d+(?:\.\d+)?)([hdwy])")
 HOURS = {"h": 1, "d": 24, "w": 24 * 7, "y": 24 * 365.25}
@@ -81,10 +87,6 @@ def search(
 
     By example: owl-swin search photos.lance --like mug.jpg@40,60,210,300 --not "a cup" --newer-than 2024-01-01
     """
-    from owl_swin.detector import Detector
-    from owl_swin.index.ranking import one_query
-    from owl_swin.index.region_index import RegionIndex, read_card
-
     asked = make_queries(Asked(query or (), queries, like or (), negative or (), name, join, weight))
     if not (asked or query_file or more_like or evaluate):
         raise QueryError("say with --query or --like what to find")
@@ -101,10 +103,9 @@ def search(
         "min_side_px": min_size,
         "exact": exact,
     }
-    card = read_card(archive)
-    if card is None:
-        raise NoArchiveError(archive)
-    detector = Detector.from_pretrained(model, device=device, image_size=card.image_size)
+    detector = _detector_of(archive, model, device)
+    from owl_swin.index.region_index import RegionIndex
+
     with RegionIndex.open(archive, detector) as index:
         encoded = add_saved(detector, detector.encode_queries(asked) if asked else None, query_file or ())
         for region in more_like or ():
@@ -116,14 +117,35 @@ def search(
             print(json.dumps(measure_recall(index, encoded), indent=2))
             return
         assert encoded is not None
-        found = [index.search(one_query(encoded, i), **settings) for i in range(len(encoded))]
-        for line in (_json_lines if format is Format.JSONL else _table)(encoded.names, found, offset):
-            print(line, flush=True)
+        found = _answer(index, encoded, settings, format)
         if save is not None:
             _save_sheet(index, found, save)
 
 
-def _save_sheet(index, found: list[list[Match]], path: Path) -> None:
+def _detector_of(archive: str, model: str, device: str) -> "Detector":
+    """The detector at the size at which the archive's pictures were seen."""
+    from owl_swin.detector import Detector
+    from owl_swin.index.region_index import read_card
+
+    card = read_card(archive)
+    if card is None:
+        raise NoArchiveError(archive)
+    return Detector.from_pretrained(model, device=device, image_size=card.image_size)
+
+
+def _answer(
+    index: "RegionIndex", encoded: "QueryEmbeddings", settings: dict[str, Any], format: Format
+) -> list[list[Match]]:
+    """Prints what each query finds, and returns it."""
+    from owl_swin.index.ranking import one_query
+
+    found = [index.search(one_query(encoded, i), **settings) for i in range(len(encoded))]
+    for line in (_json_lines if format is Format.JSONL else _table)(encoded.names, found, settings["offset"]):
+        print(line, flush=True)
+    return found
+
+
+def _save_sheet(index: "RegionIndex", found: list[list[Match]], path: Path) -> None:
     from owl_swin.index.sheet import sheet_of_matches
 
     if not any(found):
@@ -137,7 +159,7 @@ def _save_sheet(index, found: list[list[Match]], path: Path) -> None:
     print(f"wrote {path}", file=sys.stderr)
 
 
-def _json_lines(names: tuple[str, ...], found: list[list[Match]], offset: int):
+def _json_lines(names: tuple[str, ...], found: list[list[Match]], offset: int) -> Iterator[str]:
     corners = ("xmin", "ymin", "xmax", "ymax")
     for name, matches in zip(names, found, strict=True):
         for place, match in enumerate(matches, start=offset + 1):
@@ -158,7 +180,7 @@ def _json_lines(names: tuple[str, ...], found: list[list[Match]], offset: int):
             )
 
 
-def _table(names: tuple[str, ...], found: list[list[Match]], offset: int):
+def _table(names: tuple[str, ...], found: list[list[Match]], offset: int) -> Iterator[str]:
     head = ("query", "place", "score", "xmin", "ymin", "xmax", "ymax", "picture")
     rows = [
         (name, str(place), f"{match.score:.3f}", *(f"{value:.0f}" for value in match.box_xyxy), match.path)

@@ -1,10 +1,11 @@
 """Times of search in archives of synthetic regions, and how much their index forgets."""
 
+import contextlib
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +42,43 @@ def benchmark_search(
 
     ``detector`` has embeddings of 256 dimensions; only its scores are used.
     """
+    machine = f"{platform.machine()}, {_n_cores()} cores"
     rows = []
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="owl_swin-bench-") as folder:
             for row in _one_size(detector, Path(folder) / "bench.lance", size, queries, probes):
                 rows.append(row)
                 tell(" ".join(f"{key} {value}" for key, value in row.items()))
-    return {
-        "protocol": PROTOCOL,
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "rows": rows,
-    }
+    return {"protocol": PROTOCOL, "machine": machine, "rows": rows}
 
 
-def _one_size(detector: Detector, path: Path, size: int, n_queries: int, probes: Sequence[int]):
+def _n_cores() -> int:
+    """Cores that this process may use, where the system says so; macOS and Windows do not."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_size(
+    detector: Detector, path: Path, size: int, n_queries: int, probes: Sequence[int]
+) -> Iterator[dict[str, Any]]:
     made = Synthetic(0)
-    store = LanceStore(str(path), create=Card("synthetic", "", 320, EMBED_DIM))
+    with contextlib.closing(LanceStore(str(path), create=Card("synthetic", "", 320, EMBED_DIM))) as store:
+        written, build_s, index_s = _written(store, made, size)
+        asked = _queries(made, n_queries)
+        best = _exact(np.concatenate(written), asked, detector)
+        indexed = size >= lance.INDEX_FROM
+        held = {
+            "n_regions": size,
+            "write_s": round(build_s, 1),
+            "index_s": round(index_s, 1),
+            "bytes_per_region": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) // size,
+            "partitions": size // lance.PARTITION if indexed else 0,
+        }
+        for n_probes in probes if indexed else (0,):
+            yield {**held, "probes": n_probes, **_timed(store, detector, asked, best, n_probes)}
+
+
+def _written(store: LanceStore, made: Synthetic, size: int) -> tuple[list[np.ndarray[Any, Any]], float, float]:
+    """Vectors of all regions that were written, and the seconds that writing and settling took."""
     written, build_s = [], 0.0
     for pictures, regions in batches(made, size):
         written.append(regions.vectors)
@@ -65,34 +87,29 @@ def _one_size(detector: Detector, path: Path, size: int, n_queries: int, probes:
         build_s += time.perf_counter() - start
     start = time.perf_counter()
     store.settle()
-    index_s = time.perf_counter() - start
-    asked = _queries(made, n_queries)
-    best = _exact(np.concatenate(written), asked, detector)
-    indexed = size >= lance.INDEX_FROM
-    for n_probes in probes if indexed else (0,):
-        times, shares = [], []
-        for i in range(-10, n_queries):  # the first few warm up
-            one = one_query(asked, max(i, 0))
-            start = time.perf_counter()
-            _, rows = best_of_nearest(store, detector, one, Where(), Choice(), BEST, probes=n_probes or None)
-            if i >= 0:
-                times.append(1000 * (time.perf_counter() - start))
-                shares.append(len(best[i] & _numbers(rows)) / BEST)
-        half = n_queries // 2
-        yield {
-            "n_regions": size,
-            "write_s": round(build_s, 1),
-            "index_s": round(index_s, 1),
-            "bytes_per_region": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) // size,
-            "partitions": size // lance.PARTITION if indexed else 0,
-            "probes": n_probes,
-            "recall_at_10": round(float(np.mean(shares)), 4),
-            "recall_exemplars": round(float(np.mean(shares[:half])), 4),
-            "recall_names": round(float(np.mean(shares[half:])), 4),
-            "p50_ms": round(float(np.median(times)), 2),
-            "p95_ms": round(float(np.percentile(times, 95)), 2),
-        }
-    store.close()
+    return written, build_s, time.perf_counter() - start
+
+
+def _timed(
+    store: LanceStore, detector: Detector, asked: QueryEmbeddings, best: Sequence[set[int]], n_probes: int
+) -> dict[str, float]:
+    """Recall and times of all queries."""
+    times, shares = [], []
+    for i in range(-10, len(asked)):  # the first few warm up
+        one = one_query(asked, max(i, 0))
+        start = time.perf_counter()
+        _, rows = best_of_nearest(store, detector, one, Where(), Choice(), BEST, probes=n_probes or None)
+        if i >= 0:
+            times.append(1000 * (time.perf_counter() - start))
+            shares.append(len(best[i] & _numbers(rows)) / BEST)
+    half = len(asked) // 2
+    return {
+        "recall_at_10": round(float(np.mean(shares)), 4),
+        "recall_exemplars": round(float(np.mean(shares[:half])), 4),
+        "recall_names": round(float(np.mean(shares[half:])), 4),
+        "p50_ms": round(float(np.median(times)), 2),
+        "p95_ms": round(float(np.percentile(times, 95)), 2),
+    }
 
 
 def _queries(made: Synthetic, n: int) -> QueryEmbeddings:

@@ -12,7 +12,7 @@ from owl_swin.config import ModelConfig
 from owl_swin.detector import Detector
 from owl_swin.errors import ArchiveError, MissingExtraError
 from owl_swin.index.paths import from_text, to_text
-from owl_swin.index.regions import PictureRegions, Seen, read, see
+from owl_swin.index.regions import PictureRegions, Seen, see_all
 from owl_swin.index.update import Engine
 from owl_swin.models.owl_swin import OwlSwin
 
@@ -79,14 +79,8 @@ class _Worker:
         self._regions = regions
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-        seen, opened = [], []
-        for text in batch["path"]:
-            one = read(from_text(text), lambda _: False)
-            if isinstance(one, Seen):
-                seen.append(one)
-            else:
-                opened.append(one)
-        return _to_rows([*seen, *see(self._detector, opened, self._regions)])  # type: ignore[arg-type]
+        paths = [from_text(text) for text in batch["path"]]
+        return _to_rows(list(see_all(self._detector, paths, self._regions, lambda _: False)))
 
 
 def _to_rows(seen: list[Seen]) -> dict[str, Any]:
