@@ -1,8 +1,10 @@
 """`owl-swin index` and `owl-swin search`, run as a user runs them."""
 
+import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from owl_swin.cli.main import main
 from owl_swin.detector import Detector
+from owl_swin.index.lock import only_writer
 from owl_swin.index.region_index import RegionIndex
 from owl_swin.render import label_colour
 
@@ -59,6 +62,17 @@ def test_index_again_and_forget(archive, run):
     assert "4 unchanged" in run("index", "photos", "--to", archive)[1]
     assert "photos: 4 pictures forgotten" in run("index", "photos", "--to", archive, "--forget")[1]
     assert "0 regions of 0 pictures" in run("index", "photos", "--to", archive, "--forget")[1]
+
+
+def test_forgetting_says_for_whom_it_waits(archive, run):
+    with contextlib.ExitStack() as other:
+        other.enter_context(only_writer(str(archive), wait=False))
+        release = threading.Timer(1, other.close)
+        release.start()
+        code, out, err = run("index", "photos", "--to", archive, "--forget", "--wait")
+        release.join()
+    assert code == 0 and "4 pictures forgotten" in out
+    assert f"waiting for process {os.getpid()}" in err
 
 
 def test_lines_of_json_hold_what_search_finds(archive, run, detector):

@@ -29,7 +29,7 @@ def index(
         typer.Option(
             metavar="ARCHIVE",
             help="A folder such as photos.lance, an object-storage URI, or milvus://host:19530/collection. It is made "
-            "if it is not there.",
+            "if it is not there. Object storage has no locks: one machine at a time may write to an archive there.",
         ),
     ],
     model: Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")] = "nano",
@@ -68,7 +68,7 @@ def index(
     with RegionIndex.open(to, detector, create=not forget) as archive:
         for folder in folders:
             if forget:
-                print(f"{folder}: {archive.forget(folder, wait=wait)} pictures forgotten")
+                print(f"{folder}: {archive.forget(folder, wait=wait, waiting=waiting)} pictures forgotten")
                 continue
             ways = None
             if engine is Engine.RAY:

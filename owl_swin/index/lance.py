@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -10,8 +11,19 @@ from typing import Any
 import numpy as np
 
 from owl_swin.errors import ArchiveError, MissingExtraError
+from owl_swin.index.lock import only_writer
 from owl_swin.index.record import pack, unpack
-from owl_swin.index.store import Card, NoArchiveError, Picture, Regions, Where, embeds_of, vector_dim
+from owl_swin.index.store import (
+    UPLOAD,
+    Card,
+    NoArchiveError,
+    Picture,
+    Regions,
+    Uploads,
+    Where,
+    embeds_of,
+    vector_dim,
+)
 
 CARD = b"owl_swin"
 # Rows that are read at a time.
@@ -33,7 +45,11 @@ TABLES = ("pictures", "pending", "uploads", "regions")
 
 
 class LanceStore:
-    """The store of a folder or object-storage URI. Each change of a table is one atomic commit of LanceDB."""
+    """The store of a folder or object-storage URI. Each change of a table is one atomic commit of LanceDB.
+
+    In object storage there is no lock that holds between machines, and ``recover`` undoes the writing of all: one
+    machine at a time may write there.
+    """
 
     def __init__(self, uri: str, *, create: Card | None):
         """Opens the archive; makes an empty one of that card first where ``create`` says so and there is none."""
@@ -44,13 +60,13 @@ class LanceStore:
             raise NoArchiveError(uri)
         with self._told("opened"):
             self._db = lancedb.connect(uri, read_consistency_interval=timedelta(0))
-            there = set(self._db.list_tables().tables)
+            there = self._made()
         if "regions" not in there:
             if create is None:
                 raise NoArchiveError(uri)
             if local and not there and _foreign(Path(uri)):
                 raise ArchiveError(f"{uri}: is a folder with other things in it; name a new folder for the archive")
-            self._create(create, there)
+            self._create(create)
         with self._told("opened"):
             self._pictures, self._pending, self._uploads, self._regions = map(self._db.open_table, TABLES)
             metadata = self._regions.schema.metadata or {}
@@ -98,6 +114,8 @@ class LanceStore:
                 self._regions.search(vector.astype(np.float32), vector_column_name="vector").metric("cosine").limit(k)
             )
             query = query.nprobes(probes or PROBES).select([*READ, "_distance"])
+            if probes is None:  # a narrow condition may leave fewer than k in those; then the others are looked at too
+                query = query.maximum_nprobes(0)
             condition = where.expression(_quote)
             return self._rows((query.where(condition) if condition else query).to_arrow())
 
@@ -106,19 +124,22 @@ class LanceStore:
         with self._told("written"):
             keys = self._pending.to_arrow()["key"].to_pylist()
             if keys:
-                self._forget(keys)
+                self._forget(self._torn([key for key in keys if not key.startswith(UPLOAD)]))
+                self._drop([key.removeprefix(UPLOAD) for key in keys if key.startswith(UPLOAD)])
                 self._pending.delete("true")
 
-    def write(self, pictures: Sequence[Picture], regions: Regions | None) -> None:
+    def write(self, pictures: Sequence[Picture], regions: Regions | None, uploads: Uploads | None = None) -> None:
         """Puts pictures with their regions in the place of whatever was known under their keys.
 
-        A table changes in one commit, so that on a full disk what was known stays. A kill may come between two: the
-        first commit names the pictures, so that ``recover`` knows.
+        A table changes in one commit: where the first fails, as on a full disk, what was known stays. A failure or a
+        kill may come between two: a commit before them names the pictures, so that ``recover`` knows where to look.
         """
         keys = [picture.key for picture in pictures]
         rows = [{field: getattr(picture, field) for field in Picture.__slots__} for picture in pictures]
         with self._told("written"):
-            self._pending.add(self._pa.table({"key": keys}))
+            self._mark(keys, list(uploads or ()))
+            if uploads:
+                self._keep(uploads)
             known = self._pictures.count_rows(_among("key", keys)) > 0
             if regions is not None and len(regions):
                 self._put(self._regions, self._table(regions), _among("picture", keys) if known else "")
@@ -128,21 +149,15 @@ class LanceStore:
             self._put(self._pictures, added, _among("key", keys) if known else "")
             self._pending.delete("true")
 
-    def remove(self, keys: Sequence[str]) -> None:
-        """Forgets pictures with their regions."""
+    def remove(self, keys: Sequence[str], uploads: Sequence[str] = ()) -> None:
+        """Forgets pictures with their regions, and the bytes of uploads by the names of their contents."""
         with self._told("written"):
-            for start in range(0, len(keys), BATCH):
-                part = list(keys[start : start + BATCH])
-                self._pending.add(self._pa.table({"key": part}))
-                self._forget(part)
+            for start in range(0, max(len(keys), len(uploads)), BATCH):
+                part = slice(start, start + BATCH)
+                self._mark(keys[part], uploads[part])
+                self._forget(keys[part])
+                self._drop(uploads[part])
                 self._pending.delete("true")
-
-    def keep(self, image_id: str, content: bytes) -> None:
-        """Keeps the bytes of an upload."""
-        if self.content(image_id) is None:
-            with self._told("written"):
-                rows = [{"image_id": image_id, "content": content}]
-                self._uploads.add(self._pa.Table.from_pylist(rows, schema=self._uploads.schema))
 
     def content(self, image_id: str) -> bytes | None:
         """The bytes of an upload, None if there are none of that name."""
@@ -150,11 +165,17 @@ class LanceStore:
             found = self._uploads.search().where(f"image_id = {_quote(image_id)}").limit(1).to_arrow()
         return found["content"][0].as_py() if len(found) else None
 
+    def unsettled(self) -> int:
+        """About how many writes have not been settled: what is, lies in few large files."""
+        with self._told("read"):
+            return int(self._regions.stats()["fragment_stats"]["num_small_fragments"])
+
     def settle(self) -> None:
         """After writing: compacts the files and brings the search index up to date."""
         with self._told("written"):
             for table in (self._pictures, self._pending, self._uploads, self._regions):
-                table.optimize(cleanup_older_than=KEEP_VERSIONS)
+                if table is not self._uploads or self._worth_compacting(table):
+                    table.optimize(cleanup_older_than=KEEP_VERSIONS)
             self._index()
 
     def close(self) -> None:
@@ -167,18 +188,56 @@ class LanceStore:
         """Trains the index over the vectors when it is first worth it, and anew when the archive has become another."""
         n = self._regions.count_rows()
         trained = {index.name: int(index.name.rpartition("_")[2]) for index in self._regions.list_indices()}
-        if n < INDEX_FROM or any(n < GROWN * size for size in trained.values()):
-            return
-        from lancedb.index import IvfSq
+        if n >= INDEX_FROM and all(n >= GROWN * size for size in trained.values()):
+            from lancedb.index import IvfSq
 
-        config = IvfSq(distance_type="cosine", num_partitions=max(1, n // PARTITION), max_iterations=15, sample_rate=64)
-        self._regions.create_index("vector", config=config, name=f"vector_of_{n}", replace=True)
-        for name in trained:
+            n_partitions = max(1, n // PARTITION)
+            config = IvfSq(distance_type="cosine", num_partitions=n_partitions, max_iterations=15, sample_rate=64)
+            self._regions.create_index("vector", config=config, name=f"vector_of_{n}", replace=True)
+            trained[f"vector_of_{n}"] = n
+        for name in sorted(trained, key=trained.__getitem__)[:-1]:  # also one that a kill kept from being dropped
             self._regions.drop_index(name)
 
+    def _worth_compacting(self, uploads: Any) -> bool:
+        """Whether uploads have grown or shrunk by a quarter: all of their bytes are written anew."""
+        largest = uploads.stats()["fragment_stats"]["lengths"]["max"]
+        return bool(4 * abs(uploads.count_rows() - largest) >= largest)
+
+    def _mark(self, keys: Sequence[str], uploads: Sequence[str]) -> None:
+        """Names what is being written or taken away."""
+        self._pending.add(self._pa.table({"key": [*keys, *(UPLOAD + image_id for image_id in uploads)]}))
+
+    def _torn(self, keys: Sequence[str]) -> list[str]:
+        """Of the pictures of these keys those that have not just the regions that are theirs."""
+        if not keys:
+            return []
+        regions = self._regions.search().where(_among("picture", keys)).select(["picture", "image_id"]).to_arrow()
+        there = Counter(zip(regions["picture"].to_pylist(), regions["image_id"].to_pylist(), strict=True))
+        pictures = self._pictures.search().where(_among("key", keys)).to_arrow().to_pylist()
+        told = {(picture["key"], picture["image_id"]): picture["n_regions"] for picture in pictures}
+        return sorted({one[0] for one in {*there, *told} if there[one] != told.get(one, 0)})
+
     def _forget(self, keys: Sequence[str]) -> None:
-        self._regions.delete(_among("picture", keys))
-        self._pictures.delete(_among("key", keys))
+        if keys:
+            self._regions.delete(_among("picture", keys))
+            self._pictures.delete(_among("key", keys))
+
+    def _keep(self, uploads: Uploads) -> None:
+        """Keeps bytes that are not kept yet."""
+        found = self._uploads.search().where(_among("image_id", list(uploads))).select(["image_id"]).to_arrow()
+        left = uploads.keys() - set(found["image_id"].to_pylist())
+        if left:
+            rows = [{"image_id": image_id, "content": uploads[image_id]} for image_id in sorted(left)]
+            self._uploads.add(self._pa.Table.from_pylist(rows, schema=self._uploads.schema))
+
+    def _drop(self, uploads: Sequence[str]) -> None:
+        """Deletes the bytes of those contents of which no upload is left."""
+        if not uploads:
+            return
+        left = self._pictures.search().where(f"uploaded and {_among('image_id', uploads)}").select(["image_id"])
+        gone = set(uploads) - set(left.to_arrow()["image_id"].to_pylist())
+        if gone:
+            self._uploads.delete(_among("image_id", sorted(gone)))
 
     def _put(self, table: Any, rows: Any, instead_of: str) -> None:
         """Adds rows, in the place of all that satisfy a condition, if there is one."""
@@ -188,9 +247,18 @@ class LanceStore:
         change = table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
         change.when_not_matched_by_source_delete(instead_of).execute(rows)
 
-    def _create(self, card: Card, there: set[str]) -> None:
+    def _made(self) -> set[str]:
+        """The tables that are there. One whose making was killed is a folder that has no version yet."""
+        names = set(self._db.list_tables().tables)
+        if "://" in self.uri:
+            return names
+        return {name for name in names if any(Path(self.uri, f"{name}.lance").glob("_versions/*.manifest"))}
+
+    def _create(self, card: Card) -> None:
+        """Makes what is not there yet, alone; another process may have been quicker, or was killed while doing it."""
         schemas = _schemas(self._pa, card)
-        with self._told("made"):
+        with only_writer(self.uri, wait=True), self._told("made"):
+            there = self._made()
             for name in TABLES:  # regions last: with them the archive is there
                 if name not in there:
                     self._db.create_table(name, schema=schemas[name], exist_ok=True)
@@ -277,8 +345,9 @@ def _schemas(pa: Any, card: Card) -> dict[str, Any]:
 
 
 def _foreign(folder: Path) -> bool:
-    """Whether a folder holds anything but the lock of an archive."""
-    return folder.is_dir() and any(entry.name != "writer.lock" for entry in folder.iterdir())
+    """Whether a folder holds anything but the lock of an archive, and tables whose making was begun."""
+    own = {"writer.lock", *(f"{name}.lance" for name in TABLES)}
+    return folder.is_dir() and any(entry.name not in own for entry in folder.iterdir())
 
 
 def _among(column: str, values: Sequence[str]) -> str:

@@ -16,7 +16,8 @@ LOOK_AGAIN_S = 0.2
 
 def lock_file(uri: str) -> Path:
     """Where the lock of an archive lies: in its folder; for one that is elsewhere, in this machine's own place for
-    temporary files, so that it holds among the processes of one user on one machine."""
+    temporary files, so that it holds among the processes of one user on one machine. In object storage nothing keeps
+    another machine from writing: that is left to who runs them."""
     if "://" not in uri:
         return Path(uri) / "writer.lock"
     user = os.getuid() if hasattr(os, "getuid") else "user"

@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 
 from owl_swin.errors import ArchiveError, MissingExtraError
-from owl_swin.index.store import PLAIN_COLUMNS, Card, NoArchiveError, Picture, Regions, Where, embeds_of, vector_dim
+from owl_swin.index.store import (
+    PLAIN_COLUMNS,
+    UPLOAD,
+    Card,
+    NoArchiveError,
+    Picture,
+    Regions,
+    Uploads,
+    Where,
+    embeds_of,
+    vector_dim,
+)
 
 # Rows in one message: with its texts a region has about 2 kB, and servers take messages of at most 64 MB.
 ROWS = 1000
@@ -116,10 +127,12 @@ class MilvusStore:
             found = self._rows(self._notes, f"key like {_quote(start + '%')}", ["key", "text"])
             marks = [mark for mark in found if mark["key"].startswith(start)]  # _ in a name stands for any letter
             if marks:
-                self._forget([mark["text"] for mark in marks])
+                names = [mark["text"] for mark in marks]
+                self._forget([name for name in names if not name.startswith(UPLOAD)])
+                self._drop([name.removeprefix(UPLOAD) for name in names if name.startswith(UPLOAD)])
                 self._delete(self._notes, "key", [mark["key"] for mark in marks])
 
-    def write(self, pictures: Sequence[Picture], regions: Regions | None) -> None:
+    def write(self, pictures: Sequence[Picture], regions: Regions | None, uploads: Uploads | None = None) -> None:
         """Puts pictures with their regions in the place of whatever was known under their keys.
 
         Notes name them while that goes on. Writers on other machines take no notice of the notes of this one.
@@ -127,38 +140,38 @@ class MilvusStore:
         keys = [picture.key for picture in pictures]
         rows = [{field: getattr(picture, field) for field in Picture.__slots__} for picture in pictures]
         with self._told("written"):
-            marks = self._mark(keys)
+            marks = self._mark([*keys, *(UPLOAD + image_id for image_id in uploads or ())])
             self._forget(keys)
+            for image_id, content in (uploads or {}).items():
+                self._keep(image_id, content)
             for start in range(0, len(regions) if regions is not None else 0, ROWS):
                 self._put(self._regions, _region_rows(regions[slice(start, start + ROWS)]))  # type: ignore[index]
             self._put(self._pictures, rows)
             self._delete(self._notes, "key", marks)
 
-    def remove(self, keys: Sequence[str]) -> None:
-        """Forgets pictures with their regions."""
+    def remove(self, keys: Sequence[str], uploads: Sequence[str] = ()) -> None:
+        """Forgets pictures with their regions, and the bytes of uploads by the names of their contents."""
         with self._told("written"):
-            for start in range(0, len(keys), KEYS):
-                marks = self._mark(keys[start : start + KEYS])
-                self._forget(keys[start : start + KEYS])
+            for start in range(0, max(len(keys), len(uploads)), KEYS):
+                part = slice(start, start + KEYS)
+                marks = self._mark([*keys[part], *(UPLOAD + image_id for image_id in uploads[part])])
+                self._forget(keys[part])
+                self._drop(uploads[part])
                 self._delete(self._notes, "key", marks)
-
-    def keep(self, image_id: str, content: bytes) -> None:
-        """Keeps the bytes of an upload."""
-        with self._told("written"):
-            pieces = [content[start : start + CHUNK] for start in range(0, len(content), CHUNK)]
-            for number, piece in reversed(list(enumerate(pieces))):  # the first one last: it says how many there are
-                text = base64.b64encode(piece).decode()
-                self._put(self._notes, [{"key": f"upload-{image_id}-{number}", "text": text, "n": len(pieces)}])
 
     def content(self, image_id: str) -> bytes | None:
         """The bytes of an upload, None if there are none of that name."""
         with self._told("read"):
-            first = self._rows(self._notes, f"key == {_quote(f'upload-{image_id}-0')}", ["text", "n"])
+            first = self._rows(self._notes, f"key == {_quote(f'{UPLOAD}{image_id}-0')}", ["text", "n"])
             pieces = [first[0]["text"]] if first else []
             for number in range(1, first[0]["n"] if first else 0):
-                (piece,) = self._rows(self._notes, f"key == {_quote(f'upload-{image_id}-{number}')}", ["text"])
+                (piece,) = self._rows(self._notes, f"key == {_quote(f'{UPLOAD}{image_id}-{number}')}", ["text"])
                 pieces.append(piece["text"])
         return b"".join(map(base64.b64decode, pieces)) if pieces else None
+
+    def unsettled(self) -> int:
+        """None: Milvus puts rows in files by itself when there are many."""
+        return 0
 
     def settle(self) -> None:
         """After writing: has the rows put in files, where they are indexed."""
@@ -228,6 +241,19 @@ class MilvusStore:
     def _forget(self, keys: Sequence[str]) -> None:
         self._delete(self._regions, "picture", keys)
         self._delete(self._pictures, "key", keys)
+
+    def _keep(self, image_id: str, content: bytes) -> None:
+        pieces = [content[start : start + CHUNK] for start in range(0, len(content), CHUNK)]
+        for number, piece in reversed(list(enumerate(pieces))):  # the first one last: it says how many there are
+            text = base64.b64encode(piece).decode()
+            self._put(self._notes, [{"key": f"{UPLOAD}{image_id}-{number}", "text": text, "n": len(pieces)}])
+
+    def _drop(self, uploads: Sequence[str]) -> None:
+        """Deletes the bytes of those contents of which no upload is left."""
+        for image_id in uploads:
+            if not self._rows(self._pictures, f"uploaded == true and image_id == {_quote(image_id)}", ["key"]):
+                pieces = self._rows(self._notes, f"key like {_quote(f'{UPLOAD}{image_id}-%')}", ["key"])
+                self._delete(self._notes, "key", [piece["key"] for piece in pieces])
 
     def _put(self, collection: str, rows: list[dict[str, Any]]) -> None:
         filled = rows if collection == self._regions else [{**row, "vector": [1.0, 0.0]} for row in rows]

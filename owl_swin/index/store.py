@@ -5,7 +5,7 @@ writes pictures whole: after ``recover`` a picture has all of its regions or is 
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -14,6 +14,10 @@ import numpy as np
 from owl_swin.errors import ArchiveError
 
 FORMAT = "owl_swin-regions-2"
+# Bytes of uploads by the names of their contents.
+Uploads = Mapping[str, bytes]
+# What begins the name of an upload's bytes among the names of pictures that are being written.
+UPLOAD = "upload-"
 # Length of every vector that is searched in. Those of photographs have 6 to 11 without the number that fills them up;
 # a longer one is searched for a little less well, and scored just as well.
 NORM = 16.0
@@ -233,20 +237,23 @@ class Store(Protocol):
         """Takes away what a writer that was killed left unfinished. For the one writer, before it writes."""
         ...
 
-    def write(self, pictures: Sequence[Picture], regions: Regions | None) -> None:
-        """Puts pictures with their regions in the place of whatever was known under their keys."""
+    def write(self, pictures: Sequence[Picture], regions: Regions | None, uploads: Uploads | None = None) -> None:
+        """Puts pictures with their regions in the place of whatever was known under their keys.
+
+        ``uploads`` holds the bytes of those that are uploads; keeping them twice is keeping them once.
+        """
         ...
 
-    def remove(self, keys: Sequence[str]) -> None:
-        """Forgets pictures with their regions."""
-        ...
-
-    def keep(self, image_id: str, content: bytes) -> None:
-        """Keeps the bytes of an upload; keeping them twice is keeping them once."""
+    def remove(self, keys: Sequence[str], uploads: Sequence[str] = ()) -> None:
+        """Forgets pictures with their regions, and the bytes of uploads by the names of their contents."""
         ...
 
     def content(self, image_id: str) -> bytes | None:
         """The bytes of an upload, None if there are none of that name."""
+        ...
+
+    def unsettled(self) -> int:
+        """About how many writes have not been settled, as far as the store does not do so by itself."""
         ...
 
     def settle(self) -> None:

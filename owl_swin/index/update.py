@@ -17,6 +17,8 @@ from owl_swin.index.store import Picture, Regions, Store
 # A part is written when it has so many pictures, or when the last one was written so long ago: what a kill costs.
 PART = 256
 PART_S = 10.0
+# A part of uploads is also written when it has so many bytes: they are copied on their way to the archive.
+PART_BYTES = 64_000_000
 # The rate is that of the last so many seconds.
 RATE_S = 20.0
 
@@ -33,6 +35,7 @@ class Update:
         self._report = IndexReport()
         self._skipped: list[tuple[str, str]] = []
         self._part: list[tuple[Picture, Regions | None]] = []
+        self._uploads: dict[str, bytes] = {}  # of the part
         self._written = time.monotonic()
         self._done = self._total = 0
         self._ticks: deque[tuple[float, int]] = deque()
@@ -72,24 +75,17 @@ class Update:
             self._store.remove(gone)
         return replace(self._report, removed=len(gone), skipped=tuple(self._skipped))
 
-    def uploads(self, seen: Iterable[tuple[Seen, bytes]]) -> IndexReport:
-        """Pictures that lie in no folder, with their bytes; ``path`` is the name they came with."""
+    def uploads(self, seen: Iterable[tuple[Seen, bytes]], total: int) -> IndexReport:
+        """``total`` pictures that lie in no folder, with their bytes; ``path`` is the name they came with."""
+        self._total = total
         for one, content in seen:
-            self._total += 1
-            self._done += 1
             if one.problem:
+                self._done += 1
                 self._skipped.append((one.path, one.problem))
-                continue
-            key = key_of(one.image_id, uploaded=True)
-            if any(picture.key == key for picture in self._store.pictures_of(one.image_id)):
-                self._report = replace(self._report, unchanged=self._report.unchanged + 1)
-                continue
-            self._store.keep(one.image_id, content)
-            picture = _picture(one, key, uploaded=True)
-            self._part.append((picture, _rows(picture, one.regions) if one.regions is not None else None))
-            self._report = replace(self._report, added=self._report.added + 1)
-            self._write()
+            else:
+                self._take_upload(one, content)
             self._tell(one.path)
+        self._write()
         return replace(self._report, skipped=tuple(self._skipped))
 
     def _in_doubt(self, paths: Iterable[str], left: set[str]) -> Iterator[str]:
@@ -120,9 +116,20 @@ class Update:
                 return
             self._part.append(rows)
         self._count("added" if before is None else "unchanged" if before[1] == seen.image_id else "changed")
-        if len(self._part) >= PART or time.monotonic() - self._written > PART_S:
-            self._write()
+        self._write_if_due()
         self._tell(seen.path)
+
+    def _take_upload(self, seen: Seen, content: bytes) -> None:
+        key = key_of(seen.image_id, uploaded=True)
+        known = (picture.key == key for picture in self._store.pictures_of(seen.image_id))
+        if seen.image_id in self._uploads or any(known):
+            self._count("unchanged")
+            return
+        self._count("added")
+        picture = _picture(seen, key, uploaded=True)
+        self._part.append((picture, _rows(picture, seen.regions) if seen.regions is not None else None))
+        self._uploads[seen.image_id] = content
+        self._write_if_due()
 
     def _copied(self, picture: Picture) -> tuple[Picture, Regions] | None:
         """A picture whose content is known, with the regions that it has elsewhere; None if it is nowhere any more."""
@@ -134,13 +141,19 @@ class Update:
         picture = replace(picture, width=places[0].width, height=places[0].height, n_regions=len(one))
         return picture, one.of(picture)
 
+    def _write_if_due(self) -> None:
+        large = sum(map(len, self._uploads.values())) > PART_BYTES
+        if large or len(self._part) >= PART or time.monotonic() - self._written > PART_S:
+            self._write()
+
     def _write(self) -> None:
         if self._part:
             regions = [rows for _, rows in self._part if rows is not None and len(rows)]
-            self._store.write([picture for picture, _ in self._part], Regions.join(regions) if regions else None)
+            pictures = [picture for picture, _ in self._part]
+            self._store.write(pictures, Regions.join(regions) if regions else None, self._uploads)
             self._report = replace(self._report, regions=self._report.regions + sum(map(len, regions)))
             self._contents |= {picture.image_id for picture, _ in self._part}
-        self._part = []
+        self._part, self._uploads = [], {}
         self._written = time.monotonic()
 
     def _count(self, what: str) -> None:
