@@ -1,19 +1,17 @@
 """What keeps an archive whole and quick: its making, writes that fail, settling, and forgetting uploads."""
 
 import contextlib
-import multiprocessing
 import os
+import threading
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from archives import counts, fill, held
-from conftest import make_tiny_model
 from picture_files import encode, noise
 
-from owl_swin import ArchiveError, Detector, ImageError, RegionIndex
+from owl_swin import ArchiveError, ImageError, RegionIndex
 from owl_swin.index import cluster, regions
 from owl_swin.index.benchmark import _n_cores
 from owl_swin.index.lance import LanceStore
@@ -46,31 +44,16 @@ def uploads(n: int, first: int = 0) -> list[tuple[str, bytes]]:
 
 # --- Making one ----------------------------------------------------------------------------------------------------
 
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["owl_swin.detector", "conftest", "pyarrow.dataset", "pydantic"])
 
-
-def _make(uri: str, ready, told) -> None:
-    torch.set_num_threads(1)
-    detector = Detector(make_tiny_model(), card={"name": "tiny_for_tests"}, device="cpu")
-    import lancedb  # noqa: F401
-
-    ready.wait(60)
-    try:
+def test_an_archive_is_made_by_one_at_a_time(tmp_path, detector):
+    uri, released = str(tmp_path / "a.lance"), threading.Event()
+    with contextlib.ExitStack() as other:
+        other.enter_context(only_writer(uri, wait=False))
+        release = threading.Timer(0.5, lambda: (released.set(), other.close()))
+        release.start()
         RegionIndex.open(uri, detector, create=True).close()
-        told.put("")
-    except ArchiveError as error:
-        told.put(str(error))
-
-
-def test_processes_that_make_one_archive_at_once_all_get_it(tmp_path):
-    ready, told = processes.Barrier(4), processes.Queue()
-    makers = [processes.Process(target=_make, args=(str(tmp_path / "a.lance"), ready, told)) for _ in range(4)]
-    for maker in makers:
-        maker.start()
-    assert [told.get(timeout=60) for _ in makers] == [""] * 4
-    for maker in makers:
-        maker.join(60)
+        assert released.is_set()
+        release.join()
 
 
 @pytest.mark.parametrize("table", ["pictures", "regions"])
