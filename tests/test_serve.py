@@ -1,4 +1,4 @@
-"""The server as a whole: its queue, its schema, URLs, the command, and Ray."""
+"""The server as a whole: its queue, its schema, URLs, and the command."""
 
 import asyncio
 import contextlib
@@ -21,14 +21,10 @@ from schemathesis.specs.openapi.checks import (
 )
 from test_cli import Run, assert_one_sentence, owl_swin  # noqa: F401
 
-from owl_swin.detector import Detector
-from owl_swin.errors import ConfigError
-from owl_swin.formats import to_record
 from owl_swin.server.app import build_demo, create_app
 from owl_swin.server.batching import Batcher, QueueFull
 from owl_swin.server.bench import benchmark_serving
 from owl_swin.server.cache import ByteCache
-from owl_swin.server.cluster import Recipe, make_deployment
 from owl_swin.server.fetching import fetch, is_public
 from owl_swin.server.problems import Problem
 from owl_swin.server.settings import ServerSettings
@@ -258,6 +254,8 @@ def test_a_named_host_with_a_private_address_is_not_asked(host):
         (["--engine", "ray", "--replicas", "2"], "say --no-demo"),
         (["--engine", "ray", "--replicas", "2", "--no-demo", "--index", "a.lance"], "share an archive"),
         (["--index", "nowhere.lance", "--no-demo"], "nowhere.lance"),
+        (["--engine", "ray", "--no-demo", "--index", "nowhere.lance"], "nowhere.lance"),
+        (["--engine", "ray", "--no-demo", "--model", "nowhere.safetensors"], "nowhere.safetensors"),
     ],
 )
 def test_a_server_that_makes_no_sense_does_not_start(owl_swin, model_file, arguments, sentence, monkeypatch):  # noqa: F811
@@ -284,7 +282,7 @@ def test_under_load_no_answer_is_wrong_or_lost_and_sigterm_ends_with_code_0(mode
     assert parts["sigterm"]["refused"] == 20 and parts["sigterm"]["exit_code"] == 0
 
 
-# --- The demo, and Ray ---------------------------------------------------------------------------------------------
+# --- The demo ---------------------------------------------------------------------------------------------
 
 
 def test_the_pages_of_the_demo_stand_beside_the_api(detector):
@@ -296,33 +294,3 @@ def test_the_pages_of_the_demo_stand_beside_the_api(detector):
     assert detect(app, images=[{"content": b64(PICTURE)}], queries=["cat"]).status_code == 200
     assert ask(app, "GET", "/", headers={"Host": "evil.example"}).status_code == 403
     app.state.serving.close()
-
-
-def test_a_replica_on_ray_answers_what_the_python_call_answers(local_ray, model_file):
-    import httpx
-    from ray import serve
-
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    recipe = Recipe(str(model_file), "cpu", settings=ServerSettings(token="open-sesame", max_batch=1))
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    try:
-        serve.run(make_deployment(recipe, replicas=1, cpus=0.5), name="owl_swin", route_prefix="/")
-        client = httpx.Client(
-            base_url=f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer open-sesame"}, timeout=30
-        )
-        expected = to_record("p", Detector.from_pretrained(model_file, device="cpu").detect(PICTURE, ["cat"]))
-        body = {"images": [{"content": b64(PICTURE), "name": "p"}], "queries": ["cat"]}
-        assert len(expected["detections"]) > 0
-        for _ in range(4):
-            assert client.post("/v1/detect", json=body).json() == {"results": [expected]}
-        refused = client.post("/v1/detect", json=body, headers={"Authorization": "Bearer wrong"})
-        assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
-        assert client.post("/v1/detect", content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
-    finally:
-        serve.shutdown()
-
-
-def test_replicas_that_share_nothing_are_refused():
-    with pytest.raises(ConfigError, match="at least 1"):
-        make_deployment(Recipe(), replicas=0)

@@ -88,7 +88,7 @@ def serve(
     )
     recipe = Recipe(model, device, image_size, index, demo, settings)
     if engine is Engine.RAY:
-        serve_on_ray(recipe, replicas=replicas)
+        serve_on_ray(recipe, replicas=replicas, access_log=access_log)
     elif replicas != 1:
         raise ConfigError("--replicas needs --engine ray")
     else:

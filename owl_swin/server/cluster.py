@@ -1,12 +1,19 @@
 """The same application as a deployment of Ray Serve: replicas that hold no state of their own."""
 
+import contextlib
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from owl_swin.errors import ConfigError, MissingExtraError
+from owl_swin.server.run import bind
 from owl_swin.server.settings import ServerSettings
+
+# Of the application and its deployment on Ray.
+NAME = "owl_swin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,15 @@ class Recipe:
         detector = Detector.from_pretrained(self.model, device=self.device, image_size=self.image_size)
         index = open_index(self.index, detector)
         return create_app(detector, self.settings, index=index, demo=build_demo if self.demo else None)
+
+    def check(self) -> None:
+        """A model or an archive that a replica could not open raises what it would raise there."""
+        from owl_swin.detector import Detector
+
+        detector = Detector.from_pretrained(self.model, device="cpu", image_size=self.image_size)
+        index = open_index(self.index, detector)
+        if index is not None:
+            index.close()
 
 
 def open_index(uri: str | None, detector: Any) -> Any:
@@ -58,7 +74,7 @@ def make_deployment(recipe: Recipe, *, replicas: int = 1, cpus: float = 1.0, gpu
     except ImportError:
         raise MissingExtraError("--engine ray", "cluster") from None
     deployment = serve.deployment(
-        name="owl_swin",
+        name=NAME,
         num_replicas=replicas,
         max_ongoing_requests=recipe.settings.queue_size,
         max_queued_requests=recipe.settings.queue_size,
@@ -72,20 +88,68 @@ def make_deployment(recipe: Recipe, *, replicas: int = 1, cpus: float = 1.0, gpu
     return deployment(serve.ingress(application)()).bind()
 
 
-def serve_on_ray(recipe: Recipe, *, replicas: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
-    """Answers until SIGTERM or SIGINT, on the Ray that is running or on a local one."""
-    application = make_deployment(recipe, replicas=replicas, cpus=cpus, gpus=gpus)
-    import ray
+def serve_on_ray(recipe: Recipe, *, replicas: int, access_log: bool = False) -> None:
+    """Answers until SIGTERM or SIGINT, on the Ray that is running or on a local one. Where it listens goes to stderr.
+
+    On a Ray that others use too, nothing is deleted but this one application.
+    """
+    application = make_deployment(recipe, replicas=replicas)
+    # Replicas fail out of sight and are tried again; what is wrong is said here, before anything is started.
+    recipe.check()
     from ray import serve
 
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False)
     told = threading.Event()
-    for sig in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sig, lambda *_: told.set())
-    serve.start(http_options={"host": recipe.settings.host, "port": recipe.settings.port})
-    serve.run(application, name="owl_swin", route_prefix="/")
-    print(f"owl-swin: {replicas} replicas on http://{recipe.settings.host}:{recipe.settings.port}", flush=True)
-    told.wait()
-    serve.shutdown()
-    ray.shutdown()
+    with _on_ray(access_log) as own:
+        for sig in (signal.SIGTERM, signal.SIGINT):  # after Ray, whose own handler aborts the process
+            signal.signal(sig, lambda *_: told.set())
+        where = _start_serve(recipe.settings, access_log)
+        try:
+            serve.run(application, name=NAME, route_prefix="/", logging_config={"enable_access_log": access_log})
+            print(
+                f"owl-swin: listening on http://{where} ({replicas} replicas; API: /docs)", file=sys.stderr, flush=True
+            )
+            told.wait()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"Ray could not start the application: {reason}") from None
+        finally:
+            if own:
+                serve.shutdown()
+            else:
+                serve.delete(NAME)
+
+
+@contextlib.contextmanager
+def _on_ray(log_to_driver: bool) -> Iterator[bool]:
+    """A connection to Ray; says whether that Ray is this process's own, started and ended here."""
+    import ray
+
+    if ray.is_initialized():
+        yield False
+        return
+    options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": "warning"}
+    try:
+        ray.init(address="auto", **options)
+        own = False
+    except ConnectionError:  # none runs here
+        ray.init(address="local", include_dashboard=False, **options)
+        own = True
+    try:
+        yield own
+    finally:
+        ray.shutdown()  # of a Ray that others use, this ends only the connection
+
+
+def _start_serve(settings: ServerSettings, access_log: bool) -> str:
+    """Ray Serve, and HOST:PORT where its proxy listens: where asked, or as it was started before."""
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        with bind(settings.host, settings.port) as free:  # also says whether the address can be had
+            port = free.getsockname()[1]
+        options: dict[str, Any] = {"host": settings.host, "port": port}
+        serve.start(http_options=options, logging_config={"enable_access_log": access_log})
+        return f"{settings.host}:{port}"
+    return f"{client.http_config.host}:{client.http_config.port}"
