@@ -45,11 +45,11 @@ def uploads(n: int, first: int = 0) -> list[tuple[str, bytes]]:
 # --- Making one ----------------------------------------------------------------------------------------------------
 
 
-def test_an_archive_is_made_by_one_at_a_time(tmp_path, detector):
-    uri, released = str(tmp_path / "a.lance"), threading.Event()
+def test_an_archive_is_made_by_one_at_a_time(tmp_path, detector, lance):  # lance: what it takes is imported
+    uri, released = str(tmp_path / "b.lance"), threading.Event()
     with contextlib.ExitStack() as other:
         other.enter_context(only_writer(uri, wait=False))
-        release = threading.Timer(0.5, lambda: (released.set(), other.close()))
+        release = threading.Timer(1, lambda: (released.set(), other.close()))
         release.start()
         RegionIndex.open(uri, detector, create=True).close()
         assert released.is_set()
