@@ -22,8 +22,8 @@ NEARLY_BEST = 0.8
 # 7.5; the patch taken from the whole picture instead, 6.8; least ordinary instead of most object-like, 6.3 there.
 MARGIN = 0.25
 BOX_PATCHES = 4
-# Without a box the patch comes from the whole picture: one-shot on 123 pictures of small tools, one draw, AP50 54.8; its
-# box shown anew as above, 52.9; the whole picture as the thing, 11.1, so that is no way out when nothing stands out.
+# Without a box the patch comes from the whole picture: one-shot on 123 pictures of small tools, one draw, AP50 54.8;
+# its box shown anew as above, 52.9; the whole picture as the thing, 11.1: that is no way out when nothing stands out.
 
 
 @dataclass(frozen=True, slots=True, eq=False)

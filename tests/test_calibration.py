@@ -59,7 +59,7 @@ def test_the_fit_finds_the_map_that_made_the_answers():
     logits = rng.normal(-1, 2, 40_000)
     right = rng.random(40_000) < 1 / (1 + np.exp(-(0.5 * logits - 1)))
     scores = 1 / (1 + np.exp(-logits))
-    cure = fit_platt(answers(scores, right))
+    cure = fit_platt(np.array(scores), np.array(right, bool))
     assert cure.scale == pytest.approx(0.5, abs=0.02) and cure.bias == pytest.approx(-1, abs=0.04)
     assert d_ece(reliability(scores, right)) > 10 > 1 > d_ece(reliability(cure(scores), right))
 
@@ -75,11 +75,11 @@ def test_the_fit_finds_the_map_that_made_the_answers():
 )
 def test_what_cannot_be_fitted_gets_one_sentence(scores, right, sentence):
     with pytest.raises(DataError, match=sentence):
-        fit_platt(answers(scores, right))
+        fit_platt(np.array(scores), np.array(right, bool))
 
 
 def test_answers_that_are_told_apart_perfectly_are_fitted():
-    cure = fit_platt(answers([0.9, 0.8, 0.2, 0.1], [1, 1, 0, 0]))
+    cure = fit_platt(np.array([0.9, 0.8, 0.2, 0.1]), np.array([1, 1, 0, 0], bool))
     assert np.isfinite([cure.scale, cure.bias]).all() and (cure(np.array([0.1, 0.9])) > [0, 0.5]).all()
 
 
@@ -156,7 +156,7 @@ def test_scores_that_say_too_much_are_cured_on_one_set_and_judged_on_another(tmp
         sets.append(write_set(tmp_path / name, [(i, "a", BOX) for i in range(8)], n_images=8))
     fit, judge = sets
     result, cure = evaluate_calibration(
-        FakeDetector(told), judge, judge.parent, fit=fit, fit_images=fit.parent, draws=10
+        FakeDetector(told), judge, judge.parent, fit=[fit], fit_images=[fit.parent], draws=10
     )
     assert result["d_ece_before"] == pytest.approx(100 * (0.15 + 0.25) / 2, abs=0.01)
     assert result["d_ece"] < 9  # not 0: Platt's targets are drawn in
@@ -165,10 +165,31 @@ def test_scores_that_say_too_much_are_cured_on_one_set_and_judged_on_another(tmp
     assert result["ci95_d_ece_before"][0] <= result["d_ece_before"] <= result["ci95_d_ece_before"][1]
 
 
+def test_several_sets_are_fitted_on_as_one(tmp_path):
+    told = {f"{i}.png": [(XYXY, 0.9 if i < 4 else 0.5, "a")] for i in range(8)}
+    right = {"judge": {0}, "much": {0, 1, 2, 4}, "little": {0}}  # the boxes that the answers lie on
+    elsewhere = [60, 60, 30, 30]
+    paths = []
+    for name, good in right.items():
+        (tmp_path / name).mkdir()
+        rows = [(i, "a", BOX if i in good else elsewhere) for i in range(8)]
+        paths.append(write_set(tmp_path / name, rows, n_images=8))
+    judge, much, little = paths
+
+    def cured(*fit, folders=None):
+        folders = [path.parent for path in fit] if folders is None else folders
+        found = evaluate_calibration(FakeDetector(told), judge, judge.parent, fit=fit, fit_images=folders, draws=2)
+        return found[1](np.array([0.9]))[0]
+
+    assert cured(much) > cured(much, little) > cured(little)
+    with pytest.raises(DataError, match="2 sets to fit on have 3 folders"):
+        cured(much, little, folders=[tmp_path] * 3)
+
+
 def test_the_set_that_is_judged_on_is_not_fitted_on(tmp_path):
     path = write_set(tmp_path, [(0, "a", BOX)])
     with pytest.raises(DataError, match="fit on another one"):
-        evaluate_calibration(FakeDetector({}), path, tmp_path, fit=path)
+        evaluate_calibration(FakeDetector({}), path, tmp_path, fit=[path])
 
 
 @pytest.mark.parametrize("n_images", [0, 1])
@@ -183,6 +204,6 @@ def test_sets_of_no_and_one_picture(tmp_path, n_images):
 def test_the_error_of_a_real_detector_falls(tmp_path, detector):
     fit, judge = (write_shapes(tmp_path / name, n) for name, n in (("fit", 10), ("judge", 6)))
     result, _ = evaluate_calibration(
-        detector, judge, judge.parent / "images", fit=fit, fit_images=fit.parent / "images", draws=5
+        detector, judge, judge.parent / "images", fit=[fit], fit_images=[fit.parent / "images"], draws=5
     )
     assert result["d_ece"] < result["d_ece_before"]

@@ -230,8 +230,10 @@ def calibrate(
     model: Model = "nano",
     classes: Classes = None,
     by: By = Route.TEXT,
-    fit: Annotated[Path | None, typer.Option(help="COCO JSON to fit on; not the one that is judged on.")] = None,
-    fit_images: Annotated[Path | None, typer.Option(help="Folder of its pictures, if another.")] = None,
+    fit: Annotated[list[Path] | None, typer.Option(help="COCO JSON to fit on, not what is judged; or several.")] = None,
+    fit_images: Annotated[
+        list[Path] | None, typer.Option(help="Folder of its pictures, if another; or one each.")
+    ] = None,
     to: Annotated[Path | None, typer.Option(help="Write the model with calibrated scores, .safetensors.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the reliability diagram, .png.")] = None,
     nms_iou: Nms = 0.5,
@@ -246,7 +248,7 @@ def calibrate(
     from owl_swin.checkpoint import save_checkpoint
     from owl_swin.evaluation.calibration import calibrated, draw_reliability, evaluate_calibration
 
-    if to is not None and fit is None:
+    if to is not None and not fit:
         raise DataError("--to writes a model that was fitted; name a set to fit on with --fit")
     if to is not None and to.suffix != ".safetensors":
         raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
@@ -259,8 +261,8 @@ def calibrate(
         annotations,
         images,
         classes=_names(classes),
-        fit=fit,
-        fit_images=fit_images,
+        fit=fit or (),
+        fit_images=fit_images or (),
         route=by,
         nms_iou=_nms(nms_iou),
         progress=_progress,
@@ -268,7 +270,7 @@ def calibrate(
     if plot is not None:
         panels = {"before": result.get("reliability_before"), "after": result["reliability"]}
         content = io.BytesIO()
-        shown = panels if fit is not None else {"as it is": result["reliability"]}
+        shown = panels if fit else {"as it is": result["reliability"]}
         draw_reliability(shown).save(content, "PNG")  # type: ignore[arg-type]
         write_whole(plot, content.getvalue())
     if to is not None:

@@ -38,38 +38,47 @@ def evaluate_calibration(
     images: str | Path,
     *,
     classes: Sequence[str] | None = None,
-    fit: str | Path | None = None,
-    fit_images: str | Path | None = None,
+    fit: Sequence[str | Path] = (),
+    fit_images: Sequence[str | Path] = (),
     route: str = "text",
     nms_iou: float | None = 0.5,
     draws: int = 200,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Platt]:
-    """The calibration error of a model's answers; with ``fit``, a set that is not this one, before and after the cure.
+    """The calibration error of a model's answers; with ``fit``, sets that are not this one, before and after the cure.
 
     Returns the figures and the fitted map. d_ece, in percent: the mean over answers of |share of right answers − mean
-    score| in ten bins of the score; an answer is right as COCO counts it at IoU 0.50. The fit asks for all classes of
-    its own set, whatever ``classes`` are judged. reliability lists each bin's mean
-    score, share of right answers and number of answers. With ``fit`` these are after the cure, d_ece_before and
-    reliability_before are the model's own, and temperature and bias are the cure.
+    score| in ten bins of the score; an answer is right as COCO counts it at IoU 0.50. The fit is on the
+    answers of all sets of ``fit`` together, each asked for all of its own classes, whatever ``classes`` are judged;
+    ``fit_images`` are the folders of their pictures, none or one for all as well as one each. reliability lists each
+    bin's mean score, share of right answers and number of answers. With ``fit`` these are after the cure, d_ece_before
+    and reliability_before are the model's own, and temperature and bias are the cure.
     """
     answers, truth = _answers(detector, annotations, images, classes, route, nms_iou, progress)
     cure, fitted = Platt(), {}
-    if fit is not None:
-        if Path(fit).resolve() == Path(annotations).resolve():
-            raise DataError(f"{fit}: is the file that is judged on; fit on another one")
-        folder = fit_images if fit_images is not None else images
-        cure = fit_platt(_answers(detector, fit, folder, None, route, nms_iou, progress)[0], where=str(fit))
+    if fit:
+        folders = [*fit_images] or [images]
+        if len(folders) not in (1, len(fit)):
+            raise DataError(f"{len(fit)} sets to fit on have {len(folders)} folders of pictures; name one, or one each")
+        parts = []
+        for path, folder in zip(fit, folders * (len(fit) if len(folders) == 1 else 1), strict=True):
+            if Path(path).resolve() == Path(annotations).resolve():
+                raise DataError(f"{path}: is the file that is judged on; fit on another one")
+            parts.append(_answers(detector, path, folder, None, route, nms_iou, progress)[0])
+        where = ", ".join(map(str, fit))
+        cure = fit_platt(
+            np.concatenate([part.score for part in parts]), np.concatenate([part.right for part in parts]), where=where
+        )
         before = reliability(answers.score, answers.right)
         fitted = {
-            "fit": Path(fit).name,
+            "fit": ", ".join(Path(path).name for path in fit),
             "temperature": round(1 / cure.scale, 4),
             "bias": round(cure.bias, 4),
             "d_ece_before": d_ece(before),
             "ci95_d_ece_before": _interval(answers, answers.score, draws),
             "reliability_before": _rows(before),
         }
-    scores = cure(answers.score) if fit is not None else answers.score
+    scores = cure(answers.score) if fit else answers.score
     after = reliability(scores, answers.right)
     result = {
         "protocol": f"calibration of the {KEPT} best answers of a picture, asked by {route}, right at IoU 0.50, "
@@ -95,13 +104,13 @@ def calibrated(config: CalibrationConfig, cure: Platt, route: str) -> Calibratio
     return replace(config, **values)
 
 
-def fit_platt(answers: Answers, *, where: str = "the set") -> Platt:
-    """The map of scores that makes right and wrong answers likeliest, by Newton's method.
+def fit_platt(scores: np.ndarray, right: np.ndarray, *, where: str = "the set") -> Platt:
+    """The map of scores [N] that makes right and wrong answers (``right [N]``) likeliest, by Newton's method.
 
     Targets are drawn in a little from 0 and 1, as Platt has it. A set without right or without wrong answers, or whose
     right answers score no higher than the wrong ones, raises DataError.
     """
-    x, right = to_logits(answers.score), answers.right
+    x = to_logits(scores)
     n_right, n_wrong = int(right.sum()), int((~right).sum())
     if not n_right or not n_wrong:
         raise DataError(
