@@ -17,9 +17,9 @@ class Detail:
     size: gr.Radio
 
 
-def threshold_slider(elem_id: str, *, info: str | None = None) -> gr.Slider:
+def threshold_slider(elem_id: str, *, value: float = 0.2, info: str | None = None) -> gr.Slider:
     """The lowest score that is shown."""
-    return gr.Slider(FLOOR, 1, 0.2, step=0.01, label="Threshold", info=info, elem_id=elem_id)
+    return gr.Slider(FLOOR, 1, value, step=0.01, label="Threshold", info=info, elem_id=elem_id)
 
 
 def more_settings(sizes: Iterable[str], *, explained: bool = False) -> Detail:

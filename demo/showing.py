@@ -27,6 +27,8 @@ from owl_swin.demo.pieces import (
 from owl_swin.demo.settings import Detail, more_settings, moved, threshold_slider
 
 BOXES, HEAT = "Boxes", "Where it fits"
+# Lower than for names: the scores of examples are lower, and calibrated as those are.
+SHOWN_THRESHOLD = 0.1
 INSTEAD = "add another example, or words for it"
 NO_SOURCE = ("Drop a photo of the thing", HOW)
 NO_TARGET = ("Drop the photo to look in", HOW)
@@ -161,7 +163,7 @@ def layout_target(sizes: dict[str, Detector]) -> Target:
             info="Where it fits: how like your examples each patch is. Point at a box to see the patch it is from.",
             elem_id="show-view",
         )
-        threshold = threshold_slider("show-threshold")
+        threshold = threshold_slider("show-threshold", value=SHOWN_THRESHOLD)
         with gr.Row(elem_classes="owl-buttons"):
             upload = gr.UploadButton(
                 "Choose a photo to look in", file_types=["image"], elem_id="show-target-upload", size="md"
@@ -242,9 +244,11 @@ class Handlers:
 
     @told
     def on_try(self, *settings: Any):
-        """The cat."""
-        shown, *sides = self.ask(try_it(), *settings)
-        return shown, show_source(shown), *numbers(None), show_examples(shown), *sides
+        """The cat, in finer detail: what is on a board of six is small."""
+        *others, _ = settings
+        size = list(self.sizes)[:2][-1]
+        shown, *sides = self.ask(try_it(), *others, size)
+        return shown, show_source(shown), *numbers(None), show_examples(shown), *sides, size
 
     @told
     def on_settings(self, shown: Shown, *settings: Any):
@@ -307,9 +311,10 @@ def wire_answers(state: gr.State, source: Source, target: Target, on: Handlers) 
     target.same.click(on.on_same, asked, [state, *sides], **busy)
     worded = [source.words.submit, source.words.blur, source.weight.release]
     gr.on(worded, on.on_settings, asked, [state, *sides], **busy)
-    detail.size.change(on.on_size, asked, [state, *sides], **busy)
+    detail.size.input(on.on_size, asked, [state, *sides], **busy)
     if target.tried is not None:
-        target.tried.click(on.on_try, asks, [state, source.photo, *source.fields, source.examples, *sides], **busy)
+        shown = [state, source.photo, *source.fields, source.examples, *sides, detail.size]
+        target.tried.click(on.on_try, asks, shown, **busy)
 
 
 def wire_target(state: gr.State, target: Target, on: Handlers) -> None:

@@ -119,6 +119,7 @@ def test_names_may_come_from_a_file(evaluate, shapes, tmp_path):
     [
         ("detect", ["--classes", "zebra"], "has no class 'zebra'"),
         ("detect", ["--classes", " , "], "names no class"),
+        ("detect", ["--classes", ",".join(f"thing {i}" for i in range(600))], "has no class 'thing 0'"),
         ("split", ["--base", NAMES[0], "--novel", NAMES[0]], "no class in both"),
         ("oneshot", ["--shots", 0], "at least 1"),
         ("oneshot", ["--exemplars", "none.json"], "none.json: cannot be read"),

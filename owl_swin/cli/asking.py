@@ -96,7 +96,7 @@ def _negative(argument: str) -> str | Exemplar:
     """A picture, when a file of that name is there, or the argument has a box or ends as pictures do; else a text."""
     path, box = _split_box(argument)
     looks_like_one = Path(path).suffix.lower() in Image.registered_extensions()
-    return _exemplar("--not", argument) if box is not None or looks_like_one or _is_file(path) else argument
+    return _exemplar("--not", argument) if box is not None or looks_like_one or is_file(path) else argument
 
 
 def _split_box(argument: str) -> tuple[str, tuple[float, ...] | None]:
@@ -105,20 +105,21 @@ def _split_box(argument: str) -> tuple[str, tuple[float, ...] | None]:
     The name of a file that is there is taken as it is.
     """
     path, at, tail = argument.rpartition("@")
-    if not at or _is_file(argument):
+    if not at or is_file(argument):
         return argument, None
     try:
         box = tuple(float(number) for number in tail.split(","))
     except ValueError:
-        if _is_file(path):
+        if is_file(path):
             raise QueryError(
                 f"{argument}: after @ stand four numbers, xmin,ymin,xmax,ymax in pixels, got {tail!r}"
             ) from None
         return argument, None
-    return (path, box) if path and (len(box) > 1 or _is_file(path)) else (argument, None)
+    return (path, box) if path and (len(box) > 1 or is_file(path)) else (argument, None)
 
 
-def _is_file(path: str) -> bool:
+def is_file(path: str) -> bool:
+    """Whether a text that may be anything names a file."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):  # a name that is too long, or with a null in it

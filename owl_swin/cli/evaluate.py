@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from owl_swin.cli.asking import is_file
 from owl_swin.cli.output import make_folder, write_whole
 from owl_swin.errors import DataError, OwlSwinError
 
@@ -367,7 +368,7 @@ def _names(value: str | None) -> list[str] | None:
     if value is None:
         return None
     try:
-        lines = Path(value).read_text().splitlines() if Path(value).is_file() else value.split(",")
+        lines = Path(value).read_text().splitlines() if is_file(value) else value.split(",")
     except (OSError, ValueError) as error:
         raise DataError(f"{value}: cannot be read as a list of names ({error})") from None
     names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
