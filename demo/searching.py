@@ -17,7 +17,7 @@ from owl_swin.demo.pieces import BUSY, HOW, QUIET, no_photo, pick, stage, stage_
 LIMIT = 24
 PER_PHOTO = 3
 # What the samples are asked for.
-TRIED = "a cat"
+TRIED = "a person"
 NOT_INSTALLED = str(MissingExtraError("Searching an archive", "search"))
 NO_SOURCE = ("Drop a photo of the thing", HOW)
 NO_RESULT = ("Results come here", "Add photos, then search in them by a name or an example.")
