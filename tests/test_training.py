@@ -71,7 +71,7 @@ def model_of(settings):
 def shapes_run(tmp_path_factory):
     """A run that `owl-swin train` made to its end: (settings, folder, what it printed)."""
     folder = tmp_path_factory.mktemp("shapes_run")
-    detect = {"mosaic": [1.0], "l1_weight": 3.0, "giou_weight": 3.0}
+    detect = {"mosaic": [1.0], "matching": "hungarian", "l1_weight": 3.0, "giou_weight": 3.0}
     settings = detect_settings(folder, steps=200, batch_size=8, log_every=10, detect=detect)
     toml = folder / "detect.toml"
     toml.write_text(to_toml(settings))
