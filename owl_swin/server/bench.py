@@ -81,6 +81,7 @@ def benchmark_serving(
     seconds: float = 60.0,
     pictures: int = 512,
     max_batch: int = 16,
+    queue_size: int = 256,
     device: str = "auto",
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def benchmark_serving(
     warm_s, side_s = min(2.0, seconds / 4), max(0.5, min(8.0, seconds / 5))
     before = _bare(detector, files, queries, threshold, max_batch, side_s)
     progress(f"direct call {before['direct']:.1f} images/s, bare model {before['model']:.1f}")
-    with _server(model, device, max_batch) as (process, port):
+    with _server(model, device, max_batch, queue_size) as (process, port):
         turn = itertools.cycle(cases)
         asyncio.run(_load(port, turn, clients, warm_s))
         hits = _cache_hits(port)
@@ -214,9 +215,9 @@ def _bare(
 
 
 @contextlib.contextmanager
-def _server(model: str, device: str, max_batch: int) -> Iterator[tuple[subprocess.Popen, int]]:
+def _server(model: str, device: str, max_batch: int, queue_size: int) -> Iterator[tuple[subprocess.Popen, int]]:
     command = [sys.executable, "-m", "owl_swin", "serve", "--port", "0", "--no-demo", "--cache-mb", "1"]
-    command += ["--model", model, "--device", device, "--max-batch", str(max_batch)]
+    command += ["--model", model, "--device", device, "--max-batch", str(max_batch), "--queue", str(queue_size)]
     environment = {name: value for name, value in os.environ.items() if name != "OWL_SWIN_TOKEN"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
