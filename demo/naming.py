@@ -10,7 +10,7 @@ from owl_swin import Detections, Detector, QueryError, to_coco, to_label_studio,
 from owl_swin.demo.asking import Asked, answer, note_of_nothing, scales
 from owl_swin.demo.photos import Photo, sample_items, samples, take_photo
 from owl_swin.demo.pieces import BUSY, QUIET, files, no_photo, rows, stage, stage_value, strip, told
-from owl_swin.demo.settings import Detail, more_settings, moved, threshold_slider
+from owl_swin.demo.settings import Detail, in_turn, more_settings, moved, offered, threshold_slider
 
 # One visitor must not keep the model from all others.
 MOST_NAMES = 100
@@ -150,11 +150,6 @@ class Handlers:
         """The same answer cut elsewhere."""
         return self.show(asked, threshold, overlap)
 
-    @told
-    def on_asked(self, event: gr.EventData, asked: Asked, overlap: float):
-        """The threshold that the note under the photo offers."""
-        return event.value, *self.show(asked, event.value, overlap)
-
 
 def wire(page: Page, on: Handlers) -> None:
     """Which event calls which handler."""
@@ -165,14 +160,8 @@ def wire(page: Page, on: Handlers) -> None:
     page.upload.upload(on.on_upload, [page.upload, asked, page.names, *settings], [asked, *shown], **busy)
     gr.on([page.find.click, page.names.submit], on.on_find, [asked, page.names, *settings], [asked, *shown], **busy)
     detail.size.change(on.on_size, [asked, page.names, *settings], [asked, *shown], **busy)
-    gr.on(
-        moved(page.threshold, detail.overlap),
-        on.on_slider,
-        [asked, page.threshold, detail.overlap],
-        shown,
-        trigger_mode="always_last",
-        **QUIET,
-    )
-    page.photo.asked(on.on_asked, [asked, detail.overlap], [page.threshold, *shown], **QUIET)
+    cut, turn = [asked, page.threshold, detail.overlap], in_turn("name-view")
+    gr.on(moved(page.threshold, detail.overlap), on.on_slider, cut, shown, trigger_mode="always_last", **turn)
+    page.photo.asked(offered, None, page.threshold, **QUIET).then(on.on_slider, cut, shown, **turn)
     if page.samples is not None:
         page.samples.picked(on.on_sample, [asked, *settings], [page.names, asked, *shown], **busy)

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from owl_swin.demo.asking import FLOOR
+from owl_swin.demo.pieces import QUIET
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +38,14 @@ def more_settings(sizes: Iterable[str], *, explained: bool = False) -> Detail:
 def moved(*sliders: gr.Slider) -> list[Any]:
     """The events of sliders on their way and at its end."""
     return [event for slider in sliders for event in (slider.input, slider.release)]
+
+
+def in_turn(name: str) -> dict[str, Any]:
+    """Events of one name are worked off in the order in which they came: what a slider said a moment ago must not
+    be shown after what a click says now."""
+    return {**QUIET, "concurrency_id": name, "concurrency_limit": 1}
+
+
+def offered(event: gr.EventData) -> float:
+    """The threshold that the note under a photo offers."""
+    return event.value

@@ -24,7 +24,7 @@ from owl_swin.demo.pieces import (
     strip_value,
     told,
 )
-from owl_swin.demo.settings import Detail, more_settings, moved, threshold_slider
+from owl_swin.demo.settings import Detail, in_turn, more_settings, moved, offered, threshold_slider
 
 BOXES, HEAT = "Boxes", "Where it fits"
 # Lower than for names: the scores of examples are lower, and calibrated as those are.
@@ -265,11 +265,6 @@ class Handlers:
         """The same answer in another view, or cut elsewhere."""
         return show_target(self.sizes[size], shown, threshold, overlap, view)
 
-    @told
-    def on_asked(self, event: gr.EventData, shown: Shown, overlap: float, view: str, size: str):
-        """The threshold that the note under the photo offers."""
-        return event.value, *show_target(self.sizes[size], shown, event.value, overlap, view)
-
 
 def with_source(shown: Shown, photo: Photo, box: Box | None = None) -> tuple:
     """A photo to draw on: the state, the stage, and the four fields of its box."""
@@ -322,6 +317,6 @@ def wire_target(state: gr.State, target: Target, on: Handlers) -> None:
     detail, sides = target.detail, [target.photo, target.downloads]
     viewed = [state, target.threshold, detail.overlap, target.view, detail.size]
     events = [*moved(target.threshold, detail.overlap), target.view.change]
-    gr.on(events, on.on_view, viewed, sides, trigger_mode="always_last", **QUIET)
-    asks = [state, detail.overlap, target.view, detail.size]
-    target.photo.asked(on.on_asked, asks, [target.threshold, *sides], **QUIET)
+    turn = in_turn("show-view")
+    gr.on(events, on.on_view, viewed, sides, trigger_mode="always_last", **turn)
+    target.photo.asked(offered, None, target.threshold, **QUIET).then(on.on_view, viewed, sides, **turn)
