@@ -5,10 +5,10 @@ import json
 import pytest
 from training_data import TINY_MODEL
 
+from owl_swin.bench.training import benchmark_training
 from owl_swin.cli.main import app
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import ConfigError
-from owl_swin.evaluation.benchmark import benchmark_training
 
 
 @pytest.fixture

@@ -562,10 +562,10 @@ def test_a_full_disk_is_one_sentence_and_the_archive_stays_usable(tmp_path, dete
 
 
 def test_the_index_of_a_large_archive_finds_what_exact_search_finds(tmp_path, monkeypatch):
+    from owl_swin.bench.synthetic import Synthetic
     from owl_swin.index.lance import LanceStore
     from owl_swin.index.ranking import LEAST_FETCH
     from owl_swin.index.store import Card
-    from owl_swin.index.synthetic import Synthetic
 
     monkeypatch.setattr("owl_swin.index.lance.INDEX_FROM", 1000)
     monkeypatch.setattr("owl_swin.index.lance.PARTITION", 250)
@@ -587,7 +587,7 @@ def test_the_index_of_a_large_archive_finds_what_exact_search_finds(tmp_path, mo
 
 
 def test_vectors_order_as_logits_do():
-    from owl_swin.index.synthetic import Synthetic
+    from owl_swin.bench.synthetic import Synthetic
 
     made = Synthetic(0)
     _, rows = made.rows(10, 0)

@@ -27,6 +27,7 @@ FLOORS = [
     {"training"},
     {"evaluation"},
     {"server"},
+    {"bench"},
     {"cli", "__main__"},
 ]
 # The public face stands outside the house.

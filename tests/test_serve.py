@@ -21,9 +21,9 @@ from schemathesis.specs.openapi.checks import (
 )
 from test_cli import Run, assert_one_sentence, owl_swin  # noqa: F401
 
+from owl_swin.bench.serving import benchmark_serving
 from owl_swin.server.app import build_demo, create_app
 from owl_swin.server.batching import Batcher, QueueFull
-from owl_swin.server.bench import benchmark_serving
 from owl_swin.server.cache import ByteCache
 from owl_swin.server.fetching import fetch, is_public
 from owl_swin.server.problems import Problem

@@ -13,6 +13,7 @@ from http_client import ask, b64, detect
 from picture_files import encode, noise, turned
 from PIL import Image
 
+from owl_swin.bench.serving import same_answer
 from owl_swin.detector import Detector
 from owl_swin.errors import ConfigError
 from owl_swin.exemplar import Exemplar
@@ -20,7 +21,6 @@ from owl_swin.formats import to_record
 from owl_swin.image import Frame
 from owl_swin.query import Query
 from owl_swin.server.app import create_app
-from owl_swin.server.bench import same_answer
 from owl_swin.server.pictures import content_key, read_picture
 from owl_swin.server.settings import ServerSettings
 

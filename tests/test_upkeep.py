@@ -12,12 +12,12 @@ from archives import counts, fill, held
 from picture_files import encode, noise
 
 from owl_swin import ArchiveError, ImageError, RegionIndex
+from owl_swin.bench.search import _n_cores
+from owl_swin.bench.synthetic import Synthetic
 from owl_swin.index import cluster, regions
-from owl_swin.index.benchmark import _n_cores
 from owl_swin.index.lance import LanceStore
 from owl_swin.index.lock import only_writer
 from owl_swin.index.store import Card, Where
-from owl_swin.index.synthetic import Synthetic
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ def train(
 
     Example: owl-swin bench train --image-size 64 --batch-size 128
     """
+    from owl_swin.bench.training import benchmark_training
     from owl_swin.config import ModelConfig, read_toml
-    from owl_swin.evaluation.benchmark import benchmark_training
     from owl_swin.runtime import pick_device
 
     _prepare(json_out)
@@ -60,7 +60,7 @@ def serve(
 
     Example: owl-swin bench serve --clients 64 --seconds 60
     """
-    from owl_swin.server.bench import benchmark_serving
+    from owl_swin.bench.serving import benchmark_serving
 
     _prepare(json_out)
     result = benchmark_serving(
@@ -89,9 +89,9 @@ def search(
 
     Example: owl-swin bench search --json search.json
     """
+    from owl_swin.bench.search import benchmark_search
     from owl_swin.detector import Detector
     from owl_swin.errors import QueryError
-    from owl_swin.index.benchmark import benchmark_search
 
     _prepare(json_out)
     try:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from owl_swin.bench.synthetic import EMBED_DIM, PER_PICTURE, Synthetic, batches
 from owl_swin.detector import Detector
 from owl_swin.index import lance
 from owl_swin.index.lance import LanceStore
 from owl_swin.index.ranking import Choice, best_of_nearest, one_query, search_vector
 from owl_swin.index.store import Card, Regions, Where
-from owl_swin.index.synthetic import EMBED_DIM, PER_PICTURE, Synthetic, batches
 from owl_swin.types import QueryEmbeddings
 
 BEST = 10
