@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from owl_swin.cli.data_info import data_lines
 from owl_swin.cli.main import app
+from owl_swin.data import summary as module
+from owl_swin.data.config import DataConfig
+from owl_swin.data.contact_sheet import CELL, sheet_of_pictures, sheet_of_scenes
+from owl_swin.data.pictures import load_pictures
+from owl_swin.data.scene import Scene, Scenes
+from owl_swin.data.scenes import load_scenes
+from owl_swin.data.summary import summarise_pictures, summarise_scenes
 from owl_swin.errors import DataError
-from owl_swin.training import summary as module
-from owl_swin.training.config import DataConfig
-from owl_swin.training.contact_sheet import CELL, sheet_of_pictures, sheet_of_scenes
-from owl_swin.training.pictures import load_pictures
-from owl_swin.training.readers.scene import Scene, Scenes
-from owl_swin.training.scenes import load_scenes
-from owl_swin.training.summary import summarise_pictures, summarise_scenes
 
 
 def scene(path, boxes=(), labels=(), **more):

@@ -22,6 +22,7 @@ FLOORS = [
     {"config", "image", "tokenizer"},
     {"models"},
     {"checkpoint", "exemplar", "query", "postprocess", "render", "runtime", "formats", "published"},
+    {"data"},
     {"detector"},
     {"index"},
     {"training"},

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from owl_swin.cli.main import app
+from owl_swin.data.paste import find_cutouts, paste_scenes
 from owl_swin.errors import DataError, ImageError
-from owl_swin.training.paste import find_cutouts, paste_scenes
 
 COLOURS = {"red mug": (255, 0, 0), "blue cup": (0, 0, 255)}
 
@@ -70,8 +70,8 @@ def test_a_covered_thing_has_no_box(cutouts, photographs, tmp_path):
 def test_the_command_writes_a_set_that_training_reads(cutouts, photographs, tmp_path):
     from typer.testing import CliRunner
 
-    from owl_swin.training.config import DataConfig
-    from owl_swin.training.scenes import load_scenes
+    from owl_swin.data.config import DataConfig
+    from owl_swin.data.scenes import load_scenes
 
     arguments = ["paste", str(cutouts), "--on", str(photographs), "--to", str(tmp_path / "set"), "--pictures", "3"]
     ran = CliRunner().invoke(app, arguments)

@@ -11,11 +11,11 @@ from picture_files import BAD_FILES, encode, turned
 from PIL import Image
 from training_data import COLOURS, one_shape, write_json
 
+from owl_swin.data import pictures as module
+from owl_swin.data.captions import expand_braces, shards
+from owl_swin.data.config import ALIGN_KINDS, DETECT_KINDS, DataConfig
+from owl_swin.data.pictures import load_pictures
 from owl_swin.errors import ConfigError, DataError
-from owl_swin.training import pictures as module
-from owl_swin.training.config import ALIGN_KINDS, DETECT_KINDS, DataConfig
-from owl_swin.training.pictures import load_pictures
-from owl_swin.training.readers.captions import expand_braces, shards
 
 PNG = encode(one_shape("red square"))
 

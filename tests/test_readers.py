@@ -8,14 +8,14 @@ from picture_files import turned
 from PIL import Image
 from training_data import write_json
 
+from owl_swin.data.broken import reasons
+from owl_swin.data.config import ALIGN_KINDS, DETECT_KINDS, DataConfig
+from owl_swin.data.guess import guess_kind
+from owl_swin.data.naming import place_pictures, spoken_names
+from owl_swin.data.scene import Scene
+from owl_swin.data.scenes import load_scenes
 from owl_swin.errors import DataError
 from owl_swin.image import open_image
-from owl_swin.training.config import ALIGN_KINDS, DETECT_KINDS, DataConfig
-from owl_swin.training.readers.broken import reasons
-from owl_swin.training.readers.guess import guess_kind
-from owl_swin.training.readers.naming import place_pictures, spoken_names
-from owl_swin.training.readers.scene import Scene
-from owl_swin.training.scenes import load_scenes
 
 
 def picture(path, width=100, height=50):

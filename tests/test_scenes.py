@@ -21,11 +21,11 @@ from training_data import (
     write_shapes,
 )
 
+from owl_swin.data.config import DataConfig
+from owl_swin.data.pictures import load_pictures
+from owl_swin.data.scenes import Scene, Scenes, load_scenes, read_coco, readable
 from owl_swin.errors import DataError
-from owl_swin.training.config import DataConfig
 from owl_swin.training.detect import DetectTask
-from owl_swin.training.pictures import load_pictures
-from owl_swin.training.scenes import Scene, Scenes, load_scenes, read_coco, readable
 
 CATEGORIES = [{"id": 90, "name": "cat"}, {"id": 7, "name": "dog"}]  # gaps, and not in order
 

@@ -26,11 +26,12 @@ from owl_swin.boxes import pairwise_iou
 from owl_swin.checkpoint import save_checkpoint
 from owl_swin.cli.main import main
 from owl_swin.config import ModelConfig, read_toml
+from owl_swin.data.config import DataConfig
 from owl_swin.errors import CheckpointError, ConfigError, DataError
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training import state
 from owl_swin.training.align import AlignTask, _shares, random_theta, random_views
-from owl_swin.training.config import DataConfig, OptimConfig, TrainConfig
+from owl_swin.training.config import OptimConfig, TrainConfig
 from owl_swin.training.detect import DetectTask
 from owl_swin.training.distributed import Process
 from owl_swin.training.initial import load_init
@@ -303,7 +304,7 @@ def test_a_batch_keeps_its_contract(tmp_path):
     ],
 )
 def test_only_names_known_to_be_absent_are_negatives(tmp_path, negatives, unknown, pseudo, expected):
-    from owl_swin.training.scenes import Scene
+    from owl_swin.data.scenes import Scene
 
     settings = detect_settings(tmp_path, detect={"mosaic": [1.0], "pseudo_negatives": pseudo})
     task = DetectTask(train_config(settings), model_of(settings), ALONE)

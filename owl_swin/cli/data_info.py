@@ -20,11 +20,11 @@ def describe_data(
     path: str, kind: str, images: str, split: str, *, check: bool, save: Path | None, samples: int
 ) -> dict[str, Any]:
     """Reads the set, writes the contact sheet where ``save`` says so, and returns the summary."""
-    from owl_swin.training.config import DETECT_KINDS, DataConfig
-    from owl_swin.training.contact_sheet import sheet_of_pictures, sheet_of_scenes
-    from owl_swin.training.pictures import load_pictures
-    from owl_swin.training.scenes import load_scenes
-    from owl_swin.training.summary import summarise_pictures, summarise_scenes
+    from owl_swin.data.config import DETECT_KINDS, DataConfig
+    from owl_swin.data.contact_sheet import sheet_of_pictures, sheet_of_scenes
+    from owl_swin.data.pictures import load_pictures
+    from owl_swin.data.scenes import load_scenes
+    from owl_swin.data.summary import summarise_pictures, summarise_scenes
 
     if save is not None and save.suffix.lower() not in FORMS:
         raise OwlSwinError(f"{save}: the sheet's name must end in {', '.join(FORMS)}")

@@ -60,7 +60,7 @@ def info(
 def _kind_of_data(what: str, kind: str | None, *, asked: bool) -> str | None:
     """The kind of the data set at ``what``, or None when it is a model."""
     from owl_swin.checkpoint import SHIPPED
-    from owl_swin.training.readers.guess import guess_kind
+    from owl_swin.data.guess import guess_kind
 
     path = Path(what)
     if kind is None and (what in SHIPPED or path.suffix == ".safetensors" or any(_files(path, "*.safetensors"))):

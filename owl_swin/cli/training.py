@@ -53,7 +53,7 @@ def paste(
 
     Example: owl-swin paste cutouts --on photos --to my_set --pictures 200
     """
-    from owl_swin.training.paste import find_cutouts, paste_scenes
+    from owl_swin.data.paste import find_cutouts, paste_scenes
 
     if not on.is_dir():
         raise OwlSwinError(f"{on}: not a folder of photographs")

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from owl_swin.data.config import DataConfig
+from owl_swin.data.pictures import Pictures, load_pictures
 from owl_swin.image import normalise
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.training.config import DataConfig, TrainConfig
+from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
-from owl_swin.training.pictures import Pictures, load_pictures
 from owl_swin.training.teacher import TeacherHead, distillation_losses, teacher_maps
 from owl_swin.training.texts import TextBank, prompted
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from owl_swin.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
+from owl_swin.data.scenes import Scene, Scenes, load_scenes, readable
 from owl_swin.image import normalise
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches, score
@@ -17,7 +18,6 @@ from owl_swin.training.distributed import Process
 from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, crop_side_px, encode_exemplars, stack
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
 from owl_swin.training.matcher import MATCHERS
-from owl_swin.training.scenes import Scene, Scenes, load_scenes, readable
 from owl_swin.training.texts import TextBank, prompted
 
 # Height and width of a batch in fractions of image_size: square, landscape, portrait.

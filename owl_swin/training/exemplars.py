@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from owl_swin.data.scenes import Scene, Scenes, readable
 from owl_swin.exemplar import BOX_PATCHES, MARGIN, patch_of_box
 from owl_swin.image import Frame, normalise
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
 from owl_swin.training.align import jitter_colours
-from owl_swin.training.scenes import Scene, Scenes, readable
 
 # Surroundings of a crop, in shares of the box's longer side: what a query has, MARGIN, changed by this factor at most.
 MARGIN_CHANGE = 2.0

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from owl_swin.data.broken import reasons
+from owl_swin.data.pictures import Pictures
+from owl_swin.data.scene import Scene, Scenes
 from owl_swin.errors import ImageError
 from owl_swin.image import MAX_PIXELS, open_image
-from owl_swin.training.pictures import Pictures
-from owl_swin.training.readers.broken import reasons
-from owl_swin.training.readers.scene import Scene, Scenes
 
 # Borders between small, medium and large boxes in square pixels, as COCO has them.
 SMALL_PX2, LARGE_PX2 = 32**2, 96**2

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from owl_swin.data.broken import image_reason
+from owl_swin.data.coco import read_coco
+from owl_swin.data.config import DataConfig
+from owl_swin.data.naming import images_folder, pictures_in, spoken_names, texts_of
+from owl_swin.data.scene import open_annotated
+from owl_swin.data.tiles import Manifest
 from owl_swin.errors import ImageError
 from owl_swin.image import ImageSource, open_image
-from owl_swin.training.config import DataConfig
-from owl_swin.training.readers.broken import image_reason
-from owl_swin.training.readers.coco import read_coco
-from owl_swin.training.readers.naming import images_folder, pictures_in, spoken_names, texts_of
-from owl_swin.training.readers.scene import open_annotated
-from owl_swin.training.readers.sheets import Manifest
 
 # Pixels [S, S, 3] uint8, and the ways to say what is there.
 Sample = tuple[np.ndarray, tuple[str, ...]]

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from owl_swin.training.readers.coco import stated_size
-from owl_swin.training.readers.naming import pictures_in, spoken
-from owl_swin.training.readers.scene import BoxList, Scenes, no_rows
+from owl_swin.data.coco import stated_size
+from owl_swin.data.naming import pictures_in, spoken
+from owl_swin.data.scene import BoxList, Scenes, no_rows
 
 
 def read_visual_genome(path: Path, images: Path) -> Scenes:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from owl_swin.data.naming import PICTURE_SUFFIXES, pictures_in, spoken_names
+from owl_swin.data.scene import BoxList, Scene, Scenes
 from owl_swin.errors import DataError, MissingExtraError
-from owl_swin.training.readers.naming import PICTURE_SUFFIXES, pictures_in, spoken_names
-from owl_swin.training.readers.scene import BoxList, Scene, Scenes
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 LIST_NAMES = ("classes.txt", "obj.names", "labels.txt")

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from owl_swin.data.naming import pictures_in
+from owl_swin.data.yolo import is_yolo
 from owl_swin.errors import DataError
-from owl_swin.training.readers.naming import pictures_in
-from owl_swin.training.readers.yolo import is_yolo
 
 BY_SUFFIX = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".tar": "captions", ".yaml": "yolo", ".yml": "yolo"}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from owl_swin.data.naming import place_pictures, spoken, spoken_names
+from owl_swin.data.scene import BoxList, Scenes, no_rows
 from owl_swin.errors import DataError
-from owl_swin.training.readers.naming import place_pictures, spoken, spoken_names
-from owl_swin.training.readers.scene import BoxList, Scenes, no_rows
 
 
 def read_lvis(path: Path, images: Path) -> Scenes:

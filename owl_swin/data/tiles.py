@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from owl_swin.training.readers.naming import spoken_names
-from owl_swin.training.readers.scene import BoxList, Scenes
+from owl_swin.data.naming import spoken_names
+from owl_swin.data.scene import BoxList, Scenes
 
 
 @dataclass(frozen=True, slots=True)

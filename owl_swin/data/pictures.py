@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from owl_swin.errors import DataError
-from owl_swin.training.config import ALIGN_KINDS, DataConfig
-from owl_swin.training.readers.broken import report_broken
-from owl_swin.training.readers.captions import read_coco_captions, read_csv, read_jsonl, read_tars
-from owl_swin.training.readers.labelled import (
+from owl_swin.data.broken import report_broken
+from owl_swin.data.captions import read_coco_captions, read_csv, read_jsonl, read_tars
+from owl_swin.data.config import ALIGN_KINDS, DataConfig
+from owl_swin.data.labelled import (
     Sample,
     read_crops,
     read_cutouts,
@@ -21,6 +20,7 @@ from owl_swin.training.readers.labelled import (
     read_labelled,
     read_tiles,
 )
+from owl_swin.errors import DataError
 
 # The most that one set may take: more would be swapped out on most machines.
 MAX_BYTES = 16 << 30

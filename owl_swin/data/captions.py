@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from owl_swin.data.config import DataConfig
+from owl_swin.data.labelled import Sample, squares
+from owl_swin.data.naming import PICTURE_SUFFIXES, images_folder, place_pictures, texts_of
 from owl_swin.errors import DataError
-from owl_swin.training.config import DataConfig
-from owl_swin.training.readers.labelled import Sample, squares
-from owl_swin.training.readers.naming import PICTURE_SUFFIXES, images_folder, place_pictures, texts_of
 
 TEXT_KEYS = ("captions", "caption", "text")
 SEPARATORS = (",", "\t", ";")

@@ -3,8 +3,8 @@
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from owl_swin.training.readers.naming import PICTURE_SUFFIXES, spoken_names
-from owl_swin.training.readers.scene import BoxList, Scene, Scenes
+from owl_swin.data.naming import PICTURE_SUFFIXES, spoken_names
+from owl_swin.data.scene import BoxList, Scene, Scenes
 
 # VOC writes some names as one word, which a text encoder does not know.
 SAID = {

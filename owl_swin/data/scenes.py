@@ -4,16 +4,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from owl_swin.data.broken import report_broken
+from owl_swin.data.coco import read_coco, read_lvis
+from owl_swin.data.config import DETECT_KINDS, DataConfig
+from owl_swin.data.naming import images_folder
+from owl_swin.data.scene import Scene, Scenes, merge_same_names, readable, without_missing, without_rare
+from owl_swin.data.tiles import read_sheets
+from owl_swin.data.visual_genome import read_visual_genome
+from owl_swin.data.voc import read_voc
+from owl_swin.data.yolo import read_yolo
 from owl_swin.errors import DataError
-from owl_swin.training.config import DETECT_KINDS, DataConfig
-from owl_swin.training.readers.broken import report_broken
-from owl_swin.training.readers.coco import read_coco, read_lvis
-from owl_swin.training.readers.naming import images_folder
-from owl_swin.training.readers.scene import Scene, Scenes, merge_same_names, readable, without_missing, without_rare
-from owl_swin.training.readers.sheets import read_sheets
-from owl_swin.training.readers.visual_genome import read_visual_genome
-from owl_swin.training.readers.voc import read_voc
-from owl_swin.training.readers.yolo import read_yolo
 
 __all__ = ["Scene", "Scenes", "load_scenes", "read_coco", "readable"]
 

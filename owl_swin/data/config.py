@@ -1,0 +1,81 @@
+"""What a data set is: its kind and path, and what of it is read."""
+
+from dataclasses import dataclass
+
+from owl_swin.errors import ConfigError
+
+DETECT_KINDS = ("coco", "lvis", "voc", "yolo", "visual_genome", "sheets")
+ALIGN_KINDS = (
+    "captions",
+    "csv",
+    "jsonl",
+    "coco_captions",
+    "labelled",
+    "folders",
+    "crops",
+    "cutouts",
+    "sheets",
+)
+KINDS = tuple(dict.fromkeys((*DETECT_KINDS, *ALIGN_KINDS)))
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """One data set of a mixture.
+
+    Kinds with boxes, for detection; ``images`` is the folder of the pictures (empty: beside ``path``):
+
+    - "coco": COCO detection JSON, also of Objects365 and Open Images
+    - "lvis": the same with ``neg_category_ids`` and ``not_exhaustive_category_ids`` in the image records
+    - "voc": a folder of Pascal VOC XML, the folder above it, or an image-set list such as ImageSets/Main/train.txt
+    - "yolo": data.yaml or a list of class names (classes.txt), with labels/*.txt beside images/
+    - "visual_genome": objects.json, or region_descriptions.json with phrases as names
+
+    Kinds of named or captioned pictures, for alignment:
+
+    - "captions": webdataset tars: a folder with SPLIT-*.tar, one tar, or a pattern such as "cc3m-{000..331}.tar"
+    - "csv", "jsonl": a picture and its caption a line, in ``path_column`` and ``caption_column``
+    - "coco_captions": COCO captions JSON
+    - "labelled": COCO-like JSON whose image records carry ``label``
+    - "folders": a folder of pictures for each class
+    - "crops": COCO detection JSON, each box a picture
+    - "cutouts": COCO-like JSON of RGBA pictures whose image records carry ``name``
+
+    "sheets" (sheets of tiles with a manifest) serve both.
+
+    ``split`` is the part of a set that has parts. ``weight`` is the set's share of the drawn samples; ``size`` the side
+    in pixels that pictures for alignment are kept at; ``max_per_class`` bounds the pictures of a class in alignment,
+    ``max_pictures`` those of the set (0: all); names of a detection set with fewer than ``min_per_class`` boxes are
+    left out; ``mosaic`` the probabilities of 1x1, 2x2, … pictures on one canvas in detection (empty: those of the run).
+    """
+
+    kind: str
+    path: str
+    images: str = ""
+    split: str = "train"
+    weight: float = 1.0
+    size: int = 64
+    max_per_class: int = 0
+    max_pictures: int = 0
+    min_per_class: int = 0
+    path_column: str = "path"
+    caption_column: str = "caption"
+    mosaic: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"data.kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.weight <= 0:
+            raise ConfigError(f"data.weight must be positive, got {self.weight}")
+        if self.size < 1:
+            raise ConfigError(f"data.size must be at least 1 pixel, got {self.size}")
+        if min(self.max_per_class, self.max_pictures, self.min_per_class) < 0:
+            raise ConfigError("data.max_per_class, max_pictures and min_per_class must be 0 or more")
+        if self.mosaic:
+            check_mosaic("data", self.mosaic)
+
+
+def check_mosaic(table: str, odds: tuple[float, ...]) -> None:
+    """Raises ConfigError unless the odds of 1x1, 2x2, … pictures on a canvas are probabilities that add up to 1."""
+    if not odds or abs(sum(odds) - 1) > 1e-6 or min(odds) < 0:
+        raise ConfigError(f"{table}.mosaic must be probabilities of 1x1, 2x2, … that add up to 1, got {odds}")
