@@ -12,11 +12,12 @@ from owl_swin.errors import (
     QueryError,
 )
 from owl_swin.exemplar import Exemplar
+from owl_swin.families.swin_weights import load_swin
 from owl_swin.formats import to_coco, to_fiftyone, to_label_studio, to_record
 from owl_swin.image import open_image
 from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
 from owl_swin.index.region_index import RegionIndex
-from owl_swin.query import Query
+from owl_swin.queries import Query
 from owl_swin.render import draw_detections, draw_heat_map
 from owl_swin.types import BlockAttention, Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
 
@@ -46,6 +47,7 @@ __all__ = [
     "RegionIndex",
     "draw_detections",
     "draw_heat_map",
+    "load_swin",
     "open_image",
     "to_coco",
     "to_fiftyone",

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_swin.checkpoint import fingerprint, load_checkpoint
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import (
     BOX_PATCHES,
@@ -22,10 +21,12 @@ from owl_swin.exemplar import (
     picture_of,
     surroundings,
 )
+from owl_swin.families.owl_swin import load_checkpoint
 from owl_swin.image import FRAME_MULTIPLE, Frame, ImageSource, check_image_size, open_image
+from owl_swin.models.network import fingerprint
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.postprocess import check_fraction, detections_from_logits
-from owl_swin.query import Query, as_query, encode_queries, score_queries
+from owl_swin.queries import Query, as_query, encode_queries, score_queries
 from owl_swin.runtime import pick_device
 from owl_swin.tokenizer import clean_text, get_tokenizer
 from owl_swin.types import BlockAttention, Classification, Detections, ImageEmbeddings, QueryEmbeddings

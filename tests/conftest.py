@@ -5,9 +5,9 @@ import torch
 from picture_files import noise
 from PIL import Image
 
-from owl_swin.checkpoint import save_checkpoint
 from owl_swin.config import HeadsConfig, ModelConfig, SwinConfig, TextConfig
 from owl_swin.detector import Detector
+from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 
 torch.set_num_threads(1)

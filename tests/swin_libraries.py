@@ -9,8 +9,8 @@ import torchvision
 import transformers
 
 from owl_swin.config import SwinConfig
+from owl_swin.families.swin_weights import convert_state_dict, infer_config
 from owl_swin.models.swin import SwinEncoder
-from owl_swin.published import convert_state_dict, infer_config
 
 CPU = torch.device("cpu")
 NARROW = SwinConfig(embed_dim=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))

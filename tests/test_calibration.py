@@ -11,7 +11,6 @@ from test_absence import BOX, XYXY, write_set
 from torch.testing import assert_close
 from training_data import write_shapes
 
-from owl_swin.checkpoint import load_checkpoint, save_checkpoint
 from owl_swin.config import CalibrationConfig
 from owl_swin.detector import Detector
 from owl_swin.errors import ConfigError, DataError
@@ -27,6 +26,7 @@ from owl_swin.evaluation.calibration import (
     to_logits,
 )
 from owl_swin.exemplar import Exemplar
+from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
 
 
 def answers(score, right):

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from picture_files import encode, noise
 from PIL import Image
 
-from owl_swin.checkpoint import save_checkpoint
 from owl_swin.cli.asking import Asked, make_queries
 from owl_swin.cli.main import main
 from owl_swin.detector import Detector
 from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.exemplar import Exemplar
-from owl_swin.query import Query
+from owl_swin.families.owl_swin import save_checkpoint
+from owl_swin.queries import Query
 from owl_swin.types import QueryEmbeddings
 
 BOX = (10, 12, 50, 44)

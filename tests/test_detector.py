@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from owl_swin.detector import ANYTHING, Detector
 from owl_swin.errors import CheckpointError, ConfigError, ImageError, QueryError
 from owl_swin.exemplar import Exemplar
-from owl_swin.query import Query
+from owl_swin.queries import Query
 from owl_swin.types import Detections, QueryEmbeddings
 
 # Every pair of a patch and a query.

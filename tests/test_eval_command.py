@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from training_data import NAMES, write_captions, write_json, write_labelled, write_shapes
 
-from owl_swin.checkpoint import load_checkpoint
 from owl_swin.cli.evaluate import app, figures_table
 from owl_swin.cli.main import main
 from owl_swin.config import CalibrationConfig
+from owl_swin.families.owl_swin import load_checkpoint
 
 PROTOCOLS = [command.name or command.callback.__name__ for command in app.registered_commands]
 CONTRACT = {"protocol", "n_images", "n_boxes", "AP", "AP50", "per_class", "ci95"}

@@ -21,7 +21,7 @@ FLOORS = [
     {"errors", "types", "boxes", "safetensors_file"},
     {"config", "image", "tokenizer"},
     {"models"},
-    {"checkpoint", "exemplar", "query", "postprocess", "render", "runtime", "formats", "published"},
+    {"families", "exemplar", "queries", "postprocess", "render", "runtime", "formats"},
     {"data"},
     {"detector"},
     {"index"},

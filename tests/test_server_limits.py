@@ -10,7 +10,7 @@ from picture_files import encode, noise
 from PIL import GifImagePlugin
 
 from owl_swin.exemplar import Exemplar
-from owl_swin.query import Query
+from owl_swin.queries import Query
 from owl_swin.server import serving as serving_module
 from owl_swin.server.app import create_app
 from owl_swin.server.settings import ServerSettings

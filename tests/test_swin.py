@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from owl_swin.config import PADDINGS, SwinConfig
+from owl_swin.families.swin_weights import SWIN_SIZES, swin_config
 from owl_swin.models import swin
 from owl_swin.models.swin import DropPath, SwinBlock, SwinEncoder, cut_windows, join_windows, window_plan
-from owl_swin.published import SWIN_SIZES, swin_config
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from training_data import (
 
 from owl_swin import Detector
 from owl_swin.boxes import pairwise_iou
-from owl_swin.checkpoint import save_checkpoint
 from owl_swin.cli.main import main
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.data.config import DataConfig
 from owl_swin.errors import CheckpointError, ConfigError, DataError
+from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training import state
 from owl_swin.training.align import AlignTask, _shares, random_theta, random_views

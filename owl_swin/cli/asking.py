@@ -9,7 +9,7 @@ from PIL import Image
 from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.exemplar import Exemplar, check_box
 from owl_swin.image import open_image
-from owl_swin.query import Query
+from owl_swin.queries import Query
 from owl_swin.types import QueryEmbeddings
 
 

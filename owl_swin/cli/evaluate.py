@@ -246,8 +246,8 @@ def calibrate(
 
     Example: owl-swin eval calibrate --annotations test.json --images pictures --fit val.json --to new.safetensors
     """
-    from owl_swin.checkpoint import save_checkpoint
     from owl_swin.evaluation.calibration import calibrated, draw_reliability, evaluate_calibration
+    from owl_swin.families.owl_swin import save_checkpoint
 
     if to is not None and not fit:
         raise DataError("--to writes a model that was fitted; name a set to fit on with --fit")

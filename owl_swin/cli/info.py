@@ -59,8 +59,8 @@ def info(
 
 def _kind_of_data(what: str, kind: str | None, *, asked: bool) -> str | None:
     """The kind of the data set at ``what``, or None when it is a model."""
-    from owl_swin.checkpoint import SHIPPED
     from owl_swin.data.guess import guess_kind
+    from owl_swin.families.owl_swin import SHIPPED
 
     path = Path(what)
     if kind is None and (what in SHIPPED or path.suffix == ".safetensors" or any(_files(path, "*.safetensors"))):
@@ -81,8 +81,8 @@ def _files(path: Path, pattern: str) -> list[Path]:
 
 def _about_model(model: str) -> dict[str, Any]:
     """Everything that is printed of a model, ready for JSON."""
-    from owl_swin.checkpoint import checkpoint_path, load_checkpoint
     from owl_swin.config import to_mapping
+    from owl_swin.families.owl_swin import checkpoint_path, load_checkpoint
 
     path = checkpoint_path(model)
     network, card = load_checkpoint(model)

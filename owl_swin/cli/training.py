@@ -91,8 +91,8 @@ def export(
 
     Example: owl-swin export runs/detect --to my_model.safetensors --card configs/model/nano_card.toml
     """
-    from owl_swin.checkpoint import load_checkpoint, save_checkpoint
     from owl_swin.evaluation.card import build_card
+    from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
     from owl_swin.image import check_image_size
 
     network, old_card = load_checkpoint(model)

@@ -27,7 +27,7 @@ from owl_swin.index.regions import Seen, open_content, see, see_all
 from owl_swin.index.store import Card, NoArchiveError, Regions, Store, Where
 from owl_swin.index.update import Engine, Progress, Update
 from owl_swin.postprocess import check_fraction
-from owl_swin.query import Query
+from owl_swin.queries import Query
 from owl_swin.types import QueryEmbeddings
 
 # So many writes leave about as many files, which make a search slower: 160 of them 47 ms instead of 19.

@@ -23,7 +23,7 @@ from owl_swin.errors import ArchiveError, ImageError, QueryError
 from owl_swin.exemplar import Exemplar
 from owl_swin.formats import to_record
 from owl_swin.postprocess import check_threshold
-from owl_swin.query import Query
+from owl_swin.queries import Query
 from owl_swin.server.batching import Batcher, QueueFull
 from owl_swin.server.cache import ByteCache
 from owl_swin.server.fetching import fetch

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from owl_swin.checkpoint import load_tensors, read_tensors
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import ConfigError, DataError
+from owl_swin.families.weights import load_tensors, read_tensors
 from owl_swin.models.text import TextEncoder
 from owl_swin.tokenizer import get_tokenizer
 

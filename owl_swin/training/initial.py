@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from owl_swin.checkpoint import checkpoint_path, dequantise, read_tensors
 from owl_swin.errors import CheckpointError, ConfigError
+from owl_swin.families.owl_swin import checkpoint_path
+from owl_swin.families.weights import dequantise, read_tensors
 from owl_swin.models.owl_swin import OwlSwin
 
 
@@ -45,7 +46,7 @@ def _load(model: OwlSwin, tensors: dict[str, Tensor], source: str) -> None:
 
 
 def _published_swin(model: OwlSwin, name: str) -> dict[str, Tensor]:
-    from owl_swin.published import load_swin
+    from owl_swin.families.swin_weights import load_swin
 
     return load_swin(name, padding=model.config.image.padding).state_dict()
 

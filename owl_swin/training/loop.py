@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from owl_swin.checkpoint import save_checkpoint
 from owl_swin.config import ModelConfig, read_toml, to_mapping
 from owl_swin.errors import OwlSwinError
+from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.align import AlignTask
 from owl_swin.training.config import TrainConfig

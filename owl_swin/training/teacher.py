@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from owl_swin.checkpoint import load_tensors, read_tensors
 from owl_swin.errors import MissingExtraError
+from owl_swin.families.weights import load_tensors, read_tensors
 from owl_swin.training.config import TeacherConfig
 
 # Pictures of one pass: on two cores small ones run twice as fast, in bfloat16 throughout twice again.

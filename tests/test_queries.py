@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from owl_swin.checkpoint import fingerprint
 from owl_swin.config import CalibrationConfig
 from owl_swin.detector import Detector
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import Exemplar
-from owl_swin.query import Query, score_queries
+from owl_swin.models.network import fingerprint
+from owl_swin.queries import Query, score_queries
 from owl_swin.types import ExtraEmbeddings, ImageEmbeddings, QueryEmbeddings
 
 BOX = (10, 12, 50, 44)

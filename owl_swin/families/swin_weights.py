@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from owl_swin.checkpoint import load_tensors, read_tensors
 from owl_swin.config import SwinConfig
 from owl_swin.errors import CheckpointError, ConfigError
+from owl_swin.families.weights import load_tensors, read_tensors
 from owl_swin.models.swin import SwinEncoder
 
 # Table 7 of arXiv:2103.14030.

@@ -11,16 +11,9 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from owl_swin import safetensors_file
-from owl_swin.checkpoint import (
-    ROW_SCALE,
-    checkpoint_path,
-    dequantise,
-    load_checkpoint,
-    quantise_rows,
-    read_tensors,
-    save_checkpoint,
-)
 from owl_swin.errors import CheckpointError
+from owl_swin.families.owl_swin import checkpoint_path, load_checkpoint, save_checkpoint
+from owl_swin.families.weights import ROW_SCALE, dequantise, quantise_rows, read_tensors
 
 QUANTISED = "text_encoder.tower.token_embedding.weight"
 PLAIN = "image_projection.weight"

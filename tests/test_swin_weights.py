@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from owl_swin.config import SwinConfig
 from owl_swin.errors import CheckpointError, ConfigError
-from owl_swin.published import SWIN_SIZES, convert_state_dict, infer_config, load_swin, swin_config
+from owl_swin.families.swin_weights import SWIN_SIZES, convert_state_dict, infer_config, load_swin, swin_config
 
 TINY = SwinConfig(embed_dim=16, depths=(2, 1), num_heads=(1, 2), window_size=3)
 

@@ -1,0 +1,1 @@
+"""Where weights come from: each family of models reads its own files."""

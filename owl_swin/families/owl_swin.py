@@ -1,0 +1,81 @@
+"""Our own models: one safetensors file that holds weights, configuration and model card."""
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from owl_swin.config import ModelConfig, from_mapping, to_mapping
+from owl_swin.errors import CheckpointError, ConfigError
+from owl_swin.families.weights import ROW_SCALE, dequantise, load_tensors, quantise_rows, read_tensors
+from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.safetensors_file import write_safetensors
+
+FORMAT = "owl_swin-1"
+SHIPPED = ("nano",)
+
+
+def save_checkpoint(path: str | Path, model: OwlSwin, card: Mapping[str, Any], *, int8: bool = True) -> None:
+    """Writes model and card to ``path``, whole or not at all: small tensors as float16, large ones as int8 rows."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu()
+        if int8 and tensor.ndim >= 2 and tensor.numel() >= 4096 and "bias_table" not in name:
+            tensors[name], tensors[name + ROW_SCALE] = quantise_rows(tensor)
+        else:
+            tensors[name] = tensor.half().contiguous()
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(to_mapping(model.config)),
+        "card": json.dumps(dict(card), ensure_ascii=False),
+    }
+    write_safetensors(Path(path), tensors, metadata, what="the model", error=CheckpointError)
+
+
+def load_checkpoint(source: str | Path = "nano") -> tuple[OwlSwin, dict[str, Any]]:
+    """The model, in evaluation mode, and its card, from a name that ships or a file or a folder with model.safetensors.
+
+    A file that is damaged, cut off, no safetensors, or of another architecture raises CheckpointError.
+    """
+    path = checkpoint_path(source)
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: holds no owl_swin model (format {metadata.get('format')!r}, expected {FORMAT!r})"
+        )
+    try:
+        config = from_mapping(ModelConfig, json.loads(metadata["config"]), where=str(path))
+        card = json.loads(metadata["card"])
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: its configuration cannot be read ({error})") from None
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{path}: its model card must be a JSON object, got {type(card).__name__}")
+    with torch.device("meta"):
+        model = OwlSwin(config)
+    load_tensors(model, dequantise(tensors, str(path)), str(path))
+    return model.eval().requires_grad_(False), card
+
+
+def checkpoint_path(source: str | Path) -> Path:
+    """The file behind a name that ships, a file or a folder."""
+    if str(source) in SHIPPED:
+        return Path(str(files("owl_swin") / "weights" / f"{source}.safetensors"))
+    path = Path(source)
+    try:
+        if path.is_dir():
+            path = path / "model.safetensors"
+        exists = path.is_file()
+    except (OSError, ValueError):
+        exists = False
+    if not exists:
+        names = ", ".join(SHIPPED)
+        raise CheckpointError(
+            f"{source}: no such model; give a .safetensors file, a folder with model.safetensors, or {names}"
+        )
+    return path
