@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from owl_swin.errors import MissingExtraError, QueryError
-from owl_swin.safetensors_file import read_safetensors, write_safetensors
+from owl_swin.files import read_safetensors, write_safetensors
 
 # Where a query comes from.
 ROUTES = ("text", "exemplar")

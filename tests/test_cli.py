@@ -243,7 +243,7 @@ def test_save_into_a_file_is_refused(detect, photos, tmp_path, place):
 def test_a_drawing_that_cannot_be_written_leaves_nothing_half_written(detect, photos, tmp_path):
     (tmp_path / "out" / "0.jpg" / "taken").mkdir(parents=True)
     run = detect(photos[0], "--query", "cat", "--save", tmp_path / "out", "--format", "coco")
-    assert_one_sentence(run, f"{tmp_path / 'out' / '0.jpg'}: cannot be written")
+    assert_one_sentence(run, f"{tmp_path / 'out' / '0.jpg'}: cannot write the drawing here (Is a directory)")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.jpg"]
 
 
@@ -374,7 +374,7 @@ def test_export_writes_a_model_that_finds_the_same(owl_swin, detect, model_file,
     [
         ("copy.pt", "the file to write must end in .safetensors"),
         ("file/copy.safetensors", "cannot write in this folder"),
-        ("folder.safetensors", "cannot write the model here"),
+        ("folder.safetensors", "cannot write a file here (Is a directory)"),
     ],
 )
 def test_export_to_a_place_that_cannot_be_written_is_one_sentence(owl_swin, model_file, tmp_path, place, sentence):

@@ -18,7 +18,7 @@ FILES = {
 }
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
-    {"errors", "types", "boxes", "safetensors_file"},
+    {"errors", "types", "boxes", "files"},
     {"config", "image", "tokenizer"},
     {"models"},
     {"families", "exemplar", "queries", "postprocess", "render", "runtime", "formats"},

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from owl_swin.cli.output import make_folder, write_whole
+from owl_swin.files import make_folder_of, write_json
 
 app = typer.Typer(help="Speed, measured on this machine.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -113,11 +113,10 @@ def search(
 def _prepare(json_out: Path | None) -> None:
     """Finds out before the work whether its result can be kept."""
     if json_out is not None:
-        make_folder(json_out.parent)
+        make_folder_of(json_out)
 
 
 def _tell(result: dict[str, Any], json_out: Path | None) -> None:
-    text = json.dumps(result, indent=2)
     if json_out is not None:
-        write_whole(json_out, (text + "\n").encode())
-    print(text)
+        write_json(json_out, result, what="the result")
+    print(json.dumps(result, indent=2))

@@ -1,19 +1,17 @@
 """What `owl-swin info` says of a data set: how it was understood, what it holds, what is wrong with it."""
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from owl_swin.cli.output import make_folder, write_whole
 from owl_swin.errors import OwlSwinError
+from owl_swin.files import IMAGE_FORMS, make_folder_of, write_image
 
 # Rows of the table of classes: the most and the least frequent ones.
 TOP, RAREST = 10, 5
 # Without --check, so many pictures of a set for alignment are read, at this side in pixels.
 READ_PICTURES, PICTURE_PX = 2000, 128
-FORMS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
 def describe_data(
@@ -26,8 +24,8 @@ def describe_data(
     from owl_swin.data.scenes import load_scenes
     from owl_swin.data.summary import summarise_pictures, summarise_scenes
 
-    if save is not None and save.suffix.lower() not in FORMS:
-        raise OwlSwinError(f"{save}: the sheet's name must end in {', '.join(FORMS)}")
+    if save is not None and save.suffix.lower() not in IMAGE_FORMS:
+        raise OwlSwinError(f"{save}: the sheet's name must end in {', '.join(IMAGE_FORMS)}")
     config = DataConfig(kind, path, images, split, size=PICTURE_PX)
     about: dict[str, Any] = {"path": path, "kind": kind}
     if kind in DETECT_KINDS:
@@ -41,10 +39,8 @@ def describe_data(
         about["only_the_first"] = len(pictures.images) == READ_PICTURES and not check
         sheet = sheet_of_pictures(pictures, 2 * samples) if save else None
     if save is not None and sheet is not None:
-        content = io.BytesIO()
-        sheet.save(content, FORMS[save.suffix.lower()], quality=90)
-        make_folder(save.parent)
-        write_whole(save, content.getvalue())
+        make_folder_of(save)
+        write_image(save, sheet, what="the sheet")
         about["sheet"] = str(save)
     return about
 

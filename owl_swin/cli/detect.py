@@ -1,6 +1,5 @@
 """`owl-swin detect`: pictures in, boxes out."""
 
-import io
 import json
 import os
 import sys
@@ -14,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from owl_swin.cli.asking import Asked, add_saved, check_query_file, make_queries
-from owl_swin.cli.output import make_folder, write_whole
 from owl_swin.errors import ImageError, OwlSwinError
+from owl_swin.files import make_folder, make_folder_of, write_image
 from owl_swin.formats import to_coco, to_label_studio, to_record
 from owl_swin.image import open_image
 from owl_swin.types import Detections
@@ -119,7 +118,7 @@ def detect(
         _check_apart(images, save)
     folder = _Folder(save) if save is not None else None
     if save_query is not None and own is not None:
-        make_folder(save_query.parent)
+        make_folder_of(save_query)
         own.save(save_query)
         print(f"wrote {save_query}", file=sys.stderr)
     failed = 0
@@ -200,10 +199,8 @@ class _Folder:
             number += 1
             name = f"{stem}-{number}"
         self._taken.add(name)
-        content = io.BytesIO()
-        drawing.save(content, "JPEG", quality=92)
         path = self._folder / f"{name}.jpg"
-        write_whole(path, content.getvalue())
+        write_image(path, drawing, what="the drawing", quality=92)
         print(f"wrote {path}", file=sys.stderr)
         return name
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from owl_swin.cli.asking import is_file
-from owl_swin.cli.output import make_folder, write_whole
 from owl_swin.errors import DataError, OwlSwinError
+from owl_swin.files import make_folder_of, write_bytes, write_json
 
 if TYPE_CHECKING:
     from owl_swin.detector import Detector
@@ -255,7 +255,7 @@ def calibrate(
         raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
     for path in (to, plot):
         if path is not None:
-            make_folder(path.parent)
+            make_folder_of(path)
     detector = _detector(model, device, image_size, json_out)
     result, cure = evaluate_calibration(
         detector,
@@ -273,7 +273,7 @@ def calibrate(
         content = io.BytesIO()
         shown = panels if fit else {"as it is": result["reliability"]}
         draw_reliability(shown).save(content, "PNG")  # type: ignore[arg-type]
-        write_whole(plot, content.getvalue())
+        write_bytes(plot, content.getvalue(), what="the plot")
     if to is not None:
         network = detector.model
         network.config = replace(network.config, calibration=calibrated(network.config.calibration, cure, by))
@@ -348,19 +348,18 @@ def _detector(model: str, device: str, image_size: int | None, json_out: Path | 
     from owl_swin.detector import Detector
 
     if json_out is not None:  # a place that cannot be written is said before the long part, not after it
-        make_folder(json_out.parent)
+        make_folder_of(json_out)
     return Detector.from_pretrained(model, device=device, image_size=image_size)
 
 
 def _finish(result: dict[str, Any], json_out: Path | None) -> None:
-    text = json.dumps(result, indent=2)
     if json_out is not None:
-        write_whole(json_out, (text + "\n").encode())
+        write_json(json_out, result, what="the result")
     for line in figures_table(result):
         print(line, file=sys.stderr)
     for sentence in result.get("broken", ()):
         print(f"owl-swin: {sentence}", file=sys.stderr)
-    print(text)
+    print(json.dumps(result, indent=2))
 
 
 def _names(value: str | None) -> list[str] | None:

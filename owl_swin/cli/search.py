@@ -1,6 +1,5 @@
 """`owl-swin search`: where in an archive is the thing that is named or shown?"""
 
-import io
 import json
 import re
 import sys
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from owl_swin.cli.asking import Asked, add_saved, make_queries
-from owl_swin.cli.output import make_folder, write_whole
 from owl_swin.errors import OwlSwinError, QueryError
+from owl_swin.files import make_folder_of, write_image
 from owl_swin.index.match import Match
 from owl_swin.index.store import NoArchiveError
 
@@ -153,9 +152,7 @@ def _save_sheet(index: "RegionIndex", found: list[list[Match]], path: Path) -> N
         return
     matches = [match for one in found for match in one]
     sheet = sheet_of_matches(index, matches, [number for number, one in enumerate(found) for _ in one])
-    content = io.BytesIO()
-    sheet.save(content, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=90)
-    write_whole(path, content.getvalue())
+    write_image(path, sheet, what="the sheet")
     print(f"wrote {path}", file=sys.stderr)
 
 
@@ -216,4 +213,4 @@ def _time(option: str, text: str | None) -> float | None:
 def _check_sheet(path: Path) -> None:
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise OwlSwinError(f"{path}: the sheet of --save must end in .jpg or .png")
-    make_folder(path.parent)
+    make_folder_of(path)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from owl_swin.cli.output import make_folder
 from owl_swin.errors import OwlSwinError
+from owl_swin.files import make_folder, make_folder_of
 
 
 def train(
@@ -102,6 +102,6 @@ def export(
         network.config = replace(network.config, image_size=check_image_size(image_size))
     if to.suffix != ".safetensors":
         raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
-    make_folder(to.parent)
+    make_folder_of(to)
     save_checkpoint(to, network, old_card)
     print(f"{to}  {to.stat().st_size / 1e6:.1f} MB")

@@ -12,8 +12,8 @@ from torch import Tensor
 from owl_swin.config import ModelConfig, from_mapping, to_mapping
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.weights import ROW_SCALE, dequantise, load_tensors, quantise_rows, read_tensors
+from owl_swin.files import write_safetensors
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.safetensors_file import write_safetensors
 
 FORMAT = "owl_swin-1"
 SHIPPED = ("nano",)

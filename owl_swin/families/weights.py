@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from owl_swin.errors import CheckpointError
-from owl_swin.safetensors_file import read_safetensors
+from owl_swin.files import read_safetensors
 
 ROW_SCALE = ".row_scale"
 

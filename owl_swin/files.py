@@ -1,0 +1,149 @@
+"""The one writer of files: whole or not at all, and one sentence where that cannot be.
+
+The content goes to a new file in the folder of the old one, reaches the disk, and takes the old one's place in a single
+step, so that a reader, and whoever comes after a kill or a power cut, finds the old content or the new one. A device or
+a pipe, as /dev/stdout, has no place to take and is written to as it is.
+"""
+
+import io
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from owl_swin.errors import OwlSwinError
+
+IMAGE_FORMS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder that output goes to; where nothing can be written, raises OwlSwinError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("not writable")
+    except (OSError, ValueError) as error:
+        raise OwlSwinError(f"{folder}: cannot write in this folder ({_reason(error)})") from None
+
+
+def make_folder_of(path: Path) -> None:
+    """Makes the folder of a file to be written, and finds out before a long work whether it can be."""
+    with _one_sentence(path, "a file", OwlSwinError):
+        if path.is_dir():
+            raise IsADirectoryError("Is a directory")
+        if _is_special(path):
+            return
+    make_folder(path.parent)
+
+
+def write_bytes(
+    path: Path, content: bytes, *, what: str = "the file", error: type[OwlSwinError] = OwlSwinError
+) -> None:
+    """Writes ``content``; where that cannot be, raises ``error``, which names ``what``."""
+    with _one_sentence(path, what, error):
+        if _is_special(path):
+            path.write_bytes(content)
+            return
+        with _replacing(path) as part:
+            part.write_bytes(content)
+
+
+def write_text(path: Path, text: str, *, what: str = "the file", error: type[OwlSwinError] = OwlSwinError) -> None:
+    """Writes ``text`` as UTF-8."""
+    write_bytes(path, text.encode(), what=what, error=error)
+
+
+def write_json(path: Path, value: Any, *, what: str = "the file", indent: int | None = 2) -> None:
+    """Writes ``value`` as JSON that ends with a newline."""
+    write_text(path, json.dumps(value, indent=indent) + "\n", what=what)
+
+
+def write_image(path: Path, image: Image.Image, *, what: str = "the picture", quality: int = 90) -> None:
+    """Writes ``image`` in the form that the ending of ``path`` names, one of IMAGE_FORMS."""
+    form = IMAGE_FORMS.get(path.suffix.lower())
+    if form is None:
+        raise OwlSwinError(f"{path}: the name of {what} must end in {', '.join(IMAGE_FORMS)}")
+    content = io.BytesIO()
+    image.save(content, form, quality=quality)
+    write_bytes(path, content.getvalue(), what=what)
+
+
+def write_safetensors(
+    path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], *, what: str, error: type[OwlSwinError]
+) -> None:
+    """Writes ``tensors``; where that cannot be, raises ``error``, which names ``what``."""
+    with _one_sentence(path, what, error):
+        if _is_special(path):
+            path.write_bytes(save(tensors, dict(metadata)))
+            return
+        with _replacing(path) as part:
+            save_file(tensors, part, metadata=dict(metadata))
+
+
+def read_safetensors(path: Path, *, error: type[OwlSwinError]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file; one that is missing, damaged or cut off raises ``error``."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as reason:
+        raise error(f"{path}: not a whole safetensors file ({reason})") from None
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what writers that were killed left unfinished in a folder that only this process writes to."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A new empty file beside ``path`` that takes its place at the end; an error leaves nothing of it."""
+    target = Path(os.path.realpath(path))  # a link goes on pointing to the file
+    if target.is_dir():
+        raise IsADirectoryError("Is a directory")
+    part = target.with_name(f".{secrets.token_hex(6)}.part")
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        mode = (target if target.exists() else part).stat().st_mode & 0o777
+        yield part
+        _to_disk(part, os.O_RDWR)
+        part.chmod(mode)  # safetensors makes files that only their owner can read
+        os.replace(part, target)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # not every system lets a folder be opened
+        _to_disk(target.parent, os.O_RDONLY)
+
+
+def _to_disk(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _one_sentence(path: Path, what: str, error: type[OwlSwinError]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as reason:
+        raise error(f"{path}: cannot write {what} here ({_reason(reason)})") from None
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
