@@ -23,13 +23,21 @@ from owl_swin.exemplar import (
 )
 from owl_swin.families.owl_swin import load_checkpoint
 from owl_swin.image import FRAME_MULTIPLE, Frame, ImageSource, check_image_size, open_image
-from owl_swin.models.network import fingerprint
+from owl_swin.models.network import Spec
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.postprocess import check_fraction, detections_from_logits
-from owl_swin.queries import Query, as_query, encode_queries, score_queries
+from owl_swin.queries import Query, as_query, encode_queries
 from owl_swin.runtime import pick_device
+from owl_swin.scoring import score
 from owl_swin.tokenizer import clean_text, get_tokenizer
-from owl_swin.types import BlockAttention, Classification, Detections, ImageEmbeddings, QueryEmbeddings
+from owl_swin.types import (
+    BlockAttention,
+    Classification,
+    Detections,
+    ImageEmbeddings,
+    PatchLogitInputs,
+    QueryEmbeddings,
+)
 
 # The class-free mode gives its boxes this name.
 ANYTHING = "object"
@@ -75,7 +83,7 @@ class Detector:
         self.image_size = check_image_size(model.config.image_size if image_size is None else image_size)
         text = model.config.text
         self._tokenizer = get_tokenizer(text.context_length, text.open_clip)
-        self._fingerprint = ""
+        self._spec: Spec | None = None
 
     @classmethod
     def from_pretrained(
@@ -113,11 +121,21 @@ class Detector:
         return [item for item in encoded if item is not None]
 
     @property
+    def spec(self) -> Spec:
+        """What other rooms may know of the model, with its weights as they were when this was first asked for."""
+        if self._spec is None:
+            self._spec = self.model.spec
+        return self._spec
+
+    @property
+    def name(self) -> str:
+        """What the model card calls the model; without a card, its configuration."""
+        return str(self.card.get("name") or self.spec.name)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the model's weights as they were when it was first asked for; queries carry it when encoded."""
-        if not self._fingerprint:
-            self._fingerprint = fingerprint(self.model)
-        return self._fingerprint
+        return self.spec.fingerprint
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[str | Exemplar | Query]) -> QueryEmbeddings:
@@ -155,13 +173,16 @@ class Detector:
         return combine(torch.stack([self._encode_exemplar(exemplar) for exemplar in exemplars]))
 
     @torch.inference_mode()
-    def score(self, encoded: EncodedImage, queries: QueryEmbeddings) -> Tensor:
+    def score(self, patches: EncodedImage | PatchLogitInputs, queries: QueryEmbeddings) -> Tensor:
         """Calibrated logits [P, Q] of every patch for every query; their sigmoid is the score.
 
-        ``query.score_queries`` says how texts, exemplars and negatives of one query are joined.
+        ``patches`` are those of an encoded picture or stored regions. ``scoring.score`` says how texts, exemplars and
+        negatives of one query are joined.
         """
         self._check_fit(queries)
-        return score_queries(encoded.embeddings, queries, self.model.config.calibration)
+        if isinstance(patches, EncodedImage):
+            patches = patches.embeddings
+        return score(patches, queries, self.spec.calibration)
 
     @torch.inference_mode()
     def similarity(self, image: ImageSource | EncodedImage, queries: Queries = None) -> Tensor:

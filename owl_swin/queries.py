@@ -1,6 +1,5 @@
-"""Queries of several parts: texts, exemplars and negatives of one thing, and how their scores are joined."""
+"""Queries of several parts: texts, exemplars and negatives of one thing, and how they are encoded."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -9,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_swin.config import CalibrationConfig
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import Exemplar
-from owl_swin.models.owl_swin import score
 from owl_swin.tokenizer import clean_text
-from owl_swin.types import ExtraEmbeddings, ImageEmbeddings, QueryEmbeddings
+from owl_swin.types import ExtraEmbeddings, QueryEmbeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,39 +99,6 @@ def encode_queries(
             tuple(route for _, route, _, _ in extra),
         )
     return QueryEmbeddings(rows, tuple(q.name for q in queries), tuple(route for _, route in first), extras)
-
-
-def score_queries(images: ImageEmbeddings, queries: QueryEmbeddings, calibration: CalibrationConfig) -> Tensor:
-    """Calibrated logits [..., P, Q] of every patch for every query; their sigmoid is the score.
-
-    All embeddings of all queries go through one matrix product, and each is calibrated by its own route. A query with
-    texts and exemplars has the mean of both logits, weighted by its share. Negatives multiply the score by the chance
-    that the patch shows the query rather than the negative that fits best: sigmoid(own logit - that logit). So a
-    negative never raises a score, a negative that fits much worse leaves it as it is, and nothing is rescaled.
-    """
-    extras = queries.extras
-    embeds, routes = queries.query_embeds.to(images.class_embeds), queries.routes
-    if extras is not None:
-        embeds, routes = torch.cat([embeds, extras.embeds.to(embeds)]), routes + extras.routes
-    logits = score(images, embeds)  # [..., P, Q + X]
-    scale = logits.new_tensor([getattr(calibration, f"{route}_scale") for route in routes])
-    bias = logits.new_tensor([getattr(calibration, f"{route}_bias") for route in routes])
-    logits = logits * scale + bias
-    if extras is None:
-        return logits
-    own, extra = logits[..., : len(queries)].clone(), logits[..., len(queries) :]
-    owners, shares = extras.owners.to(own.device), extras.shares.to(own)
-    shared, negative = shares > 0, shares == 0
-    own[..., owners[shared]] = torch.lerp(own[..., owners[shared]], extra[..., shared], shares[shared])
-    return _against(own, extra[..., negative], owners[negative])
-
-
-def _against(logits: Tensor, negatives: Tensor, owners: Tensor) -> Tensor:
-    """Logits [..., Q] of sigmoid(logit) · sigmoid(logit - best negative), for negatives [..., X] of queries [X]."""
-    best = torch.full_like(logits, -math.inf)  # of a query without negatives: its logit stays as it is, to the bit
-    best = best.scatter_reduce(-1, owners.expand_as(negatives), negatives, "amax")
-    margin = logits - best
-    return -torch.stack([-logits, -margin, -logits - margin]).logsumexp(0)
 
 
 def _mean(embeds: Tensor) -> Tensor:

@@ -27,30 +27,36 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True, slots=True)
-class ImageEmbeddings:
+class PatchLogitInputs:
+    """What scoring reads of patches: those of a picture, or the stored regions of an archive."""
+
+    class_embeds: Tensor  # [..., P, E], unit length
+    logit_shift: Tensor  # [..., P]
+    logit_scale: Tensor  # [..., P], positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageEmbeddings(PatchLogitInputs):
     """Everything about pictures that no query touches; it can be kept and asked again.
 
     A leading batch axis B is there when the pictures were encoded together.
     """
 
     image_embed: Tensor  # [..., E], unit length: the whole picture
-    class_embeds: Tensor  # [..., P, E], unit length: every patch
     pred_boxes: Tensor  # [..., P, 4], cxcywh in the model frame
     objectness_logits: Tensor  # [..., P]
-    logit_shift: Tensor  # [..., P]
-    logit_scale: Tensor  # [..., P], positive
     grid_hw: tuple[int, int]  # P = grid_hw[0] * grid_hw[1], row by row
 
     def __getitem__(self, index: int) -> "ImageEmbeddings":
         """One picture out of a batch."""
         return ImageEmbeddings(
-            self.image_embed[index],
             self.class_embeds[index],
-            self.pred_boxes[index],
-            self.objectness_logits[index],
             self.logit_shift[index],
             self.logit_scale[index],
-            self.grid_hw,
+            image_embed=self.image_embed[index],
+            pred_boxes=self.pred_boxes[index],
+            objectness_logits=self.objectness_logits[index],
+            grid_hw=self.grid_hw,
         )
 
 
@@ -157,6 +163,24 @@ class QueryEmbeddings:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __getitem__(self, index: int) -> "QueryEmbeddings":
+        """One query with all that belongs to it."""
+        index = range(len(self))[index]
+        extras = self.extras
+        if extras is not None:
+            own = extras.owners == index
+            routes = tuple(route for route, keep in zip(extras.routes, own.tolist(), strict=True) if keep)
+            extras = ExtraEmbeddings(
+                extras.embeds[own], torch.zeros_like(extras.owners[own]), extras.shares[own], routes
+            )
+        return replace(
+            self,
+            query_embeds=self.query_embeds[index : index + 1],
+            names=self.names[index : index + 1],
+            routes=self.routes[index : index + 1],
+            extras=extras if extras is not None and len(extras) else None,
+        )
 
     def __add__(self, other: "QueryEmbeddings") -> "QueryEmbeddings":
         """These queries and then the others; those of two models, or of two sizes, raise QueryError."""

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from owl_swin.detector import ANYTHING, Detector
 from owl_swin.errors import CheckpointError, ConfigError, ImageError, QueryError
 from owl_swin.exemplar import Exemplar
+from owl_swin.models.network import fingerprint
 from owl_swin.queries import Query
 from owl_swin.types import Detections, QueryEmbeddings
 
@@ -412,6 +413,15 @@ def test_a_detector_from_a_file_finds_what_the_model_finds(model_file, detector,
     assert loaded.card == {"name": "tiny_for_tests"}
     found, expected = (score_table(one.detect(picture, ["cat", "dog"], **ALL)) for one in (loaded, detector))
     assert (found - expected).abs().nanmean() < 0.05  # int8 rows
+
+
+def test_the_spec_says_what_other_rooms_may_know(detector, tiny_model):
+    spec = detector.spec
+    assert (spec.name, spec.family, detector.name) == ("tiny_for_tests", "owl_swin", "tiny_for_tests")
+    assert (spec.embed_dim, spec.image_size, spec.stride, spec.any_size) == (16, 96, 16, True)
+    assert (spec.has_objectness, spec.has_image_embed, spec.has_masks) == (True, True, False)
+    assert spec.fingerprint == fingerprint(tiny_model) and spec.calibration == tiny_model.config.calibration
+    assert Detector(tiny_model, card={"name": "of the card"}, device="cpu").name == "of the card"
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path):

@@ -82,7 +82,13 @@ def four_patches(objectness, boxes=None):
     boxes = boxes or [[0.25, 0.25, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5], [0.25, 0.75, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]]
     zeros = torch.zeros(4)
     return ImageEmbeddings(
-        zeros, torch.eye(4), torch.tensor(boxes), torch.tensor(objectness), zeros, zeros + 1, (2, 2)
+        torch.eye(4),
+        zeros,
+        zeros + 1,
+        image_embed=zeros,
+        pred_boxes=torch.tensor(boxes),
+        objectness_logits=torch.tensor(objectness),
+        grid_hw=(2, 2),
     ), Frame.fit((64, 64), 64)
 
 

@@ -19,7 +19,8 @@ from owl_swin.models.heads import (
     cell_centres,
     grid_prior,
 )
-from owl_swin.models.owl_swin import encode_from_patches, score
+from owl_swin.models.owl_swin import encode_from_patches
+from owl_swin.scoring import raw_logits
 from owl_swin.types import ImageEmbeddings
 
 ENCODER = SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), window_size=4)
@@ -216,7 +217,7 @@ def embeddings(batch, count, dim=4, seed=0):
 def test_score_is_cosine_plus_shift_times_scale():
     images = embeddings(2, 3)
     queries = torch.nn.functional.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(1)), dim=-1)
-    logits = score(images, queries)
+    logits = raw_logits(images, queries)
     assert logits.shape == (2, 3, 5)
     for b in range(2):
         for p in range(3):
@@ -229,13 +230,13 @@ def test_score_is_cosine_plus_shift_times_scale():
 def test_score_of_a_batch_is_that_of_each_picture():
     images = embeddings(3, 4)
     queries = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(2))  # its own queries for each picture
-    together = score(images, queries)
+    together = raw_logits(images, queries)
     for i in range(3):
-        assert_close(together[i], score(images[i], queries[i]))
+        assert_close(together[i], raw_logits(images[i], queries[i]))
 
 
 def test_score_without_queries_is_empty():
-    assert score(embeddings(1, 3), torch.zeros(0, 4)).shape == (1, 3, 0)
+    assert raw_logits(embeddings(1, 3), torch.zeros(0, 4)).shape == (1, 3, 0)
 
 
 # --- The whole network ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ FILES = {
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
     {"errors", "types", "boxes", "files"},
-    {"config", "image", "tokenizer"},
+    {"config", "image", "tokenizer", "scoring"},
     {"models"},
     {"families", "exemplar", "queries", "postprocess", "render", "runtime", "formats"},
     {"data"},

@@ -1,4 +1,4 @@
-"""Queries of several parts: how texts, exemplars and negatives of one thing are encoded, scored and kept in a file."""
+"""Queries of several parts: how texts, exemplars and negatives of one thing are encoded and kept in a file."""
 
 import json
 import math
@@ -19,8 +19,8 @@ from owl_swin.detector import Detector
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import Exemplar
 from owl_swin.models.network import fingerprint
-from owl_swin.queries import Query, score_queries
-from owl_swin.types import ExtraEmbeddings, ImageEmbeddings, QueryEmbeddings
+from owl_swin.queries import Query
+from owl_swin.types import ExtraEmbeddings, QueryEmbeddings
 
 BOX = (10, 12, 50, 44)
 OTHER_BOX = (50, 30, 88, 58)
@@ -126,72 +126,6 @@ def test_a_query_of_one_part_is_that_part(detector, picture):
 
 
 # --- Scores --------------------------------------------------------------------------------------------------------
-
-
-def one_patch(axis: int) -> ImageEmbeddings:
-    """A picture of one patch that lies on an axis: its raw logit is 4 for a query on the axis, 0 for one across."""
-    zero = torch.zeros(1)
-    return ImageEmbeddings(torch.eye(3)[axis], torch.eye(3)[[axis]], torch.zeros(1, 4), zero, zero, zero + 4, (1, 1))
-
-
-def queries_of_axes(first: int, *extras: tuple[int, float]) -> QueryEmbeddings:
-    """One text query on an axis, with exemplars on others."""
-    axes, shares = [axis for axis, _ in extras], [share for _, share in extras]
-    owners = torch.zeros(len(axes), dtype=torch.long)
-    extra = ExtraEmbeddings(torch.eye(3)[axes], owners, torch.tensor(shares), ("exemplar",) * len(axes))
-    return QueryEmbeddings(torch.eye(3)[[first]], ("thing",), (), extra)
-
-
-@pytest.mark.parametrize("share, axis, expected", [(0.25, 0, 3.0), (0.25, 1, 1.0), (0.25, 2, 0.0), (0.5, 1, 2.0)])
-def test_the_logit_of_text_and_exemplar_is_their_weighted_mean(share, axis, expected):
-    logits = score_queries(one_patch(axis), queries_of_axes(0, (1, share)), AS_IT_IS)
-    assert_close(logits, torch.tensor([[expected]]))
-
-
-def test_each_part_is_calibrated_by_its_own_route():
-    calibration = CalibrationConfig(text_scale=2, text_bias=1, exemplar_scale=0.5, exemplar_bias=-1)
-    logits = score_queries(one_patch(0), queries_of_axes(0, (0, 0.25)), calibration)
-    assert_close(logits, torch.tensor([[0.75 * (4 * 2 + 1) + 0.25 * (4 * 0.5 - 1)]]))
-
-
-@pytest.mark.parametrize(
-    "axis, own, negative",
-    [(0, 4.0, 0.0), (1, 0.0, 4.0), (2, 0.0, 0.0)],
-)
-def test_a_negative_multiplies_the_score_by_the_chance_that_it_is_not_meant(axis, own, negative):
-    score = score_queries(one_patch(axis), queries_of_axes(0, (1, 0.0)), AS_IT_IS).sigmoid()
-    expected = 1 / (1 + math.exp(-own)) * 1 / (1 + math.exp(negative - own))
-    assert score.item() == pytest.approx(expected, abs=1e-6)
-
-
-def test_of_several_negatives_the_one_that_fits_best_counts():
-    for axis in range(3):
-        one, both = (
-            score_queries(one_patch(axis), queries_of_axes(0, *negatives), AS_IT_IS)
-            for negatives in ([(1, 0.0)] if axis == 1 else [(2, 0.0)], [(1, 0.0), (2, 0.0), (2, 0.0)])
-        )
-        assert_close(one, both)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31), st.lists(st.integers(0, 3), max_size=6), st.floats(-30, 30))
-def test_negatives_only_lower_the_scores_of_their_owners(seed, owners, shift):
-    torch.manual_seed(seed)
-    unit = torch.nn.functional.normalize(torch.randn(20 + 4 + len(owners), 8), dim=1)
-    patches, own, extra = unit.split([20, 4, len(owners)])
-    zeros = torch.zeros(20)
-    image = ImageEmbeddings(own[0], patches, torch.zeros(20, 4), zeros, zeros + shift, zeros + 5, (4, 5))
-    plain = QueryEmbeddings(own, tuple("abcd"))
-    negatives = ExtraEmbeddings(
-        extra, torch.tensor(owners, dtype=torch.long), torch.zeros(len(owners)), ("text",) * len(owners)
-    )
-    before = score_queries(image, plain, AS_IT_IS)
-    after = score_queries(image, replace(plain, extras=negatives), AS_IT_IS)
-    assert after.shape == (20, 4)
-    assert after.isfinite().all()
-    assert (after <= before + 1e-4).all()
-    untouched = [i for i in range(4) if i not in owners]
-    assert_close(after[:, untouched], before[:, untouched], atol=1e-4, rtol=0)
 
 
 def test_negatives_lower_and_never_answer(detector, picture):

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from owl_swin.config import CalibrationConfig
-from owl_swin.detector import Detector, EncodedImage
-from owl_swin.image import Frame
+from owl_swin.detector import Detector
 from owl_swin.index.match import Match
 from owl_swin.index.paths import from_text
 from owl_swin.index.store import Regions, Store, Where, vector_dim
-from owl_swin.types import ExtraEmbeddings, ImageEmbeddings, QueryEmbeddings
+from owl_swin.types import ExtraEmbeddings, PatchLogitInputs, QueryEmbeddings
 
 # So many times more regions are fetched from the index than are asked for, and at least so many: some are copies, or
 # the query's negatives speak against them. 16 384 is what Milvus gives at most.
@@ -56,11 +55,8 @@ class Choice:
 def score_rows(detector: Detector, rows: Regions, queries: QueryEmbeddings) -> Array:
     """Scores [N, Q] of stored regions, by the very code that scores the patches of a picture."""
     tensors = [torch.from_numpy(a.astype(np.float32)) for a in (rows.embeds, rows.shift, rows.scale)]
-    embeds, shift, scale = (tensor.to(detector.device) for tensor in tensors)
-    nowhere = embeds.new_zeros(len(embeds), 4)
-    patches = ImageEmbeddings(embeds[:0], embeds, nowhere, shift, shift, scale, (1, len(rows)))
-    line = (1, max(1, len(rows)))
-    return detector.score(EncodedImage(patches, Frame(line, line, line)), queries).sigmoid().cpu().numpy()
+    regions = PatchLogitInputs(*(tensor.to(detector.device) for tensor in tensors))
+    return detector.score(regions, queries).sigmoid().cpu().numpy()
 
 
 def search_vector(query: QueryEmbeddings, calibration: CalibrationConfig) -> Array:
@@ -99,7 +95,7 @@ def best_of_nearest(
     paths that only nearly match can leave few of many. Where the index has given all that it may, every region is
     looked at.
     """
-    vector = search_vector(query, detector.model.config.calibration)
+    vector = search_vector(query, detector.spec.calibration)
     fetch = min(MOST_FETCH, max(LEAST_FETCH, 2 ** math.ceil(math.log2(OVERSAMPLE * wanted))))
     while True:
         rows = store.nearest(vector, fetch, where, probes)

@@ -1,9 +1,50 @@
-"""What other rooms may know of a network."""
+"""What other rooms may know of a network: what it is, and what it does."""
 
 import hashlib
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from owl_swin.config import CalibrationConfig
+from owl_swin.types import ImageEmbeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A network's properties.
+
+    ``fingerprint`` names its weights; ``image_size`` is the longer side in pixels that it was made for and ``stride``
+    the side of a patch; ``any_size`` is False where only one size fits. ``search_norm``: no patch has a vector
+    (scale · embedding, scale · shift) longer than this, or few have.
+    """
+
+    name: str
+    family: str
+    embed_dim: int
+    fingerprint: str
+    image_size: int
+    stride: int
+    any_size: bool
+    has_objectness: bool
+    has_image_embed: bool
+    has_masks: bool
+    search_norm: float
+    calibration: CalibrationConfig
+
+
+class Network(Protocol):
+    """A network behind the query boundary; it knows of no pictures, files or tokenizers."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    def encode_image(self, pixels: Tensor) -> ImageEmbeddings:
+        """Pixels [B, 3, H, W] as its family's preprocessing makes them → everything that no query touches."""
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Token ids [N, L] → unit text embeddings [N, E]."""
 
 
 def fingerprint(model: nn.Module) -> str:

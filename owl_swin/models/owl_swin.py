@@ -1,4 +1,4 @@
-"""The whole network, cut at the query boundary: encode_image, encode_text, score."""
+"""The whole network, cut at the query boundary: encode_image and encode_text."""
 
 import torch
 import torch.nn.functional as F
@@ -6,9 +6,13 @@ from torch import Tensor, nn
 
 from owl_swin.config import ModelConfig
 from owl_swin.models.heads import BoxHead, ClassHead, ObjectnessHead, PatchFusion
+from owl_swin.models.network import Spec, fingerprint
 from owl_swin.models.swin import SwinEncoder
 from owl_swin.models.text import TextEncoder
 from owl_swin.types import ImageEmbeddings
+
+# Longest vector (scale · embedding, scale · shift) of a patch that a trained model of this family gives.
+SEARCH_NORM = 16.0
 
 
 class OwlSwin(nn.Module):
@@ -27,6 +31,25 @@ class OwlSwin(nn.Module):
         self.text_encoder = TextEncoder(config.text, config.embed_dim)
         # Inverse temperature of the alignment loss, as logarithm: starts at 1/0.07 as CLIP does.
         self.alignment_log_scale = nn.Parameter(torch.tensor(2.6593))
+
+    @property
+    def spec(self) -> Spec:
+        """What other rooms may know of this model; its fingerprint is of the weights as they are now."""
+        config = self.config
+        return Spec(
+            name=config.name,
+            family="owl_swin",
+            embed_dim=config.embed_dim,
+            fingerprint=fingerprint(self),
+            image_size=config.image_size,
+            stride=config.heads.stride,
+            any_size=True,
+            has_objectness=True,
+            has_image_embed=True,
+            has_masks=False,
+            search_norm=SEARCH_NORM,
+            calibration=config.calibration,
+        )
 
     def encode_patches(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] → fused patches [B, h, w, D]."""
@@ -60,9 +83,3 @@ def encode_from_patches(model: OwlSwin, patches: Tensor, model_hw: tuple[int, in
         logit_scale=scale,
         grid_hw=grid_hw,
     )
-
-
-def score(images: ImageEmbeddings, query_embeds: Tensor) -> Tensor:
-    """Logits [..., P, Q] of every patch for every query [..., Q, E]: one matrix product."""
-    cosine = images.class_embeds @ query_embeds.transpose(-1, -2)  # [..., P, Q]
-    return (cosine + images.logit_shift[..., None]) * images.logit_scale[..., None]

@@ -10,7 +10,8 @@ from owl_swin.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
 from owl_swin.data.scenes import Scene, Scenes, load_scenes, readable
 from owl_swin.image import normalise
 from owl_swin.models.heads import cell_centres
-from owl_swin.models.owl_swin import OwlSwin, encode_from_patches, score
+from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
+from owl_swin.scoring import raw_logits
 from owl_swin.training.align import AlignBatch, AlignTask, jitter_colours
 from owl_swin.training.augment import Canvas, mosaic
 from owl_swin.training.config import TrainConfig
@@ -168,7 +169,7 @@ class DetectTask:
         images = encode_from_patches(model, patches, (pixels.shape[2], pixels.shape[3]))
         texts = self.bank.embed(model, batch.texts)
         with torch.autocast(device.type, enabled=False):  # a logit needs more than the 3 digits of bfloat16
-            logits = score(images, texts.float())  # [B, P, Q]
+            logits = raw_logits(images, texts.float())  # [B, P, Q]
         stride = model.config.heads.stride
         centres = cell_centres(images.grid_hw) * stride / torch.tensor([pixels.shape[3], pixels.shape[2]])
         centres = centres.to(device)
@@ -209,7 +210,7 @@ class DetectTask:
             columns = batch.exemplars.labels.to(device)
             exemplars = encode_exemplars(model, encode_patches, batch.exemplars)[: len(columns)]
             with torch.autocast(device.type, enabled=False):
-                shown = focal_loss(score(images, exemplars.float()), class_targets[..., columns], **focal)
+                shown = focal_loss(raw_logits(images, exemplars.float()), class_targets[..., columns], **focal)
             parts["exemplar"] = ((shown * asked[..., columns]).sum((1, 2)) / counts).mean()
             total = total + settings.exemplar_weight * parts["exemplar"]
         if self.align is not None and batch.align is not None:
