@@ -13,7 +13,7 @@ from owl_swin.errors import (
 )
 from owl_swin.exemplar import Exemplar
 from owl_swin.families.swin_weights import load_swin
-from owl_swin.formats import to_coco, to_fiftyone, to_label_studio, to_record
+from owl_swin.formats import to_coco, to_csv, to_fiftyone, to_label_studio, to_record, to_voc, to_yolo
 from owl_swin.image import open_image
 from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
 from owl_swin.index.region_index import RegionIndex
@@ -50,8 +50,11 @@ __all__ = [
     "load_swin",
     "open_image",
     "to_coco",
+    "to_csv",
     "to_fiftyone",
     "to_label_studio",
     "to_record",
+    "to_voc",
+    "to_yolo",
 ]
 __version__ = "0.1.0"

@@ -1,66 +1,142 @@
-"""Detections in the forms that other programs read. Plain dicts, ready for JSON."""
+"""Detections in the forms that other programs read: rows, JSON, text and XML, and the classes of other libraries."""
 
-from collections.abc import Sequence
-from typing import Any
+import csv
+import io
+import os
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
 
-from owl_swin.types import Detections
+import numpy as np
+from torch import Tensor
+
+from owl_swin.errors import MissingExtraError, OwlSwinError
+
+# The keys of a box in transformers' pipelines.
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+CSV_COLUMNS = ("image", "width", "height", "query", "label", "score", *CORNERS)
 
 
-def to_record(name: str, found: Detections, *, grid_hw: tuple[int, int] | None = None) -> dict[str, Any]:
-    """One line of JSON: the picture, its size, and the rows of transformers' zero-shot-object-detection pipeline.
+class Found(Protocol):
+    """What the functions here read of a Detections, which calls some of them."""
+
+    @property
+    def boxes(self) -> Tensor: ...  # [N, 4], xyxy pixels
+
+    @property
+    def scores(self) -> Tensor: ...  # [N]
+
+    @property
+    def labels(self) -> Tensor: ...  # [N], indices of names
+
+    @property
+    def patches(self) -> Tensor: ...  # [N]
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def image_hw(self) -> tuple[int, int]: ...
+
+
+class _Row(NamedTuple):
+    query: int
+    name: str
+    score: float
+    box_xyxy: tuple[float, float, float, float]
+
+
+def to_dicts(found: Found) -> list[dict[str, Any]]:
+    """Rows as transformers' zero-shot-object-detection pipeline writes them, with boxes to a hundredth of a pixel.
+
+    Beside its keys each row has ``query``, the index of the query: two queries may have one name.
+    """
+    return [
+        {
+            "label": row.name,
+            "query": row.query,
+            "score": row.score,
+            "box": {corner: round(value, 2) for corner, value in zip(CORNERS, row.box_xyxy, strict=True)},
+        }
+        for row in _rows(found)
+    ]
+
+
+def to_record(name: str, found: Found, *, grid_hw: tuple[int, int] | None = None) -> dict[str, Any]:
+    """One line of JSON: the picture, its size, and the rows of to_dicts().
 
     With ``grid_hw``, rows and columns of the grid of patches, each detection also says which patch answered, counted
     from 0 row by row.
     """
     height, width = found.image_hw
     record: dict[str, Any] = {"image": name, "width": width, "height": height}
-    rows = found.to_dicts()
+    rows = to_dicts(found)
     if grid_hw is not None:
         record["grid"] = list(grid_hw)
         rows = [{**row, "patch": patch} for row, patch in zip(rows, found.patches.tolist(), strict=True)]
     return {**record, "detections": rows}
 
 
-def to_coco(names: Sequence[str], results: Sequence[Detections]) -> dict[str, Any]:
-    """A COCO data set whose annotations carry a score: boxes are [x, y, width, height], ids count from 1."""
-    categories: dict[str, int] = {}
+def to_coco(names: Sequence[str], results: Sequence[Found]) -> dict[str, Any]:
+    """A COCO data set whose annotations carry a score: boxes are [x, y, width, height], ids count from 1.
+
+    Every query is a category, also where two have one name; pictures that were asked for one name share its category.
+    ``query`` of an annotation is the index among its picture's queries.
+    """
+    categories: dict[tuple[str, int], int] = {}  # a name and how often it came before in the picture's list → id
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, (name, found) in enumerate(zip(names, results, strict=True), start=1):
         height, width = found.image_hw
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        before: Counter[str] = Counter()
+        category_ids = []
         for query in found.names:
-            categories.setdefault(query, len(categories) + 1)
-        for one in found:
-            x0, y0, x1, y1 = one.box_xyxy
+            category_ids.append(categories.setdefault((query, before[query]), len(categories) + 1))
+            before[query] += 1
+        for row in _rows(found):
+            x0, y0, x1, y1 = row.box_xyxy
             box = [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)]
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_id,
-                    "category_id": categories[one.name],
+                    "category_id": category_ids[row.query],
                     "bbox": box,
                     "area": round(box[2] * box[3], 2),
                     "iscrowd": 0,
-                    "score": round(one.score, 6),
+                    "score": row.score,
+                    "query": row.query,
                 }
             )
-    named = [{"id": category_id, "name": name} for name, category_id in categories.items()]
+    named = [{"id": category_id, "name": name} for (name, _), category_id in categories.items()]
     return {"images": images, "categories": named, "annotations": annotations}
 
 
 def to_label_studio(
-    names: Sequence[str], results: Sequence[Detections], *, model_version: str = "owl_swin"
+    names: Sequence[str],
+    results: Sequence[Found],
+    *,
+    model_version: str = "owl_swin",
+    root: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Label Studio tasks with pre-annotations: boxes in percent of the picture."""
+    """Label Studio tasks with pre-annotations: boxes in percent of the picture, ``meta`` holds the index of the query.
+
+    ``root`` is Label Studio's LOCAL_FILES_DOCUMENT_ROOT: the names are then paths below it, and each task shows its
+    picture by the address under which Label Studio serves it. Another name raises OwlSwinError.
+    """
     tasks = []
     for name, found in zip(names, results, strict=True):
         height, width = found.image_hw
         rows: list[dict[str, Any]] = []
-        for one in found:
-            x0, y0, x1, y1 = one.box_xyxy
+        for number, row in enumerate(_rows(found), start=1):
+            x0, y0, x1, y1 = row.box_xyxy
             rows.append(
                 {
+                    "id": f"box{number}",
                     "type": "rectanglelabels",
                     "from_name": "label",
                     "to_name": "image",
@@ -72,28 +148,175 @@ def to_label_studio(
                         "width": 100 * (x1 - x0) / width,
                         "height": 100 * (y1 - y0) / height,
                         "rotation": 0,
-                        "rectanglelabels": [one.name],
+                        "rectanglelabels": [row.name],
                     },
-                    "score": round(one.score, 6),
+                    "score": row.score,
+                    "meta": {"query": row.query},
                 }
             )
         best = max((row["score"] for row in rows), default=0.0)
+        image = name if root is None else label_studio_address(name, root)
         tasks.append(
-            {"data": {"image": name}, "predictions": [{"model_version": model_version, "score": best, "result": rows}]}
+            {"data": {"image": image}, "predictions": [{"model_version": model_version, "score": best, "result": rows}]}
         )
     return tasks
 
 
-def to_fiftyone(found: Detections) -> list[dict[str, Any]]:
+def label_studio_address(name: str | os.PathLike[str], root: str | os.PathLike[str]) -> str:
+    """Where Label Studio serves a file of this machine, whose LOCAL_FILES_DOCUMENT_ROOT is ``root``."""
+    try:
+        path, top = Path(os.path.abspath(name)), Path(os.path.abspath(root))  # noqa: PTH100
+        if not path.is_relative_to(top):
+            path, top = path.resolve(), top.resolve()
+        below = path.relative_to(top)
+    except (OSError, ValueError):
+        raise OwlSwinError(f"{name}: does not lie below {root}, the folder that Label Studio serves") from None
+    return f"/data/local-files/?d={quote(os.fsencode(below.as_posix()))}"
+
+
+def label_studio_interface(names: Sequence[str]) -> str:
+    """The labelling interface of a Label Studio project into which tasks with these names import as they are."""
+    view = ET.Element("View")
+    ET.SubElement(view, "Image", name="image", value="$image")
+    labels = ET.SubElement(view, "RectangleLabels", name="label", toName="image")
+    for name in dict.fromkeys(names):
+        ET.SubElement(labels, "Label", value=_xml_text(name))
+    return ET.tostring(view, encoding="unicode")
+
+
+def to_fiftyone(found: Found) -> list[dict[str, Any]]:
     """The keyword arguments of fiftyone.Detection, one dict a detection: boxes are [x, y, width, height] in [0, 1] of
-    the picture.
+    the picture, ``query`` the index of the query.
 
     >>> sample["found"] = fiftyone.Detections(detections=[fiftyone.Detection(**row) for row in to_fiftyone(found)])
     """
     height, width = found.image_hw
     rows = []
-    for one in found:
-        x0, y0, x1, y1 = one.box_xyxy
+    for row in _rows(found):
+        x0, y0, x1, y1 = row.box_xyxy
         box = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
-        rows.append({"label": one.name, "bounding_box": box, "confidence": round(one.score, 6)})
+        rows.append({"label": row.name, "bounding_box": box, "confidence": row.score, "query": row.query})
     return rows
+
+
+def to_yolo(found: Found, *, with_scores: bool = False) -> str:
+    """The label file of a picture in YOLO form: "class cx cy w h" a line, in [0, 1] of the picture.
+
+    The class is the index of the query. ``with_scores`` adds the score at the end of each line, as Ultralytics writes
+    predictions; data sets have none.
+    """
+    height, width = found.image_hw
+    lines = []
+    for row in _rows(found):
+        x0, y0, x1, y1 = row.box_xyxy
+        values = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
+        values += [row.score] if with_scores else []
+        lines.append(" ".join([str(row.query), *(f"{value:.6f}" for value in values)]) + "\n")
+    return "".join(lines)
+
+
+def yolo_data(names: Sequence[str]) -> str:
+    """The data.yaml beside the folders labels/ and images/ of a set in YOLO form."""
+    lines = ["path: .", "train: images", "val: images", "names:"]
+    return "\n".join([*lines, *(f"  {index}: {_yaml_text(name)}" for index, name in enumerate(names))]) + "\n"
+
+
+def to_voc(name: str, found: Found) -> str:
+    """The XML file of a picture in Pascal VOC form: corners count from 1 and the last pixel is inside.
+
+    Beside VOC's elements each object has a ``score`` and the index of its ``query``.
+    """
+    height, width = found.image_hw
+    root = ET.Element("annotation")
+    path = Path(name)
+    _add_texts(root, {"folder": path.parent.name, "filename": path.name, "path": name})
+    _add_texts(ET.SubElement(root, "size"), {"width": width, "height": height, "depth": 3})
+    _add_texts(root, {"segmented": 0})
+    for row in _rows(found):
+        thing = ET.SubElement(root, "object")
+        _add_texts(thing, {"name": row.name, "pose": "Unspecified", "truncated": 0, "difficult": 0})
+        _add_texts(thing, {"score": row.score, "query": row.query})
+        x0, y0, x1, y1 = (round(value) for value in row.box_xyxy)
+        xmin, ymin = min(x0 + 1, width), min(y0 + 1, height)
+        corners = {"xmin": xmin, "ymin": ymin, "xmax": max(x1, xmin), "ymax": max(y1, ymin)}
+        _add_texts(ET.SubElement(thing, "bndbox"), corners)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def to_csv(names: Sequence[str], results: Sequence[Found], *, header: bool = True) -> str:
+    """A row a detection: picture, its size, index and name of the query, score, and corners in pixels.
+
+    Texts with a comma, quote or line break stand in quotes (RFC 4180).
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if header:
+        writer.writerow(CSV_COLUMNS)
+    for name, found in zip(names, results, strict=True):
+        height, width = found.image_hw
+        for row in _rows(found):
+            corners = [round(value, 2) for value in row.box_xyxy]
+            writer.writerow([name, width, height, row.query, row.name, row.score, *corners])
+    return text.getvalue()
+
+
+def to_supervision(found: Found) -> Any:
+    """The same as supervision.Detections: class_id is the index of the query, data["class_name"] its name."""
+    try:
+        from supervision import Detections
+    except ImportError:
+        raise MissingExtraError("supervision.Detections", "interop") from None
+    return Detections(
+        xyxy=found.boxes.detach().cpu().numpy().astype(np.float32).reshape(-1, 4),
+        confidence=found.scores.detach().cpu().numpy().astype(np.float32),
+        class_id=found.labels.cpu().numpy().astype(int),
+        data={"class_name": np.array(_labels(found), dtype=str)},
+    )
+
+
+def to_pandas(found: Found) -> Any:
+    """A pandas.DataFrame, one row a detection: label, score, xmin, ymin, xmax, ymax in pixels, query, patch."""
+    try:
+        import pandas
+    except ImportError:
+        raise MissingExtraError("pandas.DataFrame", "interop") from None
+    boxes = found.boxes.detach().cpu().numpy()
+    columns: dict[str, Any] = {
+        "label": pandas.Series(_labels(found), dtype="str"),
+        "score": found.scores.detach().cpu().numpy(),
+        **{corner: boxes[:, i] for i, corner in enumerate(CORNERS)},
+        "query": found.labels.cpu().numpy(),
+        "patch": found.patches.cpu().numpy(),
+    }
+    return pandas.DataFrame(columns)
+
+
+def _rows(found: Found) -> Iterator[_Row]:
+    """The detections as plain numbers, scores to a millionth."""
+    rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    for query, score, (x0, y0, x1, y1) in rows:
+        yield _Row(query, found.names[query], round(score, 6), (x0, y0, x1, y1))
+
+
+def _labels(found: Found) -> list[str]:
+    return [found.names[label] for label in found.labels.tolist()]
+
+
+def _add_texts(parent: ET.Element, values: Mapping[str, object]) -> None:
+    for tag, value in values.items():
+        ET.SubElement(parent, tag).text = _xml_text(str(value))
+
+
+def _yaml_text(text: str) -> str:
+    """The text in double quotes, with escapes for what YAML does not hold as it is."""
+    marks = {'"': '\\"', "\\": "\\\\"}
+    return '"' + "".join(marks.get(c, c if c.isprintable() else f"\\U{ord(c):08x}") for c in text) + '"'
+
+
+def _xml_text(text: str) -> str:
+    """The text without what no XML file may hold, whose place a replacement character takes."""
+    allowed = (
+        c if c in "\t\n\r" or " " <= c < "\ud800" or "\ue000" <= c <= "\ufffd" or c > "\uffff" else "�" for c in text
+    )
+    return "".join(allowed)

@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms
 from owl_swin.boxes import area
 from owl_swin.errors import QueryError
 from owl_swin.image import Frame
-from owl_swin.types import Detections
+from owl_swin.types import Detection, Detections
 
 # Candidates that compete in non-maximum suppression: its cost is quadratic.
 NMS_CANDIDATES = 3000
@@ -39,8 +39,9 @@ def detections_from_logits(
         raise QueryError(f"top_k must be a whole number, at least 1, got {top_k!r}")
     boxes = frame.to_image(boxes_cxcywh)
     scores = logits.sigmoid()
-    answers = (scores >= thresholds) & (logits > -torch.inf) & (area(boxes) > 0)[:, None]  # [P, Q]
-    patches, labels = answers.nonzero(as_tuple=True)
+    possible = (logits > -torch.inf) & (area(boxes) > 0)[:, None]  # [P, Q]
+    best = _best(scores, boxes, possible, names)
+    patches, labels = (possible & (scores >= thresholds)).nonzero(as_tuple=True)
     scores, boxes = scores[patches, labels], boxes[patches]
     # A stable order: equal scores keep the order of patches and queries on every machine.
     order = scores.argsort(descending=True, stable=True)
@@ -50,7 +51,16 @@ def detections_from_logits(
         kept = batched_nms(boxes[order].double(), scores[order].double(), labels[order], nms_iou)
         order = order[kept.sort().values]
     order = order[:top_k]
-    return Detections(boxes[order], scores[order], labels[order], tuple(names), frame.image_hw, patches[order])
+    return Detections(boxes[order], scores[order], labels[order], tuple(names), frame.image_hw, patches[order], best)
+
+
+def _best(scores: Tensor, boxes: Tensor, possible: Tensor, names: Sequence[str]) -> Detection | None:
+    """The answer of the highest score, whatever the threshold; of equals the first."""
+    if not possible.any():
+        return None
+    patch, label = divmod(int(scores.where(possible, -1).argmax()), len(names))
+    x0, y0, x1, y1 = boxes[patch].tolist()
+    return Detection(names[label], float(scores[patch, label]), (x0, y0, x1, y1), label)
 
 
 def check_fraction(name: str, value: float) -> None:

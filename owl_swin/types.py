@@ -12,18 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from owl_swin.errors import MissingExtraError, QueryError
+from owl_swin.errors import QueryError
 from owl_swin.files import read_safetensors, write_safetensors
+from owl_swin.formats import to_dicts, to_pandas, to_supervision
 
 # Where a query comes from.
 ROUTES = ("text", "exemplar")
 QUERY_FORMAT = "owl_swin-queries-1"
-# The keys of a box in transformers' pipelines.
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +269,8 @@ class Detections:
 
     ``boxes [N, 4]`` are xyxy pixels of the caller's picture, clipped to it; ``scores [N]`` lie in [0, 1];
     ``labels [N]`` index the caller's queries, whose own strings are ``names``; ``patches [N]`` is the patch that
-    answered.
+    answered. ``best`` is the answer of the highest score, also where that is below its threshold: what an empty result
+    would have shown at a lower one. None: nothing can answer, or the maker of these detections did not say.
     """
 
     boxes: Tensor
@@ -280,6 +279,7 @@ class Detections:
     names: tuple[str, ...]
     image_hw: tuple[int, int]
     patches: Tensor
+    best: "Detection | None" = None
 
     def __post_init__(self) -> None:
         n = len(self.scores)
@@ -293,7 +293,7 @@ class Detections:
     def __iter__(self) -> Iterator["Detection"]:
         rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
         for box, score, label in rows:
-            yield Detection(self.names[label], score, (box[0], box[1], box[2], box[3]))
+            yield Detection(self.names[label], score, (box[0], box[1], box[2], box[3]), label)
 
     def __getitem__(self, keep: Tensor | slice) -> "Detections":
         """A part of the detections, by mask, indices or slice."""
@@ -306,52 +306,27 @@ class Detections:
         )
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """The shape of transformers' zero-shot-object-detection pipeline, with boxes to a hundredth of a pixel."""
-        return [
-            {
-                "label": d.name,
-                "score": round(d.score, 6),
-                "box": {corner: round(value, 2) for corner, value in zip(CORNERS, d.box_xyxy, strict=True)},
-            }
-            for d in self
-        ]
+        """The shape of transformers' zero-shot-object-detection pipeline, with boxes to a hundredth of a pixel and the
+        index of the query beside it."""
+        return to_dicts(self)
 
     def to_supervision(self) -> Any:
         """The same as supervision.Detections: class_id is the index of the query, data["class_name"] its name."""
-        try:
-            from supervision import Detections as SupervisionDetections
-        except ImportError:
-            raise MissingExtraError("supervision.Detections", "interop") from None
-        names = np.array([self.names[label] for label in self.labels.tolist()], dtype=str)
-        return SupervisionDetections(
-            xyxy=self.boxes.detach().cpu().numpy().astype(np.float32).reshape(-1, 4),
-            confidence=self.scores.detach().cpu().numpy().astype(np.float32),
-            class_id=self.labels.cpu().numpy().astype(int),
-            data={"class_name": names},
-        )
+        return to_supervision(self)
 
     def to_pandas(self) -> Any:
         """A pandas.DataFrame, one row a detection: label, score, xmin, ymin, xmax, ymax in pixels, query, patch."""
-        try:
-            import pandas
-        except ImportError:
-            raise MissingExtraError("pandas.DataFrame", "interop") from None
-        columns: dict[str, Any] = {
-            "label": pandas.Series([self.names[label] for label in self.labels.tolist()], dtype="str"),
-            "score": self.scores.detach().cpu().numpy(),
-        }
-        boxes = self.boxes.detach().cpu().numpy()
-        columns |= {corner: boxes[:, i] for i, corner in enumerate(CORNERS)}
-        return pandas.DataFrame(columns | {"query": self.labels.cpu().numpy(), "patch": self.patches.cpu().numpy()})
+        return to_pandas(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One row of Detections: the caller's name, the score, and the box in xyxy pixels."""
+    """One row of Detections: the caller's name, the score, the box in xyxy pixels, and the index of the query."""
 
     name: str
     score: float
     box_xyxy: tuple[float, float, float, float]
+    query: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,7 +186,7 @@ def test_queries_are_asked_in_the_order_given_and_kept_as_written(detect, photos
     run = detect(
         photos[0], "--query", "cat", "--query", "cat", "--query", "🦉", "--queries", "一只猫, dog,", "--format", "coco"
     )
-    assert [category["name"] for category in json.loads(run.out)["categories"]] == ["cat", "🦉", "一只猫", "dog"]
+    assert [category["name"] for category in json.loads(run.out)["categories"]] == ["cat", "cat", "🦉", "一只猫", "dog"]
 
 
 def test_without_queries_objects_are_found(detect, photos):

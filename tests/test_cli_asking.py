@@ -191,7 +191,7 @@ def test_saved_queries_are_asked_as_they_were(detect, model_file):
         "mug.png", "--query", "cat", "--query-file", "deep/q.safetensors", "--query-file", "deep/q.safetensors",
         "--threshold", "0", "--format", "coco",
     )  # fmt: skip
-    assert [category["name"] for category in json.loads(out)["categories"]] == ["cat", "owl"]
+    assert [category["name"] for category in json.loads(out)["categories"]] == ["cat", "owl", "owl"]
     assert QueryEmbeddings.load("deep/q.safetensors").names == ("owl",)
 
 

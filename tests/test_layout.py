@@ -18,10 +18,10 @@ FILES = {
 }
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
-    {"errors", "types", "boxes", "files"},
+    {"errors", "types", "formats", "boxes", "files"},
     {"config", "image", "tokenizer", "scoring"},
     {"models"},
-    {"families", "exemplar", "queries", "postprocess", "render", "runtime", "formats"},
+    {"families", "exemplar", "queries", "postprocess", "render", "runtime"},
     {"data"},
     {"detector"},
     {"index"},

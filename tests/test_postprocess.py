@@ -36,6 +36,24 @@ def test_nothing_above_the_threshold_is_an_empty_detections():
     assert found.image_hw == (100, 200)
 
 
+@pytest.mark.parametrize(
+    "thresholds, expected", [(0.95, ("cat", 0.9, 0)), ([0.95, 0.1], ("cat", 0.9, 0)), (0.5, ("cat", 0.9, 0))]
+)
+def test_the_best_answer_is_said_also_below_its_threshold(thresholds, expected):
+    best = detect(SCORES, threshold=thresholds).best
+    assert (best.name, best.score, best.query) == (expected[0], pytest.approx(expected[1]), expected[2])
+    assert best.box_xyxy == pytest.approx((0, 0, 100, 50))
+
+
+def test_of_what_cannot_answer_there_is_no_best():
+    never = torch.full((3, 2), -torch.inf)
+    outside = FRAME.from_image(torch.tensor([[300.0, 300, 400, 400]] * 3))
+    assert detections_from_logits(never, BOXES, FRAME, NAMES, threshold=0.0).best is None
+    assert detections_from_logits(torch.zeros(3, 2), outside, FRAME, NAMES, threshold=0.0).best is None
+    never[1, 1] = -50.0
+    assert detections_from_logits(never, BOXES, FRAME, NAMES, threshold=0.5).best.query == 1
+
+
 @pytest.mark.parametrize("n_patches, n_queries", [(0, 2), (3, 0)])
 def test_no_patches_or_no_queries_give_an_empty_detections(n_patches, n_queries):
     empty = torch.zeros(n_patches, n_queries)
@@ -43,6 +61,7 @@ def test_no_patches_or_no_queries_give_an_empty_detections(n_patches, n_queries)
         empty, BOXES[:n_patches], FRAME, NAMES[:n_queries], threshold=0.0, nms_iou=0.5, top_k=5
     )
     assert len(found) == 0
+    assert found.best is None
 
 
 def test_every_pair_at_or_above_the_threshold_is_found_best_first():

@@ -27,15 +27,16 @@ def test_nothing_found_is_an_empty_detections():
 
 def test_rows_carry_the_caller_s_strings():
     assert list(detections()) == [
-        Detection("caterpillar", pytest.approx(0.9), (0, 0, 10, 10)),
-        Detection("cat", 0.5, pytest.approx((1.234567, 2, 30, 4))),
-        Detection("cat", 0.25, (5, 5, 6, 6)),
+        Detection("caterpillar", pytest.approx(0.9), (0, 0, 10, 10), 1),
+        Detection("cat", 0.5, pytest.approx((1.234567, 2, 30, 4)), 0),
+        Detection("cat", 0.25, (5, 5, 6, 6), 2),
     ]
 
 
 def test_dicts_have_the_shape_of_the_transformers_pipeline():
     assert detections().to_dicts()[1] == {
         "label": "cat",
+        "query": 0,
         "score": 0.5,
         "box": {"xmin": 1.23, "ymin": 2.0, "xmax": 30.0, "ymax": 4.0},
     }
