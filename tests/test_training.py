@@ -270,6 +270,30 @@ def test_a_batch_is_a_function_of_the_step(tmp_path):
     assert not equal(task.batch(0).pixels, other.pixels) and not equal(task.batch(0).align, other.align)
 
 
+def test_no_two_draws_of_a_batch_share_a_stream_of_random_numbers(tmp_path, monkeypatch):
+    settings = detect_settings(tmp_path, detect={"exemplars": 2})
+    task = DetectTask(train_config(settings), model_of(settings), ALONE)
+    honest, streams = np.random.default_rng, []
+
+    def recording(seed):
+        streams.append(tuple(np.random.SeedSequence(seed).generate_state(4)))  # (5, 3) and (5, 3, 0) are one
+        return honest(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", recording)
+    for index in range(3):
+        task.batch(index)
+    assert len(streams) == len(set(streams)) == 3 * (1 + 4 + 1)
+
+
+def test_colours_of_a_batch_do_not_hang_on_the_names_of_its_sets(tmp_path):
+    """They came from a seed that was a sum of floats, which another order of summation changes."""
+    settings = detect_settings(tmp_path)
+    model, more = model_of(settings), {**settings, "data": [*settings["data"], settings["data"][0]]}
+    one, other = (DetectTask(train_config(each), model, ALONE).batch(7) for each in (settings, more))
+    assert torch.equal(one.colours, other.colours)
+    assert one.colours.min() >= 0 and one.colours.max() < 1 and len(one.colours.unique()) == one.colours.numel()
+
+
 def test_a_batch_keeps_its_contract(tmp_path):
     settings = detect_settings(tmp_path, batch_size=6)
     settings["data"] = [*settings["data"], {**settings["data"][0], "weight": 2.0}]

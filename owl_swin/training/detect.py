@@ -70,7 +70,8 @@ class DetectTask:
         """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the
         same, and so that the processes together see the scenes that one would. Exemplars are of a process's own
         scenes."""
-        config, rng = self.config, np.random.default_rng((self.config.seed, index))
+        config, rng = self.config, np.random.default_rng((self.config.seed, index, 0, 2))
+        colours = torch.from_numpy(rng.random((config.batch_size * self.process.world, 3), dtype=np.float32))
         shape = SHAPES[rng.integers(len(SHAPES))]
         longer = config.image_size * config.detect.scales[rng.integers(len(config.detect.scales))]
         hw = (max(32, round(longer * shape[0] / 32) * 32), max(32, round(longer * shape[1] / 32) * 32))
@@ -90,9 +91,6 @@ class DetectTask:
         for row, own in zip(counts, asked, strict=True):
             row[torch.searchsorted(classes, own)] = True
         scale = torch.tensor([hw[1], hw[0], hw[1], hw[0]])
-        colours = torch.rand(
-            config.batch_size * self.process.world, 3, generator=torch.Generator().manual_seed(int(ways.sum() * 1e4))
-        )
         return DetectBatch(
             pixels=torch.from_numpy(np.stack([canvas.pixels for canvas in canvases])).permute(0, 3, 1, 2),
             boxes=[xyxy_to_cxcywh(torch.from_numpy(canvas.boxes) / scale) for canvas in canvases],
