@@ -22,10 +22,11 @@ from schemathesis.specs.openapi.checks import (
 from test_cli import Run, assert_one_sentence, owl_swin  # noqa: F401
 
 from owl_swin.bench.serving import benchmark_serving
+from owl_swin.server.addresses import is_public
 from owl_swin.server.app import build_demo, create_app
 from owl_swin.server.batching import Batcher, QueueFull
 from owl_swin.server.cache import ByteCache
-from owl_swin.server.fetching import fetch, is_public
+from owl_swin.server.fetching import fetch
 from owl_swin.server.problems import Problem
 from owl_swin.server.settings import ServerSettings
 
@@ -173,16 +174,36 @@ def test_what_comes_is_answered_as_the_schema_says(detector, mode):
 
 # --- URLs ----------------------------------------------------------------------------------------------------------
 
-PRIVATE = [
-    "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
-    "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::",
-    "64:ff9b::7f00:1", "ff02::1",
+# One address at least of every block of IANA's registries of special purposes, and of every way to wrap IPv4 in IPv6.
+SPECIAL = [
+    "0.0.0.0", "0.1.2.3", "10.1.2.3", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.255.255.254",
+    "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.1",
+    "192.0.0.8", "192.0.0.9", "192.0.0.10", "192.0.0.170", "192.0.0.171",
+    "192.0.2.1", "192.31.196.1", "192.52.193.1", "192.88.99.1", "192.168.1.1", "192.175.48.1", "198.18.0.1",
+    "198.19.255.255", "198.51.100.1", "203.0.113.1", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255",
+    "::", "::1", "::127.0.0.1", "::93.184.216.34", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:93.184.216.34",
+    "::ffff:0:7f00:1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "64:ff9b:1:ffff::5db8:d822", "100::1",
+    "100:0:0:1::1", "2001::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:1::1", "2001:1::2", "2001:1::3",
+    "2001:2::1", "2001:3::1", "2001:4:112::1", "2001:10::1", "2001:20::1", "2001:30::1", "2001:db8::1", "2002:7f00:1::",
+    "2002:5db8:d822::1", "2620:4f:8000::1", "3fff::1", "3fff:fff::1", "5f00::1", "fc00::1", "fd12:3456::1",
+    "fe80::1", "fe80::1%eth0", "fec0::1", "feff::1", "ff02::1", "2606:2800:220:1:0:5efe:10.0.0.1",
+    "2606:2800:220:1:200:5efe:127.0.0.1",
+]  # fmt: skip
+PUBLIC = [
+    "93.184.216.34", "1.1.1.1", "100.63.255.255", "100.128.0.1", "172.15.255.255", "172.32.0.1", "192.0.1.1",
+    "198.17.255.255", "198.20.0.1", "223.255.255.255", "2606:2800:220:1::1", "2001:200::1", "2001:4860:4860::8888",
+    "2003::1", "2a00:1450::1", "64:ff9b::5db8:d822", "2606:2800:220:1:0:5efe:5db8:d822",
 ]  # fmt: skip
 
 
-def test_only_addresses_of_the_open_internet_are_public():
-    assert [address for address in PRIVATE if is_public(address)] == []
-    assert is_public("93.184.216.34") and is_public("2606:2800:220:1::1") and is_public("64:ff9b::5db8:d822")
+@pytest.mark.parametrize("address", SPECIAL)
+def test_an_address_for_a_special_purpose_is_not_public(address):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_an_address_of_the_open_internet_is_public(address):
+    assert is_public(address)
 
 
 class Pictures(http.server.BaseHTTPRequestHandler):

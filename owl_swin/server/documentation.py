@@ -23,7 +23,7 @@ BODY_CODES = (
     "unsupported_media_type", "encoded_body", "invalid_request", "invalid_image", "image_too_large", "invalid_query",
     "too_many_images", "too_many_queries", "url_not_allowed", "url_not_fetched", "busy", "shutting_down",
 )  # fmt: skip
-DOOR_CODES = ("unauthorized", "wrong_host", "cross_origin", "internal")
+DOOR_CODES = ("invalid_header", "unauthorized", "wrong_host", "cross_origin", "internal")
 BINARY: Json = {"type": "string", "format": "binary"}
 
 

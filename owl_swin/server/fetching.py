@@ -1,29 +1,17 @@
 """Pictures by URL: only from hosts that the operator named, never from a private address, never after a redirect."""
 
 import http.client
-import ipaddress
 import socket
 import ssl
 import time
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
+from owl_swin.server.addresses import is_public
 from owl_swin.server.problems import Problem
 
 TIMEOUT_S = 10.0
 CHUNK = 64 * 1024
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet, also where IPv6 only wraps an IPv4 address."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        wrapped = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if wrapped is None and ip in ipaddress.ip_network("64:ff9b::/96"):
-            wrapped = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if wrapped is not None and not is_public(str(wrapped)):
-            return False
-    return ip.is_global and not ip.is_multicast
 
 
 def fetch(

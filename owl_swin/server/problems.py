@@ -16,6 +16,7 @@ MOST_ERRORS = 10
 # Every code that the API answers with: (status, title). Programs may rely on both.
 CODES = {
     "invalid_http": (400, "Not a request of HTTP/1.1"),
+    "invalid_header": (400, "A header cannot be read"),
     "invalid_json": (400, "The body is not JSON"),
     "invalid_multipart": (400, "The body is not multipart/form-data"),
     "invalid_content_length": (400, "The length of the body is not a number"),

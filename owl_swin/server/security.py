@@ -1,28 +1,23 @@
 """The door: who may ask, how much may come in and how slowly. One ASGI layer around the whole application."""
 
 import asyncio
-import base64
-import binascii
-import hmac
 import logging
 import time
+import traceback
 import uuid
 from collections.abc import MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from owl_swin.errors import OwlSwinError
+from owl_swin.server.head import OPEN_PATHS, check_head, headers_of, too_large
 from owl_swin.server.multipart import PlainGauge
 from owl_swin.server.problems import Problem, problem_of
 from owl_swin.server.serving import Serving
-from owl_swin.server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
-# Probes of a load balancer carry no token.
-OPEN_PATHS = ("/healthz", "/readyz")
 PATHS = frozenset(("/v1/detect", "/v1/embed", "/v1/search", "/v1/images", "/v1/model", "/docs", *OPEN_PATHS))
 # What may hold a connection open only to wait: pages of the demo stream their events.
 API = "/v1/"
@@ -55,7 +50,7 @@ class Guard:
         spooled = self._demo and scope["path"] == UPLOAD
         max_bytes = self._settings.max_upload_bytes if spooled else self._settings.max_body_bytes
         try:
-            gauge = PlainGauge(_headers(scope).get("content-type", "")) if spooled else None
+            gauge = PlainGauge(headers_of(scope).get("content-type", "")) if spooled else None
             with _Body(receive, self._serving, max_bytes, gauge) as body:
                 check_head(scope, self._settings, max_bytes)
                 await self._app(scope, body.receive, body.unless_refused(answer.send))
@@ -67,35 +62,13 @@ class Guard:
             await answer.problem(problem_of(error), scope, receive)
         except Exception as error:
             instance = f"urn:uuid:{uuid.uuid4()}"
-            log.exception("%s: %s %s failed", instance, scope["method"], scope["path"], exc_info=error)
+            log.error("%s: %r %r failed\n%s", instance, scope["method"], scope["path"], _failure(error))
             failed = Problem("internal", "the server failed; its log says why, under this instance", instance=instance)
             await answer.problem(failed, scope, receive)
         finally:
             self._serving.metrics.on_request(
                 path_of(scope), scope["method"], answer.status, answer.code, time.monotonic() - started
             )
-
-
-def check_head(scope: Scope, settings: ServerSettings, max_bytes: int) -> None:
-    """Refuses, before anything of the body is read, who may not ask and what cannot be read."""
-    headers = _headers(scope)
-    host = headers.get("host", "").lower()
-    if not settings.token and not settings.open_to_all and host and not _names_this_machine(host, settings.host):
-        # A page elsewhere whose name points here (DNS rebinding) would otherwise have the browser ask for it.
-        raise Problem("wrong_host", "without a token this server answers to localhost only; see --token-file")
-    if "origin" in headers and urlsplit(headers["origin"]).netloc.lower() != host:
-        raise Problem("cross_origin", "pages of other sites may not use this server")
-    if settings.token and scope["path"] not in OPEN_PATHS and not _carries(headers, settings.token):
-        asks = {"WWW-Authenticate": 'Basic realm="owl_swin", charset="UTF-8"'}
-        raise Problem("unauthorized", "send the token: Authorization: Bearer TOKEN", headers=asks)
-    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        raise Problem("encoded_body", "send the body as it is, without Content-Encoding")
-    length = headers.get("content-length")
-    if length is not None:
-        if not (length.isascii() and length.isdigit()):
-            raise Problem("invalid_content_length", "Content-Length must be a number of bytes")
-        if len(length) > 18 or int(length) > max_bytes:
-            raise _too_large(max_bytes)
 
 
 def path_of(scope: Scope) -> str:
@@ -106,31 +79,16 @@ def path_of(scope: Scope) -> str:
     return "/v1/images/{image_id}" if path.startswith("/v1/images/") else "other"
 
 
-def _headers(scope: Scope) -> dict[str, str]:
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-
-
-def _names_this_machine(host: str, own: str) -> bool:
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    return name.strip("[]") in {"localhost", "127.0.0.1", "::1", own.lower()}
-
-
-def _carries(headers: dict[str, str], token: str) -> bool:
-    """Whether the request carries the token: as a bearer, or as the password that a browser asks its user for."""
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    given = value.strip()
-    if scheme.lower() == "basic":
-        try:
-            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
-        except (binascii.Error, ValueError):
-            return False
-    elif scheme.lower() != "bearer":
-        return False
-    return hmac.compare_digest(given.encode(), token.encode())
-
-
-def _too_large(max_bytes: int) -> Problem:
-    return Problem("body_too_large", f"a body has at most {max_bytes} bytes here")
+def _failure(error: BaseException) -> str:
+    """A traceback for the log. Messages stand in quotes, so that what a client sent begins no line of its own."""
+    parts, chain = [], error
+    seen: set[int] = set()
+    while chain is not None and id(chain) not in seen:
+        seen.add(id(chain))
+        frames = "".join(traceback.format_tb(chain.__traceback__))
+        parts.append(f"{frames}{type(chain).__name__}: {str(chain)[:2000]!r}")
+        chain = chain.__cause__ or chain.__context__  # type: ignore[assignment]
+    return "\nraised while handling:\n".join(parts)
 
 
 class _Body:
@@ -185,7 +143,7 @@ class _Body:
         content = message.get("body", b"")
         part = len(content)
         if self._size + part > self._max_bytes:
-            raise _too_large(self._max_bytes)
+            raise too_large(self._max_bytes)
         if self._gauge is None:
             self._serving.hold(part)
         else:
