@@ -11,18 +11,16 @@ from torch import Tensor
 
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import (
-    BOX_PATCHES,
-    MARGIN,
     Exemplar,
     check_box,
     combine,
     most_object_like,
     patch_of_box,
     picture_of,
-    surroundings,
 )
 from owl_swin.families.owl_swin import load_checkpoint
-from owl_swin.image import FRAME_MULTIPLE, Frame, ImageSource, check_image_size, open_image
+from owl_swin.frame import Frame, SwinPreprocess, check_image_size
+from owl_swin.image import ImageSource, open_image
 from owl_swin.models.network import Spec
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.postprocess import check_fraction, detections_from_logits
@@ -81,6 +79,7 @@ class Detector:
         self.model = model.to(self.device).eval()
         self.card = card or {}
         self.image_size = check_image_size(model.config.image_size if image_size is None else image_size)
+        self._preprocess = SwinPreprocess(model.config.heads.stride)
         text = model.config.text
         self._tokenizer = get_tokenizer(text.context_length, text.open_clip)
         self._spec: Spec | None = None
@@ -108,14 +107,13 @@ class Detector:
         if batch_size < 1:
             raise QueryError(f"batch_size must be at least 1, got {batch_size}")
         opened = [open_image(image) for image in images]
-        frames = [Frame.fit((image.height, image.width), self.image_size) for image in opened]
+        frames = [self._preprocess.frame((image.height, image.width), self.image_size) for image in opened]
         encoded: list[EncodedImage | None] = [None] * len(opened)
         for model_hw in dict.fromkeys(frame.model_hw for frame in frames):
             rows = [i for i, frame in enumerate(frames) if frame.model_hw == model_hw]
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
-                pixels = torch.stack([frames[i].pixels(opened[i]) for i in batch]).to(self.device)
-                embeddings = self.model.encode_image(pixels)
+                embeddings = self._encode_pixels([self._preprocess.pixels(opened[i], frames[i]) for i in batch])
                 for place, i in enumerate(batch):
                     encoded[i] = EncodedImage(embeddings[place], frames[i])
         return [item for item in encoded if item is not None]
@@ -203,8 +201,8 @@ class Detector:
         """
         picture = open_image(image)
         size = self.image_size if image_size is None else check_image_size(image_size)
-        pixels = Frame.fit((picture.height, picture.width), size).pixels(picture)
-        return self.model.image_encoder.attention(pixels[None].to(self.device))
+        pixels = self._preprocess.pixels(picture, self._preprocess.frame((picture.height, picture.width), size))
+        return self.model.image_encoder.attention(self._preprocess.normalise(pixels[None].to(self.device)))
 
     @torch.inference_mode()
     def detect(
@@ -337,14 +335,15 @@ class Detector:
             embeddings = self.encode_image(picture).embeddings
             everything = torch.arange(len(embeddings.class_embeds), device=self.device)
             return embeddings.class_embeds[most_object_like(embeddings, everything)]
-        box = check_box(exemplar.box_xyxy, (picture.height, picture.width))
-        part = surroundings(box, (picture.height, picture.width), MARGIN)
-        crop = picture.crop(part)
-        box_side = float((box[2:] - box[:2]).max())
-        side = BOX_PATCHES * self.model.config.heads.stride * max(crop.size) / box_side
-        frame = Frame.fit((crop.height, crop.width), max(FRAME_MULTIPLE, round(side)))
-        embeddings = self.model.encode_image(frame.pixels(crop)[None].to(self.device))[0]
-        return patch_of_box(embeddings, frame, box - box.new_tensor([part[0], part[1]] * 2))
+        image_hw = (picture.height, picture.width)
+        box = check_box(exemplar.box_xyxy, image_hw)
+        frame = self._preprocess.exemplar(image_hw, box.tolist(), self.image_size)
+        embeddings = self._encode_pixels([self._preprocess.pixels(picture, frame)])[0]
+        return patch_of_box(embeddings, frame.from_image(box))
+
+    def _encode_pixels(self, pixels: Sequence[Tensor]) -> ImageEmbeddings:
+        """One batch of pixels in their frames of one size."""
+        return self.model.encode_image(self._preprocess.normalise(torch.stack(list(pixels)).to(self.device)))
 
     def _check_fit(self, queries: QueryEmbeddings) -> None:
         embed_dim = self.model.config.embed_dim

@@ -1,6 +1,5 @@
 """Queries by example: a picture, or a box in it, becomes an embedding that is scored as a text is."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,21 +8,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from owl_swin.boxes import area, clip, pairwise_iou
+from owl_swin.boxes import area, clip, cxcywh_to_xyxy, pairwise_iou
 from owl_swin.errors import QueryError
-from owl_swin.image import Frame, ImageSource, open_image
+from owl_swin.frame import square_around
+from owl_swin.image import ImageSource, open_image
 from owl_swin.types import ImageEmbeddings
 
 # Patches whose box overlaps the exemplar's by this share of the best overlap may stand for it (arXiv:2205.06230).
 NEARLY_BEST = 0.8
-# The box is shown as a picture of its own with these surroundings (share of its longer side, on each side), its longer
-# side four patches long as the boxes the heads start from. One-shot on 123 pictures of small tools (six classes never
-# trained on, all asked of every picture, two draws, nano at 192 px): AP50 9.2; without surroundings of 0.25 but 0.5,
-# 7.5; the patch taken from the whole picture instead, 6.8; least ordinary instead of most object-like, 6.3 there.
-MARGIN = 0.25
-BOX_PATCHES = 4
-# Without a box the patch comes from the whole picture: one-shot on 123 pictures of small tools, one draw, AP50 54.8;
-# its box shown anew as above, 52.9; the whole picture as the thing, 11.1: that is no way out when nothing stands out.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,45 +57,31 @@ def check_box(box_xyxy: Sequence[float], image_hw: tuple[int, int]) -> Tensor:
     return inside
 
 
-def surroundings(box_xyxy: Tensor, image_hw: tuple[int, int], margin: float) -> tuple[int, int, int, int]:
-    """The square around a box, wider than it by ``margin`` of its longer side on every side, cut to the picture.
-
-    Whole xyxy pixels, for PIL's crop.
-    """
-    x0, y0, x1, y1 = box_xyxy.tolist()
-    half = max(x1 - x0, y1 - y0) * (0.5 + margin)
-    x, y = (x0 + x1) / 2, (y0 + y1) / 2
-    height, width = image_hw
-    return (
-        max(0, math.floor(x - half)),
-        max(0, math.floor(y - half)),
-        min(width, math.ceil(x + half)),
-        min(height, math.ceil(y + half)),
-    )
-
-
 def picture_of(exemplar: Exemplar) -> Image.Image:
     """What an exemplar shows as a picture of its own: its whole picture, or the square around its box."""
     picture = open_image(exemplar.image)
     if exemplar.box_xyxy is None:
         return picture
     size = (picture.height, picture.width)
-    return picture.crop(surroundings(check_box(exemplar.box_xyxy, size), size, 0.0))
+    return picture.crop(square_around(check_box(exemplar.box_xyxy, size).tolist(), size, 0.0))
 
 
-def patch_of_box(embeddings: ImageEmbeddings, frame: Frame, box_xyxy: Tensor) -> Tensor:
-    """Class embedding [E] of the patch that answers for a box [4], xyxy pixels of the picture.
+def patch_of_box(embeddings: ImageEmbeddings, box_cxcywh: Tensor) -> Tensor:
+    """Class embedding [E] of the patch that answers for a box [4], cxcywh in [0, 1] of the model frame.
 
     Of the patches whose own box overlaps it nearly as well as the best, the most object-like; of equals, the one least
     like the picture's mean: one patch of an object is trained to answer, the rest as background.
     """
-    overlap = pairwise_iou(frame.to_image(embeddings.pred_boxes), box_xyxy[None].to(embeddings.pred_boxes))[:, 0]
+    box = box_cxcywh.to(embeddings.pred_boxes)
+    # The sides of the frame do not matter to IoU.
+    boxes = clip(cxcywh_to_xyxy(embeddings.pred_boxes), (1, 1))
+    overlap = pairwise_iou(boxes, cxcywh_to_xyxy(box)[None])[:, 0]
     if overlap.max() > 0:
         candidates = (overlap >= NEARLY_BEST * overlap.max()).nonzero()[:, 0]
     else:  # no box of the picture touches it: ask the patch that it lies on
-        centre = frame.from_image(box_xyxy)[:2].clamp(0, 1 - 1e-6).tolist()
+        x, y = box[:2].clamp(0, 1 - 1e-6).tolist()
         rows, cols = embeddings.grid_hw
-        candidates = torch.tensor([int(centre[1] * rows) * cols + int(centre[0] * cols)], device=overlap.device)
+        candidates = torch.tensor([int(y * rows) * cols + int(x * cols)], device=overlap.device)
     return embeddings.class_embeds[most_object_like(embeddings, candidates)]
 
 
@@ -118,7 +96,6 @@ def most_object_like(embeddings: ImageEmbeddings, candidates: Tensor) -> Tensor:
 def combine(embeds: Tensor, *, steps: int = 50) -> Tensor:
     """One unit embedding [E] for several exemplars [K, E]: their geometric median, which one bad exemplar cannot move
     far (Weiszfeld's iteration)."""
-    # With five exemplars AP50 13.1 where the mean has 12.6 and one exemplar 9.6 (the pictures above, three draws).
     median = embeds.mean(0)
     if len(embeds) > 2:
         for _ in range(steps):

@@ -1,105 +1,26 @@
-"""Pictures in and out: opening files safely, and the resize that fits the model with its inverse."""
+"""Opening pictures safely, whatever they come as."""
 
 import io
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
-from owl_swin.boxes import clip, cxcywh_to_xyxy, xyxy_to_cxcywh
-from owl_swin.errors import ImageError, QueryError
-
-# Mean and deviation that torchvision, timm and the published Swin weights use.
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
+from owl_swin.errors import ImageError
 
 # Pillow's own line between a large picture and a decompression bomb.
 MAX_PIXELS = 89_478_485
 # A file beyond this is no picture: the largest one above, uncompressed, with 8 bytes a pixel, is smaller.
 MAX_FILE_BYTES = 2**30
-# Sides of the model frame are multiples of this: the stride of Swin's last stage.
-FRAME_MULTIPLE = 32
-MAX_FRAME_SIDE = 4096
 
 # Formats of Pillow that are not read, whatever a file is called: EPS starts Ghostscript, WMF the drawing of Windows,
 # the next three any program that was registered, and IPTC opens a file inside of it of any format.
 REFUSED_FORMATS = frozenset(("EPS", "WMF", "BUFR", "GRIB", "HDF5", "IPTC"))
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """How one picture lies in the model frame, and the way back.
-
-    ``image_hw`` is the caller's picture, ``model_hw`` the frame that the network sees, ``content_hw`` the top left part
-    of the frame that the picture fills (all of it, unless the frame is padded to a square). All in pixels.
-    """
-
-    image_hw: tuple[int, int]
-    model_hw: tuple[int, int]
-    content_hw: tuple[int, int]
-
-    @staticmethod
-    def fit(image_hw: tuple[int, int], long_side: int) -> "Frame":
-        """The frame of a picture whose longer side becomes ``long_side``; both sides rounded to multiples of 32.
-
-        Rounding moves a side by at most 16 pixels, but no side is under 32; nothing is padded.
-        """
-        scale = long_side / max(image_hw)
-        height, width = (max(1, round(side * scale / FRAME_MULTIPLE)) * FRAME_MULTIPLE for side in image_hw)
-        return Frame(image_hw, (height, width), (height, width))
-
-    @staticmethod
-    def letterbox(image_hw: tuple[int, int], side: int) -> "Frame":
-        """The square frame that OWL-ViT uses: the picture at the top left, padding at the bottom or right."""
-        scale = side / max(image_hw)
-        height, width = (min(side, max(1, round(s * scale))) for s in image_hw)
-        return Frame(image_hw, (side, side), (height, width))
-
-    def to_image(self, boxes_cxcywh: Tensor) -> Tensor:
-        """Boxes [..., 4], cxcywh in [0, 1] of the frame → xyxy pixels of the picture, clipped to it."""
-        return clip(cxcywh_to_xyxy(boxes_cxcywh) * self._image_pixels(boxes_cxcywh), self.image_hw)
-
-    def from_image(self, boxes_xyxy: Tensor) -> Tensor:
-        """Boxes [..., 4], xyxy pixels of the picture → cxcywh in [0, 1] of the frame."""
-        return xyxy_to_cxcywh(boxes_xyxy / self._image_pixels(boxes_xyxy))
-
-    def _image_pixels(self, like: Tensor) -> Tensor:
-        """Picture pixels that one whole frame spans, as (x, y, x, y)."""
-        x = self.image_hw[1] * self.model_hw[1] / self.content_hw[1]
-        y = self.image_hw[0] * self.model_hw[0] / self.content_hw[0]
-        return torch.tensor([x, y, x, y], dtype=like.dtype, device=like.device)
-
-    def pixels(self, image: Image.Image) -> Tensor:
-        """The picture in the frame as normalised pixels [3, H, W]; padding is grey (0 after normalisation)."""
-        height, width = self.content_hw
-        content = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = normalise(torch.from_numpy(np.array(content)).permute(2, 0, 1).float() / 255)
-        if self.content_hw == self.model_hw:
-            return pixels
-        frame = pixels.new_zeros(3, *self.model_hw)
-        frame[:, :height, :width] = pixels
-        return frame
-
-
-def check_image_size(size: int) -> int:
-    """The longer side of the model frame; anything but 32 to 4096 pixels raises QueryError."""
-    if not isinstance(size, int) or not FRAME_MULTIPLE <= size <= MAX_FRAME_SIDE:
-        raise QueryError(f"image_size must be a whole number from {FRAME_MULTIPLE} to {MAX_FRAME_SIDE}, got {size!r}")
-    return size
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """Pixels [..., 3, H, W] in [0, 1] → what the encoder reads."""
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
-    return (pixels - mean) / std
 
 
 def open_image(source: ImageSource) -> Image.Image:

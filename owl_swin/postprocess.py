@@ -9,7 +9,7 @@ from torchvision.ops import batched_nms
 
 from owl_swin.boxes import area
 from owl_swin.errors import QueryError
-from owl_swin.image import Frame
+from owl_swin.frame import Frame
 from owl_swin.types import Detection, Detections
 
 # Candidates that compete in non-maximum suppression: its cost is quadratic.

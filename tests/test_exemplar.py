@@ -5,15 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from picture_files import encode, noise, turned
 from PIL import Image
 from torch.testing import assert_close
 
+from owl_swin.boxes import pairwise_iou
 from owl_swin.errors import ImageError, QueryError
-from owl_swin.exemplar import Exemplar, check_box, combine, most_object_like, patch_of_box, surroundings
-from owl_swin.image import Frame
+from owl_swin.exemplar import Exemplar, check_box, combine, most_object_like, patch_of_box
+from owl_swin.frame import Frame, exemplar_frame
 from owl_swin.types import ImageEmbeddings, QueryEmbeddings
 
 BOX = (10, 12, 50, 44)
@@ -54,26 +53,6 @@ def test_a_box_is_any_four_numbers(box):
     assert check_box(box, (60, 90)).tolist() == list(BOX)
 
 
-@pytest.mark.parametrize(
-    "box, expected",
-    [
-        ((40, 40, 60, 60), (30, 30, 70, 70)),  # half of 20 around
-        ((40, 45, 60, 55), (30, 30, 70, 70)),  # a square, whatever the box
-        ((0, 0, 20, 20), (0, 0, 30, 30)),
-        ((90, 90, 100, 100), (85, 85, 100, 100)),
-    ],
-)
-def test_surroundings_are_a_square_inside_the_picture(box, expected):
-    assert surroundings(torch.tensor(box, dtype=torch.float), (100, 100), 0.5) == expected
-
-
-@given(st.tuples(*[st.floats(0, 90)] * 2), st.tuples(*[st.floats(1, 90)] * 2), st.floats(0, 2))
-def test_surroundings_hold_the_box(corner, size, margin):
-    box = check_box((*corner, corner[0] + size[0], corner[1] + size[1]), (91, 91))
-    x0, y0, x1, y1 = surroundings(box, (91, 91), margin)
-    assert 0 <= x0 <= box[0] and 0 <= y0 <= box[1] and box[2] <= x1 <= 91 and box[3] <= y1 <= 91
-
-
 # --- The patch that answers ----------------------------------------------------------------------------------------
 
 
@@ -94,13 +73,13 @@ def four_patches(objectness, boxes=None):
 
 def test_the_patch_with_the_box_answers():
     embeddings, frame = four_patches([0.0, 0.0, 0.0, 9.0])
-    assert patch_of_box(embeddings, frame, torch.tensor([34.0, 0, 64, 30])).tolist() == [0, 1, 0, 0]
+    assert patch_of_box(embeddings, frame.from_image(torch.tensor([34.0, 0, 64, 30]))).tolist() == [0, 1, 0, 0]
 
 
 def test_of_nearly_equal_boxes_the_most_object_like_answers():
     boxes = [[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.5, 0.48], [0.25, 0.25, 0.5, 0.2], [0.75, 0.75, 0.5, 0.5]]
     embeddings, frame = four_patches([1.0, 2.0, 9.0, 9.0], boxes)
-    assert patch_of_box(embeddings, frame, torch.tensor([0.0, 0, 32, 32])).tolist() == [0, 1, 0, 0]
+    assert patch_of_box(embeddings, frame.from_image(torch.tensor([0.0, 0, 32, 32]))).tolist() == [0, 1, 0, 0]
 
 
 def test_of_equally_object_like_patches_the_least_ordinary_answers():
@@ -112,8 +91,8 @@ def test_of_equally_object_like_patches_the_least_ordinary_answers():
 def test_where_no_box_touches_the_patch_below_answers():
     boxes = [[0.05, 0.05, 0.1, 0.1]] * 4
     embeddings, frame = four_patches([0.0] * 4, boxes)
-    assert patch_of_box(embeddings, frame, torch.tensor([40.0, 40, 60, 60])).tolist() == [0, 0, 0, 1]
-    assert patch_of_box(embeddings, frame, torch.tensor([60.0, 10, 64, 20])).tolist() == [0, 1, 0, 0]
+    assert patch_of_box(embeddings, frame.from_image(torch.tensor([40.0, 40, 60, 60]))).tolist() == [0, 0, 0, 1]
+    assert patch_of_box(embeddings, frame.from_image(torch.tensor([60.0, 10, 64, 20]))).tolist() == [0, 1, 0, 0]
 
 
 # --- Several exemplars ---------------------------------------------------------------------------------------------
@@ -174,6 +153,23 @@ def test_box_and_picture_are_upright(detector):
     expected = detector.encode_exemplars([Exemplar(upright, BOX)])
     for orientation in (1, 3, 6, 8):
         assert torch.equal(detector.encode_exemplars([Exemplar(turned(upright, orientation), BOX)]), expected)
+
+
+def test_the_box_of_an_exemplar_is_found_again_in_its_crop(detector):
+    """A crop of a large picture, as large as what is shown of the exemplar, gives the same as the picture itself."""
+    large = noise(300, 400, 2)
+    box = (210, 170, 274, 202)
+    crop = exemplar_frame((300, 400), box, 96).crop_xyxy
+    moved = [box[0] - crop[0], box[1] - crop[1], box[2] - crop[0], box[3] - crop[1]]
+    there = detector.encode_exemplars([Exemplar(large, box)])
+    assert_close(there, detector.encode_exemplars([Exemplar(large.crop(crop), moved)]))
+    frame = exemplar_frame((300, 400), box, 96)
+    seen = detector._encode_pixels([frame.pixels(large)])[0]
+    overlaps = pairwise_iou(frame.to_image(seen.pred_boxes), torch.tensor([box], dtype=torch.float))[:, 0]
+    good = overlaps >= 0.8 * overlaps.max()
+    best = seen.objectness_logits.masked_fill(~good, -torch.inf).argmax()
+    assert good.sum() > 0
+    assert_close(there, combine(seen.class_embeds[best][None]))
 
 
 def test_different_boxes_give_different_queries(detector, picture):

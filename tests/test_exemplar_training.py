@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from training_data import COLOURS, NAMES, detect_settings, draw_shape, grey_noise, train_config
 
+from owl_swin.boxes import cxcywh_to_xyxy
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import ConfigError
+from owl_swin.frame import SwinPreprocess
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.detect import DetectTask
 from owl_swin.training.distributed import Process
@@ -125,7 +127,30 @@ def test_settings_that_mean_nothing_are_refused(tmp_path):
             train_config(detect_settings(tmp_path / str(wrong), detect=wrong))
 
 
-def test_pictures_smaller_than_the_surroundings_are_stretched():
+@pytest.mark.parametrize("box", [(30, 20, 50, 60), (0, 0, 18, 12), (70, 50, 96, 72), (0, 0, 10, 72)])
+def test_a_crop_shows_what_a_detector_would_see(box, monkeypatch):
+    monkeypatch.setattr("owl_swin.training.exemplars.MARGIN_CHANGE", 1.0)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (72, 96, 3), dtype=np.uint8))
+    frame = SwinPreprocess(16).exemplar((72, 96), box, 640)
+    expected = SwinPreprocess(16).pixels(picture, frame).permute(1, 2, 0).numpy()
+    where = cxcywh_to_xyxy(frame.from_image(torch.tensor(box, dtype=torch.float))).numpy()
+    seen = set()
+    for seed in range(8):
+        pixels, inside = cut_out(picture, np.array(box, dtype=np.float32), 96, np.random.default_rng(seed))
+        mirrored = not np.array_equal(pixels, expected)
+        seen.add(mirrored)
+        if mirrored:
+            width = frame.content_hw[1]
+            assert np.array_equal(pixels[:, :width][:, ::-1], expected[:, :width])
+            assert np.array_equal(pixels[:, width:], expected[:, width:])
+            inside = np.array([width / 96 - inside[2], inside[1], width / 96 - inside[0], inside[3]])
+        np.testing.assert_allclose(inside, where.clip(0, 1), atol=1e-6)
+    assert seen == {True, False}
+
+
+def test_narrow_pictures_are_not_stretched():
     picture = Image.new("RGB", (10, 40), (9, 9, 9))
     pixels, box = cut_out(picture, np.array([0, 0, 10, 40], dtype=np.float32), 64, np.random.default_rng(0))
-    assert pixels.shape == (64, 64, 3) and np.allclose(box, [0, 0, 1, 1])
+    assert pixels.shape == (64, 64, 3)
+    width, height = (64 * (box[2:] - box[:2])).tolist()
+    assert height / width == pytest.approx(4, rel=0.1)

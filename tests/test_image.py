@@ -1,4 +1,4 @@
-"""Opening pictures of every kind, refusing what is none, and the frame with its inverse."""
+"""Opening pictures of every kind, and refusing what is none."""
 
 import io
 import os
@@ -7,15 +7,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from picture_files import BAD_FILES, TURNS, encode, noise, turned
 from PIL import Image
-from torch.testing import assert_close
 
-from owl_swin.boxes import cxcywh_to_xyxy
 from owl_swin.errors import ImageError
-from owl_swin.image import FRAME_MULTIPLE, MAX_FILE_BYTES, PIXEL_MEAN, PIXEL_STD, Frame, normalise, open_image
+from owl_swin.image import MAX_FILE_BYTES, open_image
 
 
 def corner(image: Image.Image) -> tuple[int, ...]:
@@ -236,103 +232,3 @@ def test_an_opened_pil_picture_that_cannot_be_decoded_is_refused(content, senten
 def test_a_pil_picture_without_pixels_is_refused():
     with pytest.raises(ImageError, match="no pixels"):
         open_image(Image.new("RGB", (0, 5)))
-
-
-# --- The frame -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "image_hw, model_hw",
-    [
-        ((96, 96), (96, 96)),
-        ((60, 90), (64, 96)),
-        ((480, 640), (64, 96)),  # 72 lies between 64 and 96
-        ((1, 4000), (32, 96)),
-        ((4000, 1), (96, 32)),
-        ((1, 1), (96, 96)),
-        ((5000, 4000), (96, 64)),  # 76.8
-    ],
-)
-def test_fit_keeps_the_aspect_to_multiples_of_32(image_hw, model_hw):
-    assert Frame.fit(image_hw, 96) == Frame(image_hw, model_hw, model_hw)
-
-
-@pytest.mark.parametrize(
-    "image_hw, content_hw",
-    [
-        ((96, 96), (96, 96)),
-        ((60, 90), (64, 96)),
-        ((480, 640), (72, 96)),
-        ((1, 4000), (1, 96)),
-        ((4000, 1), (96, 1)),
-        ((1, 1), (96, 96)),
-    ],
-)
-def test_letterbox_is_a_square_with_the_picture_at_the_top_left(image_hw, content_hw):
-    assert Frame.letterbox(image_hw, 96) == Frame(image_hw, (96, 96), content_hw)
-
-
-def test_the_whole_frame_is_the_whole_picture_and_padding_is_outside():
-    whole = torch.tensor([0.5, 0.5, 1.0, 1.0])
-    assert Frame.fit((480, 640), 96).to_image(whole).tolist() == [0, 0, 640, 480]
-    # The letterbox of 480x640 ends at 3/4 of the height.
-    letterbox = Frame.letterbox((480, 640), 96)
-    assert letterbox.to_image(torch.tensor([0.5, 0.375, 1.0, 0.75])).tolist() == [0, 0, 640, 480]
-    assert letterbox.to_image(torch.tensor([0.5, 0.9, 0.2, 0.1])).tolist() == [256, 480, 384, 480]
-
-
-def test_boxes_that_reach_past_the_frame_are_clipped_to_the_picture():
-    past = torch.tensor([[0.5, 0.5, 9.0, 9.0], [-3.0, 0.5, 1.0, 1.0]])
-    assert Frame.fit((10, 1000), 96).to_image(past).tolist() == [[0, 0, 1000, 10], [0, 0, 0, 10]]
-
-
-sides = st.integers(1, 30_000)
-fractions = st.tuples(*[st.floats(0, 1)] * 4)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.tuples(sides, sides), st.integers(32, 1024), fractions, st.sampled_from([Frame.fit, Frame.letterbox]))
-@example((1, 4000), 640, (0.0, 0.0, 1.0, 1.0), Frame.letterbox)
-@example((4000, 1), 640, (0.1, 0.2, 0.9, 1.0), Frame.letterbox)
-@example((1, 1), 33, (0.0, 0.0, 1.0, 1.0), Frame.fit)
-def test_boxes_go_into_the_frame_and_come_back(image_hw, side, corners, make):
-    frame = make(image_hw, side)
-    height, width = image_hw
-    x0, x1 = sorted(corners[:2])
-    y0, y1 = sorted(corners[2:])
-    box = torch.tensor([x0 * width, y0 * height, x1 * width, y1 * height], dtype=torch.float64)
-    inside = frame.from_image(box)
-    assert_close(frame.to_image(inside), box, atol=1e-6, rtol=0)
-    # Of the frame, only the part that the picture fills is used.
-    used = torch.tensor([frame.content_hw[1] / frame.model_hw[1], frame.content_hw[0] / frame.model_hw[0]])
-    assert (cxcywh_to_xyxy(inside) <= used.repeat(2) + 1e-6).all()
-    assert (inside >= 0).all()
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.tuples(sides, sides), st.integers(32, 1024))
-def test_fit_moves_a_side_by_at_most_16_pixels_unless_it_is_thin(image_hw, long_side):
-    frame = Frame.fit(image_hw, long_side)
-    for side, model_side in zip(image_hw, frame.model_hw, strict=True):
-        wanted = side * long_side / max(image_hw)
-        assert model_side % FRAME_MULTIPLE == 0
-        assert model_side == FRAME_MULTIPLE or abs(model_side - wanted) <= 16
-
-
-@pytest.mark.parametrize("make", [Frame.fit, Frame.letterbox])
-@pytest.mark.parametrize("image_hw", [(1, 1), (1, 4000), (4000, 1), (60, 90)])
-def test_pixels_fill_the_frame(make, image_hw):
-    frame = make(image_hw, 96)
-    pixels = frame.pixels(Image.new("RGB", image_hw[::-1], (255, 0, 0)))
-    assert pixels.shape == (3, *frame.model_hw)
-    red = normalise(torch.tensor([1.0, 0, 0])[:, None, None])
-    height, width = frame.content_hw
-    assert_close(pixels[:, :height, :width], red.expand(3, height, width))
-    assert not pixels[:, height:].any()
-    assert not pixels[:, :, width:].any()
-
-
-def test_normalised_mean_is_zero_and_one_deviation_is_one():
-    mean, std = torch.tensor(PIXEL_MEAN)[:, None, None], torch.tensor(PIXEL_STD)[:, None, None]
-    assert_close(normalise(mean), torch.zeros(3, 1, 1))
-    assert_close(normalise(mean + std), torch.ones(3, 1, 1))

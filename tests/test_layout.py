@@ -18,7 +18,7 @@ FILES = {
 }
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
-    {"errors", "types", "formats", "boxes", "files"},
+    {"errors", "types", "formats", "boxes", "files", "frame"},
     {"config", "image", "tokenizer", "scoring"},
     {"models"},
     {"families", "exemplar", "queries", "postprocess", "render", "runtime"},

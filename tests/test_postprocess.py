@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from owl_swin.boxes import xyxy_to_cxcywh
 from owl_swin.errors import QueryError
-from owl_swin.image import Frame
+from owl_swin.frame import Frame
 from owl_swin.postprocess import check_threshold, detections_from_logits
 
 FRAME = Frame((100, 200), (96, 192), (96, 192))  # a picture of 100x200, height first

@@ -18,7 +18,7 @@ from owl_swin.detector import Detector
 from owl_swin.errors import ConfigError
 from owl_swin.exemplar import Exemplar
 from owl_swin.formats import to_record
-from owl_swin.image import Frame
+from owl_swin.frame import Frame
 from owl_swin.queries import Query
 from owl_swin.server.app import create_app
 from owl_swin.server.pictures import content_key, read_picture

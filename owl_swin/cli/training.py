@@ -93,7 +93,7 @@ def export(
     """
     from owl_swin.evaluation.card import build_card
     from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
-    from owl_swin.image import check_image_size
+    from owl_swin.frame import check_image_size
 
     network, old_card = load_checkpoint(model)
     if card is not None:

@@ -9,7 +9,8 @@ from functools import cache
 from PIL import Image
 
 from owl_swin.detector import EncodedImage
-from owl_swin.image import Frame, open_image
+from owl_swin.frame import Frame
+from owl_swin.image import open_image
 from owl_swin.server.problems import Problem
 
 # Kinds of file that are read here: fewer than open_image reads, as decoders that are rarely used are rarely tried.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from owl_swin.data.config import DataConfig
 from owl_swin.data.pictures import Pictures, load_pictures
-from owl_swin.image import normalise
+from owl_swin.frame import normalise
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process

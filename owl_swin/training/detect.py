@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from owl_swin.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
 from owl_swin.data.scenes import Scene, Scenes, load_scenes, readable
-from owl_swin.image import normalise
+from owl_swin.frame import exemplar_side, normalise
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
 from owl_swin.scoring import raw_logits
@@ -16,7 +16,7 @@ from owl_swin.training.align import AlignBatch, AlignTask, jitter_colours
 from owl_swin.training.augment import Canvas, mosaic
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
-from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, crop_side_px, encode_exemplars, stack
+from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, encode_exemplars, stack
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
 from owl_swin.training.matcher import MATCHERS
 from owl_swin.training.texts import TextBank, prompted
@@ -64,7 +64,7 @@ class DetectTask:
             self.extra = self.align.extra
         self.matcher = MATCHERS[config.detect.matching]
         self.draws = [ExemplarDraw(scenes) for scenes in self.sets] if config.detect.exemplars else []
-        self.crop_side = crop_side_px(model.config.heads.stride)
+        self.crop_side = exemplar_side(model.config.heads.stride)
 
     def batch(self, index: int) -> DetectBatch:
         """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the

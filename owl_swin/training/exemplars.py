@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from owl_swin.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from owl_swin.data.scenes import Scene, Scenes, readable
-from owl_swin.exemplar import BOX_PATCHES, MARGIN, patch_of_box
-from owl_swin.image import Frame, normalise
+from owl_swin.exemplar import patch_of_box
+from owl_swin.frame import EXEMPLAR_MARGIN, exemplar_frame, normalise
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
 from owl_swin.training.align import jitter_colours
 
-# Surroundings of a crop, in shares of the box's longer side: what a query has, MARGIN, changed by this factor at most.
+# Surroundings of a crop, in shares of the box's longer side: what a query has, changed by this factor at most.
 MARGIN_CHANGE = 2.0
 # How often the thing is cut from the scene's own picture; else from any picture of its set that has one.
 SAME_PICTURE = 0.5
@@ -29,11 +30,6 @@ class ExemplarBatch:
     boxes: Tensor
     labels: Tensor
     colours: Tensor
-
-
-def crop_side_px(stride: int) -> int:
-    """Side of the crops: boxes in them are about as large as a detector shows exemplars."""
-    return round(BOX_PATCHES * stride * (1 + 2 * MARGIN) / 32) * 32
 
 
 class ExemplarDraw:
@@ -66,19 +62,16 @@ class ExemplarDraw:
 def cut_out(
     picture: Image.Image, box_xyxy: np.ndarray, side: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A square around a box, inside the picture where it fits, mirrored half the time: pixels [side, side, 3] and the
-    box in it, xyxy in [0, 1]."""
-    margin = MARGIN * MARGIN_CHANGE ** rng.uniform(-1, 1)
-    x0, y0, x1, y1 = (float(value) for value in box_xyxy)
-    wide = max(x1 - x0, y1 - y0) * (1 + 2 * margin)
-    width, height = min(wide, picture.width), min(wide, picture.height)
-    x = min(max((x0 + x1 - width) / 2, 0), picture.width - width)
-    y = min(max((y0 + y1 - height) / 2, 0), picture.height - height)
-    part = picture.resize((side, side), Image.Resampling.BILINEAR, box=(x, y, x + width, y + height), reducing_gap=2.0)
-    pixels = np.asarray(part.convert("RGB"))
-    box = (np.array([x0, y0, x1, y1]) - [x, y, x, y]) / [width, height, width, height]
+    """What a detector would see of a box, with more or less around it, mirrored half the time: pixels [side, side, 3]
+    and the box in it, xyxy in [0, 1]."""
+    margin = EXEMPLAR_MARGIN * MARGIN_CHANGE ** rng.uniform(-1, 1)
+    frame = exemplar_frame((picture.height, picture.width), box_xyxy.tolist(), side, margin)
+    pixels = frame.pixels(picture.convert("RGB")).permute(1, 2, 0).numpy()
+    box = cxcywh_to_xyxy(frame.from_image(torch.from_numpy(box_xyxy).float())).numpy()
     if rng.random() < 0.5:
-        pixels, box = pixels[:, ::-1], np.array([1 - box[2], box[1], 1 - box[0], box[3]])
+        width = frame.content_hw[1]  # what pads the frame stays at the right
+        pixels = np.concatenate([pixels[:, :width][:, ::-1], pixels[:, width:]], 1)
+        box = np.array([width / side - box[2], box[1], width / side - box[0], box[3]])
     return pixels, box.clip(0, 1).astype(np.float32)
 
 
@@ -98,6 +91,5 @@ def encode_exemplars(model: OwlSwin, encode_patches, batch: ExemplarBatch) -> Te
     device = model.alignment_log_scale.device
     pixels = normalise(jitter_colours(batch.pixels.to(device).float() / 255, batch.colours))
     images = encode_from_patches(model, encode_patches(pixels), (pixels.shape[2], pixels.shape[3]))
-    frame = Frame.fit((pixels.shape[2], pixels.shape[3]), pixels.shape[2])
-    boxes = batch.boxes.to(device) * pixels.shape[2]
-    return torch.stack([patch_of_box(images[k], frame, box) for k, box in enumerate(boxes)])
+    boxes = xyxy_to_cxcywh(batch.boxes.to(device))
+    return torch.stack([patch_of_box(images[k], box) for k, box in enumerate(boxes)])
