@@ -8,8 +8,9 @@ import torch
 
 from owl_swin.index import ranking
 from owl_swin.index.paths import glob_pattern
-from owl_swin.index.ranking import Choice, best_of_all, best_of_nearest
+from owl_swin.index.ranking import Choice, best_of_all, best_of_nearest, one_query, score_rows
 from owl_swin.index.store import Regions, Where
+from owl_swin.queries import Query
 from owl_swin.types import ExtraEmbeddings, QueryEmbeddings
 
 DIM = 16
@@ -102,3 +103,42 @@ def test_more_answers_than_the_index_gives_are_all_there(detector, monkeypatch):
     store = Held(regions(falling(500)))
     assert answers(store, detector, Choice(), 300) == [f"/{i:05d}.jpg" for i in range(300)]
     assert store.fetched == [128]
+
+
+@pytest.mark.parametrize("n_queries", [1, 2, 17])
+def test_a_region_has_one_score_whatever_is_scored_beside_it(detector, n_queries):
+    rng = np.random.default_rng(0)
+    rows = regions(np.zeros(129))
+    embeds = rng.normal(size=(129, DIM))
+    rows = replace(
+        rows,
+        embeds=(embeds / np.linalg.norm(embeds, axis=1, keepdims=True)).astype(np.float32),
+        shift=rng.normal(-0.4, 0.1, 129).astype(np.float32),
+        scale=rng.normal(8, 1, 129).astype(np.float32),
+    )
+    asked = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(n_queries, DIM))).float(), dim=-1)
+    negatives = ExtraEmbeddings(asked[:1].flip(-1), torch.tensor([0]), torch.zeros(1), ("exemplar",))
+    queries = QueryEmbeddings(asked, tuple(map(str, range(n_queries))), extras=negatives)
+    together = score_rows(detector, rows, queries)
+    for n in (1, 2, 3, 7, 64, 128):
+        for first in range(0, 129 - n, n):
+            part = slice(first, first + n)
+            assert np.array_equal(score_rows(detector, rows[part], queries), together[part])
+    for q in range(n_queries):
+        assert np.array_equal(score_rows(detector, rows, one_query(queries, q))[:, 0], together[:, q])
+    shuffled = rng.permutation(129)
+    assert np.array_equal(score_rows(detector, rows[shuffled], queries), together[shuffled])
+
+
+def test_a_stored_region_has_the_score_that_a_picture_gives_it(detector, picture):
+    queries = detector.encode_queries(["x", Query("y", texts=["y"], negatives=["z"])])
+    encoded = detector.encode_image(picture)
+    patches = encoded.embeddings
+    rows = replace(
+        regions(np.zeros(len(patches.class_embeds))),
+        embeds=patches.class_embeds.numpy(),
+        shift=patches.logit_shift.numpy(),
+        scale=patches.logit_scale.numpy(),
+    )
+    expected = detector.score(encoded, queries).sigmoid().numpy()
+    assert score_rows(detector, rows, queries) == pytest.approx(expected, abs=1e-6)

@@ -4,6 +4,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from owl_swin.config import ModelConfig, SwinConfig
 from owl_swin.errors import ConfigError, MissingExtraError
 from owl_swin.models.owl_swin import OwlSwin
 
-MATRIX_SIDE = 2048
+# Sides of the matrices whose product is the yardstick: the largest whose product takes no longer than this.
+MATRIX_SIDES = (256, 512, 1024, 2048)
+PRODUCT_S = 0.25
 
 
 def benchmark_training(
@@ -30,7 +33,7 @@ def benchmark_training(
 
     Rounds alternate between the two, so that what else the machine does falls on both; figures are medians. GFLOP/s
     count the matrix products, convolutions and attention of a step; ``matrix_gflops`` is what a product of two
-    2048 x 2048 matrices reaches in the same precision.
+    square matrices of side ``matrix_side`` reaches in the same precision.
     """
     if min(image_size, batch_size, rounds) < 1:
         raise ConfigError("image_size, batch_size and rounds must be at least 1")
@@ -54,24 +57,31 @@ def benchmark_training(
             step()
         flops[name] = counter.get_total_flops()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    side, product = _matrix_product(place, dtype)
     products: list[float] = []
     for _ in range(rounds):
         for name, step in steps.items():
             seconds[name].append(_timed(step, place))
-        products.append(_timed(_matrix_product(place, dtype), place))
+        products.append(_timed(product, place))
     rate = {name: batch_size / statistics.median(times) for name, times in seconds.items()}
     gflops = {name: flops[name] / statistics.median(times) / 1e9 for name, times in seconds.items()}
-    matrix = 2 * MATRIX_SIDE**3 / statistics.median(products) / 1e9
+    matrix = 2 * side**3 / statistics.median(products) / 1e9
     return {
         "protocol": f"training step of the image side, {batch_size} pictures of {image_size} px, {precision}, "
         f"median of {rounds} alternating rounds",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {place.type}, torch {torch.__version__}",
-        "images_per_s": {name: round(value, 1) for name, value in rate.items()},
-        "gflops": {name: round(value, 1) for name, value in gflops.items()},
-        "matrix_gflops": round(matrix, 1),
-        "share_of_matrix_rate": {name: round(value / matrix, 3) for name, value in gflops.items()},
-        "ratio_to_timm": round(rate["owl_swin"] / rate["timm"], 3),
+        "images_per_s": {name: _figure(value) for name, value in rate.items()},
+        "gflops": {name: _figure(value) for name, value in gflops.items()},
+        "matrix_side": side,
+        "matrix_gflops": _figure(matrix),
+        "share_of_matrix_rate": {name: _figure(value / matrix) for name, value in gflops.items()},
+        "ratio_to_timm": _figure(rate["owl_swin"] / rate["timm"]),
     }
+
+
+def _figure(value: float) -> float:
+    """Four significant digits, so that ratios of figures hold on a slow machine too."""
+    return float(f"{value:.4g}")
 
 
 def _step(
@@ -108,17 +118,22 @@ def _timm_swin(config: SwinConfig, image_size: int) -> nn.Module:
     )
 
 
-def _matrix_product(device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
-    a, b = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device, dtype=dtype) for _ in range(2))
+def _matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[[], Tensor]]:
+    """Side of the matrices, and their product.
 
-    def product() -> None:
-        torch.mm(a, b)
+    Where a processor has no arithmetic for a precision, a product of large matrices takes minutes.
+    """
+    for side in MATRIX_SIDES:
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        product = partial(torch.mm, a, b)
+        product()
+        # Of twice the side it takes eight times as long.
+        if 8 * _timed(product, device) > PRODUCT_S:
+            break
+    return side, product
 
-    product()
-    return product
 
-
-def _timed(work: Callable[[], None], device: torch.device) -> float:
+def _timed(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()

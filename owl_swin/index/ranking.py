@@ -53,10 +53,19 @@ class Choice:
 
 
 def score_rows(detector: Detector, rows: Regions, queries: QueryEmbeddings) -> Array:
-    """Scores [N, Q] of stored regions, by the very code that scores the patches of a picture."""
-    tensors = [torch.from_numpy(a.astype(np.float32)) for a in (rows.embeds, rows.shift, rows.scale)]
-    regions = PatchLogitInputs(*(tensor.to(detector.device) for tensor in tensors))
-    return detector.score(regions, queries).sigmoid().cpu().numpy()
+    """Scores [N, Q] of stored regions, by the very code that scores the patches of a picture.
+
+    A region has the same score whatever is scored beside it: ``_fixed_point`` says why.
+    """
+    embeds, shift, scale = (torch.from_numpy(a.astype(np.float64)) for a in (rows.embeds, rows.shift, rows.scale))
+    extras = queries.extras
+    asked = replace(
+        queries,
+        query_embeds=_fixed_point(queries.query_embeds.cpu().double()),
+        extras=extras and replace(extras, embeds=_fixed_point(extras.embeds.cpu().double())),
+    )
+    regions = PatchLogitInputs(_fixed_point(embeds), shift, scale)
+    return detector.score(regions, asked).sigmoid().float().numpy()
 
 
 def search_vector(query: QueryEmbeddings, calibration: CalibrationConfig) -> Array:
@@ -171,6 +180,15 @@ def _all_below(threshold: float, detector: Detector, rows: Regions, query: Query
     if query.extras is not None:
         query = replace(query, extras=_some(query.extras, query.extras.shares > 0))
     return bool(score_rows(detector, rows, query).min() < threshold)
+
+
+def _fixed_point(embeds: Tensor) -> Tensor:
+    """Unit embeddings in float64 as multiples of 2**-24, whose inner products are exact.
+
+    The products are multiples of 2**-48, and so are their partial sums, which stay below 32 and so within the 53 bits
+    of a float64. Nothing is rounded, so the order in which a processor adds does not show.
+    """
+    return (embeds * 2.0**24).round_().mul_(2.0**-24)
 
 
 def _some(extras: ExtraEmbeddings, keep: Tensor) -> ExtraEmbeddings | None:
