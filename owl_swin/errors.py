@@ -8,7 +8,8 @@ OwlSwinError (a ValueError)
 ├── QueryError        a query, exemplar or threshold that means nothing
 ├── CheckpointError   weights that are missing, damaged, or of another model
 ├── DataError         a data set that cannot be read
-├── ArchiveError      an archive of regions that cannot be opened, is busy, or is another model's
+├── ArchiveError      an archive of regions that cannot be opened, or is another model's
+│   └── ArchiveBusyError  another process writes to it
 └── MissingExtraError a part of the program whose optional dependency is not installed
 """
 
@@ -46,7 +47,11 @@ class DataError(OwlSwinError):
 
 
 class ArchiveError(OwlSwinError):
-    """An archive of regions that cannot be opened, is busy, or is another model's."""
+    """An archive of regions that cannot be opened, or is another model's."""
+
+
+class ArchiveBusyError(ArchiveError):
+    """An archive that another process writes to."""
 
 
 class MissingExtraError(OwlSwinError):

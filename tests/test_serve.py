@@ -178,6 +178,7 @@ def test_what_comes_is_answered_as_the_schema_says(detector, mode):
         (["--token", "short"], "at least 8 characters"),
         (["--token", "12345678", "--token-file", "x"], "not from both"),
         (["--token-file", "/nowhere/token"], "/nowhere/token: cannot read the token"),
+        (["--timeout-s", "0"], "timeout_s must be a number, at least"),
         (["--port", "70000"], "port must lie in 0 to 65535"),
         (["--queue", "4"], "queue_size (4) must be more than max_images"),
         (["--replicas", "2"], "--replicas needs --engine ray"),

@@ -18,7 +18,10 @@ from owl_swin.server.app import create_app
 from owl_swin.server.settings import ServerSettings
 
 PICTURE = encode(noise(60, 90))
-LIMITS = {"max_body_bytes": 2**20, "max_pixels": 10**6, "max_images": 3, "max_queries": 20, "max_exemplars": 3}
+LIMITS = {
+    "max_body_bytes": 2**20, "max_pixels": 10**6, "max_request_pixels": 2 * 10**6, "max_images": 3, "max_queries": 20,
+    "max_exemplars": 3,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,7 @@ XXE = b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><svg>&e;</svg>'
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run\n"
 IMAGE = 'form-data; name="images"; filename="a.png"'
 INVALID_JSON, INVALID, IMAGE_CODE, QUERY = "invalid_json", "invalid_request", "invalid_image", "invalid_query"
+COMPLEX = "body_too_complex"
 
 # kind: (request, status, code)
 HOSTILE = {
@@ -99,7 +103,8 @@ HOSTILE = {
     "not JSON": (raw(b"hello"), 400, INVALID_JSON),
     "JSON cut off": (raw(b'{"images": [{"content": "aGVs'), 400, INVALID_JSON),
     "JSON followed by more": (raw(b"{} {}"), 400, INVALID_JSON),
-    "JSON 100 000 deep": (raw(b"[" * 100_000), 400, INVALID_JSON),
+    "JSON 100 000 deep": (raw(b"[" * 100_000), 413, COMPLEX),
+    "JSON 1000 deep": (raw(b"[" * 1000), 400, INVALID_JSON),
     "objects 10 000 deep": (raw(b'{"images":' * 10_000), 400, INVALID_JSON),
     "bytes that are no UTF-8": (raw(b'{"queries": ["\xff\xfe"]}'), 400, INVALID_JSON),
     "half a surrogate": (raw(b'{"queries": ["\\ud800"]}'), 400, INVALID_JSON),
@@ -124,6 +129,21 @@ HOSTILE = {
     "Content-Length of 10 GB": (raw(b"x", **{"Content-Length": "10000000000"}), 413, "body_too_large"),
     "Content-Length of 10^30": (raw(b"x", **{"Content-Length": "1" + "0" * 30}), 413, "body_too_large"),
     "Content-Length below zero": (raw(b"x", **{"Content-Length": "-1"}), 400, "invalid_content_length"),
+    # Many values
+    "500 000 numbers as queries": (raw(b'{"images": [], "queries": [' + b"1," * 500_000 + b"1]}"), 413, COMPLEX),
+    "10 000 numbers as queries": (raw(b'{"images": [], "queries": [' + b"1," * 10_000 + b"1]}"), 422, INVALID),
+    "300 000 empty pictures": (raw(b'{"images": [' + b"{}," * 300_000 + b"{}]}"), 413, COMPLEX),
+    "9 000 empty pictures": (raw(b'{"images": [' + b"{}," * 9_000 + b"{}]}"), 422, INVALID),
+    "100 000 unknown keys": (raw(b"{" + b'"k":1,' * 100_000 + b'"k":1}'), 413, COMPLEX),
+    "9 000 unknown keys": (raw(b"{" + b'"k":1,' * 9_000 + b'"k":1}'), 422, INVALID),
+    "lists in lists, 100 000 times": (raw(b'{"queries": [' + b"[[]]," * 100_000 + b"1]}"), 413, COMPLEX),
+    "an unknown list of 400 000 nulls": (raw(b'{"x": [' + b"0," * 400_000 + b"0]}"), 413, COMPLEX),
+    "200 000 corners of a box": (
+        raw(b'{"queries": [{"exemplars": [{"image": {"content": ""}, "box": [' + b"1," * 200_000 + b"1]}]}]}"),
+        413,
+        COMPLEX,
+    ),
+    "500 000 numbers in a form": (form(('form-data; name="request"', b"[" + b"1," * 500_000 + b"1]")), 413, COMPLEX),
     # Numbers and types
     "threshold NaN": (raw(b'{"threshold": NaN}'), 422, INVALID),
     "threshold Infinity": (raw(b'{"threshold": Infinity}'), 422, INVALID),
@@ -195,6 +215,21 @@ HOSTILE = {
         422,
         INVALID,
     ),
+    "three grey pictures of 1 MP where 2 MP are read": (
+        told(images=[{"content": b64(png_bomb(999 + i))} for i in range(-2, 1)]),
+        422,
+        "too_many_pixels",
+    ),
+    "exemplars of 3 MP where 2 MP are read": (
+        told(queries=[{"exemplars": [{"image": {"content": b64(png_bomb(996 + i))}} for i in range(3)]}]),
+        422,
+        "too_many_pixels",
+    ),
+    "an exemplar that claims 20 000 x 20 000": (
+        told(queries=[{"exemplars": [{"image": {"content": b64(png_claiming(20_000, 20_000))}}]}]),
+        422,
+        "image_too_large",
+    ),
     # URLs
     "URL of a host not named": (fetched("http://example.com/a.png"), 403, "url_not_allowed"),
     "URL of this machine": (fetched("http://localhost/a.png"), 403, "url_not_allowed"),
@@ -250,6 +285,11 @@ HOSTILE = {
     "search for nothing": (post("/v1/search", json={}), 422, INVALID),
     "wrong method": (("DELETE", "/v1/detect", {}), 405, "method_not_allowed"),
     "page of another site": (post(json={}, headers={"Origin": "https://evil.example"}), 403, "cross_origin"),
+    "Origin that is none": (post(json={}, headers={"Origin": "http://[x"}), 403, "cross_origin"),
+    "Host that is none": (post(json={}, headers={"Host": "[x"}), 400, "invalid_header"),
+    "Host of port 99999": (post(json={}, headers={"Host": "localhost:99999"}), 400, "invalid_header"),
+    "X-Forwarded-Host that is none": (post(json={}, headers={"X-Forwarded-Host": "[x"}), 400, "invalid_header"),
+    "path with a line break": (("GET", "/v1/a%0aERROR%20forged", {}), 404, "not_found"),
     "name of another host": (post(json={}, headers={"Host": "evil.example"}), 403, "wrong_host"),
 }  # fmt: skip
 
@@ -272,8 +312,8 @@ def test_after_all_of_it_nothing_is_held_and_pictures_are_found(app):
     assert (app.state.serving.waiting, app.state.serving.held_bytes, len(app.state.serving.batcher)) == (0, 0, 0)
 
 
-def test_at_least_sixty_kinds_are_tried():
-    assert len(HOSTILE) >= 60
+def test_at_least_a_hundred_kinds_are_tried():
+    assert len(HOSTILE) >= 100
 
 
 # --- Over a socket: what only a real connection can do -------------------------------------------------------------

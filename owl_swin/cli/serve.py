@@ -45,8 +45,10 @@ def serve(
     cache_mb: Annotated[int, typer.Option(help="Memory for what pictures and queries became; 0 keeps nothing.")] = 256,
     max_body_mb: Annotated[int, typer.Option(help="Largest body of a request.")] = 32,
     max_pixels: Annotated[int, typer.Option(help="Largest picture.")] = 50_000_000,
+    max_request_pixels: Annotated[int, typer.Option(help="Most pixels of all pictures of a request.")] = 250_000_000,
     max_images: Annotated[int, typer.Option(help="Most pictures of a request.")] = 16,
     max_queries: Annotated[int, typer.Option(help="Most queries, and most texts, of a request.")] = 1500,
+    timeout_s: Annotated[float, typer.Option(help="Seconds from a whole request to its answer; then 504.")] = 60.0,
     allow_url_host: Annotated[
         list[str] | None, typer.Option(metavar="HOST[:PORT]", help="Fetch pictures by URL from this host; repeat it.")
     ] = None,
@@ -82,6 +84,8 @@ def serve(
         cache_bytes=cache_mb * MB,
         max_body_bytes=max_body_mb * MB,
         max_pixels=max_pixels,
+        max_request_pixels=max_request_pixels,
+        timeout_s=timeout_s,
         max_images=max_images,
         max_queries=max_queries,
         url_hosts=tuple(allow_url_host or ()),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from owl_swin.errors import ArchiveError
+from owl_swin.errors import ArchiveBusyError, ArchiveError
 
 # Seconds between two looks at a lock that another process holds.
 LOOK_AGAIN_S = 0.2
@@ -49,7 +49,7 @@ def only_writer(uri: str, *, wait: bool, told: Callable[[str], None] | None = No
             except BlockingIOError:
                 holder = _holder(path)
                 if not wait:
-                    raise ArchiveError(
+                    raise ArchiveBusyError(
                         f"{uri}: {holder} is writing to this archive; wait for it with --wait, or try again later"
                     ) from None
                 if told is not None:

@@ -17,7 +17,7 @@ from owl_swin.detector import Detector
 from owl_swin.errors import MissingExtraError
 from owl_swin.server.documentation import docs_page, openapi_document
 from owl_swin.server.problems import Problem, problem_of_http
-from owl_swin.server.reading import Form, Reader, parse, take_apart
+from owl_swin.server.reading import SMALL_BYTES, Form, Reader, parse, take_apart
 from owl_swin.server.schemas import Body, DetectIn, EmbedIn, ImagesIn, SearchIn
 from owl_swin.server.security import ClientGone, Guard
 from owl_swin.server.serving import Serving, embedded
@@ -27,8 +27,6 @@ from owl_swin.types import QueryEmbeddings
 Model = TypeVar("Model", bound=Body)
 Handler = Callable[[Request], Awaitable[Response]]
 
-# Bodies beyond this are read by another thread, so that the others need not wait.
-LARGE_BODY_BYTES = 256 * 1024
 THUMBNAIL_SIDES_PX = (16, 2048)
 # Answers may hold the names of private pictures: nobody on the way keeps them.
 NO_STORE = {"Cache-Control": "no-store"}
@@ -122,20 +120,21 @@ def _add_pages(app: FastAPI, serving: Serving, document: dict[str, Any]) -> None
 
 def _add_work(app: FastAPI, serving: Serving) -> None:
     """What waits for the model or the archive."""
+    limits = serving.settings
 
     async def detect(request: Request) -> Response:
         asked, reader = await _read(request, serving, DetectIn)
-        if asked.top_k > serving.settings.max_top_k:
-            raise Problem("invalid_request", f"#/top_k: at most {serving.settings.max_top_k} boxes a picture")
+        if asked.top_k > limits.max_top_k:
+            raise Problem("invalid_request", f"#/top_k: at most {limits.max_top_k} boxes a picture")
         options = {name: getattr(asked, name) for name in ("threshold", "nms_iou", "objectness", "top_k")}
 
-        async def find() -> list[dict[str, Any]]:
+        async def find() -> bytes:
             blobs, queries = await reader.pictures(asked.images), await reader.queries(asked.queries)
             return await serving.detect(blobs, queries, **options)
 
         async with _room(serving, reader, reader.n_pictures(asked.images) + 1):
-            results = await _unless_gone(request, find())
-        return _json({"results": results})
+            results = await _in_time(request, find(), limits.timeout_s)
+        return Response(results, media_type="application/json", headers=NO_STORE)
 
     async def embed(request: Request) -> Response:
         asked, reader = await _read(request, serving, EmbedIn)
@@ -144,7 +143,7 @@ def _add_work(app: FastAPI, serving: Serving) -> None:
             return await serving.encode(await reader.queries(asked.queries) or [])
 
         async with _room(serving, reader, 1):
-            made = await _unless_gone(request, encode())
+            made = await _in_time(request, encode(), limits.timeout_s)
         saved = await serving.save(made)
         if "application/octet-stream" in request.headers.get("accept", ""):
             name = {"Content-Disposition": 'attachment; filename="queries.safetensors"'}
@@ -160,15 +159,18 @@ def _add_work(app: FastAPI, serving: Serving) -> None:
             return await serving.search(query[0] if query else None, asked.like_region, **options)
 
         async with _room(serving, reader, 1):
-            matches = await _unless_gone(request, find())
+            matches = await _in_time(request, find(), limits.timeout_s)
         return _json({"matches": matches})
 
     async def add_images(request: Request) -> Response:
         asked, reader = await _read(request, serving, ImagesIn)
         async with _room(serving, reader, reader.n_pictures(asked.images)):
-            blobs = await _unless_gone(request, reader.pictures(asked.images))
-            # What is stored is stored whole, also when the client does not wait to hear it.
-            return _json(await serving.add_images(blobs))
+
+            async def add() -> dict[str, Any]:
+                # What is stored is stored whole, also when the client does not wait to hear it.
+                return await serving.add_images(await reader.pictures(asked.images))
+
+            return _json(await _in_time(request, add(), limits.timeout_s))
 
     async def thumbnail(request: Request) -> Response:
         size = request.query_params.get("size", "256")
@@ -176,7 +178,8 @@ def _add_work(app: FastAPI, serving: Serving) -> None:
         if not (size.isascii() and size.isdigit() and len(size) < 6 and low <= int(size) <= high):
             raise Problem("invalid_request", f"size must be a whole number of pixels from {low} to {high}")
         async with serving.room(1):
-            content = await serving.thumbnail(request.path_params["image_id"][:255], int(size))
+            image_id = request.path_params["image_id"][:255]
+            content = await _in_time(request, serving.archive.thumbnail(image_id, int(size)), limits.timeout_s)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     work: dict[str, Handler] = {
@@ -205,11 +208,10 @@ async def _read(request: Request, serving: Serving, model: type[Model]) -> tuple
     def read() -> tuple[Model, Form]:
         one_query = "query" in model.model_fields
         form = take_apart(body, request.headers.get("content-type", ""), one_query=one_query)
-        return parse(model, form.told), form
+        return parse(model, form.told, serving.settings.max_json_values), form
 
-    small = len(body) <= LARGE_BODY_BYTES
-    asked, form = read() if small else await asyncio.to_thread(read)
-    return asked, Reader(form, serving.settings, fetch=serving.fetch, hold=serving.hold)
+    asked, form = read() if len(body) <= SMALL_BYTES else await serving.in_parser(read)
+    return asked, Reader(form, serving.settings, fetch=serving.fetch, hold=serving.hold, in_thread=serving.in_parser)
 
 
 @asynccontextmanager
@@ -222,15 +224,17 @@ async def _room(serving: Serving, reader: Reader, n_works: int) -> AsyncIterator
             reader.release()
 
 
-async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
-    """The result of the work; when the client goes away first, the work is dropped."""
+async def _in_time(request: Request, work: Awaitable[Any], timeout_s: float) -> Any:
+    """The result of the work; when the client goes away first, or the time is over, the work is dropped."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        await asyncio.wait((task, gone), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
             raise ClientGone
-        return task.result()
+        raise Problem("timeout", f"no answer in {timeout_s:g} s; ask for fewer or smaller pictures, or later")
     finally:
         gone.cancel()
         task.cancel()

@@ -3,10 +3,13 @@
 import asyncio
 import threading
 import time
-from collections import deque
+from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Protocol
+
+from owl_swin.server.turns import Lane, Turns
 
 
 class Shaped(Protocol):
@@ -27,6 +30,7 @@ class Work:
     picture: Shaped | None
     then: Callable[[Any], Any]
     future: asyncio.Future
+    order: tuple[float, int]
     arrived: float = field(default_factory=time.monotonic)
 
     @property
@@ -38,10 +42,10 @@ class Work:
 class Batcher:
     """The threads that run the model, and the queue before them.
 
-    ``encode`` gets pictures of one shape, at most ``max_batch``, and gives back one encoding each, in order. The oldest
-    work is always next; others of its shape join it, also younger ones, and it waits at most ``max_wait_s`` for them.
-    A work whose future was cancelled is dropped unless it runs already. With several ``workers``, ``on_start`` is told
-    before each batch how many of them are at work, this one included.
+    ``encode`` gets pictures of one shape, at most ``max_batch``, and gives back one encoding each, in order. Lanes take
+    turns, and within one the oldest work is next; others of its shape join it, also younger ones, and it waits at most
+    ``max_wait_s`` for them. A work whose future was cancelled is dropped unless it runs already. With several
+    ``workers``, ``on_start`` is told before each batch how many of them are at work, this one included.
     """
 
     def __init__(
@@ -58,7 +62,8 @@ class Batcher:
     ):
         self._encode, self._on_start, self._on_batch, self._on_drop = encode, on_start, on_batch, on_drop
         self._max_batch, self._max_wait_s, self._queue_size = max_batch, max_wait_s, queue_size
-        self._queue: deque[Work] = deque()
+        self._queue: list[Work] = []  # by turn
+        self._numbers, self._turns = count(), Turns()
         self._changed = threading.Condition()
         self._closing = False
         self._work_s = 0.0  # of one work, a running mean
@@ -80,15 +85,16 @@ class Batcher:
         """About how long what waits now will take."""
         return len(self._queue) * self._work_s
 
-    def submit(self, picture: Shaped | None, then: Callable[[Any], Any]) -> asyncio.Future:
-        """Queues a work for the running event loop; raises QueueFull beyond the bound."""
-        work = Work(picture, then, asyncio.get_running_loop().create_future())
+    def submit(self, picture: Shaped | None, then: Callable[[Any], Any], lane: Lane | None = None) -> asyncio.Future:
+        """Queues a work for the running event loop, in a lane of its own if none is given; raises QueueFull."""
+        future = asyncio.get_running_loop().create_future()
         with self._changed:
             if self._closing or len(self._queue) >= self._queue_size:
                 raise QueueFull
-            self._queue.append(work)
+            order = (self._turns.start(lane or Lane(), 1.0), next(self._numbers))
+            insort(self._queue, Work(picture, then, future, order), key=lambda work: work.order)
             self._changed.notify()
-        return work.future
+        return future
 
     def close(self) -> None:
         """Does what waits, takes nothing more, and returns when the threads have ended."""
@@ -111,7 +117,7 @@ class Batcher:
             _deliver(batch, outcomes)
 
     def _next_batch(self) -> list[Work]:
-        """The oldest work and what shares its pass, which then count as busy; empty when the thread is to end."""
+        """The next work and what shares its pass, which then count as busy; empty when the thread is to end."""
         with self._changed:
             while True:
                 self._drop_cancelled()
@@ -120,29 +126,30 @@ class Batcher:
                         return []
                     self._changed.wait()
                     continue
-                oldest = self._queue[0]
-                batch = self._mates(oldest)
-                left = oldest.arrived + self._max_wait_s - time.monotonic()
-                if oldest.shape is None or len(batch) == self._max_batch or left <= 0 or self._closing:
+                first = self._queue[0]
+                batch = self._mates(first)
+                left = first.arrived + self._max_wait_s - time.monotonic()
+                if first.shape is None or len(batch) == self._max_batch or left <= 0 or self._closing:
                     chosen = set(batch)
-                    self._queue = deque(work for work in self._queue if work not in chosen)
+                    self._queue = [work for work in self._queue if work not in chosen]
+                    self._turns.serve(first.order[0])
                     self._n_busy += 1
                     if self._queue:
                         self._changed.notify()
                     return batch
                 self._changed.wait(left)
 
-    def _mates(self, oldest: Work) -> list[Work]:
-        """The oldest work and those that share its pass; one that needs no pass would only wait for others."""
-        if oldest.shape is None:
-            return [oldest]
-        return [work for work in self._queue if work.shape == oldest.shape][: self._max_batch]
+    def _mates(self, first: Work) -> list[Work]:
+        """The next work and those that share its pass; one that needs no pass would only wait for others."""
+        if first.shape is None:
+            return [first]
+        return [work for work in self._queue if work.shape == first.shape][: self._max_batch]
 
     def _drop_cancelled(self) -> None:
-        left = deque(work for work in self._queue if not work.future.cancelled())
-        if len(left) < len(self._queue):
-            self._on_drop(len(self._queue) - len(left))
-            self._queue = left
+        kept = [work for work in self._queue if not work.future.cancelled()]
+        if len(kept) < len(self._queue):
+            self._on_drop(len(self._queue) - len(kept))
+            self._queue = kept
 
     def _outcomes(self, batch: list[Work]) -> list[Any]:
         """What each work came to: a result, or the exception that it ended with."""
@@ -154,7 +161,8 @@ class Batcher:
                 return [encoded]
             # One picture must not fail the requests of others: each on its own.
             return [outcome for work in batch for outcome in self._outcomes([work])]
-        return [_attempt(work.then, one) for work, one in zip(batch, encoded, strict=True)]
+        pairs = zip(batch, encoded, strict=True)
+        return [None if work.future.cancelled() else _attempt(work.then, one) for work, one in pairs]
 
 
 def _attempt(function: Callable[[Any], Any], argument: Any) -> Any:

@@ -20,8 +20,9 @@ ABOUT = (
 # Codes that every path which reads a body may answer with.
 BODY_CODES = (
     "invalid_json", "invalid_multipart", "invalid_content_length", "request_timeout", "body_too_large",
-    "unsupported_media_type", "encoded_body", "invalid_request", "invalid_image", "image_too_large", "invalid_query",
-    "too_many_images", "too_many_queries", "url_not_allowed", "url_not_fetched", "busy", "shutting_down",
+    "body_too_complex", "unsupported_media_type", "encoded_body", "invalid_request", "invalid_image",
+    "image_too_large", "too_many_pixels", "invalid_query", "too_many_images", "too_many_queries", "url_not_allowed",
+    "url_not_fetched", "busy", "shutting_down", "timeout",
 )  # fmt: skip
 DOOR_CODES = ("invalid_header", "unauthorized", "wrong_host", "cross_origin", "internal")
 BINARY: Json = {"type": "string", "format": "binary"}
@@ -111,6 +112,7 @@ DETECT_EXAMPLE = {
             "height": 480,
             "detections": [
                 {
+                    "query": 0,
                     "label": "a red mug",
                     "score": 0.912345,
                     "box": {"xmin": 40.25, "ymin": 60.5, "xmax": 210.0, "ymax": 300.75},
@@ -201,7 +203,7 @@ def _thumbnail() -> Json:
         "",
         None,
         {"image/jpeg": {"schema": BINARY}},
-        ("no_archive", "no_such_image", "invalid_request", "busy", "shutting_down"),
+        ("no_archive", "no_such_image", "invalid_request", "busy", "shutting_down", "timeout"),
     )
     size = {"type": "integer", "minimum": 16, "maximum": 2048, "default": 256}
     operation["parameters"] = [

@@ -30,6 +30,7 @@ CODES = {
     "method_not_allowed": (405, "Not with this method"),
     "request_timeout": (408, "The request came too slowly"),
     "body_too_large": (413, "The body is too large"),
+    "body_too_complex": (413, "The body holds too many values"),
     "unsupported_media_type": (415, "A body of this kind is not read"),
     "encoded_body": (415, "Compressed bodies are not read"),
     "invalid_request": (422, "A field is wrong"),
@@ -37,6 +38,7 @@ CODES = {
     "image_too_large": (422, "A picture has too many pixels"),
     "invalid_query": (422, "A query means nothing"),
     "invalid_archive": (422, "The archive cannot do this"),
+    "too_many_pixels": (422, "The pictures have too many pixels together"),
     "too_many_images": (422, "Too many pictures"),
     "too_many_queries": (422, "Too many queries"),
     "url_not_fetched": (422, "A picture could not be fetched"),
@@ -44,6 +46,7 @@ CODES = {
     "busy": (503, "The server is busy"),
     "archive_busy": (503, "Another process writes to the archive"),
     "shutting_down": (503, "The server is stopping"),
+    "timeout": (504, "The answer took too long"),
 }
 
 # Of an error that several kinds describe the first counts.

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -16,9 +17,15 @@ from owl_swin.server.pictures import content_key
 from owl_swin.server.problems import Problem, problem_of_validation
 from owl_swin.server.schemas import AnyQuery, Body, ExemplarIn, File, QueryIn, SavedIn
 from owl_swin.server.settings import ServerSettings
+from owl_swin.server.structure import check_n_values
 
 Model = TypeVar("Model", bound=Body)
 Result = TypeVar("Result")
+
+# What is larger is read by another thread, so that the others need not wait.
+SMALL_BYTES = 16 * 1024
+# Base64 is decoded in parts, a multiple of 4 letters each, so that other threads get their turn.
+PART = 2**20
 
 
 def _yes_or_no(text: str) -> bool:
@@ -144,8 +151,9 @@ def _form_fields(named: dict[str, list[Part]], one_query: bool) -> dict[str, Any
     return told
 
 
-def parse(model: type[Model], told: bytes) -> Model:
-    """The fields of a request, checked."""
+def parse(model: type[Model], told: bytes, max_values: int) -> Model:
+    """The fields of a request, checked; of a body with more values than that nothing is read."""
+    check_n_values(told, max_values)
     try:
         return model.model_validate_json(told)
     except ValidationError as error:
@@ -155,7 +163,8 @@ def parse(model: type[Model], told: bytes) -> Model:
 class Reader:
     """Finds the files of one request and holds the limits.
 
-    ``fetch`` gets the bytes at a URL, and ``hold`` counts them until ``release`` is called.
+    ``fetch`` gets the bytes at a URL, and ``hold`` counts them until ``release`` is called. ``in_thread`` runs what
+    takes a while.
     """
 
     def __init__(
@@ -165,8 +174,10 @@ class Reader:
         *,
         fetch: Callable[[str], Awaitable[bytes]],
         hold: Callable[[int], None],
+        in_thread: Callable[[Callable[[], bytes]], Awaitable[bytes]],
     ):
         self._form, self._settings, self._fetch, self._hold = form, settings, fetch, hold
+        self._in_thread = in_thread
         self._held_bytes = 0
 
     def release(self) -> None:
@@ -250,7 +261,9 @@ class Reader:
             self._held_bytes += len(content)
             return Blob(content, file.name or file.url[:255], where)
         if file.content is not None:
-            return Blob(_decoded(file.content, where), file.name or where, where)
+            decode = partial(_decoded, file.content, where)
+            content = decode() if len(file.content) <= SMALL_BYTES else await self._in_thread(decode)
+            return Blob(content, file.name or where, where)
         found = [part for part in self._form.files if part.filename == file.file]
         if len(found) != 1:
             name = (file.file or "")[:80]
@@ -276,7 +289,10 @@ def _decoded(content: str, where: str) -> bytes:
         head, _, content = content.partition(",")
         if not head.endswith(";base64"):
             raise Problem("invalid_request", f"{where}: a data: URL must be in base64")
+    parts = [content[start : start + PART] for start in range(0, len(content), PART)]
     try:
-        return base64.b64decode(content, validate=True)
+        if any(part.endswith("=") for part in parts[:-1]):
+            raise ValueError("padding before the end")
+        return b"".join([base64.b64decode(part, validate=True) for part in parts])
     except (binascii.Error, ValueError):
         raise Problem("invalid_request", f"{where}: the content is not base64") from None

@@ -1,6 +1,6 @@
 """What goes over the wire, as pydantic models: bodies are checked against them, and /openapi.json is made of them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -9,6 +9,9 @@ GREY = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNsYGBiYAAAApIA
 MUG: Any = {"name": "my mug", "texts": ["a red mug"], "exemplars": [{"image": {"content": GREY}, "box": [0, 0, 2, 2]}]}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Item = TypeVar("Item")
+# Of a list the first wrong item is named. A sentence for each would cost more than all the rest of a request.
+Many = Annotated[list[Item], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -36,7 +39,7 @@ class ExemplarIn(Body):
     """A thing, shown in a picture."""
 
     image: File
-    box: Annotated[list[float], Field(min_length=4, max_length=4)] | None = Field(
+    box: Annotated[list[float], Field(min_length=4, max_length=4, fail_fast=True)] | None = Field(
         None,
         description="xmin, ymin, xmax, ymax in pixels of the upright picture; left out, its most object-like thing.",
     )
@@ -56,9 +59,9 @@ class QueryIn(Body):
     """One thing to look for: told by texts, shown by exemplars, or both, and what it is not."""
 
     name: str | None = Field(None, max_length=255, description="What its boxes are called; left out, the first text.")
-    texts: list[str] = Field([], description="Texts that all mean this thing.")
-    exemplars: list[ExemplarIn] = Field([], description="Pictures that all show this thing.")
-    negatives: list[
+    texts: Many[str] = Field([], description="Texts that all mean this thing.")
+    exemplars: Many[ExemplarIn] = Field([], description="Pictures that all show this thing.")
+    negatives: Many[
         Annotated[Annotated[str, Tag("text")] | Annotated[ExemplarIn, Tag("object")], Discriminator(_text_or_object)]
     ] = Field([], description="Texts and exemplars of what it is not.")
     weight: Fraction = Field(0.5, description="How much the exemplars count against the texts.")
@@ -87,9 +90,9 @@ class DetectIn(Body):
             ]
         }
     )
-    images: list[File] = Field([], description='Pictures; in a form they are the parts "images".')
-    queries: list[AnyQuery] | None = Field(None, description="Left out: everything that looks like a thing.")
-    threshold: Fraction | list[Fraction] = Field(0.2, description="Lowest score, one for all queries or one each.")
+    images: Many[File] = Field([], description='Pictures; in a form they are the parts "images".')
+    queries: Many[AnyQuery] | None = Field(None, description="Left out: everything that looks like a thing.")
+    threshold: Fraction | Many[Fraction] = Field(0.2, description="Lowest score, one for all queries or one each.")
     nms_iou: Fraction | None = Field(
         0.5, description="Of boxes of one query that overlap by more, only the best stays; null keeps all."
     )
@@ -101,7 +104,7 @@ class EmbedIn(Body):
     """Queries to keep."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"queries": ["a dog", MUG]}]})
-    queries: list[AnyQuery]
+    queries: Many[AnyQuery]
 
 
 class SearchIn(Body):
@@ -131,7 +134,7 @@ class ImagesIn(Body):
     """Pictures to add to the archive."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"images": [{"content": GREY, "name": "kitchen.png"}]}]})
-    images: list[File] = []
+    images: Many[File] = []
 
 
 class Box(BaseModel):
@@ -144,8 +147,9 @@ class Box(BaseModel):
 
 
 class DetectionOut(BaseModel):
-    """One box; ``label`` is the caller's own string."""
+    """One box; ``query`` is the index of its query among the caller's, ``label`` the name of that query."""
 
+    query: int = Field(ge=0)
     label: str
     score: float = Field(ge=0, le=1)
     box: Box

@@ -2,13 +2,13 @@
 
 import asyncio
 import base64
-import io
+import json
 import math
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
@@ -19,39 +19,48 @@ from PIL import Image
 from torch import Tensor
 
 from owl_swin.detector import Detector, EncodedImage
-from owl_swin.errors import ArchiveError, ImageError, QueryError
+from owl_swin.errors import QueryError
 from owl_swin.exemplar import Exemplar
 from owl_swin.fetching import fetch
 from owl_swin.formats import to_record
 from owl_swin.postprocess import check_threshold
 from owl_swin.queries import Query
+from owl_swin.server.archive import Archive
 from owl_swin.server.batching import Batcher, QueueFull
 from owl_swin.server.cache import ByteCache
 from owl_swin.server.metrics import Metrics
-from owl_swin.server.pictures import Picture, check_picture, content_key, read_picture
+from owl_swin.server.pictures import Cost, Picture, check_picture, content_key, read_exemplar, read_picture
 from owl_swin.server.problems import Problem, busy
+from owl_swin.server.readers import Readers
 from owl_swin.server.reading import Asked, AskedQuery, Blob, Shown, all_of
 from owl_swin.server.settings import ServerSettings
+from owl_swin.server.turns import Lane
 from owl_swin.types import Detections, QueryEmbeddings
 
 Result = TypeVar("Result")
 
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is known of a picture before it is decoded: the hash of its file, its cost, or its encoding from before."""
+
+    key: bytes
+    cost: Cost
+    known: EncodedImage | None = None
+
+
 # Downloads at the same time: hosts that are slow must not keep others from what they wait for.
 FETCH_THREADS = 8
-# When to try again to write to an archive that another process writes to.
-ARCHIVE_RETRY_S = 30
-# How the archive's error says so.
-WRITTEN_BY_ANOTHER = "is writing to this archive"
 
 
 class Serving:
     """Everything that one process holds while it serves. ``index`` is an open RegionIndex, or None."""
 
     def __init__(self, detector: Detector, settings: ServerSettings, index: Any = None):
-        self.detector, self.settings, self.index = detector, settings, index
+        self.detector, self.settings = detector, settings
         self.images: ByteCache[EncodedImage] = ByteCache(settings.cache_bytes * 3 // 4, _bytes_of_image)
         self.queries: ByteCache[QueryEmbeddings] = ByteCache(settings.cache_bytes // 8, _bytes_of_queries)
-        self.thumbnails: ByteCache[bytes] = ByteCache(settings.cache_bytes // 8, len)
+        self.archive = Archive(index, settings.cache_bytes // 8)
         self.metrics = Metrics(self)
         self._cores = torch.get_num_threads()
         self.batcher = Batcher(
@@ -64,9 +73,8 @@ class Serving:
             on_batch=self.metrics.on_batch,
             on_drop=self.metrics.on_drop,
         )
-        self.readers = ThreadPoolExecutor(settings.n_decode_threads, "reader")
-        self._archive = ThreadPoolExecutor(4, "archive")
-        self._writer = ThreadPoolExecutor(1, "writer")
+        self.readers = Readers(settings.n_decode_threads, settings.max_pixels)
+        self._parsers = ThreadPoolExecutor(2, "parser")
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetcher")
         self.waiting = 0  # works of admitted requests that have not ended
         self.held_bytes = 0  # of bodies that are being received or answered
@@ -90,10 +98,10 @@ class Serving:
     def close(self) -> None:
         """Ends the threads after what they do, and closes the archive."""
         self.batcher.close()
-        for pool in (self.readers, self._archive, self._writer, self._fetchers):
+        self.readers.close()
+        for pool in (self._parsers, self._fetchers):
             pool.shutdown()
-        if self.index is not None:
-            self.index.close()
+        self.archive.close()
 
     # --- Room -----------------------------------------------------------------------------------------------------
 
@@ -103,7 +111,7 @@ class Serving:
             headers = {"Retry-After": "5", "Connection": "close"}
             raise Problem("shutting_down", "this server is stopping; ask again", headers=headers)
         if self.waiting + n_works > self.settings.queue_size:
-            raise self._busy(f"{self.waiting} works wait, the queue holds {self.settings.queue_size}; come again later")
+            raise self.busy(f"{self.waiting} works wait, the queue holds {self.settings.queue_size}; come again later")
 
     @asynccontextmanager
     async def room(self, n_works: int) -> AsyncIterator[None]:
@@ -118,10 +126,11 @@ class Serving:
     def hold(self, n_bytes: int) -> None:
         """Counts bytes of bodies; beyond the bound of all requests together the one that asks is refused."""
         if n_bytes > 0 and self.held_bytes + n_bytes > self.settings.max_held_bytes:
-            raise self._busy("requests hold too many bytes together; come again later")
+            raise self.busy("requests hold too many bytes together; come again later")
         self.held_bytes += n_bytes
 
-    def _busy(self, detail: str) -> Problem:
+    def busy(self, detail: str) -> Problem:
+        """Refuses work, and says when the queue will have room."""
         return busy(detail, min(60, max(1, math.ceil(self.batcher.seconds_left))))
 
     async def fetch(self, url: str) -> bytes:
@@ -132,31 +141,37 @@ class Serving:
 
     # --- Detection ------------------------------------------------------------------------------------------------
 
-    async def detect(self, blobs: Sequence[Blob], asked: list[Asked] | None, **options: Any) -> list[dict[str, Any]]:
-        """One record a picture, in order, as ``owl-swin detect --format jsonl`` writes them."""
-        queries = await self.encode(asked) if asked is not None else None
+    async def detect(self, blobs: Sequence[Blob], asked: list[Asked] | None, **options: Any) -> bytes:
+        """The answer as JSON: one record a picture, in order, as ``owl-swin detect --format jsonl`` writes them."""
+        work = self.work()
+        heads = await all_of([work.read(partial(self._head, blob)) for blob in blobs])
+        work.count_pixels(heads)
+        queries = await self.encode(asked, work) if asked is not None else None
         check_threshold(options["threshold"], 1 if queries is None else len(queries))
-        pictures = await all_of([self._in_reader(self._read, blob) for blob in blobs])
-        found = await all_of([self._detect_one(picture, queries, options) for picture in pictures])
-        return [to_record(blob.name, one) for blob, one in zip(blobs, found, strict=True)]
+        found = [self._detect_one(*pair, queries, options, work) for pair in zip(blobs, heads, strict=True)]
+        return b'{"results": [' + b", ".join(await all_of(found)) + b"]}"
 
     async def _detect_one(
-        self, picture: Picture | EncodedImage, queries: QueryEmbeddings | None, options: dict[str, Any]
-    ) -> Detections:
+        self, blob: Blob, head: Head, queries: QueryEmbeddings | None, options: dict[str, Any], work: "Work"
+    ) -> bytes:
         def answer(encoded: EncodedImage) -> Detections:
             return self.detector.detect(encoded, queries, **options)
 
-        if isinstance(picture, EncodedImage):
-            return await self._in_model(None, lambda _: answer(picture))
-        return await self._in_model(picture, answer)
+        if head.known is not None:
+            found = await work.ask_model(None, lambda _: answer(head.known))
+        else:
+            found = await work.ask_model(await work.read(partial(self._read, blob, head), head.cost.decoded), answer)
+        return await work.read(lambda: json.dumps(to_record(blob.name, found)).encode())
 
-    def _read(self, blob: Blob) -> Picture | EncodedImage:
+    def _head(self, blob: Blob) -> Head:
         key = content_key(blob.content)
-        known = self.images.get(key)
-        limits = self.settings
-        return known or read_picture(
-            blob.content, blob.where, image_size=self.detector.image_size, max_pixels=limits.max_pixels, key=key
-        )
+        if (known := self.images.get(key)) is not None:
+            return Head(key, Cost(0, 0), known)
+        return Head(key, check_picture(blob.content, blob.where, max_pixels=self.settings.max_pixels))
+
+    def _read(self, blob: Blob, head: Head) -> Picture:
+        size, most = self.detector.image_size, self.settings.max_pixels
+        return read_picture(blob.content, blob.where, image_size=size, max_pixels=most, key=head.key)
 
     def _encode(self, pictures: Sequence[Picture]) -> list[EncodedImage]:
         """Encodings of pictures of one shape; the same picture of several clients is encoded once."""
@@ -171,8 +186,9 @@ class Serving:
 
     # --- Queries --------------------------------------------------------------------------------------------------
 
-    async def encode(self, asked: Sequence[Asked]) -> QueryEmbeddings:
+    async def encode(self, asked: Sequence[Asked], work: "Work | None" = None) -> QueryEmbeddings:
         """The queries, in order: neighbours that are fresh are encoded together, saved ones are read."""
+        work = work or self.work()
         runs: list[list[AskedQuery] | Blob] = []
         for one in asked:
             if isinstance(one, Blob):
@@ -184,8 +200,11 @@ class Serving:
         made: list[QueryEmbeddings] = []
         total = 0
         for run in runs:
-            made.append(await (self._in_reader(self._load, run) if isinstance(run, Blob) else self._fresh(run)))
-            total += _n_asked(made[-1], saved=isinstance(run, Blob))
+            is_saved = isinstance(run, Blob)
+            made.append(
+                await (work.read(partial(self._load, run)) if isinstance(run, Blob) else self._fresh(run, work))
+            )
+            total += _n_asked(made[-1], saved=is_saved)
             # After each, not at the end: a small file may hold many.
             if total > self.settings.max_queries:
                 raise Problem(
@@ -194,21 +213,29 @@ class Serving:
                 )
         return reduce(add, made)
 
-    async def _fresh(self, run: list[AskedQuery]) -> QueryEmbeddings:
-        shows = any(query.shown() for query in run)
-        key = await self._in_reader(_key_of_run, run) if shows else _key_of_run(run)
+    async def _fresh(self, run: list[AskedQuery], work: "Work") -> QueryEmbeddings:
+        shown = [one for query in run for one in query.shown()]
+        key = await work.read(partial(_key_of_run, run)) if shown else _key_of_run(run)
         if (known := self.queries.get(key)) is not None:
             return known
-        for query in run:
-            for shown in query.shown():
-                await self._in_reader(self._check_exemplar, shown)
-        queries = [_as_query(query) for query in run]
-        made = await self._in_model(None, lambda _: self.detector.encode_queries(queries))
+        most = self.settings.max_pixels
+        costs = await all_of(
+            [work.read(partial(check_picture, one.blob.content, one.blob.where, max_pixels=most)) for one in shown]
+        )
+        work.count_pixels([Head(b"", cost) for cost in costs])
+        pairs = zip(shown, costs, strict=True)
+        cut = await all_of([work.read(partial(self._cut, one), cost.decoded) for one, cost in pairs])
+        exemplars = dict(zip(map(id, shown), cut, strict=True))
+        queries = [_as_query(query, exemplars) for query in run]
+        made = await work.ask_model(None, lambda _: self.detector.encode_queries(queries))
         self.queries.put(key, made)
         return made
 
-    def _check_exemplar(self, shown: Shown) -> None:
-        check_picture(shown.blob.content, shown.blob.where, max_pixels=self.settings.max_pixels)
+    def _cut(self, shown: Shown) -> Exemplar:
+        """What the model needs of an exemplar, decoded and cut here, since the threads of the model are few."""
+        blob, size, most = shown.blob, self.detector.image_size, self.settings.max_pixels
+        picture, box = read_exemplar(blob.content, blob.where, shown.box_xyxy, image_size=size, max_pixels=most)
+        return Exemplar(picture, box, blob.name)
 
     def _load(self, blob: Blob) -> QueryEmbeddings:
         with tempfile.TemporaryDirectory(prefix="owl_swin-") as folder:
@@ -228,97 +255,78 @@ class Serving:
                 queries.save(path)
                 return path.read_bytes()
 
-        return await self._in_reader(saved)
+        return await self.work().read(saved)
 
     # --- Archive --------------------------------------------------------------------------------------------------
 
     async def search(self, query: Asked | None, like_region: str | None, **options: Any) -> list[dict[str, Any]]:
         """Matches of the archive, best first."""
-        index = self._attached()
+        archive = self.archive.attached()
         embeddings = await self.encode([query]) if query is not None else None
         if embeddings is not None and len(embeddings) != 1:
             raise Problem("invalid_query", f"a search is for one query, the saved file holds {len(embeddings)}")
-
-        def find() -> list[Any]:
-            asked = embeddings if embeddings is not None else index.more_like(like_region)
-            return index.search(asked, **options)
-
-        return [_match(one) for one in await self._in_archive(find)]
+        return await archive.search(embeddings, like_region, **options)
 
     async def add_images(self, blobs: Sequence[Blob]) -> dict[str, Any]:
         """Stores pictures in the archive."""
-        index = self._attached()
-        for blob in blobs:
-            await self._in_reader(partial(check_picture, max_pixels=self.settings.max_pixels), blob.content, blob.where)
-        named = [(blob.name, blob.content) for blob in blobs]
-        # Without waiting: another process may index for hours, and who waits here keeps a place in the queue.
-        write = partial(index.add_images, named, wait=False)
-        try:
-            report = await asyncio.get_running_loop().run_in_executor(self._writer, write)
-        except ArchiveError as error:
-            if WRITTEN_BY_ANOTHER not in str(error):
-                raise
-            raise Problem(
-                "archive_busy",
-                "another process is writing to the archive; ask again later",
-                headers={"Retry-After": str(ARCHIVE_RETRY_S)},
-            ) from None
-        counts = {name: getattr(report, name) for name in ("added", "changed", "unchanged", "regions")}
-        return {**counts, "skipped": [{"path": str(path), "reason": reason} for path, reason in report.skipped]}
-
-    async def thumbnail(self, image_id: str, size_px: int) -> bytes:
-        """A picture of the archive as a small JPEG."""
-        index = self._attached()
-        key = f"{size_px} {image_id}".encode()
-        if (known := self.thumbnails.get(key)) is not None:
-            return known
-
-        def make() -> bytes:
-            picture = index.open_picture(image_id).convert("RGB")
-            picture.thumbnail((size_px, size_px))
-            content = io.BytesIO()
-            picture.save(content, "JPEG", quality=85)
-            return content.getvalue()
-
-        try:
-            made = await self._in_archive(make)
-        except (ImageError, ArchiveError, QueryError):
-            raise Problem("no_such_image", "the archive has no such picture, or its file is gone") from None
-        self.thumbnails.put(key, made)
-        return made
-
-    def _attached(self) -> Any:
-        if self.index is None:
-            raise Problem("no_archive", "this server has no archive; start it with --index archive.lance")
-        return self.index
+        archive = self.archive.attached()
+        work, most = self.work(), self.settings.max_pixels
+        heads = [work.read(partial(check_picture, blob.content, blob.where, max_pixels=most)) for blob in blobs]
+        work.count_pixels([Head(b"", cost) for cost in await all_of(heads)])
+        return await archive.add(blobs)
 
     # --- The model ------------------------------------------------------------------------------------------------
 
     def about(self) -> dict[str, Any]:
         """What /v1/model tells."""
         limits = {f.name: getattr(self.settings, f.name) for f in fields(self.settings) if f.name.startswith("max_")}
-        stats = self.index.stats() if self.index is not None else None
         return {
-            "name": str(self.detector.card.get("name", self.detector.model.config.name)),
+            "name": self.detector.name,
             "version": str(self.detector.card.get("version", "")),
             "fingerprint": self.detector.fingerprint,
             "image_size": self.detector.image_size,
-            "dimensions": self.detector.model.config.embed_dim,
+            "dimensions": self.detector.spec.embed_dim,
             "limits": {name: value for name, value in limits.items() if isinstance(value, int)},
-            "archive": None if stats is None else {"images": stats.n_images, "regions": stats.n_regions},
+            "archive": self.archive.size(),
         }
 
-    async def _in_model(self, picture: Picture | None, then: Callable[[Any], Result]) -> Result:
+    def work(self) -> "Work":
+        """The works of a new request."""
+        return Work(self)
+
+    async def in_parser(self, function: Callable[[], Result]) -> Result:
+        """What is done to a body before its pictures are read."""
+        return await asyncio.get_running_loop().run_in_executor(self._parsers, function)
+
+
+class Work:
+    """One request's way through the readers and the model, in which it takes turns with the others."""
+
+    def __init__(self, serving: Serving):
+        self._serving = serving
+        self._reading, self._modelling = Lane(), Lane()
+        self._pixels = 0
+
+    def count_pixels(self, heads: Sequence[Head]) -> None:
+        """Pictures that are to be decoded; too many pixels together raise Problem."""
+        self._pixels += sum(head.cost.pixels for head in heads)
+        most = self._serving.settings.max_request_pixels
+        if self._pixels > most:
+            raise Problem(
+                "too_many_pixels",
+                f"the pictures and exemplars have {self._pixels} pixels together, at most {most} a request",
+            )
+
+    async def read(self, function: Callable[[], Result], pixels: int = 0) -> Result:
+        """In a thread that opens pictures; ``pixels`` is what is decoded."""
+        return await self._serving.readers.run(self._reading, pixels, function)
+
+    async def ask_model(self, picture: Picture | None, then: Callable[[Any], Result]) -> Result:
+        """What becomes of the encoding of a picture, or of None, in a thread of the model."""
         try:
-            return await self.batcher.submit(picture, then)
+            return await self._serving.batcher.submit(picture, then, self._modelling)
         except QueueFull:
-            raise self._busy("the queue is full; come again later") from None
-
-    async def _in_reader(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self.readers, function, *arguments)
-
-    async def _in_archive(self, function: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._archive, function)
+            raise self._serving.busy("the queue is full; come again later") from None
 
 
 def embedded(queries: QueryEmbeddings, saved: bytes) -> dict[str, Any]:
@@ -341,19 +349,10 @@ def _key_of_run(run: list[AskedQuery]) -> bytes:
     return content_key(b"".join(query.key() for query in run))
 
 
-def _as_query(asked: AskedQuery) -> Query:
-    def part(one: str | Shown) -> str | Exemplar:
-        return one if isinstance(one, str) else Exemplar(one.blob.content, one.box_xyxy, one.blob.name)
-
-    exemplars = [Exemplar(one.blob.content, one.box_xyxy, one.blob.name) for one in asked.exemplars]
-    return Query(asked.name, asked.texts, exemplars, [part(one) for one in asked.negatives], asked.weight)
-
-
-def _match(match: Any) -> dict[str, Any]:
-    box = dict(zip(("xmin", "ymin", "xmax", "ymax"), (round(float(v), 2) for v in match.box_xyxy), strict=True))
-    told = {name: getattr(match, name) for name in ("image_id", "path", "score", "objectness", "width", "height")}
-    told |= {"modified": match.modified, "region": match.region, "box": box}
-    return {**told, "thumbnail": f"/v1/images/{match.image_id}"}
+def _as_query(asked: AskedQuery, cut: dict[int, Exemplar]) -> Query:
+    """The query of exemplars that were cut; ``cut`` finds them by the identity of what was shown."""
+    negatives = [part if isinstance(part, str) else cut[id(part)] for part in asked.negatives]
+    return Query(asked.name, asked.texts, [cut[id(one)] for one in asked.exemplars], negatives, asked.weight)
 
 
 def _apart(encoded: EncodedImage) -> EncodedImage:

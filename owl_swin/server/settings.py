@@ -33,6 +33,7 @@ class ServerSettings:
     # Limits of one request.
     max_body_bytes: int = 32 * MB
     max_pixels: int = 50_000_000
+    max_request_pixels: int = 250_000_000  # of all its pictures and exemplars
     max_images: int = 16
     max_queries: int = 1500
     max_exemplars: int = 16
@@ -43,7 +44,9 @@ class ServerSettings:
     # Limits of all requests together.
     max_held_bytes: int = 512 * MB
     max_connections: int = 1024
-    # Time: for the head of a request, between two parts of a body, for what runs when the server is told to stop.
+    # Time: from a whole body to its answer, for the head of a request, between two parts of a body, for what runs when
+    # the server is told to stop.
+    timeout_s: float = 60.0
     head_timeout_s: float = 10.0
     body_timeout_s: float = 10.0
     stop_timeout_s: float = 30.0
@@ -75,6 +78,11 @@ class ServerSettings:
                 f"other machines can reach {self.host}: give the server a token (--token-file, or OWL_SWIN_TOKEN), or "
                 "say --insecure if anybody may use it"
             )
+
+    @property
+    def max_json_values(self) -> int:
+        """Most values, keys and brackets of a JSON body: several times what the largest request of these limits has."""
+        return max(20_000, 16 * self.max_queries)
 
     @property
     def n_decode_threads(self) -> int:

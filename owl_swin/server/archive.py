@@ -1,0 +1,105 @@
+"""The archive behind the routes: searches in threads of their own, one writer, and thumbnails."""
+
+import asyncio
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from owl_swin.errors import ArchiveBusyError, ArchiveError, ImageError, QueryError
+from owl_swin.server.cache import ByteCache
+from owl_swin.server.problems import Problem
+from owl_swin.server.reading import Blob
+from owl_swin.types import QueryEmbeddings
+
+Result = TypeVar("Result")
+
+# When to try again to write to an archive that another process writes to.
+RETRY_S = 30
+
+
+class Archive:
+    """An open RegionIndex, or None, for many requests at once."""
+
+    def __init__(self, index: Any, thumbnail_bytes: int):
+        self._index = index
+        self._thumbnails: ByteCache[bytes] = ByteCache(thumbnail_bytes, len)
+        self._threads = ThreadPoolExecutor(4, "archive")
+        self._writer = ThreadPoolExecutor(1, "writer")
+
+    def attached(self) -> "Archive":
+        """Itself; without an index, raises Problem."""
+        if self._index is None:
+            raise Problem("no_archive", "this server has no archive; start it with --index archive.lance")
+        return self
+
+    def size(self) -> dict[str, int] | None:
+        """Pictures and regions, or None without an index."""
+        if self._index is None:
+            return None
+        stats = self._index.stats()
+        return {"images": stats.n_images, "regions": stats.n_regions}
+
+    async def search(
+        self, query: QueryEmbeddings | None, like_region: str | None, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Matches of one query, or of a region that an earlier search found, best first."""
+
+        def find() -> list[dict[str, Any]]:
+            asked = query if query is not None else self._index.more_like(like_region)
+            return [_match(one) for one in self._index.search(asked, **options)]
+
+        return await self._in(self._threads, find)
+
+    async def add(self, blobs: Sequence[Blob]) -> dict[str, Any]:
+        """Stores pictures."""
+        named = [(blob.name, blob.content) for blob in blobs]
+        try:
+            # Without waiting: another process may index for hours, and who waits here keeps a place in the queue.
+            report = await self._in(self._writer, partial(self._index.add_images, named, wait=False))
+        except ArchiveBusyError:
+            raise Problem(
+                "archive_busy",
+                "another process is writing to the archive; ask again later",
+                headers={"Retry-After": str(RETRY_S)},
+            ) from None
+        counts = {name: getattr(report, name) for name in ("added", "changed", "unchanged", "regions")}
+        return {**counts, "skipped": [{"path": str(path), "reason": reason} for path, reason in report.skipped]}
+
+    async def thumbnail(self, image_id: str, size_px: int) -> bytes:
+        """A picture of the archive as a small JPEG."""
+        index = self.attached()._index
+        key = f"{size_px} {image_id}".encode()
+        if (known := self._thumbnails.get(key)) is not None:
+            return known
+
+        def make() -> bytes:
+            picture = index.open_picture(image_id).convert("RGB")
+            picture.thumbnail((size_px, size_px))
+            content = io.BytesIO()
+            picture.save(content, "JPEG", quality=85)
+            return content.getvalue()
+
+        try:
+            made = await self._in(self._threads, make)
+        except (ImageError, ArchiveError, QueryError):
+            raise Problem("no_such_image", "the archive has no such picture, or its file is gone") from None
+        self._thumbnails.put(key, made)
+        return made
+
+    def close(self) -> None:
+        """Ends the threads after what they do, and closes the index."""
+        for pool in (self._threads, self._writer):
+            pool.shutdown()
+        if self._index is not None:
+            self._index.close()
+
+    async def _in(self, pool: ThreadPoolExecutor, function: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(pool, function)
+
+
+def _match(match: Any) -> dict[str, Any]:
+    box = dict(zip(("xmin", "ymin", "xmax", "ymax"), (round(float(v), 2) for v in match.box_xyxy), strict=True))
+    names = ("image_id", "path", "score", "objectness", "width", "height", "modified", "region")
+    return {**{name: getattr(match, name) for name in names}, "box": box, "thumbnail": f"/v1/images/{match.image_id}"}

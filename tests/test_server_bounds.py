@@ -1,0 +1,320 @@
+"""Work has bounds: values of a body, pixels of a request and in flight, time; and requests take turns."""
+
+import asyncio
+import threading
+import time
+
+import httpx
+import pytest
+from http_client import ask, b64, detect, running
+from picture_files import encode, noise, turned
+from PIL import Image
+
+from owl_swin.detector import Detector
+from owl_swin.errors import QueryError
+from owl_swin.exemplar import Exemplar
+from owl_swin.server.app import create_app
+from owl_swin.server.batching import Batcher
+from owl_swin.server.pictures import check_picture, content_key, read_exemplar, read_picture
+from owl_swin.server.problems import Problem
+from owl_swin.server.readers import SMALL_PIXELS, Readers
+from owl_swin.server.settings import ServerSettings
+from owl_swin.server.structure import WINDOW, check_n_values
+from owl_swin.server.turns import Lane
+
+PICTURE = encode(noise(60, 90))
+
+# --- Values of a body ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content, n",
+    [
+        (b"", 0),
+        (b'"a,b:[{"', 0),
+        (b"{}", 1),
+        (b'{"a": [1, 2, {"b": ","}]}', 7),
+        (rb'["a\",[", "\\", ","]', 3),
+        (rb'["\\\\\"[,", 1]', 2),
+        (b"[" * 5000, 5000),
+    ],
+)
+def test_values_are_counted_outside_of_strings_only(content, n):
+    for pad in (0, WINDOW - 3, WINDOW - 2, WINDOW - 1, WINDOW):  # wherever the windows meet
+        for filler in (b" ", b'"' + b"," * 7 + b'"', rb'"\\\""'):
+            padded = (filler * (pad // len(filler))).ljust(pad) + content
+            check_n_values(padded, n)
+            if n:
+                with pytest.raises(Problem, match=f"at most {n - 1} values"):
+                    check_n_values(padded, n - 1)
+
+
+MB = 2**20
+
+
+def flood(n_bytes: int, head: str, item: str, tail: str) -> bytes:
+    return (head + ",".join([item] * ((n_bytes - len(head) - len(tail)) // (len(item) + 1))) + tail).encode()
+
+
+FLOODS = {
+    "numbers as queries": ('{"images": [], "queries": [', "1", "]}"),
+    "numbers as pictures": ('{"images": [', "1", "]}"),
+    "empty pictures": ('{"images": [', "{}", "]}"),
+    "empty queries": ('{"queries": [', "{}", "]}"),
+    "lists in lists": ('{"queries": [', "[[[]]]", "]}"),
+    "unknown keys": ("{", '"k":1', "}"),
+    "unknown keys of a query": ('{"queries": [{', '"k":1', "}]}"),
+    "an unknown list": ('{"unknown": [', "null", "]}"),
+    "numbers as texts": ('{"queries": [{"texts": [', "1", "]}]}"),
+    "numbers as negatives": ('{"queries": [{"texts": ["a"], "negatives": [', "1", "]}]}"),
+    "numbers as exemplars": ('{"queries": [{"exemplars": [', "1", "]}]}"),
+    "corners of a box": ('{"queries": [{"exemplars": [{"image": {"content": ""}, "box": [', "1", "]}]}]}"),
+    "thresholds": ('{"threshold": [', '"a"', "]}"),
+    "empty strings": ('{"queries": [', '""', "]}"),
+    "strings of commas": ('{"queries": [1, ', '"' + "," * 900 + '"', "]}"),
+    "escaped quotes": ('{"queries": [1, "', '\\"', '"]}'),
+}
+
+
+@pytest.fixture(scope="module")
+def server(detector):
+    with running(detector, max_body_bytes=4 * MB) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path, n_bytes", [("/v1/search", 16 * 1024), ("/v1/detect", 4 * MB - 1000)])
+def test_bodies_of_many_values_are_refused_while_health_is_answered(server, path, n_bytes):
+    waits, ready, over = [], threading.Event(), threading.Event()
+
+    def watch():
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            while not over.is_set():
+                asked = time.process_time()  # of this process alone: others may keep the machine busy
+                assert client.get("/healthz").status_code == 200
+                waits.append(time.process_time() - asked)
+                ready.set()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    assert ready.wait(30)
+    answers = {}
+    with httpx.Client(base_url=server.url, timeout=30, headers={"Content-Type": "application/json"}) as client:
+        for kind, parts in FLOODS.items():
+            answers[kind] = client.post(path, content=flood(n_bytes, *parts))
+    over.set()
+    watching.join()
+    for kind, answer in answers.items():
+        assert (answer.status_code in (413, 422)) and answer.json()["code"] in CODES, (kind, answer.text[:500])
+        assert len(answer.text) < 5000
+    assert max(waits) < 0.5  # 0.2 s without the client and the flood, which this process makes too
+
+
+CODES = ("body_too_complex", "invalid_request", "invalid_query", "too_many_queries")
+
+
+def test_a_request_at_every_limit_is_not_too_complex(detector):
+    app = create_app(detector, ServerSettings())
+    queries = [{"name": f"n{i}", "texts": [f"t{i}, [{{"], "weight": 0.5} for i in range(1500)]
+    body = {"images": [{"content": b64(PICTURE), "name": "a"}], "queries": queries, "threshold": [1.0] * 1500}
+    answer = detect(app, **body)
+    app.state.serving.close()
+    assert answer.status_code == 200, answer.text[:500]
+
+
+# --- Turns ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_does_not_stand_before_a_single_picture_in_the_readers():
+    readers, done, entered, go = Readers(1, 10**9), [], threading.Event(), threading.Event()
+
+    async def all_of_them():
+        batch, single = Lane(), Lane()
+        first = asyncio.create_task(readers.run(batch, 10**6, lambda: (entered.set(), go.wait(30))))
+        await asyncio.to_thread(entered.wait, 30)
+        rest = [asyncio.create_task(readers.run(batch, 10**6, lambda i=i: done.append(i))) for i in range(1, 16)]
+        await asyncio.sleep(0)
+        late = asyncio.create_task(readers.run(single, 10**6, lambda: done.append("single")))
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(first, *rest, late)
+
+    asyncio.run(all_of_them())
+    readers.close()
+    assert done == ["single", *range(1, 16)]
+
+
+def test_a_batch_does_not_stand_before_a_single_picture_in_the_model():
+    batches, entered, go = [], threading.Event(), threading.Event()
+
+    class Shape:
+        shape = (1, 1)
+
+        def __init__(self, name):
+            self.name = name
+
+    def encode(pictures):
+        batches.append([one.name for one in pictures])
+        entered.set()
+        assert go.wait(30)
+        return pictures
+
+    batcher = Batcher(encode, max_batch=2, max_wait_s=0.0, queue_size=32)
+
+    async def all_of_them():
+        batch = Lane()
+        works = [batcher.submit(Shape(0), id, batch)]
+        await asyncio.to_thread(entered.wait, 30)
+        works += [batcher.submit(Shape(i), id, batch) for i in range(1, 6)]
+        works += [batcher.submit(Shape("single"), id, Lane())]
+        go.set()
+        await asyncio.gather(*works)
+
+    asyncio.run(all_of_them())
+    batcher.close()
+    assert batches == [[0], ["single", 1], [2, 3], [4, 5]]
+
+
+def test_large_pictures_leave_a_reader_free_and_stay_below_their_bound():
+    large = SMALL_PIXELS + 1
+    readers, running_now, most, lock = Readers(4, 2 * large), [0], [0], threading.Lock()
+    go, small_done = threading.Event(), threading.Event()
+
+    def decode():
+        with lock:
+            running_now[0] += 1
+            most[0] = max(most[0], running_now[0])
+        assert go.wait(30)
+        with lock:
+            running_now[0] -= 1
+
+    async def all_of_them():
+        decodes = [asyncio.create_task(readers.run(Lane(), large, decode)) for _ in range(6)]
+        await asyncio.sleep(0)
+        await readers.run(Lane(), SMALL_PIXELS, small_done.set)
+        dropped = decodes.pop()
+        dropped.cancel()
+        go.set()
+        await asyncio.gather(*decodes)
+
+    asyncio.run(all_of_them())
+    readers.close()
+    assert small_done.is_set()
+    assert most[0] == 2
+
+
+def test_what_a_reader_fails_with_reaches_who_asked():
+    readers = Readers(1, 1)
+
+    def fail():
+        raise KeyError("a")
+
+    with pytest.raises(KeyError, match="a"):
+        asyncio.run(readers.run(Lane(), 0, fail))
+    assert asyncio.run(readers.run(Lane(), 0, lambda: 7)) == 7
+    readers.close()
+
+
+# --- Pixels --------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_and_exemplars_of_a_request_have_a_bound_together(detector):
+    app = create_app(detector, ServerSettings(max_request_pixels=3 * 60 * 90))
+    image = {"content": b64(PICTURE)}
+    assert detect(app, images=[image] * 3, queries=["a"]).status_code == 200
+    exemplars = [{"exemplars": [{"image": {"content": b64(encode(noise(60, 90, seed)))}}]} for seed in (1, 2)]
+    fresh = {"content": b64(encode(noise(60, 90, 3)))}
+    answers = [
+        detect(app, images=[{"content": b64(encode(noise(60, 90, seed)))} for seed in range(4, 8)]),
+        detect(app, images=[fresh, {"content": b64(encode(noise(60, 90, 9)))}], queries=exemplars),
+        ask(app, "POST", "/v1/embed", json={"queries": exemplars * 2}),
+    ]
+    app.state.serving.close()
+    assert [(one.status_code, one.json()["code"]) for one in answers] == [(422, "too_many_pixels")] * 3
+    assert app.state.serving.waiting == 0
+
+
+@pytest.mark.parametrize("form, n_pixels", [("PNG", 1600 * 1200), ("JPEG", 1600 * 1200 // 4)])
+def test_a_jpeg_costs_less_memory_than_other_pictures(form, n_pixels):
+    cost = check_picture(encode(noise(1200, 1600), form), "x", max_pixels=10**7)
+    assert (cost.pixels, cost.decoded) == (1600 * 1200, n_pixels)
+
+
+def test_a_large_jpeg_is_decoded_small_and_answers_nearly_as_the_direct_call(detector, monkeypatch):
+    smooth = noise(240, 160, seed=2).resize((1600, 2400), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(smooth.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
+    decoded = []
+    load = Image.Image.load
+    from PIL import JpegImagePlugin
+
+    monkeypatch.setattr(
+        JpegImagePlugin.JpegImageFile, "load", lambda self: decoded.append(self.size) or super(type(self), self).load()
+    )
+    picture = read_picture(content, "x", image_size=96, max_pixels=10**7, key=content_key(content))
+    monkeypatch.undo()
+    assert load is Image.Image.load
+    assert decoded and max(decoded[0]) <= 2400 // 8
+    assert picture.frame.image_hw == (2400, 1600)
+    (encoded,) = detector.encode_images([picture.image])
+    ours, theirs = (
+        detector.detect(picture.own(encoded), ["a"], threshold=0.0),
+        detector.detect(content, ["a"], threshold=0.0),
+    )
+    assert float((ours.scores[:20] - theirs.scores[:20]).abs().max()) < 0.02
+
+
+def test_a_grey_picture_is_shrunk_before_it_becomes_rgb_and_is_the_same_to_the_bit(detector):
+    content = encode(noise(700, 500).convert("L"))
+    picture = read_picture(content, "x", image_size=96, max_pixels=10**7, key=content_key(content))
+    (ours,), (theirs,) = detector.encode_images([picture.image]), detector.encode_images([content])
+    assert ours.embeddings.class_embeds.equal(theirs.embeddings.class_embeds)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("box", [(10, 20, 40, 60), (0, 0, 90, 60), (-50, 30.5, 20.25, 100), (80, 50, 90, 60)])
+def test_an_exemplar_cut_by_a_reader_is_the_same_query(detector, box, orientation):
+    content = turned(noise(60, 90, 5), orientation)
+    picture, inside = read_exemplar(content, "x", box, image_size=96, max_pixels=10**6)
+    ours, theirs = (
+        detector.encode_queries([Exemplar(picture, inside)]),
+        detector.encode_queries([Exemplar(content, box)]),
+    )
+    assert float((ours.query_embeds - theirs.query_embeds).abs().max()) < 1e-5
+
+
+def test_of_a_huge_exemplar_little_is_kept():
+    content = encode(noise(2000, 2000))
+    picture, box = read_exemplar(content, "x", (100, 100, 1900, 1900), image_size=96, max_pixels=10**7)
+    assert max(picture.size) <= 300 and 200 < box[2] - box[0] < 300
+    with pytest.raises(QueryError, match="covers no pixel of the picture, which is 2000x2000"):
+        read_exemplar(content, "x", (3000, 3000, 4000, 4000), image_size=96, max_pixels=10**7)
+
+
+# --- Time ----------------------------------------------------------------------------------------------------------
+
+
+class Stuck(Detector):
+    """Encodes nothing until it is let go."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.go, self.n_encoded = threading.Event(), 0
+
+    def encode_images(self, images, **options):
+        assert self.go.wait(30)
+        self.n_encoded += len(images)
+        return super().encode_images(images, **options)
+
+
+def test_beyond_its_time_a_request_is_answered_504_and_its_work_is_dropped(tiny_model):
+    stuck = Stuck(tiny_model, device="cpu")
+    app = create_app(stuck, ServerSettings(timeout_s=0.3, max_batch=1, model_threads=1))
+    images = [{"content": b64(encode(noise(60, 90, seed)))} for seed in range(5)]
+    answer = detect(app, images=images)
+    assert (answer.status_code, answer.json()["code"]) == (504, "timeout")
+    assert answer.headers["content-type"] == "application/problem+json"
+    stuck.go.set()
+    app.state.serving.close()
+    assert stuck.n_encoded <= 1  # what ran already
+    assert (app.state.serving.waiting, app.state.serving.held_bytes) == (0, 0)
