@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 PADDINGS = ("masked", "torchvision", "timm", "transformers")
 BOX_FORMS = ("patch", "owl")
+UPSAMPLES = ("repeat", "expand")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,12 @@ class SwinConfig:
     ``padding`` says what happens at the right and bottom edge when a feature map is no multiple of the window:
     "masked" (ours) keeps the filled-in patches out of the attention and shrinks windows to small maps;
     the other three repeat what the library of that name does, for weights that come from there.
+
+    ``stem``: "patch" is the paper's patch partition; the name of a convolutional network of timm makes a hybrid, where
+    that network takes the place of the patch partition and of stages 1 and 2, whose ``depths`` are then 0.
     """
 
+    stem: str = "patch"
     embed_dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
@@ -46,12 +51,15 @@ class SwinConfig:
             raise ConfigError(
                 f"image.depths and image.num_heads must have one number a stage, got {self.depths} and {self.num_heads}"
             )
+        if self.stem != "patch" and (len(self.depths) != 4 or self.depths[:2] != (0, 0)):
+            raise ConfigError(f"image.depths: with a stem, stages 1 and 2 have no blocks, got {self.depths}")
         for stage, heads in enumerate(self.num_heads):
             if heads < 1 or self.stage_dim(stage) % heads:
                 raise ConfigError(f"image.num_heads: {heads} does not divide {self.stage_dim(stage)} channels")
         if self.padding not in PADDINGS:
             raise ConfigError(f"image.padding must be one of {', '.join(PADDINGS)}, got {self.padding!r}")
-        if min(self.window_size, self.patch_size, self.embed_dim, *self.depths) < 1:
+        first = 0 if self.stem == "patch" else 2
+        if min(self.window_size, self.patch_size, self.embed_dim, *self.depths[first:]) < 1:
             raise ConfigError("image: embed_dim, depths, window_size and patch_size must be at least 1")
         if not (0 < self.mlp_ratio < math.inf and 0 < self.norm_eps < math.inf):
             raise ConfigError(
@@ -59,6 +67,11 @@ class SwinConfig:
             )
         if not 0 <= self.drop_path_rate < 1:
             raise ConfigError(f"image.drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
+
+    @property
+    def first_stage(self) -> int:
+        """The first stage, counted from 0, whose map the encoder gives: a stem starts with stride 8."""
+        return 0 if self.stem == "patch" else 1
 
     def stage_dim(self, stage: int) -> int:
         """Channels of stage ``stage``, counted from 0."""
@@ -95,15 +108,19 @@ class HeadsConfig:
 
     ``stride`` is the side of a patch in input pixels; ``stages`` (counted from 1, as in the paper) are fused on it.
     ``box_form``: "patch" predicts centre and size in units of the stride, relative to the patch; "owl" adds logits
-    to a prior over the whole picture (arXiv:2205.06230).
+    to a prior over the whole picture (arXiv:2205.06230). ``upsample`` brings coarser stages to the grid: "repeat" gives
+    all patches under a coarse one the same, "expand" a projection for each of their places (arXiv:2105.05537).
     """
 
     width: int = 256
     stride: int = 16
     stages: tuple[int, ...] = (3, 4)
     box_form: str = "patch"
+    upsample: str = "repeat"
 
     def __post_init__(self) -> None:
+        if self.upsample not in UPSAMPLES:
+            raise ConfigError(f"heads.upsample must be one of {', '.join(UPSAMPLES)}, got {self.upsample!r}")
         if self.box_form not in BOX_FORMS:
             raise ConfigError(f"heads.box_form must be one of {', '.join(BOX_FORMS)}, got {self.box_form!r}")
         if self.width < 1:
@@ -146,6 +163,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if max(self.heads.stages) > len(self.image.depths):
             raise ConfigError(f"heads.stages {self.heads.stages}: the encoder has {len(self.image.depths)} stages")
+        if min(self.heads.stages) <= self.image.first_stage:
+            raise ConfigError(f"heads.stages {self.heads.stages}: with a stem the first stage is 2")
         strides = [self.image.stage_stride(stage - 1) for stage in self.heads.stages]
         if self.heads.stride not in strides:
             raise ConfigError(
@@ -155,6 +174,12 @@ class ModelConfig:
             raise ConfigError(f"embed_dim must be at least 1, got {self.embed_dim}")
         if self.image_size < 32:
             raise ConfigError(f"image_size must be at least 32 pixels, got {self.image_size}")
+
+    @property
+    def exemplar_stride(self) -> int:
+        """The stride that says how large an exemplar is shown: a stem's grid is finer than what its stages look at."""
+        strides = [self.image.stage_stride(stage - 1) for stage in self.heads.stages]
+        return self.heads.stride if self.image.stem == "patch" else max(strides)
 
 
 def read_toml(path: str | Path, cls: type[T]) -> T:

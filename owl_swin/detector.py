@@ -79,7 +79,7 @@ class Detector:
         self.model = model.to(self.device).eval()
         self.card = card or {}
         self.image_size = check_image_size(model.config.image_size if image_size is None else image_size)
-        self._preprocess = SwinPreprocess(model.config.heads.stride)
+        self._preprocess = SwinPreprocess(model.config.exemplar_stride)
         text = model.config.text
         self._tokenizer = get_tokenizer(text.context_length, text.open_clip)
         self._spec: Spec | None = None
@@ -158,7 +158,7 @@ class Detector:
         if not queries.fingerprint:
             raise QueryError(f"{path}: says not which model made these queries; encode them with this one")
         try:
-            self.check_queries(queries)
+            self._check_fit(queries)
         except QueryError as error:
             raise QueryError(f"{path}: {error}") from None
         return queries
@@ -177,7 +177,7 @@ class Detector:
         ``patches`` are those of an encoded picture or stored regions. ``scoring.score`` says how texts, exemplars and
         negatives of one query are joined.
         """
-        self.check_queries(queries)
+        self._check_fit(queries)
         if isinstance(patches, EncodedImage):
             patches = patches.embeddings
         return score(patches, queries, self.spec.calibration)
@@ -345,8 +345,7 @@ class Detector:
         """One batch of pixels in their frames of one size."""
         return self.model.encode_image(self._preprocess.normalise(torch.stack(list(pixels)).to(self.device)))
 
-    def check_queries(self, queries: QueryEmbeddings) -> None:
-        """Refuses, with QueryError, queries that another model made."""
+    def _check_fit(self, queries: QueryEmbeddings) -> None:
         embed_dim = self.model.config.embed_dim
         if queries.query_embeds.shape[1] != embed_dim:
             raise QueryError(

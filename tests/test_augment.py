@@ -1,5 +1,6 @@
 """Scenes for training: boxes go where the pixels go, through crop, flip, stretch and mosaic."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,16 +10,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from owl_swin.training import augment
-from owl_swin.training.augment import MIN_SIDE_PX, mosaic, place
+from owl_swin.training.augment import MIN_SIDE_PX, Annotated, mosaic, place
 
 NO_BOXES = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+
+
+def scene(picture, boxes, labels, scores=None, odds=None):
+    """A picture as place() takes it; all boxes certain and equally often in the middle unless given."""
+    ones = np.ones(len(boxes), np.float32)
+    return Annotated(picture, boxes, labels, ones if scores is None else scores, ones if odds is None else odds)
 
 
 def marked(box_xyxy, hw=(80, 120), ink=(255, 255, 255)):
     """A black picture with one filled rectangle, as place() takes it."""
     picture = Image.new("RGB", (hw[1], hw[0]))
     picture.paste(ink, box_xyxy)
-    return picture, np.array([box_xyxy], np.float32), np.array([7])
+    return scene(picture, np.array([box_xyxy], np.float32), np.array([7]))
 
 
 def extent(mask):
@@ -32,7 +39,7 @@ def extent(mask):
 def test_the_box_follows_its_pixels(hw, box_xyxy):
     seen = 0
     for seed in range(30):
-        canvas = place(*marked(box_xyxy), hw, np.random.default_rng(seed), min_kept=0.0)
+        canvas = place(marked(box_xyxy), hw, np.random.default_rng(seed), min_kept=0.0)
         bright = canvas.pixels[..., 0] > 127
         assert canvas.pixels.shape == (*hw, 3)
         if len(canvas.boxes):
@@ -49,7 +56,7 @@ def test_half_of_the_pictures_are_flipped():
     left = marked((0, 0, 10, 80))  # a bar at the left edge: at the right where flipped
     flipped = 0
     for seed in range(100):
-        canvas = place(*left, (80, 120), np.random.default_rng(seed), min_kept=0.0)
+        canvas = place(left, (80, 120), np.random.default_rng(seed), min_kept=0.0)
         if len(canvas.boxes):
             flipped += bool(canvas.boxes[0, 0] > 60)
     assert 10 < flipped < 60
@@ -63,8 +70,7 @@ def test_boxes_follow_their_pixels_through_a_mosaic(side):
         def draw(rng=rng, drawn=drawn):
             drawn.append(len(drawn))
             x, y = int(rng.integers(0, 60)), int(rng.integers(0, 40))
-            picture, boxes, _ = marked((x, y, x + 50, y + 35), ink=(255, 255, 255))
-            return picture, boxes, np.array([drawn[-1]])
+            return replace(marked((x, y, x + 50, y + 35)), labels=np.array([drawn[-1]]))
 
         canvas = mosaic(draw, (150, 210), side, rng, min_kept=0.0)
         assert len(drawn) == side * side
@@ -81,7 +87,7 @@ def test_mosaic_keeps_every_picture_in_its_own_cell():
     reds = iter((0, 50, 100, 150))
 
     def draw():
-        return Image.new("RGB", (30, 30), (next(reds), 0, 0)), *NO_BOXES
+        return scene(Image.new("RGB", (30, 30), (next(reds), 0, 0)), *NO_BOXES)
 
     canvas = mosaic(draw, (40, 60), 2, np.random.default_rng(0), min_kept=0.5)
     assert canvas.pixels[::20, ::30, 0].tolist() == [[0, 50], [100, 150]]
@@ -107,7 +113,7 @@ def test_min_kept_is_the_share_of_the_area_in_the_crop(monkeypatch, box_xyxy, mi
     unflipped = SimpleNamespace(random=lambda: 0.9)
     picture = Image.new("RGB", (100, 100))
     boxes = np.array([box_xyxy], np.float32)
-    canvas = place(picture, boxes, np.array([0]), (50, 50), unflipped, min_kept=min_kept)
+    canvas = place(scene(picture, boxes, np.array([0])), (50, 50), unflipped, min_kept=min_kept)
     expected = [np.clip(box_xyxy, 0, 50).tolist()] if kept else []
     np.testing.assert_allclose(canvas.boxes, np.array(expected).reshape(-1, 4), atol=1e-5)
     assert len(canvas.labels) == kept
@@ -116,8 +122,8 @@ def test_min_kept_is_the_share_of_the_area_in_the_crop(monkeypatch, box_xyxy, mi
 def test_a_flip_mirrors_the_box(monkeypatch):
     monkeypatch.setattr(augment, "_random_crop", lambda *_: (0.0, 0.0, 50.0, 50.0))
     flipped = SimpleNamespace(random=lambda: 0.1)
-    picture, boxes, labels = marked((5, 10, 20, 40))
-    canvas = place(picture, boxes, labels, (100, 200), flipped, min_kept=0.5)  # twice as high, four times as wide
+    # twice as high, four times as wide
+    canvas = place(marked((5, 10, 20, 40)), (100, 200), flipped, min_kept=0.5)
     assert canvas.boxes.tolist() == [[120.0, 20.0, 180.0, 80.0]]
 
 
@@ -133,7 +139,8 @@ def test_any_picture_fits_any_cell_with_boxes_inside(picture_hw, hw, corners, se
     points = np.array(corners, np.float32).reshape(-1, 4) * np.array([width, height] * 2, np.float32)
     boxes = np.concatenate([np.minimum(points[:, :2], points[:, 2:]), np.maximum(points[:, :2], points[:, 2:])], 1)
     labels = np.arange(len(boxes))
-    canvas = place(Image.new("RGB", (width, height)), boxes, labels, hw, np.random.default_rng(seed), min_kept=0.3)
+    given_scene = scene(Image.new("RGB", (width, height)), boxes, labels)
+    canvas = place(given_scene, hw, np.random.default_rng(seed), min_kept=0.3)
     assert canvas.pixels.shape == (*hw, 3) and canvas.pixels.dtype == np.uint8
     assert canvas.boxes.shape == (len(canvas.labels), 4)
     limit = np.array([hw[1], hw[0]] * 2)
@@ -158,10 +165,10 @@ def test_a_crop_lies_in_the_picture_and_is_stretched_by_at_most_a_third(picture_
 
 
 def test_the_same_seed_gives_the_same_scene():
-    def scene(seed):
+    def drawn(seed):
         return mosaic(lambda: marked((30, 20, 70, 50)), (64, 64), 2, np.random.default_rng(seed), min_kept=0.3)
 
-    first, again, other = scene(1), scene(1), scene(2)
+    first, again, other = drawn(1), drawn(1), drawn(2)
     assert np.array_equal(first.pixels, again.pixels) and np.array_equal(first.boxes, again.boxes)
     assert not np.array_equal(first.pixels, other.pixels)
 
@@ -174,7 +181,8 @@ def test_cells_of_a_few_pixels(hw):
 
 
 def test_a_picture_without_boxes_stays_without():
-    canvas = place(Image.new("RGB", (50, 40)), *NO_BOXES, (32, 32), np.random.default_rng(0), min_kept=0.6)
+    empty = scene(Image.new("RGB", (50, 40)), *NO_BOXES)
+    canvas = place(empty, (32, 32), np.random.default_rng(0), min_kept=0.6, zoom=1.0)
     assert canvas.boxes.shape == (0, 4) and canvas.labels.shape == (0,)
 
 
@@ -184,7 +192,23 @@ def test_a_zoomed_crop_holds_its_object_and_shows_it_large(hw, seed):
     box = np.array([[60, 30, 100, 70]], np.float32)
     picture = Image.new("RGB", (160, 120))
     rng = np.random.default_rng(seed)
-    canvas = place(picture, box, np.array([3]), hw, rng, min_kept=0.99, zoom=1.0)
+    canvas = place(scene(picture, box, np.array([3])), hw, rng, min_kept=0.99, zoom=1.0)
     assert canvas.labels.tolist() == [3]
     sides = (canvas.boxes[0, 2:] - canvas.boxes[0, :2]) / [hw[1], hw[0]]
     assert 0.33 <= sides.max() <= 1
+
+
+def test_scores_stay_with_their_boxes_and_only_boxes_with_odds_are_shown_large():
+    boxes = np.array([[0, 0, 30, 30], [100, 80, 130, 110], [60, 30, 100, 70]], np.float32)
+    vague = scene(
+        Image.new("RGB", (160, 120)),
+        boxes,
+        np.array([4, 5, 6]),
+        np.array([0.7, 0.0, 0.4], np.float32),
+        np.array([0.0, 0.0, 2.0]),
+    )
+    score_of = {4: 0.7, 5: 0.0, 6: 0.4}
+    for seed in range(20):
+        canvas = place(vague, (96, 96), np.random.default_rng(seed), min_kept=0.5, zoom=1.0)
+        assert 6 in canvas.labels  # the crop is always around it
+        assert canvas.scores.tolist() == pytest.approx([score_of[label] for label in canvas.labels])

@@ -74,7 +74,7 @@ def test_a_config_cannot_be_edited():
     [
         ("embed_dimm = 3", "unknown key 'embed_dimm'; did you mean 'embed_dim'?"),
         ("[image]\ndepth = [2, 2]", "unknown key 'image.depth'; did you mean 'image.depths'?"),
-        ("[heads]\nzzz = 1", "unknown key 'heads.zzz'; known are box_form, stages, stride, width"),
+        ("[heads]\nzzz = 1", "unknown key 'heads.zzz'; known are box_form, stages, stride, upsample, width"),
         ("embed_dim = '512'", "'embed_dim' must be int, got '512'"),
         ("embed_dim = 5.5", "'embed_dim' must be int, got 5.5"),
         ("embed_dim = true", "'embed_dim' must be int, got True"),

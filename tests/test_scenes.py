@@ -14,7 +14,6 @@ from training_data import (
     NAMES,
     grey_noise,
     one_shape,
-    train_config,
     write_captions,
     write_json,
     write_labelled,
@@ -25,7 +24,7 @@ from owl_swin.data.config import DataConfig
 from owl_swin.data.pictures import load_pictures
 from owl_swin.data.scenes import Scene, Scenes, load_scenes, read_coco, readable
 from owl_swin.errors import DataError
-from owl_swin.training.detect import DetectTask
+from owl_swin.training.sampling import SceneSampler
 
 CATEGORIES = [{"id": 90, "name": "cat"}, {"id": 7, "name": "dog"}]  # gaps, and not in order
 
@@ -221,27 +220,18 @@ def test_an_unreadable_picture_is_noted_once(tmp_path, caplog):
     assert caplog.text.count("bad.png") == 1
 
 
-@pytest.fixture
-def task():
-    """The part of DetectTask that draws canvases, without a model."""
-    config = {"task": "detect", "model": "-", "output": "-", "image_size": 64, "batch_size": 2}
-    made = DetectTask.__new__(DetectTask)
-    made.config = train_config({**config, "data": [{"kind": "coco", "path": "-"}], "detect": {"mosaic": [0.0, 1.0]}})
-    return made
-
-
-def test_training_goes_on_without_the_unreadable_pictures(tmp_path, task):
+def test_training_goes_on_without_the_unreadable_pictures(tmp_path):
     grey_noise(40, 40).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    task.sets = [Scenes([scene_of(tmp_path / name) for name in ("good.png", "bad.png", "absent.png")], [["cat"]])]
-    canvas, _ = task._canvas(0, (64, 64), np.random.default_rng(0))
-    assert canvas.pixels.min() > 50  # all four cells hold the good one
+    scenes = [scene_of(tmp_path / name) for name in ("good.png", "bad.png", "absent.png")]
+    sampler, rng = SceneSampler(Scenes(scenes, [["cat"]])), np.random.default_rng(0)
+    assert {sampler.draw(rng)[0].source.name for _ in range(20)} == {"good.png"}
 
 
-def test_a_set_of_unreadable_pictures_alone_is_refused(tmp_path, task):
-    task.sets = [Scenes([scene_of(tmp_path / "absent.png")], [["cat"]])]
+def test_a_set_of_unreadable_pictures_alone_is_refused(tmp_path):
+    sampler = SceneSampler(Scenes([scene_of(tmp_path / "absent.png")], [["cat"]]))
     with pytest.raises(DataError, match=r"none of 100 pictures .*absent\.png"):
-        task._canvas(0, (64, 64), np.random.default_rng(0))
+        sampler.draw(np.random.default_rng(0))
 
 
 # --- Pictures for alignment ----------------------------------------------------------------------------------------
@@ -365,3 +355,38 @@ def test_a_broken_tar_gets_one_sentence(tmp_path):
     (tmp_path / "train-000.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(DataError, match="cannot be read as 'captions'"):
         load_pictures(DataConfig("captions", str(tmp_path)))
+
+
+def test_guessed_boxes_keep_their_scores_and_unsure_ones_are_vague(tmp_path):
+    grey_noise(40, 40).save(tmp_path / "a.png")
+    boxes = [("cat", 0.9), ("dog", 0.3), ("dog", 0.5), ("cat", 1.5), ("cat", None)]
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": ("cat", "dog").index(name), "bbox": [i, 0, 10, 10], "score": score}
+        for i, (name, score) in enumerate(boxes)
+    ]
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 40}],
+        "annotations": annotations,
+        "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
+    }
+    (tmp_path / "set.json").write_text(json.dumps(data))
+    scenes = load_scenes(DataConfig("coco", str(tmp_path / "set.json"), ignore_below=0.4))
+    scene = scenes.scenes[0]
+    assert scene.labels.tolist() == [0, 1] and scene.scores.tolist() == pytest.approx([0.9, 0.5])
+    assert scene.vague_labels.tolist() == [1] and scene.vague_boxes.tolist() == [[1, 0, 11, 10]]
+    assert scene.unknown.tolist() == [0]  # of the two cats whose scores are no scores
+    assert len(scenes.broken) == 2 and "annotation 3: its score must lie in 0 to 1" in scenes.broken[0]
+
+
+def test_rare_names_are_drawn_and_shown_large_more_often(tmp_path):
+    grey_noise(40, 40).save(tmp_path / "a.png")
+    common = [Scene(tmp_path / "a.png", np.array([[0, 0, 9, 9]], np.float32), np.array([0])) for _ in range(99)]
+    rare = Scene(tmp_path / "a.png", np.array([[0, 0, 9, 9], [9, 9, 20, 20]], np.float32), np.array([0, 1]))
+    scenes = Scenes([*common, rare], [["person"], ["toaster"]])
+    shares = []
+    for repeat in (0.0, 0.25):
+        sampler, rng = SceneSampler(scenes, repeat), np.random.default_rng(0)
+        shares.append(sum(sampler.draw(rng)[0] is rare for _ in range(2000)) / 2000)
+    assert shares[0] == pytest.approx(1 / 100, abs=0.006)
+    assert shares[1] == pytest.approx(5 / 104, abs=0.015)  # sqrt(0.25 / 0.01) = 5 times as often
+    assert sampler.rarity[1] > 3 * sampler.rarity[0]

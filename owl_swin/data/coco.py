@@ -20,11 +20,12 @@ def read_lvis(path: Path, images: Path) -> Scenes:
     return scenes
 
 
-def read_coco(path: Path, images: Path) -> Scenes:
+def read_coco(path: Path, images: Path, *, ignore_below: float = 0.0) -> Scenes:
     """COCO detection form: "images", "annotations" with xywh boxes, "categories".
 
-    Crowd and group regions are left out; their names are unknown in the picture. Where any image record has
-    ``neg_category_ids``, only those are negatives of a picture.
+    An annotation's ``score`` is how sure a guessed box is; those under ``ignore_below`` become vague. Crowd and group
+    regions are left out; their names are unknown in the picture. Where any image record has ``neg_category_ids``, only
+    those are negatives of a picture.
     """
     data = json.loads(path.read_text())
     broken: list[str] = []
@@ -46,13 +47,15 @@ def read_coco(path: Path, images: Path) -> Scenes:
     sources = place_pictures(images, [_file_name(record) for record in records.values()])
     scenes = []
     for source, (image_id, record) in zip(sources, records.items(), strict=True):
-        boxes = BoxList(broken, stated_size(record))
+        boxes = BoxList(broken, stated_size(record), ignore_below=ignore_below)
         for annotation in by_image.get(image_id, ()):
             label, bbox = rows[annotation["category_id"]], annotation.get("bbox")
             if annotation.get("iscrowd") or annotation.get("isgroupof"):
                 boxes.unknown.append(label)
             else:
-                boxes.add(annotation_name(annotation), label, _xyxy(bbox), shown=bbox)
+                boxes.add(
+                    annotation_name(annotation), label, _xyxy(bbox), shown=bbox, score=annotation.get("score", 1.0)
+                )
         where = f"picture {image_id}"
         negatives = _rows(record, "neg_category_ids", rows, where, broken) if federated else None
         unknown = _rows(record, "not_exhaustive_category_ids", rows, where, broken)

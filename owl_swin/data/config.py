@@ -47,6 +47,11 @@ class DataConfig:
     in pixels that pictures for alignment are kept at; ``max_per_class`` bounds the pictures of a class in alignment,
     ``max_pictures`` those of the set (0: all); names of a detection set with fewer than ``min_per_class`` boxes are
     left out; ``mosaic`` the probabilities of 1x1, 2x2, … pictures on one canvas in detection (empty: those of the run).
+
+    COCO annotations may carry a ``score`` in 0 to 1, as guessed boxes do: it is what a patch's own score has to reach.
+    A box with less than ``ignore_below`` is neither positive nor negative: no patch inside it is asked for its name.
+    ``repeat`` above 0 draws pictures with rare names more often, by LVIS' repeat factors (arXiv:1908.03195): names in
+    less than this share of the pictures count as rare.
     """
 
     kind: str
@@ -61,6 +66,8 @@ class DataConfig:
     path_column: str = "path"
     caption_column: str = "caption"
     mosaic: tuple[float, ...] = ()
+    ignore_below: float = 0.0
+    repeat: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -71,6 +78,8 @@ class DataConfig:
             raise ConfigError(f"data.size must be at least 1 pixel, got {self.size}")
         if min(self.max_per_class, self.max_pictures, self.min_per_class) < 0:
             raise ConfigError("data.max_per_class, max_pictures and min_per_class must be 0 or more")
+        if not (0 <= self.ignore_below <= 1 and 0 <= self.repeat <= 1):
+            raise ConfigError(f"data.ignore_below and repeat lie in 0 to 1, got {self.ignore_below} and {self.repeat}")
         if self.mosaic:
             check_mosaic("data", self.mosaic)
 

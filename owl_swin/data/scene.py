@@ -37,6 +37,9 @@ class Scene:
     each one without a box is absent. ``unknown [U]``: names of which boxes may be missing here (LVIS' "not exhaustive",
     crowds, VOC's "difficult", a box that was broken), whether or not others are given: nothing in the picture is surely
     not one of these.
+
+    ``scores [N]`` in (0, 1] are how sure a guessed box is; None: all are certain. ``vague_boxes [V, 4]`` and
+    ``vague_labels [V]`` were guessed with too little certainty to be boxes, or their absence.
     """
 
     source: Path
@@ -46,18 +49,28 @@ class Scene:
     stated_wh: tuple[int, int] | None = None  # size that the boxes speak of; (1, 1): they are fractions of the picture
     negatives: np.ndarray | None = None
     unknown: np.ndarray = field(default_factory=no_rows)
+    scores: np.ndarray | None = None
+    vague_boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), dtype=np.float32))
+    vague_labels: np.ndarray = field(default_factory=no_rows)
 
     def boxes_on(self, picture: Image.Image) -> np.ndarray:
         """The boxes in pixels of the picture as it is, which may be stored smaller than annotated."""
-        if self.stated_wh is None or self.stated_wh == picture.size:
-            return self.boxes
+        return self.boxes * self._scale_to(picture)
+
+    def vague_boxes_on(self, picture: Image.Image) -> np.ndarray:
+        """The same for the vague ones."""
+        return self.vague_boxes * self._scale_to(picture)
+
+    def _scale_to(self, picture: Image.Image) -> np.ndarray:
+        if self.stated_wh is None:
+            return np.ones(4, dtype=np.float32)
         x, y = picture.width / self.stated_wh[0], picture.height / self.stated_wh[1]
-        return self.boxes * np.array([x, y, x, y], dtype=np.float32)
+        return np.array([x, y, x, y], dtype=np.float32)
 
     def absent(self, n_names: int) -> np.ndarray:
         """Rows [K] of the set's ``n_names`` names that are surely not in the picture, in order."""
         looked_for = np.arange(n_names) if self.negatives is None else self.negatives
-        return np.setdiff1d(looked_for, np.concatenate([self.labels, self.unknown]))
+        return np.setdiff1d(looked_for, np.concatenate([self.labels, self.unknown, self.vague_labels]))
 
 
 @dataclass(slots=True)
@@ -127,16 +140,22 @@ class BoxList:
     """The boxes of one picture while they are read.
 
     What is no box inside the picture is left out and noted in ``broken``; its name is then unknown in the picture.
+    Boxes with a score under ``ignore_below`` become vague ones.
     """
 
-    def __init__(self, broken: list[str], wh: tuple[int, int] | None = None):
-        self.broken, self.wh = broken, wh
+    def __init__(self, broken: list[str], wh: tuple[int, int] | None = None, *, ignore_below: float = 0.0):
+        self.broken, self.wh, self.ignore_below = broken, wh, ignore_below
+        self.scores: list[float] = []
         self.boxes: list[tuple[float, float, float, float]] = []
         self.labels: list[int] = []
         self.unknown: list[int] = []
 
-    def add(self, where: str, label: int, xyxy: Sequence[Any], *, shown: Any = None) -> None:
+    def add(self, where: str, label: int, xyxy: Sequence[Any], *, shown: Any = None, score: Any = 1.0) -> None:
         """Adds a box, cut to the picture; ``where`` and ``shown`` (the box as the file has it) are for the note."""
+        if not isinstance(score, (int, float)) or not 0 <= score <= 1:  # NaN fails this too
+            self.broken.append(f"{where}: its score must lie in 0 to 1, got {score!r}")
+            self.unknown.append(label)
+            return
         shown = list(xyxy) if shown is None else shown
         try:
             x0, y0, x1, y1 = (float(value) for value in xyxy)
@@ -155,13 +174,25 @@ class BoxList:
             return
         self.boxes.append((x0, y0, x1, y1))
         self.labels.append(label)
+        self.scores.append(float(score))
 
     def scene(self, source: Path, **more: Any) -> Scene:
         """The scene of these boxes; ``more`` are further fields of it."""
         boxes = np.array(self.boxes, dtype=np.float32).reshape(-1, 4)
         labels = np.array(self.labels, dtype=np.int64)
         unknown = np.unique(np.array(self.unknown + list(more.pop("unknown", ())), dtype=np.int64))
-        return Scene(source, boxes, labels, **{"stated_wh": self.wh, **more}, unknown=unknown)
+        scores = np.array(self.scores, dtype=np.float32)
+        sure = (scores >= self.ignore_below) & (scores > 0)
+        return Scene(
+            source,
+            boxes[sure],
+            labels[sure],
+            **{"stated_wh": self.wh, **more},
+            unknown=unknown,
+            scores=None if (scores == 1).all() else scores[sure],
+            vague_boxes=boxes[~sure],
+            vague_labels=labels[~sure],
+        )
 
 
 def without_rare(scenes: Scenes, min_boxes: int) -> Scenes:
@@ -195,6 +226,9 @@ def _renumbered(scenes: Scenes, new_row: np.ndarray, names: list[list[str]]) -> 
             scene,
             boxes=scene.boxes[new_row[scene.labels] >= 0],
             labels=moved(scene.labels),
+            scores=None if scene.scores is None else scene.scores[new_row[scene.labels] >= 0],
+            vague_boxes=scene.vague_boxes[new_row[scene.vague_labels] >= 0],
+            vague_labels=moved(scene.vague_labels),
             negatives=None if scene.negatives is None else np.unique(moved(scene.negatives)),
             unknown=np.unique(moved(scene.unknown)),
         )

@@ -58,5 +58,7 @@ def _read(config: DataConfig) -> Scenes:
         return read_yolo(path, config.images, config.split)
     if config.kind == "sheets":
         return read_sheets(path, config.split)
-    read = {"coco": read_coco, "lvis": read_lvis, "visual_genome": read_visual_genome}[config.kind]
+    if config.kind == "coco":
+        return read_coco(path, images_folder(path, config.images), ignore_below=config.ignore_below)
+    read = {"lvis": read_lvis, "visual_genome": read_visual_genome}[config.kind]
     return read(path, images_folder(path, config.images))

@@ -18,18 +18,24 @@ MAX_LOG_SIZE = math.log(1e3)
 class PatchFusion(nn.Module):
     """Fuses encoder stages on the grid of one stride: [B, h, w, C_i] of each stage → patches [B, h, w, D].
 
-    Each stage is normalised and projected; coarser ones are repeated, finer ones averaged. A 3×3 convolution then lets
-    neighbouring windows speak to one another.
+    Each stage is normalised and projected; coarser ones are repeated or expanded, finer ones averaged. A convolution
+    then lets neighbouring windows speak to one another.
     """
 
     def __init__(self, encoder: SwinConfig, config: HeadsConfig):
         super().__init__()
-        self.stages = config.stages
+        self.maps = [stage - 1 - encoder.first_stage for stage in config.stages]
         self.strides = [encoder.stage_stride(stage - 1) for stage in config.stages]
         self.stride = config.stride
         dims = [encoder.stage_dim(stage - 1) for stage in config.stages]
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
-        self.projections = nn.ModuleList(nn.Linear(dim, config.width) for dim in dims)
+        # Patches under one of the stage, along a side; those of a repeated stage share one projection.
+        self.times = [max(stride // config.stride, 1) for stride in self.strides]
+        self.expand = config.upsample == "expand"
+        self.projections = nn.ModuleList(
+            nn.Linear(dim, config.width * (times**2 if self.expand else 1))
+            for dim, times in zip(dims, self.times, strict=True)
+        )
         self.mix_norm = nn.LayerNorm(config.width)
         self.mix = nn.Conv2d(config.width, config.width, 3, padding=1)
         self.norm = nn.LayerNorm(config.width)
@@ -37,13 +43,17 @@ class PatchFusion(nn.Module):
         nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
 
     def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
-        grid = maps[self.stages[self.strides.index(self.stride)] - 1]
+        grid = maps[self.maps[self.strides.index(self.stride)]]
         height, width = grid.shape[1], grid.shape[2]
         fused = None
-        for stage, stride, norm, project in zip(self.stages, self.strides, self.norms, self.projections, strict=True):
-            x = project(norm(maps[stage - 1]))
-            if stride > self.stride:
-                times = stride // self.stride
+        parts = zip(self.maps, self.strides, self.times, self.norms, self.projections, strict=True)
+        for place, stride, times, norm, project in parts:
+            x = project(norm(maps[place]))
+            if times > 1 and self.expand:
+                batch, h, w, _ = x.shape
+                x = x.view(batch, h, w, times, times, -1).transpose(2, 3).reshape(batch, h * times, w * times, -1)
+                x = x[:, :height, :width]
+            elif times > 1:
                 x = x.repeat_interleave(times, 1).repeat_interleave(times, 2)[:, :height, :width]
             elif stride < self.stride:
                 times = self.stride // stride

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from owl_swin.config import ModelConfig
 from owl_swin.models.heads import BoxHead, ClassHead, ObjectnessHead, PatchFusion
+from owl_swin.models.hybrid import HybridSwin
 from owl_swin.models.network import Spec, fingerprint
 from owl_swin.models.swin import SwinEncoder
 from owl_swin.models.text import TextEncoder
@@ -22,7 +23,7 @@ class OwlSwin(nn.Module):
         super().__init__()
         self.config = config
         width = config.heads.width
-        self.image_encoder = SwinEncoder(config.image)
+        self.image_encoder = SwinEncoder(config.image) if config.image.stem == "patch" else HybridSwin(config.image)
         self.fusion = PatchFusion(config.image, config.heads)
         self.image_projection = nn.Linear(width, config.embed_dim)
         self.class_head = ClassHead(width, config.embed_dim)
@@ -54,6 +55,11 @@ class OwlSwin(nn.Module):
     def encode_patches(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] → fused patches [B, h, w, D]."""
         return self.fusion(self.image_encoder(pixels))
+
+    def encode_patches_and_stem(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Fused patches [B, h, w, D] as encode_patches gives them, and a stem's last map [B, ⌈H/32⌉, ⌈W/32⌉, C]."""
+        maps, last = self.image_encoder.with_stem(pixels)  # type: ignore[operator]
+        return self.fusion(maps), last
 
     def pool(self, patches: Tensor) -> Tensor:
         """Fused patches [B, h, w, D] → the unit embedding [B, E] of the whole picture."""

@@ -261,8 +261,7 @@ class SwinEncoder(nn.Module):
         eps = config.norm_eps
         self.patch_embed = nn.Conv2d(3, config.embed_dim, config.patch_size, stride=config.patch_size)
         self.patch_norm = nn.LayerNorm(config.embed_dim, eps=eps)
-        total = sum(config.depths)
-        rates = [config.drop_path_rate * i / max(total - 1, 1) for i in range(total)]
+        rates = drop_path_rates(config)
         self.stages = nn.ModuleList()
         self.merges = nn.ModuleList()
         for stage, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
@@ -276,7 +275,7 @@ class SwinEncoder(nn.Module):
             if stage + 1 < len(config.depths):
                 self.merges.append(PatchMerging(dim, eps))
         self.norm = nn.LayerNorm(config.stage_dim(len(config.depths) - 1), eps=eps)
-        self.apply(_init_linear)
+        self.apply(init_linear)
 
     def attention(self, pixels: Tensor) -> list[BlockAttention]:
         """What every patch of one picture [1, 3, H, W] attends to, block after block: the same pass, looked into."""
@@ -285,28 +284,17 @@ class SwinEncoder(nn.Module):
             if stage:
                 x = self.merges[stage - 1](x)
             for i, block in enumerate(cast(nn.ModuleList, blocks)):
-                grid_hw = (x.shape[1], x.shape[2])
-                plan = window_plan(grid_hw, self.config.window_size, i % 2 == 1, self.config.padding, x.device)
-                # Patches are counted from 1 here: what fills windows up is cut as 0.
-                count = torch.arange(1.0, 1 + grid_hw[0] * grid_hw[1], device=x.device).view(1, *grid_hw, 1)
-                patches = cut_windows(count, plan)[0, ..., 0].long() - 1
-                weights = cast(SwinBlock, block).attention(x, plan)[0]
-                seen.append(BlockAttention(stage, i, grid_hw, plan.window_hw, plan.shift_hw, patches, weights))
-                x = block(x, plan)
+                attention, x = block_attention(cast(SwinBlock, block), x, stage, i, self.config)
+                seen.append(attention)
         return seen
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        config = self.config
         x = self._embed(pixels)
-        # A traced plan is part of the graph and must not stay behind in the cache.
-        make_plan = window_plan.__wrapped__ if torch.compiler.is_compiling() else window_plan
         maps = []
         for stage, blocks in enumerate(self.stages):
             if stage:
                 x = self.merges[stage - 1](x)
-            for i, block in enumerate(cast(nn.ModuleList, blocks)):
-                map_hw = (x.shape[1], x.shape[2])
-                x = block(x, make_plan(map_hw, config.window_size, i % 2 == 1, config.padding, x.device))
+            x = swin_stage(blocks, x, self.config)
             maps.append(x)
         maps[-1] = self.norm(maps[-1])
         return tuple(maps)
@@ -320,7 +308,36 @@ class SwinEncoder(nn.Module):
         return self.patch_norm(self.patch_embed(pixels).permute(0, 2, 3, 1))
 
 
-def _init_linear(module: nn.Module) -> None:
+def drop_path_rates(config: SwinConfig) -> list[float]:
+    """Stochastic depth of every block, rising from 0 to ``drop_path_rate``."""
+    total = sum(config.depths)
+    return [config.drop_path_rate * i / max(total - 1, 1) for i in range(total)]
+
+
+def swin_stage(blocks: nn.Module, x: Tensor, config: SwinConfig) -> Tensor:
+    """The blocks of one stage on a map [B, H, W, C], by turns in plain and in shifted windows."""
+    # A traced plan is part of the graph and must not stay behind in the cache.
+    make_plan = window_plan.__wrapped__ if torch.compiler.is_compiling() else window_plan
+    for i, block in enumerate(cast(nn.ModuleList, blocks)):
+        x = block(x, make_plan((x.shape[1], x.shape[2]), config.window_size, i % 2 == 1, config.padding, x.device))
+    return x
+
+
+def block_attention(
+    block: SwinBlock, x: Tensor, stage: int, index: int, config: SwinConfig
+) -> tuple[BlockAttention, Tensor]:
+    """What the patches of one map [1, H, W, C] attend to in a block, and the map after the block."""
+    grid_hw = (x.shape[1], x.shape[2])
+    plan = window_plan(grid_hw, config.window_size, index % 2 == 1, config.padding, x.device)
+    # Patches are counted from 1 here: what fills windows up is cut as 0.
+    count = torch.arange(1.0, 1 + grid_hw[0] * grid_hw[1], device=x.device).view(1, *grid_hw, 1)
+    patches = cut_windows(count, plan)[0, ..., 0].long() - 1
+    weights = block.attention(x, plan)[0]
+    return BlockAttention(stage, index, grid_hw, plan.window_hw, plan.shift_hw, patches, weights), block(x, plan)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Truncated normal weights, as in the paper."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -9,16 +9,29 @@ from PIL import Image
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """A finished training scene: pixels [H, W, 3] uint8, boxes [N, 4], labels [N]."""
+    """A finished training scene: pixels [H, W, 3] uint8, boxes [N, 4], labels [N], scores [N] (0: a vague box)."""
 
     pixels: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
+    scores: np.ndarray
 
 
-Draw = Callable[[], tuple[Image.Image, np.ndarray, np.ndarray]]
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """A picture, its boxes [N, 4] in pixels of it, labels [N], scores [N] (0: a vague box), and how often each box is
+    drawn to be the middle of a close-up, odds [N]."""
 
-# A box smaller than this many pixels on the canvas teaches nothing on a grid of stride 16.
+    picture: Image.Image
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    odds: np.ndarray
+
+
+Draw = Callable[[], Annotated]
+
+# A box smaller than this many pixels on the canvas teaches nothing.
 MIN_SIDE_PX = 4.0
 # A crop around an object is at least this tall, so that a tiny one is not blown up to a blur.
 MIN_ZOOM_PX = 24.0
@@ -32,21 +45,20 @@ def mosaic(
     ys = np.linspace(0, height, side + 1).round().astype(int)
     xs = np.linspace(0, width, side + 1).round().astype(int)
     pixels = np.empty((height, width, 3), dtype=np.uint8)
-    boxes, labels = [], []
+    boxes, labels, scores = [], [], []
     for row in range(side):
         for col in range(side):
             cell_hw = (int(ys[row + 1] - ys[row]), int(xs[col + 1] - xs[col]))
-            cell = place(*draw(), cell_hw, rng, min_kept=min_kept, zoom=zoom)
+            cell = place(draw(), cell_hw, rng, min_kept=min_kept, zoom=zoom)
             pixels[ys[row] : ys[row + 1], xs[col] : xs[col + 1]] = cell.pixels
             boxes.append(cell.boxes + np.array([xs[col], ys[row], xs[col], ys[row]], dtype=np.float32))
             labels.append(cell.labels)
-    return Canvas(pixels, np.concatenate(boxes), np.concatenate(labels))
+            scores.append(cell.scores)
+    return Canvas(pixels, np.concatenate(boxes), np.concatenate(labels), np.concatenate(scores))
 
 
 def place(
-    picture: Image.Image,
-    boxes: np.ndarray,
-    labels: np.ndarray,
+    scene: Annotated,
     hw: tuple[int, int],
     rng: np.random.Generator,
     *,
@@ -58,8 +70,10 @@ def place(
     With probability ``zoom`` the crop is around one object, so that it fills much of the canvas. Boxes that keep less
     than ``min_kept`` of their area in the crop are dropped, the others are cut to it.
     """
-    if zoom and len(boxes) and rng.random() < zoom:
-        crop = _crop_around(boxes[rng.integers(len(boxes))], (picture.height, picture.width), hw, rng)
+    picture, boxes, labels, scores = scene.picture, scene.boxes, scene.labels, scene.scores
+    if zoom and scene.odds.any() and rng.random() < zoom:
+        chosen = rng.choice(len(boxes), p=scene.odds / scene.odds.sum())
+        crop = _crop_around(boxes[chosen], (picture.height, picture.width), hw, rng)
     else:
         crop = _random_crop((picture.height, picture.width), hw, rng)
     x0, y0, x1, y1 = crop
@@ -70,11 +84,11 @@ def place(
     cut = moved.clip(0, limit)
     kept = _area(cut) >= min_kept * _area(moved)
     kept &= (cut[:, 2:] - cut[:, :2]).min(1, initial=np.inf) >= MIN_SIDE_PX
-    cut, labels = cut[kept], labels[kept]
+    cut, labels, scores = cut[kept], labels[kept], scores[kept]
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
         cut = cut[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array([hw[1], 0, hw[1], 0], np.float32)
-    return Canvas(pixels, cut, labels)
+    return Canvas(pixels, cut, labels, scores)
 
 
 def _random_crop(

@@ -14,9 +14,11 @@ SHARDS = ("ddp", "fsdp")
 
 @dataclass(frozen=True, slots=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay. A learning rate of 0 freezes its part."""
+    """AdamW with linear warm-up and cosine decay. A learning rate of 0 freezes its part; ``stem_lr`` is that of a
+    published stem, which is no part of "image" here."""
 
     image_lr: float = 5e-4
+    stem_lr: float = 0.0
     text_lr: float = 0.0
     heads_lr: float = 5e-4
     weight_decay: float = 0.05
@@ -36,6 +38,8 @@ class DetectConfig:
     ``fresh_class_head`` starts the class head from the picture-wide projection: right after alignment, wrong for a
     model that has already learned to detect. ``quality`` makes the IoU of a patch's box with its target what its score
     has to reach (arXiv:2006.04388), in place of 1: of several patches on one thing, the best box then wins.
+    ``name_weight`` weighs a softmax over the asked names at the patches that answer for a box, rare names counting as
+    much as frequent ones: the focal loss alone tells names apart slowly.
     With ``exemplars``, so many crops of things in a batch are scored in its scenes too, as the names of these things
     are, and count ``exemplar_weight`` against these; set ``exemplars`` to about half of batch_size.
     """
@@ -46,6 +50,7 @@ class DetectConfig:
     fresh_class_head: bool = False
     matching: str = "centre"
     quality: bool = False
+    name_weight: float = 0.0
     exemplars: int = 0
     exemplar_weight: float = 1.0
     scales: tuple[float, ...] = (1.0,)
@@ -85,13 +90,30 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NamingConfig:
+    """What a published stem's classifier says in each place, as names that patches learn (no ``weights``: none).
+
+    ``weights`` is a safetensors file with the classifier's ``weight [N, C]`` and ``bias [N]``; ``names`` a text file
+    with the names of each class on a line, commas between synonyms. Classes with an empty line are struck out: nothing
+    is learned of them. ``dense_weight`` weighs the patches, ``pooled_weight`` the whole scene.
+    """
+
+    weights: str = ""
+    names: str = ""
+    dense_weight: float = 1.0
+    pooled_weight: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """One run of `owl-swin train`.
 
     ``init`` are weights to start from, each on top of the one before: a model file, a run's folder or state, a name
-    that ships, "swin:NAME" (a published Swin for the image encoder) or "open_clip:MODEL/TAG" (a published text
-    encoder). ``batch_size`` is for each process and each of the ``accumulate`` passes of a step. ``contrast`` is the
-    loss on captions. ``linear_weight`` weighs a free linear classifier for each labelled set, which only training has:
+    that ships, "swin:NAME" (a published Swin for the image encoder), "open_clip:MODEL/TAG" (a published text encoder),
+    "stem:FILE" (weights of the stem with timm's names; "stem:timm" those that timm publishes) or "text:SOURCE" (of a
+    model only its text encoder). ``batch_size`` is for each process and each of the ``accumulate`` passes of a step.
+    ``contrast`` is the loss on captions. ``linear_weight`` weighs a free linear classifier for each labelled set, which
+    only training has:
     fixed texts alone teach a young encoder slowly. ``logit_scale`` is the inverse temperature to start the alignment
     at (0: as the weights have it); against a sentence encoder's near names 30 learned twice as fast as CLIP's 14.
     ``shard`` says how several processes share the model. ``preview_every`` steps, a picture of what
@@ -128,6 +150,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    naming: NamingConfig = field(default_factory=NamingConfig)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -140,8 +163,9 @@ class TrainConfig:
             raise ConfigError(f"shard must be one of {', '.join(SHARDS)}, got {self.shard!r}")
         if not 0 <= self.blend <= 1:
             raise ConfigError(f"blend must lie in 0 (the trained weights) to 1 (the old ones), got {self.blend}")
-        if not self.optim.image_lr and not self.optim.heads_lr and not self.optim.text_lr:
-            raise ConfigError("optim.image_lr, text_lr and heads_lr are all 0: nothing would be trained")
+        optim = self.optim
+        if not any((optim.image_lr, optim.stem_lr, optim.heads_lr, optim.text_lr)):
+            raise ConfigError("optim.image_lr, stem_lr, text_lr and heads_lr are all 0: nothing would be trained")
         if self.preview_every and (self.task != "detect" or self.shard == "fsdp"):
             raise ConfigError("preview_every draws boxes of a whole model: it needs task = 'detect' and shard = 'ddp'")
         if not self.data:

@@ -4,22 +4,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owl_swin.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
-from owl_swin.data.scenes import Scene, Scenes, load_scenes, readable
+from owl_swin.data.scenes import Scene, Scenes, load_scenes
 from owl_swin.frame import exemplar_side, normalise
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
 from owl_swin.scoring import raw_logits
 from owl_swin.training.align import AlignBatch, AlignTask, jitter_colours
-from owl_swin.training.augment import Canvas, mosaic
+from owl_swin.training.augment import Annotated, Canvas, mosaic
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
 from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, encode_exemplars, stack
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
 from owl_swin.training.matcher import MATCHERS
+from owl_swin.training.naming import DenseNames, name_loss
+from owl_swin.training.sampling import SceneSampler
 from owl_swin.training.texts import TextBank, prompted
+from owl_swin.types import ImageEmbeddings
 
 # Height and width of a batch in fractions of image_size: square, landscape, portrait.
 SHAPES = ((1.0, 1.0), (0.7, 1.0), (1.0, 0.7))
@@ -28,15 +32,16 @@ LEAST_QUALITY = 0.1
 
 @dataclass(frozen=True, slots=True)
 class DetectBatch:
-    """``pixels [B, 3, H, W]`` uint8; a list item a scene: ``boxes [G, 4]`` cxcywh in [0, 1] and ``labels [G]``, columns
-    of the batch's Q classes; ``asked [B, Q]`` which classes count in which scene; ``classes [Q]`` of the bank and how
-    they are said this time, ``texts [Q]`` rows of it; ``colours [B, 3]`` uniform numbers. ``exemplars`` show things of
-    some of these classes, as columns."""
+    """``pixels [B, 3, H, W]`` uint8; a list item a scene: ``boxes [G, 4]`` cxcywh in [0, 1], ``labels [G]``, columns of
+    the batch's Q classes, and ``scores [G]`` (0: a vague box); ``asked``: for each scene the columns [q] that count in
+    it, in order; ``classes [Q]`` of the bank and how they are said this time, ``texts [Q]`` rows of it; ``colours
+    [B, 3]`` uniform numbers. ``exemplars`` show things of some of these classes, as columns."""
 
     pixels: Tensor
     boxes: list[Tensor]
     labels: list[Tensor]
-    asked: Tensor
+    scores: list[Tensor]
+    asked: list[Tensor]
     classes: Tensor
     texts: Tensor
     colours: Tensor
@@ -53,10 +58,17 @@ class DetectTask:
         self.sets: list[Scenes] = [load_scenes(data) for data in config.data]
         weights = np.array([data.weight for data in config.data])
         self.odds = weights / weights.sum()
-        sizes = [len(scenes.names) for scenes in self.sets]
-        self.first_name = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
-        names = [own for scenes in self.sets for own in scenes.names]
-        self.bank = TextBank(prompted(names), model, trainable=config.optim.text_lr > 0)
+        # Classes of several sets that are said the same are one class of the bank.
+        places: dict[tuple[str, ...], int] = {}
+        self.rows = [
+            np.array([places.setdefault(tuple(own), len(places)) for own in scenes.names]) for scenes in self.sets
+        ]
+        self.bank = TextBank(prompted(list(places)), model, trainable=config.optim.text_lr > 0)
+        self.samplers = [SceneSampler(own, data.repeat) for own, data in zip(self.sets, config.data, strict=True)]
+        self.name_weights = torch.ones(len(places))
+        for rows, sampler in zip(self.rows, self.samplers, strict=True):
+            self.name_weights[rows] = torch.from_numpy(sampler.rarity).float()
+        self.naming = DenseNames(config.naming, model) if config.naming.weights else None
         self.extra = nn.ModuleDict()
         self.align = None
         if config.align_data:
@@ -64,7 +76,7 @@ class DetectTask:
             self.extra = self.align.extra
         self.matcher = MATCHERS[config.detect.matching]
         self.draws = [ExemplarDraw(scenes) for scenes in self.sets] if config.detect.exemplars else []
-        self.crop_side = exemplar_side(model.config.heads.stride)
+        self.crop_side = exemplar_side(model.config.exemplar_stride)
 
     def batch(self, index: int) -> DetectBatch:
         """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the
@@ -83,19 +95,18 @@ class DetectTask:
             owner = int(rng.choice(len(self.sets), p=self.odds))
             canvas, drawn = self._canvas(owner, hw, rng)
             canvases.append(canvas)
-            labels.append(torch.from_numpy(canvas.labels + self.first_name[owner]))
-            asked.append(self._asked(owner, canvas.labels, drawn, rng))
-            shown.append((owner, canvas.labels, drawn))
-        classes = torch.cat(asked).unique()  # [Q], sorted
-        counts = torch.zeros(config.batch_size, len(classes), dtype=torch.bool)
-        for row, own in zip(counts, asked, strict=True):
-            row[torch.searchsorted(classes, own)] = True
+            own = np.unique(canvas.labels[canvas.scores > 0])
+            labels.append(torch.from_numpy(self.rows[owner][canvas.labels]))
+            asked.append(self._asked(owner, own, drawn, rng))
+            shown.append((owner, own, drawn))
+        classes = torch.cat(asked + labels).unique()  # [Q], sorted
         scale = torch.tensor([hw[1], hw[0], hw[1], hw[0]])
         return DetectBatch(
             pixels=torch.from_numpy(np.stack([canvas.pixels for canvas in canvases])).permute(0, 3, 1, 2),
             boxes=[xyxy_to_cxcywh(torch.from_numpy(canvas.boxes) / scale) for canvas in canvases],
             labels=[torch.searchsorted(classes, own) for own in labels],
-            asked=counts,
+            scores=[torch.from_numpy(canvas.scores) for canvas in canvases],
+            asked=[torch.searchsorted(classes, own) for own in asked],
             classes=classes,
             texts=self.bank.draw(classes, ways[classes]),
             colours=colours[first : first + config.batch_size],
@@ -106,40 +117,36 @@ class DetectTask:
     def _exemplars(
         self, shown: list[tuple[int, np.ndarray, list[Scene]]], classes: Tensor, index: int
     ) -> ExemplarBatch:
-        """Crops of things in the scenes ``shown`` (set, labels and pictures of each), or of others called the same."""
+        """Crops of things in the scenes ``shown`` (set, names and pictures of each), or of others called the same."""
         rng = np.random.default_rng((self.config.seed, index, self.process.rank, 1))
         with_things = [scene for scene in shown if len(scene[1])]
         crops, labels = [], []
         for place in rng.permutation(len(with_things))[: self.config.detect.exemplars]:
             owner, own, drawn = with_things[place]
-            label = int(rng.choice(np.unique(own)))
+            label = int(rng.choice(own))
             crop = self.draws[owner].crop(label, drawn, self.crop_side, rng)
             if crop is not None:
                 crops.append(crop)
-                labels.append(label + int(self.first_name[owner]))
+                labels.append(int(self.rows[owner][label]))
         columns = torch.searchsorted(classes, torch.tensor(labels, dtype=torch.long))
         return stack(crops, columns, self.crop_side, rng)
 
     def _canvas(self, owner: int, hw: tuple[int, int], rng: np.random.Generator) -> tuple[Canvas, list[Scene]]:
-        scenes, settings = self.sets[owner], self.config.detect
+        settings = self.config.detect
         odds = self.config.data[owner].mosaic or settings.mosaic
         side = 1 + int(rng.choice(len(odds), p=odds))
         drawn: list[Scene] = []
 
-        def draw():
-            for _ in range(100):
-                scene = scenes.scenes[rng.integers(len(scenes.scenes))]
-                picture = readable(scenes, scene)
-                if picture is not None:
-                    drawn.append(scene)
-                    return picture, scene.boxes_on(picture), scene.labels
-            raise scenes.unreadable()
+        def draw() -> Annotated:
+            scene, shown = self.samplers[owner].draw(rng)
+            drawn.append(scene)
+            return shown
 
         return mosaic(draw, hw, side, rng, min_kept=settings.min_crop, zoom=settings.zoom), drawn
 
     def _asked(self, owner: int, labels: np.ndarray, drawn: list[Scene], rng: np.random.Generator) -> Tensor:
-        """Names that are scored in a canvas, as classes of the bank: its own, and up to ``negatives`` others that
-        none of its pictures shows. A picture speaks only of names that its set has annotated in it."""
+        """Names that are scored in a canvas, as classes of the bank in order: its own, and up to ``negatives`` others
+        that none of its pictures shows. A picture speaks only of names that its set has annotated in it."""
         names = len(self.sets[owner].names)
         absent, open_question = np.ones(names, dtype=bool), np.ones(names, dtype=bool)
         for scene in drawn:
@@ -155,7 +162,7 @@ class DetectTask:
         if more > 0:
             guesses = rng.permutation(np.flatnonzero(open_question & ~absent))[:more]
             others = np.concatenate([others, guesses])
-        return torch.from_numpy(np.union1d(labels, others).astype(np.int64) + self.first_name[owner])
+        return torch.from_numpy(np.unique(self.rows[owner][np.union1d(labels, others).astype(np.int64)]))
 
     def losses(self, model: OwlSwin, encode_patches, batch: DetectBatch) -> dict[str, Tensor]:
         """Class, box and objectness losses, each a mean over the scenes of the sum a matched pair."""
@@ -163,59 +170,115 @@ class DetectTask:
         device = model.alignment_log_scale.device
         pixels = batch.pixels.to(device, non_blocking=True).float() / 255
         pixels = normalise(jitter_colours(pixels, batch.colours))
-        patches = encode_patches(pixels)
+        stem_map = None
+        if self.naming is None:
+            patches = encode_patches(pixels)
+        else:
+            patches, stem_map = model.encode_patches_and_stem(pixels)
         images = encode_from_patches(model, patches, (pixels.shape[2], pixels.shape[3]))
-        texts = self.bank.embed(model, batch.texts)
-        with torch.autocast(device.type, enabled=False):  # a logit needs more than the 3 digits of bfloat16
-            logits = raw_logits(images, texts.float())  # [B, P, Q]
+        texts = self.bank.embed(model, batch.texts).float()
+        exemplars = None
+        if batch.exemplars is not None:
+            exemplars = encode_exemplars(model, encode_patches, batch.exemplars)[: len(batch.exemplars.labels)].float()
         stride = model.config.heads.stride
         centres = cell_centres(images.grid_hw) * stride / torch.tensor([pixels.shape[3], pixels.shape[2]])
         centres = centres.to(device)
-        class_targets = torch.zeros_like(logits)
-        object_targets = torch.zeros_like(images.objectness_logits)
-        counts = torch.ones(len(pixels), device=device)
-        l1, giou = logits.new_zeros(()), logits.new_zeros(())
-        for i, (boxes, labels) in enumerate(zip(batch.boxes, batch.labels, strict=True)):
-            boxes, multi_hot = merge_same_boxes(boxes.to(device), labels.to(device), logits.shape[-1])
-            match = self.matcher(centres, logits[i], images.pred_boxes[i], multi_hot, boxes, settings)
-            count = match.weights.sum().clamp(min=1)
-            counts[i] = count
-            goal = match.weights
-            if settings.quality:
-                goal = goal * _quality(images.pred_boxes[i, match.patches], boxes[match.targets])
-            class_targets[i, match.patches] = multi_hot[match.targets] * goal[:, None]
-            object_targets[i, match.patches] = goal
-            distance, overlap = box_losses(images.pred_boxes[i, match.patches], boxes[match.targets])
-            l1 = l1 + (distance * match.weights).sum() / count
-            giou = giou + (overlap * match.weights).sum() / count
-        focal = {"alpha": settings.focal_alpha, "gamma": settings.focal_gamma}
-        asked = batch.asked.to(device)[:, None]
-        per_scene = (focal_loss(logits, class_targets, **focal) * asked).sum((1, 2)) / counts
-        objectness = focal_loss(images.objectness_logits, object_targets, **focal).sum(1) / counts
-        parts = {
-            "class": per_scene.mean(),
-            "l1": l1 / len(pixels),
-            "giou": giou / len(pixels),
-            "objectness": objectness.mean(),
-        }
-        total = (
-            settings.class_weight * parts["class"]
-            + settings.l1_weight * parts["l1"]
-            + settings.giou_weight * parts["giou"]
-            + settings.objectness_weight * parts["objectness"]
-        )
-        if batch.exemplars is not None:
-            columns = batch.exemplars.labels.to(device)
-            exemplars = encode_exemplars(model, encode_patches, batch.exemplars)[: len(columns)]
-            with torch.autocast(device.type, enabled=False):
-                shown = focal_loss(raw_logits(images, exemplars.float()), class_targets[..., columns], **focal)
-            parts["exemplar"] = ((shown * asked[..., columns]).sum((1, 2)) / counts).mean()
-            total = total + settings.exemplar_weight * parts["exemplar"]
+        with torch.autocast(device.type, enabled=False):  # a logit needs more than the 3 digits of bfloat16
+            scenes = [self._scene_losses(images[i], centres, texts, exemplars, batch, i) for i in range(len(pixels))]
+            parts = {name: torch.stack([own[name] for own in scenes]).mean() for name in scenes[0]}
+            weights = {
+                "class": settings.class_weight,
+                "name": settings.name_weight,
+                "l1": settings.l1_weight,
+                "giou": settings.giou_weight,
+                "objectness": settings.objectness_weight,
+                "exemplar": settings.exemplar_weight,
+            }
+            total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+            if self.naming is not None and stem_map is not None:
+                parts["naming"] = self.naming.losses(stem_map, images.class_embeds, images.image_embed, images.grid_hw)
+                total = total + parts["naming"]
         if self.align is not None and batch.align is not None:
             aligned = self.align.losses(model, encode_patches, batch.align)
             total = total + self.config.align_weight * aligned["loss"]
             parts |= {"align": aligned["loss"], **{k: v for k, v in aligned.items() if k in ("accuracy", "dense")}}
         return {"loss": total, **{name: value.detach() for name, value in parts.items()}}
+
+    def _scene_losses(
+        self,
+        image: ImageEmbeddings,
+        centres: Tensor,
+        texts: Tensor,
+        exemplars: Tensor | None,
+        batch: DetectBatch,
+        place: int,
+    ) -> dict[str, Tensor]:
+        """The losses of one scene: sums over its patches, divided by the number of matched ones."""
+        settings, device = self.config.detect, centres.device
+        asked = batch.asked[place].to(device)  # [q] columns, in order
+        scores = batch.scores[place].to(device)
+        sure, vague = scores > 0, scores == 0
+        all_boxes, columns = batch.boxes[place].to(device), batch.labels[place].to(device)
+        own = torch.searchsorted(asked, columns[sure])
+        boxes, names = merge_same_boxes(all_boxes[sure], own, len(asked), scores=scores[sure])
+        cosines = image.class_embeds @ texts[asked].T  # [P, q]
+        logits = raw_logits(image, texts[asked])  # [P, q]
+        match = self.matcher(centres, logits, image.pred_boxes, names, boxes, settings)
+        count = match.weights.sum().clamp(min=1)
+        goal = match.weights
+        predicted, wanted = image.pred_boxes[match.patches], boxes[match.targets]
+        if settings.quality:
+            goal = goal * _quality(predicted, wanted)
+        class_targets = torch.zeros_like(logits)
+        class_targets[match.patches] = names[match.targets] * goal[:, None]
+        object_targets = torch.zeros_like(image.objectness_logits)
+        certainty = F.pad(names, (0, 1)).amax(1)  # [G]; a scene may be asked for nothing at all
+        object_targets[match.patches] = goal * certainty[match.targets]
+        # Every box counts as the root of the patches that answer for it: large things have many.
+        share = match.weights / torch.bincount(match.targets, minlength=len(boxes)).clamp(min=1)[match.targets].sqrt()
+        share = share / share.sum().clamp(min=1e-6)
+        distance, overlap = box_losses(predicted, wanted)
+        answers = _open_question(centres, all_boxes[vague], columns[vague], asked, class_targets)
+        open_places = _inside(centres, all_boxes[vague]).any(1) & (object_targets == 0)
+        focal = {"alpha": settings.focal_alpha, "gamma": settings.focal_gamma}
+        losses = {
+            "class": (focal_loss(logits, class_targets, **focal) * answers).sum() / count,
+            "l1": (distance * share).sum(),
+            "giou": (overlap * share).sum(),
+            "objectness": (focal_loss(image.objectness_logits, object_targets, **focal) * ~open_places).sum() / count,
+        }
+        if settings.name_weight:
+            rare = names * self.name_weights.to(device)[batch.classes.to(device)[asked]]
+            weights = share * F.pad(rare, (0, 1)).amax(1)[match.targets]
+            losses["name"] = name_loss(cosines[match.patches], names[match.targets], weights)
+        if exemplars is not None and batch.exemplars is not None:
+            shown = batch.exemplars.labels.to(device)
+            here, place_of = _places(asked, shown)
+            logits = raw_logits(image, exemplars[here])
+            lost = focal_loss(logits, class_targets[:, place_of], **focal) * answers[:, place_of]
+            losses["exemplar"] = lost.sum() / count
+        return losses
+
+
+def _inside(centres: Tensor, boxes: Tensor) -> Tensor:
+    """[P, G]: which patch centres lie in which boxes."""
+    distance = (centres[:, None] - boxes[None, :, :2]).abs()
+    return (distance <= boxes[None, :, 2:] / 2).all(-1)
+
+
+def _open_question(centres: Tensor, boxes: Tensor, columns: Tensor, asked: Tensor, targets: Tensor) -> Tensor:
+    """[P, q], 1 where a patch learns whether it is of a name: not inside a vague box of that name, unless it answers
+    for a sure one."""
+    known, places = _places(asked, columns)
+    inside = _inside(centres, boxes[known])  # [P, V]
+    vague = torch.zeros_like(targets).index_add_(1, places, inside.to(targets))
+    return ((vague == 0) | (targets > 0)).to(targets)
+
+
+def _places(asked: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of ``columns`` are asked [n], as a mask, and the places of these in ``asked``, which is in order."""
+    known = torch.isin(columns, asked)
+    return known, torch.searchsorted(asked, columns[known])
 
 
 @torch.no_grad()

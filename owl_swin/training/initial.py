@@ -9,6 +9,7 @@ from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.owl_swin import checkpoint_path
 from owl_swin.families.weights import dequantise, read_tensors
 from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.models.stem import published_stem
 
 
 def load_init(model: OwlSwin, source: str) -> None:
@@ -19,6 +20,17 @@ def load_init(model: OwlSwin, source: str) -> None:
     kind, _, name = source.partition(":")
     if kind == "swin" and name:
         _load(model, {f"image_encoder.{k}": v for k, v in _published_swin(model, name).items()}, source)
+        return
+    if kind == "stem" and name:
+        if model.config.image.stem == "patch":
+            raise ConfigError(f"{source}: this model has no stem; set image.stem to a network of timm")
+        given = None if name == "timm" else read_tensors(Path(name))[0]
+        tensors = published_stem(model.config.image.stem, given)
+        _load(model, {f"image_encoder.stem.network.{k}": v for k, v in tensors.items()}, source)
+        return
+    if kind == "text" and name:
+        tensors = dequantise(read_tensors(checkpoint_path(_state_of(name)))[0], name)
+        _load(model, {k: v for k, v in tensors.items() if k.startswith("text_encoder.")}, source)
         return
     if kind == "open_clip" and name:
         _load(model, {f"text_encoder.tower.{k}": v for k, v in _published_text(model, name).items()}, source)

@@ -23,7 +23,7 @@ from owl_swin.training.detect import DetectTask
 from owl_swin.training.distributed import Process, mean_over_processes, share, started_process, whole
 from owl_swin.training.initial import blended, load_init
 from owl_swin.training.journal import Journal
-from owl_swin.training.optim import build_optimizer, part_of, set_learning_rate, update_ema
+from owl_swin.training.optim import build_optimizer, learning_rates, part_of, set_learning_rate, update_ema
 from owl_swin.training.preview import draw_preview
 from owl_swin.training.state import load_state, save_state
 
@@ -162,7 +162,7 @@ def _due(saved: float, minutes: float, process: Process) -> bool:
 
 def freeze(model: OwlSwin, config: TrainConfig) -> None:
     """Parts whose learning rate is 0 stop requiring gradients."""
-    rates = {"image": config.optim.image_lr, "text": config.optim.text_lr, "heads": config.optim.heads_lr}
+    rates = learning_rates(config.optim)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(rates[part_of(name)] > 0)
 

@@ -23,12 +23,16 @@ def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return l1, 1 - paired_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
 
 
-def merge_same_boxes(boxes: Tensor, labels: Tensor, n_queries: int, *, iou: float = 0.9) -> tuple[Tensor, Tensor]:
+def merge_same_boxes(
+    boxes: Tensor, labels: Tensor, n_queries: int, *, scores: Tensor | None = None, iou: float = 0.9
+) -> tuple[Tensor, Tensor]:
     """Targets that overlap by more than ``iou`` become one box with several labels, as in OWL-ViT.
 
-    ``boxes [G, 4]`` cxcywh, ``labels [G]`` → boxes [M, 4] and multi-hot labels [M, Q]. The first box of a group stays.
+    ``boxes [G, 4]`` cxcywh, ``labels [G]``, ``scores [G]`` (None: all 1) → boxes [M, 4] and labels [M, Q], which hold
+    the best score of each label. The first box of a group stays.
     """
     multi_hot = F.one_hot(labels, n_queries).float() if len(labels) else boxes.new_zeros(0, n_queries)
+    multi_hot = multi_hot if scores is None else multi_hot * scores[:, None]
     if len(boxes) < 2:
         return boxes, multi_hot
     same = pairwise_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(boxes)) > iou
@@ -37,5 +41,5 @@ def merge_same_boxes(boxes: Tensor, labels: Tensor, n_queries: int, *, iou: floa
     while not torch.equal(first, first[first]):  # a repeats b, b repeats c: all are of c's group
         first = first[first]
     leader = first == torch.arange(len(boxes), device=boxes.device)
-    merged = torch.zeros_like(multi_hot).index_add_(0, first, multi_hot).clamp(max=1)
+    merged = torch.zeros_like(multi_hot).scatter_reduce(0, first[:, None].expand_as(multi_hot), multi_hot, "amax")
     return boxes[leader], merged[leader]

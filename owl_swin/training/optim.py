@@ -9,10 +9,17 @@ from owl_swin.training.config import OptimConfig
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to: "image", "text" or "heads"."""
+    """The part of the model that a parameter belongs to: "stem", "image", "text" or "heads"."""
+    if name.startswith("image_encoder.stem."):
+        return "stem"
     if name.startswith("image_encoder."):
         return "image"
     return "text" if name.startswith("text_encoder.") else "heads"
+
+
+def learning_rates(config: OptimConfig) -> dict[str, float]:
+    """The peak learning rate of each part."""
+    return {"image": config.image_lr, "stem": config.stem_lr, "text": config.text_lr, "heads": config.heads_lr}
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, extra: nn.Module | None = None) -> torch.optim.AdamW:
@@ -20,7 +27,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, extra: nn.Module | No
 
     ``extra`` holds what only the training task needs; it learns at the rate of the heads.
     """
-    rates = {"image": config.image_lr, "text": config.text_lr, "heads": config.heads_lr}
+    rates = learning_rates(config)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     named = [*model.named_parameters(), *([] if extra is None else extra.named_parameters(prefix="extra"))]
     for name, parameter in named:

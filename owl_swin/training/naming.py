@@ -1,0 +1,76 @@
+"""Dense names: what a published classifier says in each place of a scene becomes names that the patches learn.
+
+The classifier of the stem reads the stem's last map cell by cell, as a class activation map does (arXiv:1512.04150).
+Every cell's patches, and the whole scene, then learn its distribution over names through their text embeddings. So a
+patch of any photograph learns a name, without boxes.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from owl_swin.data.naming import spoken_names
+from owl_swin.errors import ConfigError
+from owl_swin.families.weights import read_tensors
+from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.training.config import NamingConfig
+from owl_swin.training.texts import TextBank, prompted
+
+# Inverse temperature of cosines between patches and names: a sentence encoder's names lie near one another.
+NAME_SCALE = 30.0
+STEM_STRIDE = 32
+
+
+class DenseNames:
+    """The classifier, without the classes that are struck out, and the text embeddings of the others."""
+
+    def __init__(self, config: NamingConfig, model: OwlSwin):
+        self.config = config
+        tensors = read_tensors(Path(config.weights))[0]
+        try:
+            weight, bias = tensors["weight"].float(), tensors["bias"].float()
+        except KeyError as error:
+            raise ConfigError(f"{config.weights}: a classifier has tensors 'weight' and 'bias'; no {error}") from None
+        try:
+            lines = Path(config.names).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{config.names}: cannot read these names ({error})") from None
+        if len(lines) != len(weight):
+            raise ConfigError(f"{config.names}: {len(lines)} lines for a classifier of {len(weight)} classes")
+        names = [spoken_names(line) for line in lines]
+        kept = [row for row, own in enumerate(names) if own]
+        self.weight, self.bias = weight[kept], bias[kept]
+        self.embeds = TextBank(prompted([names[row] for row in kept]), model, trainable=False).means()  # [N, E]
+
+    def losses(self, stem_map: Tensor, class_embeds: Tensor, image_embed: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        """Weighted sum of the dense and the pooled loss: the cross-entropy between the classifier's distribution over
+        names and that of the embeddings, where the classifier is sure, it counts more.
+
+        ``stem_map [B, h, w, C]`` of stride 32, ``class_embeds [B, P, E]``, ``image_embed [B, E]``.
+        """
+        with torch.no_grad():
+            logits = F.linear(stem_map.float(), self.weight.to(stem_map.device), self.bias.to(stem_map.device))
+            dense = logits.softmax(-1)  # [B, h, w, N]
+            pooled = logits.mean((1, 2)).softmax(-1)
+        batch, height, width, _ = stem_map.shape
+        x = class_embeds.view(batch, *grid_hw, -1).permute(0, 3, 1, 2)  # [B, E, gh, gw]
+        x = F.normalize(F.adaptive_avg_pool2d(x, (height, width)).permute(0, 2, 3, 1), dim=-1)
+        loss = self.config.dense_weight * self._distance(x, dense)
+        return loss + self.config.pooled_weight * self._distance(image_embed, pooled)
+
+    def _distance(self, embeds: Tensor, target: Tensor) -> Tensor:
+        logits = NAME_SCALE * embeds @ self.embeds.to(embeds).T
+        entropy = -(target * logits.log_softmax(-1)).sum(-1)
+        sure = target.max(-1).values
+        return (entropy * sure).sum() / sure.sum().clamp(min=1e-6)
+
+
+def name_loss(cosines: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the weighted cross-entropies of patches with the names of their boxes, and no less than 0.
+
+    ``cosines [M, Q]``, ``targets [M, Q]`` (0 to 1, at least one of a row positive), ``weights [M]``.
+    """
+    share = targets / targets.sum(1, keepdim=True).clamp(min=1e-6)
+    return (-(share * (NAME_SCALE * cosines).log_softmax(-1)).sum(1) * weights).sum()

@@ -1,0 +1,135 @@
+"""The hybrid Swin: a published convolutional network as the stem, stages 3 and 4 on top of it."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from owl_swin.config import HeadsConfig, ModelConfig, SwinConfig, TextConfig
+from owl_swin.errors import ConfigError
+from owl_swin.models.hybrid import HybridSwin
+from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.models.stem import IMAGENET_MEAN, IMAGENET_STD, ConvStem, published_stem
+from owl_swin.training.initial import load_init
+from owl_swin.training.optim import part_of
+
+STEM = "tf_efficientnet_lite0"
+IMAGE = SwinConfig(stem=STEM, embed_dim=8, depths=(0, 0, 2, 2), num_heads=(1, 1, 2, 4), window_size=4)
+CONFIG = ModelConfig(
+    name="hybrid",
+    embed_dim=16,
+    image_size=64,
+    image=IMAGE,
+    text=TextConfig(16, 1, 2, 8),
+    heads=HeadsConfig(width=16, stride=8, stages=(2, 3, 4), upsample="expand"),
+)
+
+
+def randomised_network(name=STEM):
+    """timm's network with random statistics in its normalisations, as a trained one has them."""
+    torch.manual_seed(0)
+    network = timm.create_model(name).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    return network
+
+
+@pytest.mark.parametrize("name", [STEM, "resnet10t", "mobilenetv3_small_050"])
+def test_the_stem_gives_the_maps_of_the_published_network(name):
+    network = randomised_network(name)
+    stem = ConvStem(name).eval()
+    stem.network.load_state_dict(published_stem(name, network.state_dict()))
+    pixels = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(1))
+    own_mean, own_std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        last, maps = network.forward_intermediates((pixels - own_mean) / own_std)
+        found, found_last = stem((pixels - mean) / std)
+    expected = {96 // m.shape[2]: m for m in maps}
+    for stride, own in zip((8, 16, 32), found, strict=True):
+        torch.testing.assert_close(own.permute(0, 3, 1, 2), expected[stride], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found_last.permute(0, 3, 1, 2), last, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name, sentence", [("no_such_network", "knows no network"), ("vit_tiny_patch16_224", "stem")])
+def test_what_is_no_stem_is_refused(name, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        ConvStem(name)
+
+
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(ConfigError, match="the given weights of"):
+        published_stem(STEM, timm.create_model("resnet10t").state_dict())
+
+
+@pytest.mark.parametrize("hw", [(64, 96), (50, 71), (33, 200), (8, 8)])
+def test_maps_have_strides_8_16_and_32_at_any_size(hw):
+    maps = HybridSwin(IMAGE).eval()(torch.randn(1, 3, *hw))
+    sizes = [(-(-hw[0] // stride), -(-hw[1] // stride)) for stride in (8, 16, 32)]
+    assert [tuple(m.shape[1:]) for m in maps] == [(*size, dim) for size, dim in zip(sizes, (16, 32, 64), strict=True)]
+
+
+@pytest.mark.parametrize("hw", [(64, 96), (50, 71)])
+def test_attention_is_that_of_stages_3_and_4(hw):
+    blocks = HybridSwin(IMAGE).eval().attention(torch.randn(1, 3, *hw))
+    assert [(b.stage, b.block) for b in blocks] == [(2, 0), (2, 1), (3, 0), (3, 1)]
+    assert blocks[0].grid_hw == (-(-hw[0] // 16), -(-hw[1] // 16))
+    for block in blocks:
+        torch.testing.assert_close(block.weights.sum(-1), torch.ones_like(block.weights[..., 0]))
+
+
+def test_a_whole_hybrid_gives_a_fine_grid_of_patches():
+    model = OwlSwin(CONFIG).eval()
+    found = model.encode_image(torch.randn(2, 3, 64, 96))
+    assert found.grid_hw == (8, 12) and found.class_embeds.shape == (2, 96, 16)
+    patches, stem_map = model.encode_patches_and_stem(torch.randn(1, 3, 50, 71))
+    assert patches.shape == (1, 7, 9, 16) and stem_map.shape == (1, 2, 3, 1280)
+
+
+def test_expanded_stages_give_every_place_its_own_projection():
+    torch.manual_seed(0)
+    maps = (torch.zeros(1, 4, 4, 16), torch.zeros(1, 2, 2, 32), torch.randn(1, 1, 1, 64).expand(1, 1, 1, 64))
+    for upsample, distinct in (("repeat", 1), ("expand", 16)):
+        fusion = OwlSwin(replace(CONFIG, heads=replace(CONFIG.heads, upsample=upsample))).fusion
+        rows = fusion(maps)[0].flatten(0, 1)
+        assert len(torch.unique(rows.round(decimals=4), dim=0)) == distinct
+
+
+def test_a_stem_starts_from_a_file_and_is_a_part_of_its_own(tmp_path):
+    network = randomised_network()
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "stem.safetensors")
+    model = OwlSwin(CONFIG)
+    load_init(model, f"stem:{tmp_path / 'stem.safetensors'}")
+    weights = published_stem(STEM, network.state_dict())
+    assert torch.equal(model.image_encoder.stem.network.conv_stem.weight, weights["conv_stem.weight"])
+    assert {part_of(name) for name, _ in model.image_encoder.stem.named_parameters(prefix="image_encoder.stem")} == {
+        "stem"
+    }
+    with pytest.raises(ConfigError, match="has no stem"):
+        load_init(
+            OwlSwin(ModelConfig(text=TextConfig(16, 1, 2, 8), image=SwinConfig(depths=(1, 1, 1, 1)))), "stem:timm"
+        )
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"depths": (2, 2, 2, 2)}, "stages 1 and 2 have no blocks"),
+        ({"depths": (0, 0, 0, 2)}, "at least 1"),
+        ({"stem": "patch"}, "at least 1"),
+    ],
+)
+def test_depths_fit_the_stem(change, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        replace(IMAGE, **change)
+
+
+def test_a_hybrid_has_no_stage_1_to_fuse():
+    with pytest.raises(ConfigError, match="first stage is 2"):
+        replace(CONFIG, heads=replace(CONFIG.heads, stages=(1, 2, 3)))

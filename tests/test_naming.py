@@ -1,0 +1,53 @@
+"""Dense names of a stem's classifier, and names of boxes as a softmax."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_hybrid import CONFIG
+from torch.nn.functional import normalize
+
+from owl_swin.errors import ConfigError
+from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.training.config import NamingConfig
+from owl_swin.training.naming import NAME_SCALE, DenseNames, name_loss
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A classifier that names a cell by its largest of three channels; the second class is struck out."""
+    save_file({"weight": 20 * torch.eye(3), "bias": torch.zeros(3)}, tmp_path / "classifier.safetensors")
+    (tmp_path / "names.txt").write_text("cat, house cat\n\ncar\n")
+    return NamingConfig(str(tmp_path / "classifier.safetensors"), str(tmp_path / "names.txt"), 1.0, 0.0)
+
+
+def test_struck_out_classes_are_not_there(settings):
+    names = DenseNames(settings, OwlSwin(CONFIG))
+    assert names.weight.shape == (2, 3) and names.embeds.shape == (2, 16)
+
+
+def test_the_loss_is_least_where_patches_have_the_embedding_of_the_name(settings):
+    names = DenseNames(settings, OwlSwin(CONFIG))
+    names.embeds = normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=-1)
+    stem_map = torch.tensor([1.0, 0.0, 0.0]).expand(1, 2, 2, 3)  # a cat everywhere
+    pooled = torch.zeros(1, 2)
+    cat, car = (torch.tensor(e).expand(1, 64, 2) for e in ([1.0, 0.0], [0.0, 1.0]))
+    right, wrong = (names.losses(stem_map, embeds, pooled, (8, 8)).item() for embeds in (cat, car))
+    assert right == pytest.approx(0, abs=1e-6) and wrong == pytest.approx(NAME_SCALE, rel=1e-3)
+
+
+@pytest.mark.parametrize("lines, sentence", [("cat\ncar\n", "2 lines for a classifier of 3"), (None, "cannot read")])
+def test_names_that_do_not_fit_are_refused(settings, tmp_path, lines, sentence):
+    path = tmp_path / "other.txt"
+    if lines:
+        path.write_text(lines)
+    with pytest.raises(ConfigError, match=sentence):
+        DenseNames(NamingConfig(settings.weights, str(path)), OwlSwin(CONFIG))
+
+
+def test_name_loss_is_the_weighted_cross_entropy():
+    cosines = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
+    targets = torch.tensor([[0.4, 0.0], [0.0, 1.0]])  # a guessed box is named as surely as a certain one
+    assert name_loss(cosines, targets, torch.tensor([1.0, 2.0])).item() == pytest.approx(3 * math.log(2))
+    assert name_loss(cosines[:0], targets[:0], torch.zeros(0)).item() == 0
