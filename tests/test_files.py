@@ -1,7 +1,9 @@
 """Files are written whole or not at all, whatever fails and whenever the writer is killed."""
 
+import ast
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import owl_swin
 from owl_swin.errors import CheckpointError, OwlSwinError
 from owl_swin.files import (
     make_folder_of,
@@ -225,3 +228,45 @@ def test_tensors_cut_off_anywhere_are_refused(tmp_path):
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match="not a whole safetensors file"):
             read_safetensors(path, error=CheckpointError)
+
+
+# --- The other rooms -----------------------------------------------------------------------------------------------
+
+
+def writing_calls(source: str) -> set[str]:
+    """What a source calls to write a file by itself."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if method else getattr(node.func, "id", "")
+        modes = [a.value for a in [*node.args, *(k.value for k in node.keywords)] if isinstance(a, ast.Constant)]
+        if name == "open" and any(re.fullmatch(r"[rwaxbt+]*[wax+][rwaxbt+]*", str(mode)) for mode in modes):
+            found.add(name)
+        if name == "save_file" or (method and name in ("write_bytes", "write_text")):
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "source, calls",
+    [
+        ('open(p, "w")', {"open"}),
+        ('p.open(mode="ab")', {"open"}),
+        ('open(p, "rb")', set()),
+        ("p.write_text(x)", {"write_text"}),
+        ("write_text(p, x)", set()),
+        ("torch.save_file(x, p)", {"save_file"}),
+    ],
+)
+def test_calls_that_write_are_found(source, calls):
+    assert writing_calls(source) == calls
+
+
+def test_nothing_else_in_the_package_writes_files():
+    package = Path(owl_swin.__file__).parent
+    rooms = {str(path.relative_to(package)): writing_calls(path.read_text()) for path in package.rglob("*.py")}
+    # A lock, lines that are added while a run goes on, and a file that lives as long as a request.
+    apart = {"files.py", "index/lock.py", "training/journal.py", "training/distil_text.py", "server/serving.py"}
+    assert {room: calls for room, calls in rooms.items() if calls and room not in apart} == {}

@@ -23,7 +23,7 @@ from training_data import (
     write_labelled,
 )
 
-from owl_swin import Detector
+from owl_swin import Detector, files
 from owl_swin.boxes import pairwise_iou
 from owl_swin.cli.main import main
 from owl_swin.config import ModelConfig, read_toml
@@ -32,7 +32,6 @@ from owl_swin.errors import CheckpointError, ConfigError, DataError
 from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.training import state
 from owl_swin.training.align import AlignTask, _shares, random_theta, random_views
 from owl_swin.training.config import OptimConfig, TrainConfig
 from owl_swin.training.detect import DetectTask
@@ -202,7 +201,7 @@ def test_an_interrupted_save_leaves_the_old_state(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(state, "save_file", cut_off)
+        patch.setattr(files, "save_file", cut_off)
         with pytest.raises(CheckpointError, match=r"cannot write the state of the run here \(no space"):
             train(config)
     assert not list(Path(config.output).glob("*.part"))
@@ -216,7 +215,7 @@ def test_an_interrupted_save_leaves_the_old_state(tmp_path, monkeypatch):
 def test_a_run_saves_on_its_way(tmp_path, monkeypatch):
     settings = detect_settings(tmp_path, steps=3, checkpoint_minutes=0.0)
     saved = []
-    monkeypatch.setattr("owl_swin.training.loop.save_state", lambda path, *, step, **_: saved.append(step))
+    monkeypatch.setattr("owl_swin.training.loop.save_state", lambda path, run, *, step, **_: saved.append(step))
     train(train_config(settings))
     assert saved == [1, 2, 3, 3]
 
@@ -232,8 +231,11 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     wider = tmp_path / "wider.toml"
     wider.write_text(TINY_MODEL.replace("stride = 16\n", "stride = 16\nbox_form = 'owl'\n").replace("(32", "(48"))
     wider.write_text(wider.read_text().replace("[heads]\nwidth = 32", "[heads]\nwidth = 48"))
+    other = train_config(settings | {"model": str(wider), "init": []})
+    with pytest.raises(ConfigError, match=r"model_config\.heads\.width 32 \(now 48\)"):
+        train(other)
     with pytest.raises(CheckpointError, match="another model"):
-        train(train_config(settings | {"model": str(wider), "init": []}))
+        train(other, allow_changes=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 10])

@@ -20,6 +20,9 @@ def train(
         typer.Option(help="Share of the weights that the run started from in the result, 0 to 1: less forgetting."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run, in place of the file's.")] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Go on with other settings than the run began with.")
+    ] = False,
 ) -> None:
     """Train or go on training; the run's folder then holds model.safetensors. Under torchrun, processes share the work.
 
@@ -34,7 +37,7 @@ def train(
         settings = replace(settings, blend=blend)
     if output is not None:
         settings = replace(settings, output=str(output))
-    print(run(settings, stop_after=stop_after))
+    print(run(settings, stop_after=stop_after, allow_changes=allow_changes))
 
 
 def paste(

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from owl_swin.errors import DataError, ImageError
+from owl_swin.files import make_folder, write_image, write_json
 from owl_swin.image import open_image
 
 # Height of a pasted thing as a share of the photograph's shorter side.
@@ -38,7 +39,7 @@ def paste_scenes(
     rows = {name: i + 1 for i, name in enumerate(names)}
     images: list[dict] = []
     annotations: list[dict] = []
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "images")
     for index in range(pictures):
         rng = random.Random(seed * 1_000_003 + index)
         canvas = open_image(rng.choice(photographs))
@@ -51,7 +52,7 @@ def paste_scenes(
             owner[mask] = len(placed)
             placed.append((name, int(mask.sum())))
         file_name = f"{index:06d}.jpg"
-        canvas.save(folder / "images" / file_name, quality=92)
+        write_image(folder / "images" / file_name, canvas, quality=92)
         images.append({"id": index + 1, "file_name": file_name, "width": canvas.width, "height": canvas.height})
         for place, (name, pixels) in enumerate(placed):
             ys, xs = np.nonzero(owner == place)
@@ -70,7 +71,8 @@ def paste_scenes(
                 )
     categories = [{"id": row, "name": name} for name, row in rows.items()]
     target = folder / "annotations.json"
-    target.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(target, content, what="the annotations", indent=None)
     return target
 
 

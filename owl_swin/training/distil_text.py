@@ -18,15 +18,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from owl_swin.config import ModelConfig, read_toml
-from owl_swin.errors import ConfigError, DataError
+from owl_swin.errors import CheckpointError, ConfigError, DataError
 from owl_swin.families.weights import load_tensors, read_tensors
+from owl_swin.files import write_safetensors
 from owl_swin.models.text import TextEncoder
 from owl_swin.tokenizer import get_tokenizer
+from owl_swin.training.cache import kept_tensors
 
 # Lexicographer files of WordNet that hold things one can photograph.
 VISIBLE = {5: "animal", 6: "artifact", 8: "body", 13: "food", 15: "location", 17: "object", 18: "person", 20: "plant"}
@@ -221,7 +222,9 @@ def distil(config: DistilConfig) -> Path:
                 )
             cosine = (held * targets[held_rows]).sum(-1).mean()
             _log(output, {"step": step, "held_out_cosine": cosine.item()})
-            save_file({k: v.contiguous() for k, v in student.state_dict().items()}, output / "text.safetensors")
+            weights = {k: v.contiguous() for k, v in student.state_dict().items()}
+            path = output / "text.safetensors"
+            write_safetensors(path, weights, {}, what="the text tower", error=CheckpointError)
     return output
 
 
@@ -252,11 +255,4 @@ def _log(output: Path, line: dict[str, float]) -> None:
 
 
 def _cached(path: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """What an earlier run made from the same ``key``, or made now."""
-    if path.exists():
-        tensors, metadata = read_tensors(path)
-        if metadata.get("key") == key:
-            return tensors["value"]
-    value = make().contiguous()
-    save_file({"value": value}, path, metadata={"key": key})
-    return value
+    return kept_tensors(path, key, lambda: {"value": make()})["value"]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from owl_swin.errors import MissingExtraError
+from owl_swin.files import write_text
 
 logger = logging.getLogger("owl_swin")
 
@@ -22,10 +23,10 @@ class Journal:
 
     def __init__(self, folder: Path, *, first: int, steps: int, tensorboard: bool):
         path = folder / "metrics.jsonl"
-        kept = _lines_before(path, first)
-        self._file = open(path, "w")  # noqa: SIM115
-        self._file.writelines(kept)
-        self._file.flush()
+        kept = "".join(_lines_before(path, first))
+        if not path.exists() or path.read_text() != kept:
+            write_text(path, kept, what="the metrics of the run")
+        self._file = open(path, "a")  # noqa: SIM115
         self._board: Any = _summary_writer(folder, first) if tensorboard else None
         self._bar = Progress(
             "{task.description}",

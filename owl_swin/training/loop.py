@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from owl_swin.config import ModelConfig, read_toml, to_mapping
 from owl_swin.errors import OwlSwinError
 from owl_swin.families.owl_swin import save_checkpoint
+from owl_swin.files import make_folder, remove_parts
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.align import AlignTask
 from owl_swin.training.config import TrainConfig
@@ -25,7 +26,7 @@ from owl_swin.training.initial import blended, load_init
 from owl_swin.training.journal import Journal
 from owl_swin.training.optim import build_optimizer, learning_rates, part_of, set_learning_rate, update_ema
 from owl_swin.training.preview import draw_preview
-from owl_swin.training.state import load_state, save_state
+from owl_swin.training.state import RunState, load_state, save_state
 
 
 class Task(Protocol):
@@ -51,19 +52,22 @@ class TrainStep(nn.Module):
         return self._task.losses(self.model, self._encode_patches, batch)
 
 
-def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
+def train(config: TrainConfig, *, stop_after: int | None = None, allow_changes: bool = False) -> Path:
     """Runs or resumes a run to its end (or for ``stop_after`` steps more) and returns its folder.
 
     The folder then holds ``state.safetensors`` (to go on), ``model.safetensors`` (the averaged weights, to use) and
-    ``metrics.jsonl`` (a line every ``log_every`` steps). Under `torchrun` the processes share the work.
+    ``metrics.jsonl`` (a line every ``log_every`` steps). A run goes on with the settings that it began with, or with
+    others where ``allow_changes`` says so. Under `torchrun` the processes share the work.
     """
     with started_process(config.device) as process:
-        return _train(config, process, stop_after)
+        return _train(config, process, stop_after, allow_changes)
 
 
-def _train(config: TrainConfig, process: Process, stop_after: int | None) -> Path:
+def _train(config: TrainConfig, process: Process, stop_after: int | None, allow_changes: bool) -> Path:
     output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
+    if process.first:
+        remove_parts(output)
     torch.manual_seed(config.seed)
     model = OwlSwin(read_toml(config.model, ModelConfig)).to(process.device)
     for path in config.init:
@@ -80,14 +84,15 @@ def _train(config: TrainConfig, process: Process, stop_after: int | None) -> Pat
     step_module = share(TrainStep(model, task, encode_patches), process, config.shard)
     optimizer = build_optimizer(model, config.optim, task.extra)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
-    parts: dict[str, Any] = {"model": model, "extra": task.extra, "ema": ema, "optimizer": optimizer}
+    run = RunState(model, task.extra, ema, optimizer)
     state_path = output / "state.safetensors"
-    first = load_state(state_path, **parts) if state_path.exists() else 0
+    settings = to_mapping(config) | {"model_config": to_mapping(model.config), "processes": process.world}
+    first = load_state(state_path, run, settings=settings, allow_changes=allow_changes) if state_path.exists() else 0
     last = max(first, config.steps if stop_after is None else min(config.steps, first + stop_after))
     trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     def save(step: int) -> None:
-        save_state(state_path, **parts, step=step, settings=to_mapping(config), process=process)
+        save_state(state_path, run, step=step, settings=settings, process=process)
         weights = {name: whole(value) for name, value in ema.items()}
         if process.first:
             save_average(output / "model.safetensors", config, blended(weights, old, config.blend) if old else weights)
@@ -99,6 +104,8 @@ def _train(config: TrainConfig, process: Process, stop_after: int | None) -> Pat
 
     model.train()
     saved = started = time.monotonic()
+    # Drawn before the thread that draws the others starts: a set is read by one thread at a time.
+    sample = task.batch(0) if config.preview_every else None
     batches = _prefetched(task, first * config.accumulate, last * config.accumulate)
     with journal() as book:
         for step in range(first, last):
@@ -123,7 +130,7 @@ def _train(config: TrainConfig, process: Process, stop_after: int | None) -> Pat
                     rate = (step + 1 - first) / (time.monotonic() - started)
                     book.write(step, numbers | {"steps_per_s": round(rate, 3)})
             if book and isinstance(task, DetectTask) and _is_turn(step + 1, config.preview_every):
-                book.picture(step, draw_preview(output / f"found-{step + 1}.jpg", model, ema, task))
+                book.picture(step, draw_preview(output / f"found-{step + 1}.jpg", model, ema, task, sample))
             if _due(saved, config.checkpoint_minutes, process):
                 save(step + 1)
                 saved = time.monotonic()

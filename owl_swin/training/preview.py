@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from owl_swin.detector import Detector
+from owl_swin.files import write_image
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.render import draw_detections
 from owl_swin.training.detect import DetectBatch, DetectTask
@@ -17,12 +18,11 @@ TILE_PX = 320
 THRESHOLD = 0.15
 
 
-def draw_preview(path: Path, model: OwlSwin, ema: dict[str, Tensor], task: DetectTask) -> Path:
-    """Draws the averaged model's answers on scenes of the run, each asked for the names that it holds."""
+def draw_preview(path: Path, model: OwlSwin, ema: dict[str, Tensor], task: DetectTask, batch: DetectBatch) -> Path:
+    """Draws the averaged model's answers on the scenes of ``batch``, each asked for the names that it holds."""
     averaged = OwlSwin(model.config)
     averaged.load_state_dict({**model.state_dict(), **ema})
     detector = Detector(averaged, device="cpu", image_size=task.config.image_size)
-    batch = task.batch(0)
     sheet = Image.new("RGB", (3 * TILE_PX, 2 * TILE_PX), "white")
     for place in range(min(SCENES, len(batch.pixels))):
         picture, names = _scene(task, batch, place)
@@ -32,7 +32,7 @@ def draw_preview(path: Path, model: OwlSwin, ema: dict[str, Tensor], task: Detec
             picture = draw_detections(picture, found)
         picture.thumbnail((TILE_PX, TILE_PX))
         sheet.paste(picture, (place % 3 * TILE_PX, place // 3 * TILE_PX))
-    sheet.save(path, quality=90)
+    write_image(path, sheet)
     return path
 
 

@@ -1,79 +1,143 @@
-"""What a run needs to go on: model, average, optimizer and step, in one safetensors file that is replaced whole."""
+"""What a run needs to go on: model, average, optimizer, step and settings, in one safetensors file."""
 
 import json
-import os
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from owl_swin.errors import CheckpointError
+from owl_swin.errors import CheckpointError, ConfigError
+from owl_swin.files import read_safetensors, write_safetensors
 from owl_swin.training.distributed import Process, sliced_like, whole
 
+logger = logging.getLogger("owl_swin")
 
-def save_state(
-    path: Path,
-    *,
-    model: nn.Module,
-    extra: nn.Module,
-    ema: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    settings: dict[str, Any],
-    process: Process,
-) -> None:
-    """Writes the state after ``step`` finished steps; a reader sees the old file or the new one, never half of one.
+# What changes nothing that is learned: where files lie, what is shown and kept, and the arithmetic's place.
+FREE_SETTINGS = frozenset(
+    {"output", "model", "init", "blend", "device", "compile", "shard", "tensorboard", "preview_every", "log_every"}
+    | {"checkpoint_minutes"}
+)
+# A damaged file may hold anything.
+MALFORMED = (RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """The moving parts of a run. ``ema`` maps names of the model's parameters to their averages."""
+
+    model: nn.Module
+    extra: nn.Module
+    ema: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What the optimizer moves, by names that begin with "model." or "extra."."""
+        moved = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        named = [*self.model.named_parameters("model"), *self.extra.named_parameters("extra")]
+        return {name: p for name, p in named if id(p) in moved}
+
+
+def save_state(path: Path, run: RunState, *, step: int, settings: Mapping[str, Any], process: Process) -> None:
+    """Writes the state after ``step`` finished steps.
 
     All processes call this together; the first one writes.
     """
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"extra.{k}": v for k, v in extra.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optim.{index}.{k}": v for k, v in state.items()}
+    tensors = {f"model.{k}": v for k, v in run.model.state_dict().items()}
+    tensors |= {f"extra.{k}": v for k, v in run.extra.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in run.ema.items()}
+    for name, parameter in run.parameters().items():
+        moments = run.optimizer.state.get(parameter, {})
+        tensors |= {f"optim.{name}.{k}": v for k, v in moments.items()}
     tensors = {k: whole(v.detach()).cpu().contiguous().clone() for k, v in tensors.items()}
-    if not process.first:
-        return
-    part = path.with_suffix(".part")
-    try:
-        save_file(tensors, part, metadata={"step": str(step), "settings": json.dumps(settings)})
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot write the state of the run here ({error})") from None
+    if process.first:
+        metadata = {"step": str(step), "settings": json.dumps(settings)}
+        write_safetensors(path, tensors, metadata, what="the state of the run", error=CheckpointError)
 
 
-def load_state(
-    path: Path, *, model: nn.Module, extra: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> int:
-    """Puts the state back in place and returns the number of finished steps."""
+def load_state(path: Path, run: RunState, *, settings: Mapping[str, Any], allow_changes: bool = False) -> int:
+    """Puts the state back in place and returns the number of finished steps.
+
+    A run that was begun with other settings goes on only with ``allow_changes``; else ConfigError names them.
+    """
     try:
-        with safe_open(path, "pt") as file:
-            step = int(file.metadata()["step"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not the state of a training run ({error})") from None
+        tensors, metadata = read_safetensors(path, error=CheckpointError)
+        step, begun = int(metadata["step"]), json.loads(metadata["settings"])
+        if step < 0 or not isinstance(begun, dict):
+            raise ValueError(f"step {step}, settings {begun!r:.40}")
+    except MALFORMED as error:
+        raise CheckpointError(f"{path}: not the state of a training run ({_short(error)})") from None
+    _check_settings(path, begun, settings, step, allow_changes)
     try:
-        for module, prefix in ((model, "model."), (extra, "extra.")):
+        for module, prefix in ((run.model, "model."), (run.extra, "extra.")):
             own = module.state_dict()
             given = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             module.load_state_dict({k: sliced_like(v, own[k]) for k, v in given.items()})
-        for key in ema:
-            ema[key].copy_(sliced_like(tensors[f"ema.{key}"], ema[key]))
-    except (RuntimeError, KeyError):
+        for key in run.ema:
+            run.ema[key].copy_(sliced_like(tensors[f"ema.{key}"], run.ema[key]))
+    except MALFORMED:
         raise CheckpointError(
             f"{path}: the state of a run with another model; give this run a folder of its own"
         ) from None
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        _load_moments(run, tensors)
+    except MALFORMED as error:
+        raise CheckpointError(f"{path}: its optimizer state does not fit this run ({_short(error)})") from None
+    return step
+
+
+def _load_moments(run: RunState, tensors: Mapping[str, Tensor]) -> None:
+    """Moments of parameters that the file does not know start anew; those of parameters now frozen are left out."""
+    named = run.parameters()
+    ordered = [p for group in run.optimizer.param_groups for p in group["params"]]
+    place = {id(p): i for i, p in enumerate(ordered)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        if key.startswith("optim."):
-            _, index, name = key.split(".")
-            owner = parameters[int(index)]
-            kept = value if name == "step" else sliced_like(value, owner)
-            state.setdefault(int(index), {})[name] = kept
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
+        if not key.startswith("optim."):
+            continue
+        name, _, kind = key.removeprefix("optim.").rpartition(".")
+        # Runs of earlier versions have the parameter's place in the optimizer in place of its name.
+        owner = ordered[int(name)] if name.isdigit() else named.get(name)
+        if owner is not None:
+            state.setdefault(place[id(owner)], {})[kind] = value if kind == "step" else sliced_like(value, owner)
+    if any(moments.keys() != {"step", "exp_avg", "exp_avg_sq"} for moments in state.values()):
+        raise ValueError("a parameter lacks one of its moments")
+    run.optimizer.load_state_dict({"state": state, "param_groups": run.optimizer.state_dict()["param_groups"]})
+
+
+def _check_settings(
+    path: Path, begun: Mapping[str, Any], now: Mapping[str, Any], step: int, allow_changes: bool
+) -> None:
+    changes = list(_changes(begun, now))
+    if step >= max(begun.get("steps", 0), now.get("steps", 0)):
+        changes = [change for change in changes if change[0] != "steps"]  # finished under both
+    if not changes:
+        return
+    said = ", ".join(f"{key} {old!r:.60} (now {new!r:.60})" for key, old, new in changes)
+    if allow_changes:
+        logger.warning("%s: goes on with other settings than the run began with: %s", path.parent, said)
+        return
+    raise ConfigError(
+        f"{path.parent}: this run began with other settings: {said}; set them back, give this run a folder of its own, "
+        "or go on with the new ones by --allow-changes"
+    )
+
+
+def _changes(begun: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Settings that both hold and that differ, with what they were and are. A later version may know more."""
+    if isinstance(begun, Mapping) and isinstance(now, Mapping):
+        for name in now:
+            if name in begun and (key or name not in FREE_SETTINGS):
+                yield from _changes(begun[name], now[name], f"{key}.{name}" if key else name)
+    elif isinstance(begun, list) and isinstance(now, list) and len(begun) == len(now):
+        for index, (old, new) in enumerate(zip(begun, now, strict=True)):
+            yield from _changes(old, new, f"{key}[{index}]")
+    elif begun != now:
+        yield key, begun, now
+
+
+def _short(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

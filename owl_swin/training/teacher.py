@@ -4,17 +4,18 @@ The teacher looks at each kept picture once; a random crop of the picture then h
 its target (as ReLabel does with label maps, arXiv:2101.05022), so that a step costs no pass of the teacher.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from owl_swin.errors import MissingExtraError
 from owl_swin.families.weights import load_tensors, read_tensors
+from owl_swin.training.cache import kept_tensors
 from owl_swin.training.config import TeacherConfig
 
 # Pictures of one pass: on two cores small ones run twice as fast, in bfloat16 throughout twice again.
@@ -40,13 +41,22 @@ def teacher_maps(config: TeacherConfig, sets: Sequence[Tensor], cache: Path) -> 
     T are the first ``dim`` principal directions of the teacher's last map, centred, each divided by the root of its
     standard deviation so that fine distinctions count too. ``cache`` is a folder that keeps them for the next start.
     """
-    # A few pixels of each set tell it from another of as many pictures.
-    marks = [[len(images), int(images[:: max(1, len(images) // 64)].sum())] for images in sets]
-    wanted = json.dumps([config.name, config.weights, config.size, config.dim, marks])
-    stamp, path = cache / "teacher.json", cache / "teacher.safetensors"
-    if stamp.exists() and path.exists() and stamp.read_text() == wanted:
-        kept = load_file(path)
-        return [kept[str(i)] for i in range(len(sets))]
+    marks = [[len(images), _mark(images)] for images in sets]
+    key = json.dumps([config.name, config.weights, config.size, config.dim, marks])
+
+    def make() -> dict[str, Tensor]:
+        return {str(i): maps for i, maps in enumerate(_make_maps(config, sets))}
+
+    kept = kept_tensors(cache / "teacher.safetensors", key, make)
+    return [kept[str(i)] for i in range(len(sets))]
+
+
+def _mark(images: Tensor) -> str:
+    """A few pictures of a set tell it from another of as many."""
+    return hashlib.sha256(images[:: max(1, len(images) // 64)].contiguous().numpy().data).hexdigest()
+
+
+def _make_maps(config: TeacherConfig, sets: Sequence[Tensor]) -> list[Tensor]:
     teacher, mean, std = load_teacher(config)
     total = sum(map(len, sets))
     few = [images[: max(1, BASIS_PICTURES * len(images) // total)] for images in sets]
@@ -59,9 +69,6 @@ def teacher_maps(config: TeacherConfig, sets: Sequence[Tensor], cache: Path) -> 
             found = _maps(teacher, images[start : start + BATCH], config.size, mean, std)
             parts.append(torch.einsum("nchw,ct->nthw", found - centre[:, None, None], directions).half().contiguous())
         maps.append(torch.cat(parts).contiguous())
-    cache.mkdir(parents=True, exist_ok=True)
-    save_file({str(i): m for i, m in enumerate(maps)}, path)
-    stamp.write_text(wanted)
     return maps
 
 

@@ -1,0 +1,27 @@
+"""Tensors that take long to make, kept in a file for the next start."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from owl_swin.errors import CheckpointError
+from owl_swin.files import read_safetensors, write_safetensors
+
+logger = logging.getLogger("owl_swin")
+
+
+def kept_tensors(path: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What an earlier start made from the same ``key``, or what ``make`` makes now and leaves in ``path``."""
+    if path.exists():
+        try:
+            tensors, metadata = read_safetensors(path, error=CheckpointError)
+            if metadata.get("key") == key:
+                return tensors
+        except CheckpointError as error:
+            logger.warning("%s; it is made again", error)
+    tensors = {name: tensor.contiguous() for name, tensor in make().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, tensors, {"key": key}, what="what is kept for the next start", error=CheckpointError)
+    return tensors
