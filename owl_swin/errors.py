@@ -3,6 +3,8 @@
 OwlSwinError (a ValueError)
 ├── ConfigError       a setting that does not exist, or a value of the wrong kind
 ├── ImageError        a picture that cannot be read, or is too large
+│   ├── AddressRefusedError   a picture at an address from which none is fetched
+│   └── NotFetchedError       a picture that its host does not give
 ├── QueryError        a query, exemplar or threshold that means nothing
 ├── CheckpointError   weights that are missing, damaged, or of another model
 ├── DataError         a data set that cannot be read
@@ -22,6 +24,14 @@ class ConfigError(OwlSwinError):
 
 class ImageError(OwlSwinError):
     """A picture that cannot be read, or is too large."""
+
+
+class AddressRefusedError(ImageError):
+    """A picture at an address from which none is fetched."""
+
+
+class NotFetchedError(ImageError):
+    """A picture that its host does not give."""
 
 
 class QueryError(OwlSwinError):

@@ -20,7 +20,18 @@ MAX_FILE_BYTES = 2**30
 # the next three any program that was registered, and IPTC opens a file inside of it of any format.
 REFUSED_FORMATS = frozenset(("EPS", "WMF", "BUFR", "GRIB", "HDF5", "IPTC"))
 
+# Endings of picture files in a folder: what Pillow reads and cameras, phones and the web write, the common ones first.
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpe", ".jfif", ".mpo", ".avif", ".heic"),
+    *(".heif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+)
+
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+
+def is_picture_name(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is called as pictures are, whatever is in it."""
+    return Path(path).suffix.lower() in PICTURE_SUFFIXES
 
 
 def open_image(source: ImageSource) -> Image.Image:

@@ -18,8 +18,8 @@ FILES = {
 }
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
-    {"errors", "types", "formats", "boxes", "files", "frame"},
-    {"config", "image", "tokenizer", "scoring"},
+    {"errors", "types", "formats", "boxes", "files", "frame", "addresses"},
+    {"config", "image", "tokenizer", "scoring", "fetching"},
     {"models"},
     {"families", "exemplar", "queries", "postprocess", "render", "runtime"},
     {"data"},

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from owl_swin.errors import ArchiveError, ImageError
-from owl_swin.image import MAX_FILE_BYTES
+from owl_swin.image import MAX_FILE_BYTES, is_picture_name
 
-# Endings of the files that are looked at, in lower case: what Pillow reads and cameras, phones and the web write.
-CAMERA_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".tif", ".tiff", ".avif", ".heic", ".heif"))
-PICTURE_SUFFIXES = CAMERA_SUFFIXES | {".png", ".webp", ".gif", ".bmp", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
 # A file written to this recently may be written to again without its times changing: clocks of file systems are coarse.
 FRESH_S = 2.0
 
@@ -79,7 +76,7 @@ def _entries(folder: str) -> tuple[list[str], list[str], list[str]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if Path(entry.name).suffix.lower() in PICTURE_SUFFIXES and not _is_folder(entry):
+            if is_picture_name(entry.name) and not _is_folder(entry):
                 files.append(entry.path)
             elif _is_folder(entry):
                 (linked if entry.is_symlink() else below).append(entry.path)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from owl_swin.errors import ArchiveError, ImageError, OwlSwinError, QueryError
+from owl_swin.errors import AddressRefusedError, ArchiveError, ImageError, NotFetchedError, OwlSwinError, QueryError
 
 MEDIA_TYPE = "application/problem+json"
 # Wrong fields that are named in one answer.
@@ -48,6 +48,15 @@ CODES = {
     "shutting_down": (503, "The server is stopping"),
     "timeout": (504, "The answer took too long"),
 }
+
+# Of an error that several kinds describe the first counts.
+CODE_OF_ERROR: tuple[tuple[type[OwlSwinError], str], ...] = (
+    (AddressRefusedError, "url_not_allowed"),
+    (NotFetchedError, "url_not_fetched"),
+    (ImageError, "invalid_image"),
+    (QueryError, "invalid_query"),
+    (ArchiveError, "invalid_archive"),
+)
 
 
 class Problem(Exception):
@@ -99,7 +108,7 @@ def busy(detail: str, retry_after_s: int) -> Problem:
 
 def problem_of(error: OwlSwinError) -> Problem:
     """The problem that an error of the library is."""
-    for kind, code in ((ImageError, "invalid_image"), (QueryError, "invalid_query"), (ArchiveError, "invalid_archive")):
+    for kind, code in CODE_OF_ERROR:
         if isinstance(error, kind):
             return Problem(code, str(error))
     return Problem("invalid_request", str(error))

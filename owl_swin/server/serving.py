@@ -21,13 +21,13 @@ from torch import Tensor
 from owl_swin.detector import Detector, EncodedImage
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import Exemplar
+from owl_swin.fetching import fetch
 from owl_swin.formats import to_record
 from owl_swin.postprocess import check_threshold
 from owl_swin.queries import Query
 from owl_swin.server.archive import Archive
 from owl_swin.server.batching import Batcher, QueueFull
 from owl_swin.server.cache import ByteCache
-from owl_swin.server.fetching import fetch
 from owl_swin.server.metrics import Metrics
 from owl_swin.server.pictures import Cost, Picture, check_picture, content_key, read_exemplar, read_picture
 from owl_swin.server.problems import Problem, busy
