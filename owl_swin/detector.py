@@ -158,7 +158,7 @@ class Detector:
         if not queries.fingerprint:
             raise QueryError(f"{path}: says not which model made these queries; encode them with this one")
         try:
-            self._check_fit(queries)
+            self.check_queries(queries)
         except QueryError as error:
             raise QueryError(f"{path}: {error}") from None
         return queries
@@ -177,7 +177,7 @@ class Detector:
         ``patches`` are those of an encoded picture or stored regions. ``scoring.score`` says how texts, exemplars and
         negatives of one query are joined.
         """
-        self._check_fit(queries)
+        self.check_queries(queries)
         if isinstance(patches, EncodedImage):
             patches = patches.embeddings
         return score(patches, queries, self.spec.calibration)
@@ -345,7 +345,8 @@ class Detector:
         """One batch of pixels in their frames of one size."""
         return self.model.encode_image(self._preprocess.normalise(torch.stack(list(pixels)).to(self.device)))
 
-    def _check_fit(self, queries: QueryEmbeddings) -> None:
+    def check_queries(self, queries: QueryEmbeddings) -> None:
+        """Refuses, with QueryError, queries that another model made."""
         embed_dim = self.model.config.embed_dim
         if queries.query_embeds.shape[1] != embed_dim:
             raise QueryError(

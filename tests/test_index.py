@@ -1,5 +1,6 @@
 """The archive of regions: what goes in, what stays, what comes out, and that nothing harms it."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -19,7 +20,7 @@ from owl_swin import ArchiveError, Detector, Exemplar, ImageError, Query, QueryE
 from owl_swin.index.folder import read_picture, walk
 from owl_swin.index.paths import from_text, glob_pattern, like_pattern, to_text
 from owl_swin.index.region_index import open_store
-from owl_swin.index.store import Where
+from owl_swin.index.store import Card, Where
 
 
 @pytest.fixture
@@ -405,6 +406,44 @@ def test_another_versions_archive_is_refused(tmp_path, detector, lance, monkeypa
         RegionIndex.open(tmp_path / "a.lance", detector)
 
 
+def test_the_length_of_vectors_is_the_models_and_stays_the_archives(uri, detector, monkeypatch):
+    monkeypatch.setattr("owl_swin.models.owl_swin.SEARCH_NORM", 40.0)
+    other = Detector(make_tiny_model(), card={"name": "tiny_for_tests"}, device="cpu")
+    with RegionIndex.open(uri, other, create=True) as index:
+        index.add_images([("a.png", encode(noise(60, 90)))])
+        assert index._store.card().search_norm == 40.0
+        assert vector_lengths(index) == pytest.approx(40.0, rel=1e-4)
+    with RegionIndex.open(uri, detector) as index:  # whose model would make vectors of length 16
+        index.add_images([("b.png", encode(noise(60, 90, seed=1)))])
+        assert vector_lengths(index) == pytest.approx(40.0, rel=1e-4)
+        assert index.search("x", limit=10) == index.search("x", limit=10, exact=True)
+
+
+def vector_lengths(index: RegionIndex) -> np.ndarray:
+    """Lengths of the vectors as they are stored."""
+    store = index._store
+    if hasattr(store, "_client"):
+        vectors = [row["vector"] for row in store._rows(store._regions, "", ["vector"])]
+    else:
+        vectors = store._regions.to_arrow()["vector"].to_pylist()
+    return np.linalg.norm(np.array(vectors), axis=1)
+
+
+def test_an_archive_whose_card_does_not_say_the_length_of_its_vectors(tmp_path, detector, photos, monkeypatch):
+    card = Card("tiny_for_tests", detector.fingerprint, 96, 16)
+    old = {key: value for key, value in json.loads(card.to_json()).items() if key != "search_norm"}
+    assert Card.from_json("", json.dumps(old)) == card
+    with monkeypatch.context() as patch:
+        patch.setattr(Card, "to_json", lambda _: json.dumps(old))
+        RegionIndex.open(tmp_path / "a.lance", detector, create=True).close()
+    with RegionIndex.open(tmp_path / "a.lance", detector) as index:
+        index.add_folder(photos)
+        assert vector_lengths(index) == pytest.approx(16.0, rel=1e-4)
+    for wrong in (0, -1, "x", None, float("inf")):
+        with pytest.raises(ArchiveError, match="description is damaged"):
+            Card.from_json("", json.dumps({**old, "search_norm": wrong}))
+
+
 def test_a_damaged_archive_is_one_sentence(tmp_path, detector, lance, photos):
     lance.add_folder(photos)
     for file in (tmp_path / "a.lance" / "regions.lance").rglob("*"):
@@ -565,7 +604,6 @@ def test_the_index_of_a_large_archive_finds_what_exact_search_finds(tmp_path, mo
     from owl_swin.bench.synthetic import Synthetic
     from owl_swin.index.lance import LanceStore
     from owl_swin.index.ranking import LEAST_FETCH
-    from owl_swin.index.store import Card
 
     monkeypatch.setattr("owl_swin.index.lance.INDEX_FROM", 1000)
     monkeypatch.setattr("owl_swin.index.lance.PARTITION", 250)
@@ -576,13 +614,13 @@ def test_the_index_of_a_large_archive_finds_what_exact_search_finds(tmp_path, mo
     store.write(*made.rows(50, 100))  # joins the index that is there
     store.settle()
     assert [index.name for index in store._regions.list_indices()] == ["vector_of_2000"]
-    vectors = np.concatenate([rows.vectors for rows in store.scan(Where())])
+    vectors = np.concatenate([rows.vectors(16.0) for rows in store.scan(Where())])
     for query in made.embeds(5):
         asked = np.zeros(264, np.float32)
         asked[:256], asked[256] = query, 1
         best = np.sort(vectors @ asked)[-10:]
         nearest = store.nearest(asked, LEAST_FETCH, Where())  # of 8 bits a number; the best of them are chosen exactly
-        assert np.allclose(np.sort(nearest.vectors @ asked)[-10:], best, atol=1e-4)
+        assert np.allclose(np.sort(nearest.vectors(16.0) @ asked)[-10:], best, atol=1e-4)
     store.close()
 
 
@@ -593,11 +631,11 @@ def test_vectors_order_as_logits_do():
     _, rows = made.rows(10, 0)
     query = made.names(1)[0]
     logits = (rows.embeds @ query + rows.shift) * rows.scale
-    vectors = rows.vectors
+    vectors = rows.vectors(16.0)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 16, atol=0.01)
     assert np.allclose(vectors[:, :256] @ query + vectors[:, 256], logits, atol=0.01)
     longer = replace(rows, scale=rows.scale * 9)
-    assert np.isfinite(longer.vectors).all()
+    assert np.isfinite(longer.vectors(16.0)).all()
 
 
 def test_ray_encodes_as_this_process_does(tmp_path, detector, reference, local_ray):

@@ -181,7 +181,7 @@ def many(tmp_path, monkeypatch):
 
 def test_a_narrow_condition_is_looked_for_in_the_whole_index(many):
     (rows,) = (rows[:20] for rows in [next(many.scan(Where()))])
-    assert len(many.nearest(rows.vectors[0], 64, Where(path_like=rows.path[0]))) == 20
+    assert len(many.nearest(rows.vectors(16.0)[0], 64, Where(path_like=rows.path[0]))) == 20
 
 
 def test_an_index_that_a_kill_left_beside_a_new_one_is_dropped(many, monkeypatch):

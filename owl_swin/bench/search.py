@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from owl_swin.bench.synthetic import EMBED_DIM, PER_PICTURE, Synthetic, batches
-from owl_swin.detector import Detector
+from owl_swin.config import CalibrationConfig
 from owl_swin.index import lance
 from owl_swin.index.lance import LanceStore
 from owl_swin.index.ranking import Choice, best_of_nearest, one_query, search_vector
 from owl_swin.index.store import Card, Regions, Where
+from owl_swin.models.network import Spec
 from owl_swin.types import QueryEmbeddings
 
 BEST = 10
@@ -31,7 +32,7 @@ PROTOCOL = (
 
 
 def benchmark_search(
-    detector: Detector,
+    spec: Spec,
     sizes: Sequence[int] = (10_000, 100_000, 1_000_000),
     *,
     queries: int = 200,
@@ -40,13 +41,13 @@ def benchmark_search(
 ) -> dict[str, Any]:
     """A row for each size and number of partitions that are looked at, in a LanceDB of a temporary folder.
 
-    ``detector`` has embeddings of 256 dimensions; only its scores are used.
+    ``spec`` is of a model whose embeddings have 256 dimensions: its calibration makes the scores.
     """
     machine = f"{platform.machine()}, {_n_cores()} cores"
     rows = []
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="owl_swin-bench-") as folder:
-            for row in _one_size(detector, Path(folder) / "bench.lance", size, queries, probes):
+            for row in _one_size(spec, Path(folder) / "bench.lance", size, queries, probes):
                 rows.append(row)
                 tell(" ".join(f"{key} {value}" for key, value in row.items()))
     return {"protocol": PROTOCOL, "machine": machine, "rows": rows}
@@ -57,14 +58,14 @@ def _n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_size(
-    detector: Detector, path: Path, size: int, n_queries: int, probes: Sequence[int]
-) -> Iterator[dict[str, Any]]:
+def _one_size(spec: Spec, path: Path, size: int, n_queries: int, probes: Sequence[int]) -> Iterator[dict[str, Any]]:
     made = Synthetic(0)
-    with contextlib.closing(LanceStore(str(path), create=Card("synthetic", "", 320, EMBED_DIM))) as store:
-        written, build_s, index_s = _written(store, made, size)
+    with contextlib.closing(
+        LanceStore(str(path), create=Card("synthetic", "", 320, EMBED_DIM, spec.search_norm))
+    ) as store:
+        written, build_s, index_s = _written(store, made, size, spec.search_norm)
         asked = _queries(made, n_queries)
-        best = _exact(np.concatenate(written), asked, detector)
+        best = _exact(np.concatenate(written), asked, spec.calibration)
         indexed = size >= lance.INDEX_FROM
         held = {
             "n_regions": size,
@@ -74,14 +75,16 @@ def _one_size(
             "partitions": size // lance.PARTITION if indexed else 0,
         }
         for n_probes in probes if indexed else (0,):
-            yield {**held, "probes": n_probes, **_timed(store, detector, asked, best, n_probes)}
+            yield {**held, "probes": n_probes, **_timed(store, spec.calibration, asked, best, n_probes)}
 
 
-def _written(store: LanceStore, made: Synthetic, size: int) -> tuple[list[np.ndarray[Any, Any]], float, float]:
+def _written(
+    store: LanceStore, made: Synthetic, size: int, search_norm: float
+) -> tuple[list[np.ndarray[Any, Any]], float, float]:
     """Vectors of all regions that were written, and the seconds that writing and settling took."""
     written, build_s = [], 0.0
     for pictures, regions in batches(made, size):
-        written.append(regions.vectors)
+        written.append(regions.vectors(search_norm))
         start = time.perf_counter()
         store.write(pictures, regions)
         build_s += time.perf_counter() - start
@@ -91,14 +94,14 @@ def _written(store: LanceStore, made: Synthetic, size: int) -> tuple[list[np.nda
 
 
 def _timed(
-    store: LanceStore, detector: Detector, asked: QueryEmbeddings, best: Sequence[set[int]], n_probes: int
+    store: LanceStore, calibration: CalibrationConfig, asked: QueryEmbeddings, best: Sequence[set[int]], n_probes: int
 ) -> dict[str, float]:
     """Recall and times of all queries."""
     times, shares = [], []
     for i in range(-10, len(asked)):  # the first few warm up
         one = one_query(asked, max(i, 0))
         start = time.perf_counter()
-        _, rows = best_of_nearest(store, detector, one, Where(), Choice(), BEST, probes=n_probes or None)
+        _, rows = best_of_nearest(store, calibration, one, Where(), Choice(), BEST, probes=n_probes or None)
         if i >= 0:
             times.append(1000 * (time.perf_counter() - start))
             shares.append(len(best[i] & _numbers(rows)) / BEST)
@@ -118,9 +121,8 @@ def _queries(made: Synthetic, n: int) -> QueryEmbeddings:
     return QueryEmbeddings(embeds, tuple(map(str, range(n))), routes)
 
 
-def _exact(vectors: np.ndarray, asked: QueryEmbeddings, detector: Detector) -> list[set[int]]:
+def _exact(vectors: np.ndarray, asked: QueryEmbeddings, calibration: CalibrationConfig) -> list[set[int]]:
     """Numbers of the best regions of each query."""
-    calibration = detector.model.config.calibration
     directions = np.stack([search_vector(one_query(asked, i), calibration) for i in range(len(asked))])
     best: list[list[tuple[float, int]]] = [[] for _ in range(len(asked))]
     for first in range(0, len(vectors), 50_000):

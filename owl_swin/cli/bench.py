@@ -101,7 +101,7 @@ def search(
     if min(counts) < 1000 or min(looks) < 1 or queries < 2:
         raise QueryError("an archive to time has at least 1000 regions, 1 probe and 2 queries")
     result = benchmark_search(
-        Detector.from_pretrained(device="cpu"),
+        Detector.from_pretrained(device="cpu").spec,
         counts,
         queries=queries,
         probes=looks,

@@ -265,7 +265,7 @@ class LanceStore:
 
     def _table(self, regions: Regions) -> Any:
         pa = self._pa
-        vectors = regions.vectors
+        vectors = regions.vectors(self._card.search_norm)
         columns = {
             "key": regions.keys,
             "picture": regions.picture,

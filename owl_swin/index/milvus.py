@@ -145,7 +145,7 @@ class MilvusStore:
             for image_id, content in (uploads or {}).items():
                 self._keep(image_id, content)
             for start in range(0, len(regions) if regions is not None else 0, ROWS):
-                self._put(self._regions, _region_rows(regions[slice(start, start + ROWS)]))  # type: ignore[index]
+                self._put(self._regions, _region_rows(regions[slice(start, start + ROWS)], self._card.search_norm))  # type: ignore[index]
             self._put(self._pictures, rows)
             self._delete(self._notes, "key", marks)
 
@@ -329,11 +329,11 @@ def _picture(row: dict[str, Any]) -> Picture:
     return Picture(**{field: row[field] for field in Picture.__slots__})
 
 
-def _region_rows(regions: Regions) -> list[dict[str, Any]]:
+def _region_rows(regions: Regions, search_norm: float) -> list[dict[str, Any]]:
     columns: dict[str, list[Any]] = {name: getattr(regions, name).tolist() for name in PLAIN_COLUMNS}
     columns |= {name: regions.boxes[:, i].tolist() for i, name in enumerate(("x0", "y0", "x1", "y1"))}
     columns |= {"key": regions.keys, "side": regions.sides.tolist()}
-    columns["vector"] = regions.vectors.tolist()
+    columns["vector"] = regions.vectors(search_norm).tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

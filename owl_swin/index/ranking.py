@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from owl_swin.config import CalibrationConfig
-from owl_swin.detector import Detector
 from owl_swin.index.match import Match
 from owl_swin.index.paths import from_text
 from owl_swin.index.store import Regions, Store, Where, vector_dim
+from owl_swin.scoring import score
 from owl_swin.types import ExtraEmbeddings, PatchLogitInputs, QueryEmbeddings
 
 # So many times more regions are fetched from the index than are asked for, and at least so many: some are copies, or
@@ -52,7 +52,7 @@ class Choice:
         return scores[keep], rows[keep]
 
 
-def score_rows(detector: Detector, rows: Regions, queries: QueryEmbeddings) -> Array:
+def score_rows(rows: Regions, queries: QueryEmbeddings, calibration: CalibrationConfig) -> Array:
     """Scores [N, Q] of stored regions, by the very code that scores the patches of a picture.
 
     A region has the same score whatever is scored beside it: ``_fixed_point`` says why.
@@ -65,7 +65,7 @@ def score_rows(detector: Detector, rows: Regions, queries: QueryEmbeddings) -> A
         extras=extras and replace(extras, embeds=_fixed_point(extras.embeds.cpu().double())),
     )
     regions = PatchLogitInputs(_fixed_point(embeds), shift, scale)
-    return detector.score(regions, asked).sigmoid().float().numpy()
+    return score(regions, asked, calibration).sigmoid().float().numpy()
 
 
 def search_vector(query: QueryEmbeddings, calibration: CalibrationConfig) -> Array:
@@ -90,7 +90,7 @@ def search_vector(query: QueryEmbeddings, calibration: CalibrationConfig) -> Arr
 
 def best_of_nearest(
     store: Store,
-    detector: Detector,
+    calibration: CalibrationConfig,
     query: QueryEmbeddings,
     where: Where,
     choice: Choice,
@@ -104,29 +104,29 @@ def best_of_nearest(
     paths that only nearly match can leave few of many. Where the index has given all that it may, every region is
     looked at.
     """
-    vector = search_vector(query, detector.spec.calibration)
+    vector = search_vector(query, calibration)
     fetch = min(MOST_FETCH, max(LEAST_FETCH, 2 ** math.ceil(math.log2(OVERSAMPLE * wanted))))
     while True:
         rows = store.nearest(vector, fetch, where, probes)
         if not len(rows):
             return np.zeros(0, np.float32), rows
-        best = choice.best(score_rows(detector, rows, query)[:, 0], rows, wanted)
-        if len(best[1]) >= wanted or len(rows) < fetch or _all_below(choice.threshold, detector, rows, query):
+        best = choice.best(score_rows(rows, query, calibration)[:, 0], rows, wanted)
+        if len(best[1]) >= wanted or len(rows) < fetch or _all_below(choice.threshold, rows, query, calibration):
             return best
         if fetch >= MOST_FETCH:
-            return best_of_all(store, detector, query, where, choice, wanted)[0]
+            return best_of_all(store, calibration, query, where, choice, wanted)[0]
         fetch = min(MOST_FETCH, 4 * fetch)
 
 
 def best_of_all(
-    store: Store, detector: Detector, queries: QueryEmbeddings, where: Where, choice: Choice, wanted: int
+    store: Store, calibration: CalibrationConfig, queries: QueryEmbeddings, where: Where, choice: Choice, wanted: int
 ) -> list[Ranked]:
     """The best of all regions for each query, in one pass over the archive."""
     best: list[Ranked] = [(np.zeros(0, np.float32), Regions.none())] * len(queries)
     for rows in store.scan(where):
         if not len(rows):
             continue
-        scores = score_rows(detector, rows, queries)
+        scores = score_rows(rows, queries, calibration)
         for q, (held, kept) in enumerate(best):
             # Only what may be among the best is looked at closely: copies of one region are few.
             near = _candidates(scores[:, q], held, wanted)
@@ -170,7 +170,7 @@ def to_matches(scores: Array, rows: Regions) -> list[Match]:
     ]
 
 
-def _all_below(threshold: float, detector: Detector, rows: Regions, query: QueryEmbeddings) -> bool:
+def _all_below(threshold: float, rows: Regions, query: QueryEmbeddings, calibration: CalibrationConfig) -> bool:
     """Whether no region that the index would bring after ``rows`` can reach a threshold.
 
     It brings them by their score without negatives, and these only lower scores.
@@ -179,7 +179,7 @@ def _all_below(threshold: float, detector: Detector, rows: Regions, query: Query
         return False
     if query.extras is not None:
         query = replace(query, extras=_some(query.extras, query.extras.shares > 0))
-    return bool(score_rows(detector, rows, query).min() < threshold)
+    return bool(score_rows(rows, query, calibration).min() < threshold)
 
 
 def _fixed_point(embeds: Tensor) -> Tensor:

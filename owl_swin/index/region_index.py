@@ -69,7 +69,7 @@ class RegionIndex:
     """
 
     def __init__(self, store: Store, detector: Detector):
-        self._store, self._detector = store, detector
+        self._store, self._detector, self._calibration = store, detector, detector.spec.calibration
         self._writing = threading.Lock()
 
     @classmethod
@@ -80,8 +80,8 @@ class RegionIndex:
         One that is missing (without ``create``), damaged, of another version of this package, or of another model or
         image size than the detector's raises ArchiveError.
         """
-        name = str(detector.card.get("name") or detector.model.config.name)
-        card = Card(name, detector.fingerprint, detector.image_size, detector.model.config.embed_dim)
+        spec = detector.spec
+        card = Card(detector.name, spec.fingerprint, detector.image_size, spec.embed_dim, spec.search_norm)
         store = open_store(uri, create=card if create else None)
         found = store.card()
         if found.fingerprint != card.fingerprint or found.embed_dim != card.embed_dim:
@@ -206,14 +206,15 @@ class RegionIndex:
         where = Where(like, _seconds(newer_than), _seconds(older_than), _number("min_side_px", min_side_px))
         choice = Choice(threshold, cap, glob_pattern(path_glob) if path_glob is not None else None)
         if exact:
-            ((scores, rows),) = best_of_all(self._store, self._detector, embeds, where, choice, limit + offset)
+            ((scores, rows),) = best_of_all(self._store, self._calibration, embeds, where, choice, limit + offset)
         else:
-            scores, rows = best_of_nearest(self._store, self._detector, embeds, where, choice, limit + offset)
+            scores, rows = best_of_nearest(self._store, self._calibration, embeds, where, choice, limit + offset)
         return to_matches(scores[offset:], rows[slice(offset, None)])
 
     def search_all(self, queries: QueryEmbeddings, *, limit: int = 10) -> list[list[Match]]:
         """The best regions of each of several queries, every region scored, in one pass over the archive."""
-        found = best_of_all(self._store, self._detector, queries, Where(), Choice(), _whole("limit", limit))
+        self._detector.check_queries(queries)
+        found = best_of_all(self._store, self._calibration, queries, Where(), Choice(), _whole("limit", limit))
         return [to_matches(scores, rows) for scores, rows in found]
 
     def sample(self, n: int) -> QueryEmbeddings | None:
@@ -303,6 +304,7 @@ class RegionIndex:
 
     def _encode(self, query: str | Exemplar | Query | QueryEmbeddings) -> QueryEmbeddings:
         embeds = query if isinstance(query, QueryEmbeddings) else self._detector.encode_queries([query])
+        self._detector.check_queries(embeds)
         if len(embeds) != 1:
             raise QueryError(f"an archive is asked one query at a time, got {len(embeds)}")
         return embeds

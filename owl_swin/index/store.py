@@ -5,6 +5,7 @@ writes pictures whole: after ``recover`` a picture has all of its regions or is 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
@@ -18,9 +19,8 @@ FORMAT = "owl_swin-regions-2"
 Uploads = Mapping[str, bytes]
 # What begins the name of an upload's bytes among the names of pictures that are being written.
 UPLOAD = "upload-"
-# Length of every vector that is searched in. Those of photographs have 6 to 11 without the number that fills them up;
-# a longer one is searched for a little less well, and scored just as well.
-NORM = 16.0
+# The ``search_norm`` of archives whose card does not say it.
+FIRST_NORM = 16.0
 
 
 class NoArchiveError(ArchiveError):
@@ -32,12 +32,20 @@ class NoArchiveError(ArchiveError):
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Which model an archive's regions are of."""
+    """Which model an archive's regions are of.
+
+    ``search_norm`` is the length of every vector that is searched in: see ``Regions.vectors``.
+    """
 
     model: str
     fingerprint: str
     image_size: int
     embed_dim: int
+    search_norm: float = FIRST_NORM
+
+    def __post_init__(self) -> None:
+        if not 0 < self.search_norm < math.inf:
+            raise ValueError(f"the vectors of an archive have a positive, finite length, got {self.search_norm}")
 
     def to_json(self) -> str:
         """The card with the archive's format, as stores keep it."""
@@ -47,8 +55,8 @@ class Card:
     def from_json(uri: str, text: str | bytes | None) -> "Card":
         """The card of ``to_json``; anything else raises ArchiveError."""
         try:
-            told = json.loads(text or "{}")
-            form = told.pop("format", None)
+            card = json.loads(text or "{}")
+            form = card.pop("format", None)
         except (ValueError, AttributeError, TypeError):
             raise ArchiveError(f"{uri}: is no archive of regions, or its description is damaged") from None
         if form != FORMAT:
@@ -57,7 +65,13 @@ class Card:
                 "make a new one with `owl-swin index`"
             )
         try:
-            return Card(str(told["model"]), str(told["fingerprint"]), int(told["image_size"]), int(told["embed_dim"]))
+            return Card(
+                str(card["model"]),
+                str(card["fingerprint"]),
+                int(card["image_size"]),
+                int(card["embed_dim"]),
+                float(card.get("search_norm", FIRST_NORM)),
+            )
         except (KeyError, TypeError, ValueError):
             raise ArchiveError(f"{uri}: the archive's description is damaged") from None
 
@@ -109,23 +123,22 @@ class Regions:
         """A part of the rows, by mask, indices or slice."""
         return Regions(*(getattr(self, field.name)[keep] for field in fields(self)))
 
-    @property
-    def vectors(self) -> np.ndarray[Any, Any]:
+    def vectors(self, search_norm: float) -> np.ndarray[Any, Any]:
         """What stores keep of embedding, shift and scale, to search in: float32 [N, D] of ``vector_dim``.
 
         A region's logit is (cosine + shift) · scale. The embedding times the scale, and after it shift times scale, is
         a vector whose inner product with a query's embedding and a 1 is just that. One number more gives all vectors
-        the same length ``NORM``, so that the nearest by cosine are the best by score. By cosine of the embeddings alone
-        they are not: for ten names in 1383 regions of 150 photographs, the 256 nearest held 79 of the 100 best.
+        the same length ``search_norm``, so that the nearest by cosine are the best by score; by cosine of the
+        embeddings alone they are not. A vector that is longer without that number is searched for a little less well,
+        and scored just as well.
 
-        In float16 they would take half the room, but LanceDB's CPU code compares such vectors three times more slowly:
-        100 000 regions, 40 partitions of 1000 looked at, one core: 20 ms against 7 ms.
+        In float16 they would take half the room, but LanceDB's CPU code compares such vectors more slowly.
         """
         embed_dim = self.embeds.shape[1]
         vectors = np.zeros((len(self), vector_dim(embed_dim)), np.float32)
         vectors[:, :embed_dim] = self.embeds * self.scale.astype(np.float32)[:, None]
         vectors[:, embed_dim] = (self.shift * self.scale).astype(np.float32)
-        vectors[:, embed_dim + 1] = np.sqrt(np.maximum(NORM**2 - (vectors**2).sum(1), 0))
+        vectors[:, embed_dim + 1] = np.sqrt(np.maximum(search_norm**2 - (vectors**2).sum(1), 0))
         return vectors
 
     @property
