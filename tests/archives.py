@@ -5,7 +5,7 @@ from pathlib import Path
 from picture_files import encode, noise
 
 from owl_swin import RegionIndex
-from owl_swin.index.store import Where
+from owl_swin.index.store import RegionFilter
 
 
 def fill(folder: Path, n: int = 6) -> Path:
@@ -19,7 +19,7 @@ def fill(folder: Path, n: int = 6) -> Path:
 def held(index: RegionIndex) -> list[str]:
     """The keys of all regions, of which no two may be equal, and of whole pictures only."""
     store = index._store
-    keys = sorted(key for rows in store.scan(Where()) for key in rows.keys)
+    keys = sorted(key for rows in store.scan(RegionFilter()) for key in rows.keys)
     assert len(keys) == len(set(keys))
     assert len(keys) == sum(picture.n_regions for picture in store.pictures())
     return keys

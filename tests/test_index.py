@@ -20,7 +20,7 @@ from owl_swin import ArchiveError, Detector, Exemplar, ImageError, Query, QueryE
 from owl_swin.index.folder import read_picture, walk
 from owl_swin.index.paths import from_text, glob_pattern, like_pattern, to_text
 from owl_swin.index.region_index import open_store
-from owl_swin.index.store import Card, Where
+from owl_swin.index.store import Card, RegionFilter
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_picture_that_moved_or_was_copied_is_not_encoded_again(lance, photos, 
     shutil.copy(photos / "0.png", photos / "copy.png")
     (photos / "1.png").rename(photos / "moved.png")
     monkeypatch.setattr(lance, "_detector", None)  # it is not there to be asked
-    monkeypatch.setattr("owl_swin.index.regions.see", lambda *_: iter(()))
+    monkeypatch.setattr("owl_swin.index.regions.encode_pictures", lambda *_: iter(()))
     assert counts(lance.add_folder(photos)) == (2, 0, 1, 5, 0)
     held(lance)
     assert lance.stats().n_regions > regions
@@ -614,12 +614,14 @@ def test_the_index_of_a_large_archive_finds_what_exact_search_finds(tmp_path, mo
     store.write(*made.rows(50, 100))  # joins the index that is there
     store.settle()
     assert [index.name for index in store._regions.list_indices()] == ["vector_of_2000"]
-    vectors = np.concatenate([rows.vectors(16.0) for rows in store.scan(Where())])
+    vectors = np.concatenate([rows.vectors(16.0) for rows in store.scan(RegionFilter())])
     for query in made.embeds(5):
         asked = np.zeros(264, np.float32)
         asked[:256], asked[256] = query, 1
         best = np.sort(vectors @ asked)[-10:]
-        nearest = store.nearest(asked, LEAST_FETCH, Where())  # of 8 bits a number; the best of them are chosen exactly
+        nearest = store.nearest(
+            asked, LEAST_FETCH, RegionFilter()
+        )  # of 8 bits a number; the best of them are chosen exactly
         assert np.allclose(np.sort(nearest.vectors(16.0) @ asked)[-10:], best, atol=1e-4)
     store.close()
 

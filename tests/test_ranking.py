@@ -10,7 +10,7 @@ from owl_swin.config import CalibrationConfig
 from owl_swin.index import ranking
 from owl_swin.index.paths import glob_pattern
 from owl_swin.index.ranking import Choice, best_of_all, best_of_nearest, one_query, score_rows, search_vector
-from owl_swin.index.store import Regions, Where
+from owl_swin.index.store import RegionFilter, Regions
 from owl_swin.queries import Query
 from owl_swin.types import ExtraEmbeddings, QueryEmbeddings
 
@@ -75,7 +75,7 @@ def falling(n: int) -> np.ndarray:
 
 
 def answers(store, choice, wanted, query=QUERY) -> list[str]:
-    return list(best_of_nearest(store, CALIBRATION, query, Where(), choice, wanted)[1].path)
+    return list(best_of_nearest(store, CALIBRATION, query, RegionFilter(), choice, wanted)[1].path)
 
 
 def test_the_usual_search_asks_the_index_once():
@@ -109,7 +109,7 @@ def test_regions_that_a_negative_rules_out_do_not_end_the_search(n_against):
     store = Held(Regions.join([against, replace(good, image_id=good.image_id + "b", path=good.path + "b")]))
     negative = ExtraEmbeddings(torch.eye(DIM)[1:2], torch.tensor([0]), torch.zeros(1), ("text",))
     query = replace(QUERY, extras=negative)
-    threshold = float(best_of_all(store, CALIBRATION, query, Where(), Choice(), 30)[0][0][-1]) - 0.01
+    threshold = float(best_of_all(store, CALIBRATION, query, RegionFilter(), Choice(), 30)[0][0][-1]) - 0.01
     found = answers(store, Choice(threshold), 30, query)
     assert len(found) == 30 and all(path.endswith("b") for path in found)
 

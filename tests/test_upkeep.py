@@ -17,7 +17,7 @@ from owl_swin.bench.synthetic import Synthetic
 from owl_swin.index import cluster, regions
 from owl_swin.index.lance import LanceStore
 from owl_swin.index.lock import only_writer
-from owl_swin.index.store import Card, Where
+from owl_swin.index.store import Card, RegionFilter
 
 
 @pytest.fixture
@@ -180,8 +180,8 @@ def many(tmp_path, monkeypatch):
 
 
 def test_a_narrow_condition_is_looked_for_in_the_whole_index(many):
-    (rows,) = (rows[:20] for rows in [next(many.scan(Where()))])
-    assert len(many.nearest(rows.vectors(16.0)[0], 64, Where(path_like=rows.path[0]))) == 20
+    (rows,) = (rows[:20] for rows in [next(many.scan(RegionFilter()))])
+    assert len(many.nearest(rows.vectors(16.0)[0], 64, RegionFilter(path_like=rows.path[0]))) == 20
 
 
 def test_an_index_that_a_kill_left_beside_a_new_one_is_dropped(many, monkeypatch):
@@ -241,8 +241,10 @@ def test_a_worker_lets_go_of_the_files_before_it_encodes(detector, tmp_path, mon
     folder = fill(tmp_path / "ten", 10)
     worker = cluster._Worker.__new__(cluster._Worker)
     worker._detector, worker._regions = detector, 20
-    given, real = [], regions.see
-    monkeypatch.setattr(regions, "see", lambda d, contents, n: (given.append(contents), real(d, contents, n))[1])
+    given, real = [], regions.encode_pictures
+    monkeypatch.setattr(
+        regions, "encode_pictures", lambda d, contents, n: (given.append(contents), real(d, contents, n))[1]
+    )
     rows = worker({"path": np.array([str(path) for path in sorted(folder.iterdir())])})
     assert len(rows["path"]) == 10 == sum(map(len, given))
     assert all(len(batch) <= regions.BATCH and not any(one.content for one, _ in batch) for batch in given)

@@ -17,7 +17,7 @@ from owl_swin.config import CalibrationConfig
 from owl_swin.index import lance
 from owl_swin.index.lance import LanceStore
 from owl_swin.index.ranking import Choice, best_of_nearest, one_query, search_vector
-from owl_swin.index.store import Card, Regions, Where
+from owl_swin.index.store import Card, RegionFilter, Regions
 from owl_swin.models.network import Spec
 from owl_swin.types import QueryEmbeddings
 
@@ -37,9 +37,9 @@ def benchmark_search(
     *,
     queries: int = 200,
     probes: Sequence[int] = (80, 160, 240),
-    tell: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """A row for each size and number of partitions that are looked at, in a LanceDB of a temporary folder.
+    """A row for each size and number of partitions that are read, in a LanceDB of a temporary folder.
 
     ``spec`` is of a model whose embeddings have 256 dimensions: its calibration makes the scores.
     """
@@ -49,7 +49,7 @@ def benchmark_search(
         with tempfile.TemporaryDirectory(prefix="owl_swin-bench-") as folder:
             for row in _one_size(spec, Path(folder) / "bench.lance", size, queries, probes):
                 rows.append(row)
-                tell(" ".join(f"{key} {value}" for key, value in row.items()))
+                progress(" ".join(f"{key} {value}" for key, value in row.items()))
     return {"protocol": PROTOCOL, "machine": machine, "rows": rows}
 
 
@@ -64,8 +64,8 @@ def _one_size(spec: Spec, path: Path, size: int, n_queries: int, probes: Sequenc
         LanceStore(str(path), create=Card("synthetic", "", 320, EMBED_DIM, spec.search_norm))
     ) as store:
         written, build_s, index_s = _written(store, made, size, spec.search_norm)
-        asked = _queries(made, n_queries)
-        best = _exact(np.concatenate(written), asked, spec.calibration)
+        queries = _queries(made, n_queries)
+        best = _exact(np.concatenate(written), queries, spec.calibration)
         indexed = size >= lance.INDEX_FROM
         held = {
             "n_regions": size,
@@ -75,7 +75,7 @@ def _one_size(spec: Spec, path: Path, size: int, n_queries: int, probes: Sequenc
             "partitions": size // lance.PARTITION if indexed else 0,
         }
         for n_probes in probes if indexed else (0,):
-            yield {**held, "probes": n_probes, **_timed(store, spec.calibration, asked, best, n_probes)}
+            yield {**held, "probes": n_probes, **_timed(store, spec.calibration, queries, best, n_probes)}
 
 
 def _written(
@@ -94,18 +94,18 @@ def _written(
 
 
 def _timed(
-    store: LanceStore, calibration: CalibrationConfig, asked: QueryEmbeddings, best: Sequence[set[int]], n_probes: int
+    store: LanceStore, calibration: CalibrationConfig, queries: QueryEmbeddings, best: Sequence[set[int]], n_probes: int
 ) -> dict[str, float]:
     """Recall and times of all queries."""
     times, shares = [], []
-    for i in range(-10, len(asked)):  # the first few warm up
-        one = one_query(asked, max(i, 0))
+    for i in range(-10, len(queries)):  # the first few warm up
+        one = one_query(queries, max(i, 0))
         start = time.perf_counter()
-        _, rows = best_of_nearest(store, calibration, one, Where(), Choice(), BEST, probes=n_probes or None)
+        _, rows = best_of_nearest(store, calibration, one, RegionFilter(), Choice(), BEST, probes=n_probes or None)
         if i >= 0:
             times.append(1000 * (time.perf_counter() - start))
             shares.append(len(best[i] & _numbers(rows)) / BEST)
-    half = len(asked) // 2
+    half = len(queries) // 2
     return {
         "recall_at_10": round(float(np.mean(shares)), 4),
         "recall_exemplars": round(float(np.mean(shares[:half])), 4),
@@ -121,14 +121,14 @@ def _queries(made: Synthetic, n: int) -> QueryEmbeddings:
     return QueryEmbeddings(embeds, tuple(map(str, range(n))), routes)
 
 
-def _exact(vectors: np.ndarray, asked: QueryEmbeddings, calibration: CalibrationConfig) -> list[set[int]]:
+def _exact(vectors: np.ndarray, queries: QueryEmbeddings, calibration: CalibrationConfig) -> list[set[int]]:
     """Numbers of the best regions of each query."""
-    directions = np.stack([search_vector(one_query(asked, i), calibration) for i in range(len(asked))])
-    best: list[list[tuple[float, int]]] = [[] for _ in range(len(asked))]
+    directions = np.stack([search_vector(one_query(queries, i), calibration) for i in range(len(queries))])
+    best: list[list[tuple[float, int]]] = [[] for _ in range(len(queries))]
     for first in range(0, len(vectors), 50_000):
         logits = vectors[first : first + 50_000].astype(np.float32) @ directions.T  # [rows, Q]
         top = np.argpartition(-logits, BEST, axis=0)[:BEST]
-        for q in range(len(asked)):
+        for q in range(len(queries)):
             found = [(float(logits[i, q]), first + int(i)) for i in top[:, q]]
             best[q] = sorted(best[q] + found, reverse=True)[:BEST]
     return [{number for _, number in one} for one in best]

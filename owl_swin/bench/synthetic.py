@@ -11,11 +11,10 @@ EMBED_DIM = 256
 PER_PICTURE = 20
 # Kinds of things. The k-th most frequent has a share of regions that falls with 1 / k.
 KINDS = 5000
-# Parts of an embedding: what all regions share, its kind, the way in which it is not like its kind, of which there are
-# few, and noise. Cosines between regions come out as measured on photographs (nano, 150 of COCO): 5, 50 and 95 % lie
-# below about -0.1, 0.4 and 0.8 here, below -0.16, 0.37 and 0.82 there; and so do the shifts and scales.
-COMMON, KIND, WAY, NOISE = 0.55, 0.55, 0.5, 0.25
-WAYS = 16
+# Parts of an embedding: what all regions share, its kind, one of a few variations that all kinds have, and noise. They,
+# the shifts and the scales are chosen so that cosines between regions spread as those of photographs do.
+COMMON, KIND, VARIATION, NOISE = 0.55, 0.55, 0.5, 0.25
+VARIATIONS = 16
 SHIFT, SCALE = (-0.43, 0.04), (7.1, 0.8)
 # Names lie at this cosine to what they name; another picture of a thing is a new region of its kind.
 TEXT_COSINE = 0.35
@@ -28,23 +27,23 @@ class Synthetic:
         self._rng = np.random.default_rng(seed)
         self._common = _unit(self._rng.normal(size=(1, EMBED_DIM)))
         self._kinds = _unit(self._rng.normal(size=(KINDS, EMBED_DIM)))
-        self._ways = _unit(self._rng.normal(size=(WAYS, EMBED_DIM)))
+        self._variations = _unit(self._rng.normal(size=(VARIATIONS, EMBED_DIM)))
         share = 1 / np.arange(1, KINDS + 1)
         self._share = share / share.sum()
 
     def embeds(self, n: int) -> np.ndarray[Any, Any]:
         """Unit embeddings [n, E] of regions."""
         kind = self._kinds[self._rng.choice(KINDS, n, p=self._share)]
-        way = self._rng.normal(size=(n, WAYS)).astype(np.float32) @ self._ways / WAYS**0.5
+        variation = self._rng.normal(size=(n, VARIATIONS)).astype(np.float32) @ self._variations / VARIATIONS**0.5
         noise = self._rng.standard_normal((n, EMBED_DIM), np.float32) / EMBED_DIM**0.5
         spread = self._rng.normal(1, 0.4, (n, 1)).astype(np.float32)
-        return _unit(COMMON * spread * self._common + KIND * kind + WAY * way + NOISE * noise)
+        return _unit(COMMON * spread * self._common + KIND * kind + VARIATION * variation + NOISE * noise)
 
     def names(self, n: int) -> np.ndarray[Any, Any]:
         """Unit embeddings [n, E] of texts, each for a kind."""
         kind = self._kinds[self._rng.choice(KINDS, n, p=self._share)]
-        else_ = _unit(self._rng.normal(size=(n, EMBED_DIM)))
-        return _unit(TEXT_COSINE * kind + (1 - TEXT_COSINE**2) ** 0.5 * else_)
+        other = _unit(self._rng.normal(size=(n, EMBED_DIM)))
+        return _unit(TEXT_COSINE * kind + (1 - TEXT_COSINE**2) ** 0.5 * other)
 
     def rows(self, n_pictures: int, first: int) -> tuple[list[Picture], Regions]:
         """Pictures, counted from ``first``, with their regions."""

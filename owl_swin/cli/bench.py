@@ -39,7 +39,7 @@ def train(
         rounds=rounds,
         device=str(pick_device(device)),
     )
-    _tell(result, json_out)
+    _print_result(result, json_out)
 
 
 @app.command()
@@ -72,7 +72,7 @@ def serve(
         device=device,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    _tell(result, json_out)
+    _print_result(result, json_out)
     parts = [result[name] for name in ("served", "overload", "recovered", "sigterm")]
     if any(part["wrong"] or part["lost"] or part["failed"] for part in parts):
         raise typer.Exit(1)
@@ -81,8 +81,8 @@ def serve(
 @app.command()
 def search(
     sizes: Annotated[str, typer.Option(help="Numbers of regions, separated by commas.")] = "10000,100000,1000000",
-    queries: Annotated[int, typer.Option(help="Queries asked of each.")] = 200,
-    probes: Annotated[str, typer.Option(help="Partitions of the index that a search looks at.")] = "80,160,240",
+    queries: Annotated[int, typer.Option(help="Queries of each size.")] = 200,
+    probes: Annotated[str, typer.Option(help="Partitions of the index that a search reads.")] = "80,160,240",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Time archives of synthetic regions: to build them, to search them, and what the index forgets.
@@ -95,19 +95,19 @@ def search(
 
     _prepare(json_out)
     try:
-        counts, looks = ([int(part) for part in text.split(",")] for text in (sizes, probes))
+        counts, partitions = ([int(part) for part in text.split(",")] for text in (sizes, probes))
     except ValueError:
         raise QueryError(f"--sizes and --probes are whole numbers between commas, got {sizes!r}, {probes!r}") from None
-    if min(counts) < 1000 or min(looks) < 1 or queries < 2:
+    if min(counts) < 1000 or min(partitions) < 1 or queries < 2:
         raise QueryError("an archive to time has at least 1000 regions, 1 probe and 2 queries")
     result = benchmark_search(
         Detector.from_pretrained(device="cpu").spec,
         counts,
         queries=queries,
-        probes=looks,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        probes=partitions,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    _tell(result, json_out)
+    _print_result(result, json_out)
 
 
 def _prepare(json_out: Path | None) -> None:
@@ -116,7 +116,7 @@ def _prepare(json_out: Path | None) -> None:
         make_folder_of(json_out)
 
 
-def _tell(result: dict[str, Any], json_out: Path | None) -> None:
+def _print_result(result: dict[str, Any], json_out: Path | None) -> None:
     if json_out is not None:
         write_json(json_out, result, what="the result")
     print(json.dumps(result, indent=2))

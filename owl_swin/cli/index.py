@@ -70,18 +70,18 @@ def index(
             if forget:
                 print(f"{folder}: {archive.forget(folder, wait=wait, waiting=waiting)} pictures forgotten")
                 continue
-            ways = None
+            encode = None
             if engine is Engine.RAY:
                 from owl_swin.index.cluster import ray_engine
 
-                ways = ray_engine(detector, regions, address=ray_address, workers=workers)
+                encode = ray_engine(detector, regions, address=ray_address, workers=workers)
             with _Progress(str(folder)) as progress:
                 report = archive.add_folder(
-                    folder, progress=progress.show, regions=regions, engine=ways, wait=wait, waiting=waiting
+                    folder, progress=progress.show, regions=regions, engine=encode, wait=wait, waiting=waiting
                 )
             for path, reason in report.skipped:
                 print(f"owl-swin: {path}: {reason}", file=sys.stderr)
-            print(f"{folder}: {_told(report)}", flush=True)
+            print(f"{folder}: {_summary(report)}", flush=True)
         stats = archive.stats()
         print(f"{to}: {stats.n_regions} regions of {stats.n_images} pictures")
 
@@ -94,9 +94,9 @@ class _Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._tty = sys.stderr.isatty()
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
         self._bar = Progress(*columns, console=Console(stderr=True), disable=not self._tty)
-        self._task = self._bar.add_task(_printable(folder), total=None, told="")
+        self._task = self._bar.add_task(_printable(folder), total=None, figures="")
         self._folder = folder
         self._line = time.monotonic()
 
@@ -110,15 +110,15 @@ class _Progress:
     def show(self, now: IndexProgress) -> None:
         """Shows how far it has come."""
         left = "" if now.seconds_left is None else f", {_duration(now.seconds_left)} left"
-        told = f"{now.regions} regions, {now.rate:.1f} pictures/s{left}"
+        figures = f"{now.regions} regions, {now.rate:.1f} pictures/s{left}"
         if self._tty:
-            self._bar.update(self._task, completed=now.done, total=now.total, told=told)
+            self._bar.update(self._task, completed=now.done, total=now.total, figures=figures)
         elif time.monotonic() - self._line > LINE_S:
             self._line = time.monotonic()
-            print(f"{self._folder}: {now.done} of {now.total} pictures, {told}", file=sys.stderr, flush=True)
+            print(f"{self._folder}: {now.done} of {now.total} pictures, {figures}", file=sys.stderr, flush=True)
 
 
-def _told(report: IndexReport) -> str:
+def _summary(report: IndexReport) -> str:
     parts = [f"{getattr(report, name)} {name}" for name in ("added", "changed", "removed", "unchanged")]
     if report.skipped:
         parts.append(f"{len(report.skipped)} skipped")

@@ -12,7 +12,7 @@ from owl_swin.config import ModelConfig
 from owl_swin.detector import Detector
 from owl_swin.errors import ArchiveError, MissingExtraError
 from owl_swin.index.paths import from_text, to_text
-from owl_swin.index.regions import PictureRegions, Seen, see_all
+from owl_swin.index.regions import EncodedFile, PictureRegions, encode_files
 from owl_swin.index.update import Engine
 from owl_swin.models.owl_swin import OwlSwin
 
@@ -35,7 +35,7 @@ def ray_engine(detector: Detector, regions: int, *, address: str | None = None, 
     except ImportError:
         raise MissingExtraError("indexing on several machines", "cluster") from None
 
-    def engine(paths: Iterable[str], known: Callable[[str], bool]) -> Iterator[Seen]:
+    def engine(paths: Iterable[str], known: Callable[[str], bool]) -> Iterator[EncodedFile]:
         names = [to_text(path) for path in paths]
         if not names:
             return
@@ -45,7 +45,7 @@ def ray_engine(detector: Detector, regions: int, *, address: str | None = None, 
             ray.data.DataContext.get_current().enable_progress_bars = False
             gpus = 1 if detector.device.type == "cuda" else 0
             room = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
-            seen = ray.data.from_items([{"path": name} for name in names]).map_batches(
+            encoded = ray.data.from_items([{"path": name} for name in names]).map_batches(
                 _Worker,
                 fn_constructor_kwargs={
                     "config": detector.model.config,
@@ -58,7 +58,7 @@ def ray_engine(detector: Detector, regions: int, *, address: str | None = None, 
                 num_gpus=gpus,
                 concurrency=(1, max(1, min(workers or room, room, -(-len(names) // BATCH)))),
             )
-            for batch in seen.iter_batches(batch_size=BATCH, batch_format="numpy"):
+            for batch in encoded.iter_batches(batch_size=BATCH, batch_format="numpy"):
                 yield from _from_rows(batch)
         except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -80,36 +80,36 @@ class _Worker:
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         paths = [from_text(text) for text in batch["path"]]
-        return _to_rows(list(see_all(self._detector, paths, self._regions, lambda _: False)))
+        return _to_rows(list(encode_files(self._detector, paths, self._regions, lambda _: False)))
 
 
-def _to_rows(seen: list[Seen]) -> dict[str, Any]:
+def _to_rows(files: list[EncodedFile]) -> dict[str, Any]:
     """As columns that Arrow holds: numbers of pictures have different lengths, so they travel as bytes."""
     numbers, embeds = [], []
-    for one in seen:
+    for one in files:
         r = one.regions
         columns = [] if r is None else [r.boxes, r.objectness[:, None], r.shift[:, None], r.scale[:, None]]
         numbers.append(np.concatenate(columns, axis=1).astype(np.float32).tobytes() if r is not None else b"")
         embeds.append(r.embeds.astype(np.float32).tobytes() if r is not None else b"")
     rows: dict[str, Any] = {
-        name: np.array([getattr(one, name) for one in seen])
+        name: np.array([getattr(one, name) for one in files])
         for name in ("image_id", "stamp", "modified", "width", "height", "problem")
     }
-    rows["path"] = np.array([to_text(one.path) for one in seen])
+    rows["path"] = np.array([to_text(one.path) for one in files])
     return rows | {"numbers": np.array(numbers, object), "embeds": np.array(embeds, object)}
 
 
-def _from_rows(rows: dict[str, np.ndarray[Any, Any]]) -> Iterator[Seen]:
+def _from_rows(rows: dict[str, np.ndarray[Any, Any]]) -> Iterator[EncodedFile]:
     for i in range(len(rows["path"])):
         path, problem = from_text(str(rows["path"][i])), str(rows["problem"][i])
         if problem:
-            yield Seen(path, problem=problem)
+            yield EncodedFile(path, problem=problem)
             continue
         numbers = np.frombuffer(rows["numbers"][i], np.float32).reshape(-1, NUMBERS)
         embeds = np.frombuffer(rows["embeds"][i], np.float32)
         embeds = embeds.reshape(len(numbers), -1) if len(numbers) else embeds.reshape(0, 1)
         boxes, (objectness, shift, scale) = numbers[:, :4], numbers[:, 4:].T
-        yield Seen(
+        yield EncodedFile(
             path,
             str(rows["image_id"][i]),
             str(rows["stamp"][i]),

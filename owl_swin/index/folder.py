@@ -27,7 +27,7 @@ class Content:
 
 
 def absolute(folder: str | os.PathLike[str]) -> str:
-    """The path from the root on, without "..". Links stay what they are: a picture is known by the way to it."""
+    """The path from the root on, without "..". Links stay what they are: a picture is known by its path."""
     return os.path.abspath(os.fspath(folder))  # noqa: PTH100
 
 
@@ -46,7 +46,7 @@ def walk(folder: str, failed: Callable[[str, str], None]) -> Iterator[str]:
     """Paths of the picture files below a folder, in an order that stays the same.
 
     Names that begin with a dot are passed over. Links to folders are followed after everything else, each folder is
-    entered once: so circles of links end. ``failed(path, reason)`` is told of what cannot be read.
+    entered once: so circles of links end. ``failed(path, reason)`` is called for what cannot be read.
     """
     entered: set[tuple[int, int]] = set()
     links: list[str] = []

@@ -18,9 +18,9 @@ from owl_swin.index.store import (
     Card,
     NoArchiveError,
     Picture,
+    RegionFilter,
     Regions,
     Uploads,
-    Where,
     embeds_of,
     vector_dim,
 )
@@ -28,9 +28,9 @@ from owl_swin.index.store import (
 CARD = b"owl_swin"
 # Rows that are read at a time.
 BATCH = 8192
-# Below this many regions a look at all of them is quicker than the detour over an index.
+# Below this many regions comparing with all of them is quicker than an index.
 INDEX_FROM = 20_000
-# Regions of one partition of the index, and the partitions that a search looks at: see `owl-swin bench search`. The
+# Regions of one partition of the index, and the partitions that a search reads: `owl-swin bench search` compares. The
 # index compares vectors of 8 bits a number; what it brings is scored anew from the whole ones.
 PARTITION = 1000
 PROBES = 240
@@ -38,8 +38,8 @@ PROBES = 240
 GROWN = 3
 # Versions older than this are deleted: readers of other processes have long moved on.
 KEEP_VERSIONS = timedelta(hours=1)
-# The columns that make Regions; the others are to filter by, and for those who read the table without owl_swin. Of a
-# million regions a search that read twelve columns took 14 ms longer.
+# The columns that make Regions; the others are to filter by, and for those who read the table without owl_swin. Reading
+# one column of records is quicker than reading a dozen columns.
 READ = ("record", "vector")
 TABLES = ("pictures", "pending", "uploads", "regions")
 
@@ -58,7 +58,7 @@ class LanceStore:
         local = "://" not in uri
         if create is None and local and not Path(uri).is_dir():
             raise NoArchiveError(uri)
-        with self._told("opened"):
+        with self._one_sentence("opened"):
             self._db = lancedb.connect(uri, read_consistency_interval=timedelta(0))
             there = self._made()
         if "regions" not in there:
@@ -67,7 +67,7 @@ class LanceStore:
             if local and not there and _foreign(Path(uri)):
                 raise ArchiveError(f"{uri}: is a folder with other things in it; name a new folder for the archive")
             self._create(create)
-        with self._told("opened"):
+        with self._one_sentence("opened"):
             self._pictures, self._pending, self._uploads, self._regions = map(self._db.open_table, TABLES)
             metadata = self._regions.schema.metadata or {}
         self._card = Card.from_json(uri, metadata.get(CARD))
@@ -78,50 +78,50 @@ class LanceStore:
 
     def count(self) -> tuple[int, int]:
         """Numbers of pictures and of regions."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             return self._pictures.count_rows(), self._regions.count_rows()
 
     def pictures(self) -> Iterator[Picture]:
         """All pictures, streamed."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             for batch in self._pictures.search().to_batches(BATCH):
                 yield from (Picture(**row) for row in batch.to_pylist())
 
     def pictures_of(self, image_id: str) -> list[Picture]:
         """The places of one content."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             rows = self._pictures.search().where(f"image_id = {_quote(image_id)}").to_arrow().to_pylist()
         return [Picture(**row) for row in rows]
 
     def regions_of(self, image_id: str) -> Regions:
         """The regions of one content, in all of its places."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             found = self._regions.search().where(f"image_id = {_quote(image_id)}").select(list(READ))
             return self._rows(found.to_arrow())
 
-    def scan(self, where: Where) -> Iterator[Regions]:
+    def scan(self, where: RegionFilter) -> Iterator[Regions]:
         """All regions that satisfy ``where``, streamed."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             query = self._regions.search().select(list(READ))
             condition = where.expression(_quote)
             for batch in (query.where(condition) if condition else query).to_batches(BATCH):
                 yield self._rows(self._pa.Table.from_batches([batch]))
 
-    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: Where, probes: int | None = None) -> Regions:
+    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: RegionFilter, probes: int | None = None) -> Regions:
         """About the ``k`` regions whose vectors have the highest cosine to ``vector [D]``."""
-        with self._told("searched"):
+        with self._one_sentence("searched"):
             query = (
                 self._regions.search(vector.astype(np.float32), vector_column_name="vector").metric("cosine").limit(k)
             )
             query = query.nprobes(probes or PROBES).select([*READ, "_distance"])
-            if probes is None:  # a narrow condition may leave fewer than k in those; then the others are looked at too
+            if probes is None:  # a narrow condition may leave fewer than k in those; then the others are read too
                 query = query.maximum_nprobes(0)
             condition = where.expression(_quote)
             return self._rows((query.where(condition) if condition else query).to_arrow())
 
     def recover(self) -> None:
         """Takes away what a writer that was killed left unfinished."""
-        with self._told("written"):
+        with self._one_sentence("written"):
             keys = self._pending.to_arrow()["key"].to_pylist()
             if keys:
                 self._forget(self._torn([key for key in keys if not key.startswith(UPLOAD)]))
@@ -132,11 +132,11 @@ class LanceStore:
         """Puts pictures with their regions in the place of whatever was known under their keys.
 
         A table changes in one commit: where the first fails, as on a full disk, what was known stays. A failure or a
-        kill may come between two: a commit before them names the pictures, so that ``recover`` knows where to look.
+        kill may come between two: a commit before them names the pictures, so that ``recover`` knows which may be torn.
         """
         keys = [picture.key for picture in pictures]
         rows = [{field: getattr(picture, field) for field in Picture.__slots__} for picture in pictures]
-        with self._told("written"):
+        with self._one_sentence("written"):
             self._mark(keys, list(uploads or ()))
             if uploads:
                 self._keep(uploads)
@@ -151,7 +151,7 @@ class LanceStore:
 
     def remove(self, keys: Sequence[str], uploads: Sequence[str] = ()) -> None:
         """Forgets pictures with their regions, and the bytes of uploads by the names of their contents."""
-        with self._told("written"):
+        with self._one_sentence("written"):
             for start in range(0, max(len(keys), len(uploads)), BATCH):
                 part = slice(start, start + BATCH)
                 self._mark(keys[part], uploads[part])
@@ -161,18 +161,18 @@ class LanceStore:
 
     def content(self, image_id: str) -> bytes | None:
         """The bytes of an upload, None if there are none of that name."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             found = self._uploads.search().where(f"image_id = {_quote(image_id)}").limit(1).to_arrow()
         return found["content"][0].as_py() if len(found) else None
 
     def unsettled(self) -> int:
         """About how many writes have not been settled: what is, lies in few large files."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             return int(self._regions.stats()["fragment_stats"]["num_small_fragments"])
 
     def settle(self) -> None:
         """After writing: compacts the files and brings the search index up to date."""
-        with self._told("written"):
+        with self._one_sentence("written"):
             for table in (self._pictures, self._pending, self._uploads, self._regions):
                 if table is not self._uploads or self._worth_compacting(table):
                     table.optimize(cleanup_older_than=KEEP_VERSIONS)
@@ -214,8 +214,8 @@ class LanceStore:
         regions = self._regions.search().where(_among("picture", keys)).select(["picture", "image_id"]).to_arrow()
         there = Counter(zip(regions["picture"].to_pylist(), regions["image_id"].to_pylist(), strict=True))
         pictures = self._pictures.search().where(_among("key", keys)).to_arrow().to_pylist()
-        told = {(picture["key"], picture["image_id"]): picture["n_regions"] for picture in pictures}
-        return sorted({one[0] for one in {*there, *told} if there[one] != told.get(one, 0)})
+        expected = {(picture["key"], picture["image_id"]): picture["n_regions"] for picture in pictures}
+        return sorted({one[0] for one in {*there, *expected} if there[one] != expected.get(one, 0)})
 
     def _forget(self, keys: Sequence[str]) -> None:
         if keys:
@@ -225,17 +225,17 @@ class LanceStore:
     def _keep(self, uploads: Uploads) -> None:
         """Keeps bytes that are not kept yet."""
         found = self._uploads.search().where(_among("image_id", list(uploads))).select(["image_id"]).to_arrow()
-        left = uploads.keys() - set(found["image_id"].to_pylist())
-        if left:
-            rows = [{"image_id": image_id, "content": uploads[image_id]} for image_id in sorted(left)]
+        missing = uploads.keys() - set(found["image_id"].to_pylist())
+        if missing:
+            rows = [{"image_id": image_id, "content": uploads[image_id]} for image_id in sorted(missing)]
             self._uploads.add(self._pa.Table.from_pylist(rows, schema=self._uploads.schema))
 
     def _drop(self, uploads: Sequence[str]) -> None:
         """Deletes the bytes of those contents of which no upload is left."""
         if not uploads:
             return
-        left = self._pictures.search().where(f"uploaded and {_among('image_id', uploads)}").select(["image_id"])
-        gone = set(uploads) - set(left.to_arrow()["image_id"].to_pylist())
+        still_used = self._pictures.search().where(f"uploaded and {_among('image_id', uploads)}").select(["image_id"])
+        gone = set(uploads) - set(still_used.to_arrow()["image_id"].to_pylist())
         if gone:
             self._uploads.delete(_among("image_id", sorted(gone)))
 
@@ -257,7 +257,7 @@ class LanceStore:
     def _create(self, card: Card) -> None:
         """Makes what is not there yet, alone; another process may have been quicker, or was killed while doing it."""
         schemas = _schemas(self._pa, card)
-        with only_writer(self.uri, wait=True), self._told("made"):
+        with only_writer(self.uri, wait=True), self._one_sentence("made"):
             there = self._made()
             for name in TABLES:  # regions last: with them the archive is there
                 if name not in there:
@@ -293,7 +293,7 @@ class LanceStore:
         return Regions(**columns, embeds=embeds_of(vectors, columns["scale"], self._card.embed_dim))
 
     @contextlib.contextmanager
-    def _told(self, done: str) -> Iterator[None]:
+    def _one_sentence(self, done: str) -> Iterator[None]:
         """Any error of LanceDB as one sentence."""
         try:
             yield

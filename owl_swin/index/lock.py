@@ -10,8 +10,8 @@ from pathlib import Path
 
 from owl_swin.errors import ArchiveBusyError, ArchiveError
 
-# Seconds between two looks at a lock that another process holds.
-LOOK_AGAIN_S = 0.2
+# Seconds between two tries for a lock that another process holds.
+RETRY_S = 0.2
 
 
 def lock_file(uri: str) -> Path:
@@ -25,10 +25,10 @@ def lock_file(uri: str) -> Path:
 
 
 @contextlib.contextmanager
-def only_writer(uri: str, *, wait: bool, told: Callable[[str], None] | None = None) -> Iterator[None]:
+def only_writer(uri: str, *, wait: bool, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Holds the lock of an archive. If another process has it, waits, or without ``wait`` raises ArchiveError.
 
-    ``told`` is called once with who is waited for.
+    ``waiting`` is called once with the name of the process that holds it.
     """
     try:
         import fcntl
@@ -52,10 +52,10 @@ def only_writer(uri: str, *, wait: bool, told: Callable[[str], None] | None = No
                     raise ArchiveBusyError(
                         f"{uri}: {holder} is writing to this archive; wait for it with --wait, or try again later"
                     ) from None
-                if told is not None:
-                    told(holder)
-                    told = None
-                time.sleep(LOOK_AGAIN_S)
+                if waiting is not None:
+                    waiting(holder)
+                    waiting = None
+                time.sleep(RETRY_S)
             except OSError as error:
                 raise ArchiveError(f"{uri}: the archive cannot be locked ({error.strerror})") from None
         with contextlib.suppress(OSError):  # who holds it is a courtesy; a full disk has no room for it

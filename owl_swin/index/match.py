@@ -1,4 +1,4 @@
-"""What the archive of regions tells its callers: matches, reports, progress and figures."""
+"""What callers of the archive get: matches, reports, progress and figures."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """What one call did: pictures added, changed, removed and left as they were; regions stored; (path, reason) of
+    """What one call did: pictures added, changed, removed and unchanged; regions stored; (path, reason) of
     each file that was skipped."""
 
     added: int = 0

@@ -19,9 +19,9 @@ from owl_swin.index.store import (
     Card,
     NoArchiveError,
     Picture,
+    RegionFilter,
     Regions,
     Uploads,
-    Where,
     embeds_of,
     vector_dim,
 )
@@ -58,7 +58,7 @@ class MilvusStore:
         if create is None and self._lite and not Path(self._place).exists():
             raise NoArchiveError(uri)
         self._client = self._connect()
-        with self._told("opened"):
+        with self._one_sentence("opened"):
             there = self._client.has_collection(self._notes)
             if there:
                 self._client.load_collection(self._notes)
@@ -67,11 +67,11 @@ class MilvusStore:
             if create is None:
                 self.close()
                 raise NoArchiveError(uri)
-            with self._told("made"):
+            with self._one_sentence("made"):
                 self._create(create)
             cards = [{"text": create.to_json()}]
         self._card = Card.from_json(uri, cards[0]["text"])
-        with self._told("opened"):
+        with self._one_sentence("opened"):
             for name in (self._regions, self._pictures, self._notes):
                 self._client.load_collection(name)
 
@@ -81,35 +81,35 @@ class MilvusStore:
 
     def count(self) -> tuple[int, int]:
         """Numbers of pictures and of regions."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             n = [self._client.query(c, filter="", output_fields=["count(*)"]) for c in (self._pictures, self._regions)]
             return int(n[0][0]["count(*)"]), int(n[1][0]["count(*)"])
 
     def pictures(self) -> Iterator[Picture]:
         """All pictures, streamed."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             for rows in self._iterate(self._pictures, "", list(Picture.__slots__)):
                 yield from map(_picture, rows)
 
     def pictures_of(self, image_id: str) -> list[Picture]:
         """The places of one content."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             return list(map(_picture, self._rows(self._pictures, f"image_id == {_quote(image_id)}", Picture.__slots__)))
 
     def regions_of(self, image_id: str) -> Regions:
         """The regions of one content, in all of its places."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             return self._as_regions(self._rows(self._regions, f"image_id == {_quote(image_id)}", COLUMNS))
 
-    def scan(self, where: Where) -> Iterator[Regions]:
+    def scan(self, where: RegionFilter) -> Iterator[Regions]:
         """All regions that satisfy ``where``, streamed."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             for rows in self._iterate(self._regions, where.expression(_quote), list(COLUMNS)):
                 yield self._as_regions(rows)
 
-    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: Where, probes: int | None = None) -> Regions:
+    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: RegionFilter, probes: int | None = None) -> Regions:
         """About the ``k`` regions whose vectors have the highest cosine to ``vector [D]``."""
-        with self._told("searched"):
+        with self._one_sentence("searched"):
             (found,) = self._client.search(
                 self._regions,
                 data=[vector.astype(np.float32).tolist()],
@@ -122,7 +122,7 @@ class MilvusStore:
 
     def recover(self) -> None:
         """Takes away what a writer on this machine, if it was killed, left unfinished."""
-        with self._told("written"):
+        with self._one_sentence("written"):
             start = f"writing-{self._host}-"
             found = self._rows(self._notes, f"key like {_quote(start + '%')}", ["key", "text"])
             marks = [mark for mark in found if mark["key"].startswith(start)]  # _ in a name stands for any letter
@@ -139,7 +139,7 @@ class MilvusStore:
         """
         keys = [picture.key for picture in pictures]
         rows = [{field: getattr(picture, field) for field in Picture.__slots__} for picture in pictures]
-        with self._told("written"):
+        with self._one_sentence("written"):
             marks = self._mark([*keys, *(UPLOAD + image_id for image_id in uploads or ())])
             self._forget(keys)
             for image_id, content in (uploads or {}).items():
@@ -151,7 +151,7 @@ class MilvusStore:
 
     def remove(self, keys: Sequence[str], uploads: Sequence[str] = ()) -> None:
         """Forgets pictures with their regions, and the bytes of uploads by the names of their contents."""
-        with self._told("written"):
+        with self._one_sentence("written"):
             for start in range(0, max(len(keys), len(uploads)), KEYS):
                 part = slice(start, start + KEYS)
                 marks = self._mark([*keys[part], *(UPLOAD + image_id for image_id in uploads[part])])
@@ -161,7 +161,7 @@ class MilvusStore:
 
     def content(self, image_id: str) -> bytes | None:
         """The bytes of an upload, None if there are none of that name."""
-        with self._told("read"):
+        with self._one_sentence("read"):
             first = self._rows(self._notes, f"key == {_quote(f'{UPLOAD}{image_id}-0')}", ["text", "n"])
             pieces = [first[0]["text"]] if first else []
             for number in range(1, first[0]["n"] if first else 0):
@@ -175,7 +175,7 @@ class MilvusStore:
 
     def settle(self) -> None:
         """After writing: has the rows put in files, where they are indexed."""
-        with self._told("written"):
+        with self._one_sentence("written"):
             for name in (self._regions, self._pictures, self._notes):
                 self._client.flush(name)
 
@@ -193,7 +193,7 @@ class MilvusStore:
         except ImportError:
             raise MissingExtraError("an archive in Milvus", "milvus") from None
         lite = self._lite
-        if lite:  # which reports in full what is told in a sentence here, and what only servers have
+        if lite:  # which logs errors in full, and what only servers have
             for name in ("pymilvus", "milvus_lite", "grpc"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
@@ -289,7 +289,7 @@ class MilvusStore:
         return Regions(**columns, boxes=boxes, embeds=embeds_of(vectors, columns["scale"], self._card.embed_dim))
 
     @contextlib.contextmanager
-    def _told(self, done: str) -> Iterator[None]:
+    def _one_sentence(self, done: str) -> Iterator[None]:
         """Any error of Milvus as one sentence."""
         try:
             yield

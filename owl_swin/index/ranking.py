@@ -12,7 +12,7 @@ from torch import Tensor
 from owl_swin.config import CalibrationConfig
 from owl_swin.index.match import Match
 from owl_swin.index.paths import from_text
-from owl_swin.index.store import Regions, Store, Where, vector_dim
+from owl_swin.index.store import RegionFilter, Regions, Store, vector_dim
 from owl_swin.scoring import score
 from owl_swin.types import ExtraEmbeddings, PatchLogitInputs, QueryEmbeddings
 
@@ -59,13 +59,13 @@ def score_rows(rows: Regions, queries: QueryEmbeddings, calibration: Calibration
     """
     embeds, shift, scale = (torch.from_numpy(a.astype(np.float64)) for a in (rows.embeds, rows.shift, rows.scale))
     extras = queries.extras
-    asked = replace(
+    exact = replace(
         queries,
         query_embeds=_fixed_point(queries.query_embeds.cpu().double()),
         extras=extras and replace(extras, embeds=_fixed_point(extras.embeds.cpu().double())),
     )
     regions = PatchLogitInputs(_fixed_point(embeds), shift, scale)
-    return score(regions, asked, calibration).sigmoid().float().numpy()
+    return score(regions, exact, calibration).sigmoid().float().numpy()
 
 
 def search_vector(query: QueryEmbeddings, calibration: CalibrationConfig) -> Array:
@@ -92,7 +92,7 @@ def best_of_nearest(
     store: Store,
     calibration: CalibrationConfig,
     query: QueryEmbeddings,
-    where: Where,
+    where: RegionFilter,
     choice: Choice,
     wanted: int,
     *,
@@ -102,7 +102,7 @@ def best_of_nearest(
 
     More is fetched until there are enough answers or there can be no more: copies, a picture's limit, negatives and
     paths that only nearly match can leave few of many. Where the index has given all that it may, every region is
-    looked at.
+    scored.
     """
     vector = search_vector(query, calibration)
     fetch = min(MOST_FETCH, max(LEAST_FETCH, 2 ** math.ceil(math.log2(OVERSAMPLE * wanted))))
@@ -119,7 +119,12 @@ def best_of_nearest(
 
 
 def best_of_all(
-    store: Store, calibration: CalibrationConfig, queries: QueryEmbeddings, where: Where, choice: Choice, wanted: int
+    store: Store,
+    calibration: CalibrationConfig,
+    queries: QueryEmbeddings,
+    where: RegionFilter,
+    choice: Choice,
+    wanted: int,
 ) -> list[Ranked]:
     """The best of all regions for each query, in one pass over the archive."""
     best: list[Ranked] = [(np.zeros(0, np.float32), Regions.none())] * len(queries)
@@ -128,7 +133,7 @@ def best_of_all(
             continue
         scores = score_rows(rows, queries, calibration)
         for q, (held, kept) in enumerate(best):
-            # Only what may be among the best is looked at closely: copies of one region are few.
+            # Only what may be among the best is compared one by one: copies of one region are few.
             near = _candidates(scores[:, q], held, wanted)
             part = (scores[near, q], rows[near])
             if len(held):
@@ -152,7 +157,7 @@ def one_query(queries: QueryEmbeddings, i: int) -> QueryEmbeddings:
 
 
 def to_matches(scores: Array, rows: Regions) -> list[Match]:
-    """Ranked rows as callers see them."""
+    """Ranked rows as callers get them."""
     boxes = rows.boxes.tolist()
     return [
         Match(

@@ -18,18 +18,18 @@ BEST = 10
 def measure_recall(index: RegionIndex, queries: QueryEmbeddings | None = None) -> dict[str, Any]:
     """Mean share of the ten best regions by exact search that ``search`` brings too, and the times of both.
 
-    Without queries, 100 regions of the archive are asked for what is like them, spread evenly over it.
+    Without queries, 100 regions of the archive are searched for by their own embeddings, spread evenly over it.
     """
-    asked = queries if queries is not None else index.sample(SAMPLE)
-    if asked is None:
+    embeds = queries if queries is not None else index.sample(SAMPLE)
+    if embeds is None:
         raise ArchiveError("the archive holds no regions, so there is nothing to measure")
     start = time.perf_counter()
-    exact = index.search_all(asked, limit=BEST)
+    exact = index.search_all(embeds, limit=BEST)
     exact_s = time.perf_counter() - start
     shares, times = [], []
-    for i in range(len(asked)):
+    for i in range(len(embeds)):
         start = time.perf_counter()
-        found = index.search(one_query(asked, i), limit=BEST)
+        found = index.search(one_query(embeds, i), limit=BEST)
         times.append(time.perf_counter() - start)
         best = {match.region for match in exact[i]}
         shares.append(len(best & {match.region for match in found}) / max(1, len(best)))
@@ -37,11 +37,11 @@ def measure_recall(index: RegionIndex, queries: QueryEmbeddings | None = None) -
     return {
         "protocol": f"mean share of the {BEST} best regions by exact score that search without --exact finds",
         "queries": "given" if queries is not None else "regions of the archive",
-        "n_queries": len(asked),
+        "n_queries": len(embeds),
         "n_images": stats.n_images,
         "n_regions": stats.n_regions,
         "recall_at_10": round(float(np.mean(shares)), 4),
         "p50_ms": round(1000 * float(np.median(times)), 2),
         "p95_ms": round(1000 * float(np.percentile(times, 95)), 2),
-        "exact_ms_per_query": round(1000 * exact_s / len(asked), 2),
+        "exact_ms_per_query": round(1000 * exact_s / len(embeds), 2),
     }

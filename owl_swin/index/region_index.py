@@ -23,14 +23,14 @@ from owl_swin.index.lock import only_writer
 from owl_swin.index.match import IndexReport, IndexStats, Match
 from owl_swin.index.paths import from_text, glob_pattern, is_below, like_pattern
 from owl_swin.index.ranking import Choice, best_of_all, best_of_nearest, to_matches
-from owl_swin.index.regions import Seen, open_content, see, see_all
-from owl_swin.index.store import Card, NoArchiveError, Regions, Store, Where
+from owl_swin.index.regions import EncodedFile, encode_files, encode_pictures, open_content
+from owl_swin.index.store import Card, NoArchiveError, RegionFilter, Regions, Store
 from owl_swin.index.update import Engine, Progress, Update
 from owl_swin.postprocess import check_fraction
 from owl_swin.queries import Query
 from owl_swin.types import QueryEmbeddings
 
-# So many writes leave about as many files, which make a search slower: 160 of them 47 ms instead of 19.
+# So many writes leave about as many files, which make a search slower.
 SETTLE_AFTER = 100
 
 TIME = float | datetime | None
@@ -112,15 +112,15 @@ class RegionIndex:
 
         Only what is new or whose content changed is encoded, at most ``regions`` boxes of a picture; what is gone is
         forgotten. It may be stopped at any moment and goes on from there. ``engine`` encodes elsewhere
-        (``cluster.ray_engine``). While another process writes, ``wait`` waits, and ``waiting`` is told for whom;
+        (``cluster.ray_engine``). While another process writes, ``wait`` waits, and ``waiting`` is called with its name;
         without it that raises ArchiveError.
         """
         n = _whole("regions", regions)
         path = checked_folder(folder)
         detector = self._detector
-        look = engine or (lambda paths, known: see_all(detector, paths, n, known))
+        encode = engine or (lambda paths, known: encode_files(detector, paths, n, known))
         with self._only_writer(wait, waiting):
-            report = Update(self._store, progress).folder(path, look)
+            report = Update(self._store, progress).folder(path, encode)
             self._store.settle()  # also where nothing changed: the last run may have been killed here
             return report
 
@@ -138,7 +138,7 @@ class RegionIndex:
         """
         n = _whole("regions", regions)
         with self._only_writer(wait, None):
-            report = Update(self._store, progress).uploads(self._see_uploads(images, n), len(images))
+            report = Update(self._store, progress).uploads(self._encode_uploads(images, n), len(images))
             if self._store.unsettled() >= SETTLE_AFTER:
                 self._store.settle()
             return report
@@ -203,7 +203,7 @@ class RegionIndex:
         cap = _whole("per_image", per_image) if per_image is not None else None
         embeds = self._encode(query)
         like = like_pattern(path_glob) if path_glob is not None else None
-        where = Where(like, _seconds(newer_than), _seconds(older_than), _number("min_side_px", min_side_px))
+        where = RegionFilter(like, _seconds(newer_than), _seconds(older_than), _number("min_side_px", min_side_px))
         choice = Choice(threshold, cap, glob_pattern(path_glob) if path_glob is not None else None)
         if exact:
             ((scores, rows),) = best_of_all(self._store, self._calibration, embeds, where, choice, limit + offset)
@@ -214,17 +214,17 @@ class RegionIndex:
     def search_all(self, queries: QueryEmbeddings, *, limit: int = 10) -> list[list[Match]]:
         """The best regions of each of several queries, every region scored, in one pass over the archive."""
         self._detector.check_queries(queries)
-        found = best_of_all(self._store, self._calibration, queries, Where(), Choice(), _whole("limit", limit))
+        found = best_of_all(self._store, self._calibration, queries, RegionFilter(), Choice(), _whole("limit", limit))
         return [to_matches(scores, rows) for scores, rows in found]
 
     def sample(self, n: int) -> QueryEmbeddings | None:
         """Up to ``n`` stored regions as queries, spread evenly over the archive; None if it holds none."""
         _, n_regions = self._store.count()
         wanted = {i * n_regions // n for i in range(n)}
-        picked, seen = [], 0
-        for rows in self._store.scan(Where()):
-            picked.append(rows[[i - seen for i in range(seen, seen + len(rows)) if i in wanted]])
-            seen += len(rows)
+        picked, passed = [], 0
+        for rows in self._store.scan(RegionFilter()):
+            picked.append(rows[[i - passed for i in range(passed, passed + len(rows)) if i in wanted]])
+            passed += len(rows)
         rows = Regions.join([part for part in picked if len(part)] or [Regions.none()])
         return self._as_queries(rows) if len(rows) else None
 
@@ -282,19 +282,19 @@ class RegionIndex:
     @contextmanager
     def _only_writer(self, wait: bool, waiting: Callable[[str], None] | None) -> Iterator[None]:
         """Threads of this process queue; other processes are kept out."""
-        with self._writing, only_writer(self._store.uri, wait=wait, told=waiting):
+        with self._writing, only_writer(self._store.uri, wait=wait, waiting=waiting):
             self._store.recover()
             yield
 
-    def _see_uploads(self, images: Sequence[tuple[str, bytes]], n: int) -> Iterator[tuple[Seen, bytes]]:
+    def _encode_uploads(self, images: Sequence[tuple[str, bytes]], n: int) -> Iterator[tuple[EncodedFile, bytes]]:
         for name, content in images:
             try:
                 image = open_content(bytes(content))
                 held = Content(name, b"", content_hash(content), "", datetime.now().timestamp())
-                (seen,) = see(self._detector, [(held, image)], n)
+                (file,) = encode_pictures(self._detector, [(held, image)], n)
             except ImageError as error:
-                seen = Seen(name, problem=str(error))
-            yield seen, bytes(content)
+                file = EncodedFile(name, problem=str(error))
+            yield file, bytes(content)
 
     def _as_queries(self, rows: Regions) -> QueryEmbeddings:
         embeds = F.normalize(torch.from_numpy(rows.embeds.astype(np.float32)), dim=-1)

@@ -35,7 +35,7 @@ class PictureRegions:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class EncodedFile:
     """A picture that was read; ``regions`` is None where its content was known and it was not encoded again.
 
     ``problem`` says why there is nothing else.
@@ -70,30 +70,32 @@ def regions_of_picture(detector: Detector, encoded: EncodedImage, n: int) -> Pic
         column(embeddings.class_embeds),
     )
     everything = (embeddings.objectness_logits, embeddings.class_embeds, embeddings.pred_boxes)
-    told = (regions.shift, regions.scale, regions.embeds)
-    if not all(t.isfinite().all() for t in everything) or not all(np.isfinite(a).all() for a in told):
+    stored = (regions.shift, regions.scale, regions.embeds)
+    if not all(t.isfinite().all() for t in everything) or not all(np.isfinite(a).all() for a in stored):
         raise ImageError("the model gives NaN or infinity for this picture")
     return regions
 
 
-def see(detector: Detector, contents: Sequence[tuple[Content, Image.Image]], n: int) -> Iterator[Seen]:
-    """Encodes pictures together."""
+def encode_pictures(
+    detector: Detector, contents: Sequence[tuple[Content, Image.Image]], n: int
+) -> Iterator[EncodedFile]:
+    """Encodes pictures in one call; ``n``: most regions of each."""
     encoded = detector.encode_images([image for _, image in contents], batch_size=BATCH)
     for (content, image), one in zip(contents, encoded, strict=True):
-        seen = Seen(content.path, content.image_id, content.stamp, content.modified, image.width, image.height)
+        file = EncodedFile(content.path, content.image_id, content.stamp, content.modified, image.width, image.height)
         try:
-            yield replace(seen, regions=regions_of_picture(detector, one, n))
+            yield replace(file, regions=regions_of_picture(detector, one, n))
         except ImageError as error:
-            yield Seen(content.path, problem=str(error))
+            yield EncodedFile(content.path, problem=str(error))
 
 
-def read(path: str, known: Callable[[str], bool]) -> tuple[Content, Image.Image | None] | Seen:
+def read_unknown(path: str, known: Callable[[str], bool]) -> tuple[Content, Image.Image | None] | EncodedFile:
     """The content of a file and, unless that content is known, the picture in it; or why not."""
     try:
         content = read_picture(path)
         return content, None if known(content.image_id) else open_content(content.content)
     except ImageError as error:
-        return Seen(path, problem=str(error))
+        return EncodedFile(path, problem=str(error))
 
 
 def open_content(content: bytes) -> Image.Image:
@@ -104,7 +106,9 @@ def open_content(content: bytes) -> Image.Image:
         raise ImageError(str(error).removeprefix("picture: ")) from None
 
 
-def see_all(detector: Detector, paths: Iterable[str], n: int, known: Callable[[str], bool]) -> Iterator[Seen]:
+def encode_files(
+    detector: Detector, paths: Iterable[str], n: int, known: Callable[[str], bool]
+) -> Iterator[EncodedFile]:
     """All files, in order: read and decoded ahead by a few threads, encoded in batches in this one.
 
     At most about one batch and one picture a thread are in memory.
@@ -112,19 +116,19 @@ def see_all(detector: Detector, paths: Iterable[str], n: int, known: Callable[[s
     threads = min(4, os.cpu_count() or 1)
     batch: list[tuple[Content, Image.Image]] = []
     with ThreadPoolExecutor(threads) as pool:
-        for done in _ahead(pool, paths, lambda path: read(path, known), threads + 1):
-            if isinstance(done, Seen):
+        for done in _ahead(pool, paths, lambda path: read_unknown(path, known), threads + 1):
+            if isinstance(done, EncodedFile):
                 yield done
                 continue
             content, image = done
             if image is None:
-                yield Seen(content.path, content.image_id, content.stamp, content.modified)
+                yield EncodedFile(content.path, content.image_id, content.stamp, content.modified)
                 continue
             batch.append((replace(content, content=b""), image))
             if len(batch) == BATCH or sum(i.width * i.height for _, i in batch) > BATCH_PIXELS:
-                yield from see(detector, batch, n)
+                yield from encode_pictures(detector, batch, n)
                 batch = []
-        yield from see(detector, batch, n)
+        yield from encode_pictures(detector, batch, n)
 
 
 def _ahead(pool: ThreadPoolExecutor, items: Iterable[str], work: Callable[[str], Any], n: int) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""A contact sheet of matches: their pictures with the box drawn in, to be looked at."""
+"""A contact sheet of matches: their pictures with the box drawn in."""
 
 from collections.abc import Sequence
 

@@ -34,7 +34,7 @@ class NoArchiveError(ArchiveError):
 class Card:
     """Which model an archive's regions are of.
 
-    ``search_norm`` is the length of every vector that is searched in: see ``Regions.vectors``.
+    ``search_norm`` is the length of every vector that is searched in; ``Regions.vectors`` says why.
     """
 
     model: str
@@ -178,7 +178,7 @@ PLAIN_COLUMNS = tuple(field.name for field in fields(Regions) if field.name not 
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class RegionFilter:
     """Which regions may answer: text that the path is LIKE, bounds of the file's time, shortest side of the box."""
 
     path_like: str | None = None
@@ -235,14 +235,15 @@ class Store(Protocol):
         """The regions of one content, in all of its places."""
         ...
 
-    def scan(self, where: Where) -> Iterator[Regions]:
+    def scan(self, where: RegionFilter) -> Iterator[Regions]:
         """All regions that satisfy ``where``, streamed."""
         ...
 
-    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: Where, probes: int | None = None) -> Regions:
+    def nearest(self, vector: np.ndarray[Any, Any], k: int, where: RegionFilter, probes: int | None = None) -> Regions:
         """About the ``k`` regions whose vectors have the highest cosine to ``vector [D]``.
 
-        ``probes`` is how much of the index is looked at, None as much as does for most; a store may take no notice.
+        ``probes`` is how many partitions of the index are read, None as many as do for most; a store may take no
+        notice.
         """
         ...
 

@@ -11,7 +11,7 @@ from owl_swin.errors import ArchiveError
 from owl_swin.index.folder import checked_folder, stamp_of, walk
 from owl_swin.index.match import IndexProgress, IndexReport
 from owl_swin.index.paths import from_text, is_below, key_of, to_text
-from owl_swin.index.regions import PictureRegions, Seen
+from owl_swin.index.regions import EncodedFile, PictureRegions
 from owl_swin.index.store import Picture, Regions, Store
 
 # A part is written when it has so many pictures, or when the last one was written so long ago: what a kill costs.
@@ -23,8 +23,8 @@ PART_BYTES = 64_000_000
 RATE_S = 20.0
 
 Progress = Callable[[IndexProgress], None]
-# Paths, and whether a content is known → what was seen, in any order.
-Engine = Callable[[Iterable[str], Callable[[str], bool]], Iterator[Seen]]
+# Paths, and whether a content is known → what was read, in any order.
+Engine = Callable[[Iterable[str], Callable[[str], bool]], Iterator[EncodedFile]]
 
 
 class Update:
@@ -61,74 +61,74 @@ class Update:
             closed.append(path)
             self._skipped.append((path, reason))
 
-        left = set(self._places)
-        for seen in engine(self._in_doubt(walk(folder, failed), left), lambda image_id: image_id in self._contents):
-            self._take(seen)
+        unmet = set(self._places)
+        for file in engine(self._in_doubt(walk(folder, failed), unmet), lambda image_id: image_id in self._contents):
+            self._take(file)
         self._write()
         if self._lost:
-            for seen in engine(self._lost, lambda _: False):
-                self._take(seen)
+            for file in engine(self._lost, lambda _: False):
+                self._take(file)
             self._write()
         checked_folder(folder)  # were it gone by now, nothing in it would have been met
-        gone = self._really_gone(left, closed) if closed else sorted(left)
+        gone = self._really_gone(unmet, closed) if closed else sorted(unmet)
         if gone:
             self._store.remove(gone)
         return replace(self._report, removed=len(gone), skipped=tuple(self._skipped))
 
-    def uploads(self, seen: Iterable[tuple[Seen, bytes]], total: int) -> IndexReport:
+    def uploads(self, encoded: Iterable[tuple[EncodedFile, bytes]], total: int) -> IndexReport:
         """``total`` pictures that lie in no folder, with their bytes; ``path`` is the name they came with."""
         self._total = total
-        for one, content in seen:
+        for one, content in encoded:
             if one.problem:
                 self._done += 1
                 self._skipped.append((one.path, one.problem))
             else:
                 self._take_upload(one, content)
-            self._tell(one.path)
+            self._report_progress(one.path)
         self._write()
         return replace(self._report, skipped=tuple(self._skipped))
 
-    def _in_doubt(self, paths: Iterable[str], left: set[str]) -> Iterator[str]:
-        """The files that may be new or changed; ``left`` loses those that are there."""
+    def _in_doubt(self, paths: Iterable[str], unmet: set[str]) -> Iterator[str]:
+        """The files that may be new or changed; ``unmet`` loses those that are there."""
         for path in paths:
             key = key_of(path)
-            left.discard(key)
+            unmet.discard(key)
             stamp, *_ = self._places.get(key, ("",))
             if stamp and stamp == stamp_of(path):
                 self._count("unchanged")
-                self._tell(path)
+                self._report_progress(path)
             else:
                 yield path
 
-    def _take(self, seen: Seen) -> None:
-        if seen.problem:
+    def _take(self, file: EncodedFile) -> None:
+        if file.problem:
             self._done += 1
-            self._skipped.append((seen.path, seen.problem))
-            self._tell(seen.path)
+            self._skipped.append((file.path, file.problem))
+            self._report_progress(file.path)
             return
-        key = key_of(seen.path)
+        key = key_of(file.path)
         before = self._places.get(key)
-        picture = _picture(seen, key)
+        picture = _picture(file, key)
         if before != (picture.stamp, picture.image_id, picture.modified):
-            rows = self._copied(picture) if seen.regions is None else (picture, _rows(picture, seen.regions))
+            rows = self._copied(picture) if file.regions is None else (picture, _rows(picture, file.regions))
             if rows is None:  # where files were renumbered, another may have been written over its last place
-                self._lost.append(seen.path)
+                self._lost.append(file.path)
                 return
             self._part.append(rows)
-        self._count("added" if before is None else "unchanged" if before[1] == seen.image_id else "changed")
+        self._count("added" if before is None else "unchanged" if before[1] == file.image_id else "changed")
         self._write_if_due()
-        self._tell(seen.path)
+        self._report_progress(file.path)
 
-    def _take_upload(self, seen: Seen, content: bytes) -> None:
-        key = key_of(seen.image_id, uploaded=True)
-        known = (picture.key == key for picture in self._store.pictures_of(seen.image_id))
-        if seen.image_id in self._uploads or any(known):
+    def _take_upload(self, file: EncodedFile, content: bytes) -> None:
+        key = key_of(file.image_id, uploaded=True)
+        known = (picture.key == key for picture in self._store.pictures_of(file.image_id))
+        if file.image_id in self._uploads or any(known):
             self._count("unchanged")
             return
         self._count("added")
-        picture = _picture(seen, key, uploaded=True)
-        self._part.append((picture, _rows(picture, seen.regions) if seen.regions is not None else None))
-        self._uploads[seen.image_id] = content
+        picture = _picture(file, key, uploaded=True)
+        self._part.append((picture, _rows(picture, file.regions) if file.regions is not None else None))
+        self._uploads[file.image_id] = content
         self._write_if_due()
 
     def _copied(self, picture: Picture) -> tuple[Picture, Regions] | None:
@@ -160,9 +160,9 @@ class Update:
         self._done += 1
         self._report = replace(self._report, **{what: getattr(self._report, what) + 1})
 
-    def _really_gone(self, left: set[str], closed: list[str]) -> list[str]:
+    def _really_gone(self, unmet: set[str], closed: list[str]) -> list[str]:
         """Of the pictures that were not met, those that do not lie in a folder that cannot be read."""
-        paths = ((picture.key, from_text(picture.path)) for picture in self._store.pictures() if picture.key in left)
+        paths = ((picture.key, from_text(picture.path)) for picture in self._store.pictures() if picture.key in unmet)
         return [key for key, path in paths if not any(is_below(path, folder) for folder in closed)]
 
     def _refuse_empty(self, folder: str, n_known: int) -> None:
@@ -173,7 +173,7 @@ class Update:
             )
         raise ArchiveError(f"{folder}: holds no pictures (JPEG, PNG, WebP, TIFF, …) in it or in its folders")
 
-    def _tell(self, path: str) -> None:
+    def _report_progress(self, path: str) -> None:
         if self._progress is None:
             return
         now = time.monotonic()
@@ -187,10 +187,10 @@ class Update:
         self._progress(IndexProgress(self._done, self._total, stored, rate, seconds_left, path))
 
 
-def _picture(seen: Seen, key: str, *, uploaded: bool = False) -> Picture:
-    n = len(seen.regions.objectness) if seen.regions is not None else 0
-    path = to_text(seen.path)
-    return Picture(key, path, seen.image_id, seen.stamp, seen.modified, seen.width, seen.height, n, uploaded)
+def _picture(file: EncodedFile, key: str, *, uploaded: bool = False) -> Picture:
+    n = len(file.regions.objectness) if file.regions is not None else 0
+    path = to_text(file.path)
+    return Picture(key, path, file.image_id, file.stamp, file.modified, file.width, file.height, n, uploaded)
 
 
 def _rows(picture: Picture, regions: PictureRegions) -> Regions:
