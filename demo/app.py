@@ -42,7 +42,7 @@ def build_demo(detector: Detector, *, index: RegionIndex | None = None, folders:
     ``folders`` lets visitors name folders of this machine to be indexed: only where all of them may read its files.
     """
     with gr.Blocks(title="owl_swin", analytics_enabled=False, delete_cache=KEPT_S, fill_width=True) as blocks:
-        name = str(detector.card.get("name", detector.model.config.name))
+        name = detector.name
         about = f"{name} · {detector.image_size} px · {detector.device.type}"
         gr.HTML(
             HEADER.format(owl=OWL, model=html.escape(about)),

@@ -32,9 +32,7 @@ def scales(detector: Detector) -> dict[str, Detector]:
     for name, factor in (("finer", 2), ("finest", 3)):
         size = detector.image_size * factor
         with contextlib.suppress(QueryError):  # larger than pictures may be
-            found[f"{name} ({size} px)"] = Detector(
-                detector.model, card=detector.card, device=detector.device, image_size=size
-            )
+            found[f"{name} ({size} px)"] = detector.with_image_size(size)
     return found
 
 

@@ -1,6 +1,7 @@
 """Open-vocabulary object detection: find anything that you can name or show."""
 
-from owl_swin.detector import Detector, EncodedImage
+from owl_swin.detector import Detector
+from owl_swin.encoded import EncodedImage, PreparedImage
 from owl_swin.errors import (
     ArchiveError,
     CheckpointError,
@@ -17,6 +18,7 @@ from owl_swin.formats import to_coco, to_csv, to_fiftyone, to_label_studio, to_r
 from owl_swin.image import open_image
 from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
 from owl_swin.index.region_index import RegionIndex
+from owl_swin.postprocess import DetectOptions
 from owl_swin.queries import Query
 from owl_swin.render import draw_detections, draw_heat_map
 from owl_swin.types import BlockAttention, Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
@@ -28,6 +30,7 @@ __all__ = [
     "Classification",
     "ConfigError",
     "DataError",
+    "DetectOptions",
     "Detection",
     "Detections",
     "Detector",
@@ -41,6 +44,7 @@ __all__ = [
     "Match",
     "MissingExtraError",
     "OwlSwinError",
+    "PreparedImage",
     "Query",
     "QueryEmbeddings",
     "QueryError",

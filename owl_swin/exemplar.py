@@ -1,5 +1,6 @@
 """Queries by example: a picture, or a box in it, becomes an embedding that is scored as a text is."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,10 @@ class Exemplar:
     image: ImageSource
     box_xyxy: Sequence[float] | None = None
     name: str = "exemplar"
+
+    def __repr__(self) -> str:
+        shown = self.image if isinstance(self.image, (str, os.PathLike)) else f"<{type(self.image).__name__}>"
+        return f"Exemplar({str(shown)!r}, {self.box_xyxy!r}, {self.name!r})"
 
 
 def check_box(box_xyxy: Sequence[float], image_hw: tuple[int, int]) -> Tensor:

@@ -1,7 +1,9 @@
-"""Logits and boxes of patches → Detections in pixels of the caller's picture. The one place where frames change."""
+"""What is asked of detections, and how logits and boxes of patches become Detections."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -9,49 +11,109 @@ from torchvision.ops import batched_nms
 
 from owl_swin.boxes import area
 from owl_swin.errors import QueryError
-from owl_swin.frame import Frame
+from owl_swin.frame import HW
 from owl_swin.types import Detection, Detections
 
 # Candidates that compete in non-maximum suppression: its cost is quadratic.
 NMS_CANDIDATES = 3000
+DEFAULT_THRESHOLD = 0.2
+# A message shows so much of a wrong value.
+MAX_SHOWN = 200
+
+Threshold = float | Sequence[float] | Mapping[str, float]
 
 
-def detections_from_logits(
-    logits: Tensor,
-    boxes_cxcywh: Tensor,
-    frame: Frame,
-    names: Sequence[str],
-    *,
-    threshold: float | Sequence[float],
-    nms_iou: float | None = None,
-    top_k: int = 300,
-) -> Detections:
-    """Every (patch, query) pair whose score reaches its threshold, best first, at most ``top_k``.
+@dataclass(frozen=True, slots=True)
+class DetectOptions:
+    """What is asked of detections beside the queries; a value that means nothing raises QueryError.
 
-    ``logits [P, Q]`` and ``boxes_cxcywh [P, 4]`` in the model frame. A patch may answer several queries; a logit of
-    -inf never answers, nor does a box that lies outside the picture. ``threshold`` is one number in [0, 1] or one a
-    query; ``nms_iou`` drops a box that overlaps a better one of the same query by more.
+    ``threshold``: lowest score, one number in [0, 1], one a query, or {name: number}, where other names have the
+    default. ``nms_iou``: of two boxes of one query that overlap by more, only the better stays, and with ``nms_across``
+    also of two queries; None keeps all. ``objectness``: lowest objectness in [0, 1] of a patch that may answer.
+    ``max_detections`` are the best ones of a picture.
     """
-    thresholds = check_threshold(threshold, len(names)).to(logits)
-    if nms_iou is not None:
-        check_fraction("nms_iou", nms_iou)
-    if not isinstance(top_k, Integral) or top_k < 1:
-        raise QueryError(f"top_k must be a whole number, at least 1, got {top_k!r}")
-    boxes = frame.to_image(boxes_cxcywh)
+
+    threshold: Threshold = DEFAULT_THRESHOLD
+    nms_iou: float | None = 0.5
+    objectness: float | None = None
+    max_detections: int = 300
+    nms_across: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "threshold", _checked_threshold(self.threshold))
+        for name in ("nms_iou", "objectness"):
+            if getattr(self, name) is not None:
+                check_fraction(name, getattr(self, name))
+        most = self.max_detections
+        if not isinstance(most, Integral) or most < 1:
+            raise QueryError(f"max_detections or top_k must be a whole number, at least 1, got {_shown(most)}")
+
+    def thresholds(self, names: Sequence[str]) -> Tensor:
+        """Thresholds [Q] of queries called so; those that are for other queries, or for more or fewer, raise
+        QueryError."""
+        if isinstance(self.threshold, Mapping):
+            unknown = [name for name in self.threshold if name not in names]
+            if unknown:
+                raise QueryError(f"threshold names {_shown(unknown[0])}, which is none of the queries")
+            return torch.tensor([self.threshold.get(name, DEFAULT_THRESHOLD) for name in names], dtype=torch.float32)
+        if isinstance(self.threshold, tuple) and len(self.threshold) != len(names):
+            raise QueryError(
+                f"threshold must be one number, or one for each of the {len(names)} queries, "
+                f"got {len(self.threshold)} numbers"
+            )
+        return torch.tensor(self.threshold, dtype=torch.float32).expand(len(names))
+
+
+class DetectSettings(TypedDict, total=False):
+    """DetectOptions as keyword arguments; ``top_k`` is another name of ``max_detections``."""
+
+    threshold: Threshold
+    nms_iou: float | None
+    objectness: float | None
+    max_detections: int
+    nms_across: bool
+    top_k: int
+
+
+def detect_options(options: DetectOptions | None = None, settings: Mapping[str, Any] | None = None) -> DetectOptions:
+    """``options`` (None: the defaults) with the keyword arguments ``settings`` in place of its own."""
+    changed = dict(settings or {})
+    if "top_k" in changed:
+        changed["max_detections"] = changed.pop("top_k")
+    return replace(options or DetectOptions(), **changed)
+
+
+def find_detections(
+    logits: Tensor, boxes_xyxy_px: Tensor, names: Sequence[str], image_hw: HW, options: DetectOptions
+) -> Detections:
+    """Every (patch, query) pair whose score reaches its threshold, best first.
+
+    ``logits [P, Q]``, and the boxes [P, 4] of the patches, clipped to the picture. A patch may answer several queries;
+    a logit of -inf never answers, nor does a box that lies outside the picture.
+    """
+    thresholds = options.thresholds(names).to(logits)
     scores = logits.sigmoid()
-    possible = (logits > -torch.inf) & (area(boxes) > 0)[:, None]  # [P, Q]
-    best = _best(scores, boxes, possible, names)
+    possible = (logits > -torch.inf) & (area(boxes_xyxy_px) > 0)[:, None]  # [P, Q]
+    best = _best(scores, boxes_xyxy_px, possible, names)
     patches, labels = (possible & (scores >= thresholds)).nonzero(as_tuple=True)
-    scores, boxes = scores[patches, labels], boxes[patches]
+    scores, boxes = scores[patches, labels], boxes_xyxy_px[patches]
     # A stable order: equal scores keep the order of patches and queries on every machine.
     order = scores.argsort(descending=True, stable=True)
-    if nms_iou is not None:
-        order = order[: max(NMS_CANDIDATES, 10 * top_k)]
-        # It moves the boxes of each label to a place of their own: far out, float32 has no pixels left for the 1000th.
-        kept = batched_nms(boxes[order].double(), scores[order].double(), labels[order], nms_iou)
-        order = order[kept.sort().values]
-    order = order[:top_k]
-    return Detections(boxes[order], scores[order], labels[order], tuple(names), frame.image_hw, patches[order], best)
+    if options.nms_iou is not None:
+        order = order[: max(NMS_CANDIDATES, 10 * options.max_detections)]
+        groups = torch.zeros_like(labels) if options.nms_across else labels
+        order = order[_not_suppressed(boxes[order], scores[order], groups[order], options.nms_iou)]
+    order = order[: options.max_detections]
+    return Detections(boxes[order], scores[order], labels[order], tuple(names), image_hw, patches[order], best)
+
+
+def _not_suppressed(boxes: Tensor, scores: Tensor, groups: Tensor, nms_iou: float) -> Tensor:
+    """Indices of the boxes that overlap no better one of their group by more, in order."""
+    place = boxes.device
+    if place.type not in ("cpu", "cuda"):  # others have no float64
+        boxes, scores, groups = boxes.cpu(), scores.cpu(), groups.cpu()
+    # It moves the boxes of each group to a place of their own: far out, float32 has no pixels left for the 1000th.
+    return batched_nms(boxes.double(), scores.double(), groups, nms_iou).sort().values.to(place)
 
 
 def _best(scores: Tensor, boxes: Tensor, possible: Tensor, names: Sequence[str]) -> Detection | None:
@@ -66,17 +128,28 @@ def _best(scores: Tensor, boxes: Tensor, possible: Tensor, names: Sequence[str])
 def check_fraction(name: str, value: float) -> None:
     """Refuses a setting that is no number in [0, 1]."""
     if not isinstance(value, Real) or not 0 <= value <= 1:  # NaN fails this too
-        raise QueryError(f"{name} must be a number in [0, 1], got {value!r}")
+        raise QueryError(f"{name} must be a number in [0, 1], got {_shown(value)}")
 
 
-def check_threshold(threshold: float | Sequence[float], n_queries: int) -> Tensor:
-    """Thresholds [Q] from one number or one a query; anything outside [0, 1] raises QueryError."""
+def _checked_threshold(threshold: Any) -> float | tuple[float, ...] | dict[str, float]:
+    """One number, one a query, or one a name."""
+    if isinstance(threshold, Mapping):
+        for name, value in threshold.items():
+            if not isinstance(name, str):
+                raise QueryError(f"threshold must name queries by their texts, got {_shown(name)}")
+            check_fraction(f"the threshold of {_shown(name)}", value)
+        return {name: float(value) for name, value in threshold.items()}
     try:
-        thresholds = torch.as_tensor(threshold, dtype=torch.float32)
+        values = torch.as_tensor(threshold, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        raise QueryError(f"threshold must be a number in [0, 1] or one a query, got {threshold!r}") from None
-    if thresholds.ndim > 1 or (thresholds.ndim == 1 and len(thresholds) != n_queries):
-        raise QueryError(f"threshold must be one number, or one for each of the {n_queries} queries, got {threshold!r}")
-    if not ((thresholds >= 0) & (thresholds <= 1)).all():  # NaN fails this too
-        raise QueryError(f"threshold must lie in [0, 1], got {threshold!r}")
-    return thresholds.expand(n_queries)
+        values = torch.zeros(0, 0)
+    if values.ndim > 1:
+        raise QueryError(f"threshold must be a number in [0, 1] or one a query, got {_shown(threshold)}")
+    if not ((values >= 0) & (values <= 1)).all():  # NaN fails this too
+        raise QueryError(f"threshold must lie in [0, 1], got {_shown(threshold)}")
+    return float(values) if values.ndim == 0 else tuple(values.tolist())
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"

@@ -1,8 +1,9 @@
 """Queries of several parts: texts, exemplars and negatives of one thing, and how they are encoded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,11 @@ class Query:
             raise QueryError(f"the weight of the query {self.name!r} must be a number in [0, 1], got {self.weight!r}")
 
 
+Queries = Sequence[str | Exemplar | Query] | QueryEmbeddings | None
+# One query, which a list may be mistaken for.
+ONE = (str, Exemplar, Query)
+
+
 def as_query(query: str | Exemplar | Query) -> Query:
     """A text or an exemplar as a query of that one part, called by the text as it is or the exemplar's name."""
     if isinstance(query, Query):
@@ -57,6 +63,50 @@ def as_query(query: str | Exemplar | Query) -> Query:
             f"a text query must be a string, got {type(query).__name__}; a query is a text, an Exemplar or a Query"
         )
     return Query(query, texts=(query,))
+
+
+def as_queries(queries: object) -> list[Query]:
+    """A list of queries; a single one that is no list, or an empty list, raises QueryError."""
+    if isinstance(queries, str):
+        raise QueryError(f"queries must be a list of texts, got the single text {queries!r}; write [{queries!r}]")
+    if isinstance(queries, (Exemplar, Query)):
+        kind = type(queries).__name__.lower()
+        raise QueryError(f"queries must be a list, got a single {kind}; write [{kind}]")
+    if not isinstance(queries, Iterable):
+        raise QueryError(f"queries must be a list of texts, Exemplars and Queries, got {type(queries).__name__}")
+    asked = [as_query(query) for query in queries]
+    if not asked:
+        raise QueryError("the list of queries is empty; leave queries out to find anything that looks like a thing")
+    return asked
+
+
+def queries_per_image(
+    queries: Queries | Sequence[Queries], n_images: int, encode: Callable[[Any], QueryEmbeddings]
+) -> list[QueryEmbeddings | None]:
+    """The queries of each picture, of one list for all or a list of lists, one a picture; equal lists are encoded once.
+
+    Lists that are fewer or more than the pictures raise QueryError.
+    """
+    if queries is None or isinstance(queries, QueryEmbeddings):
+        return [queries] * n_images
+    single = isinstance(queries, ONE)  # which encode refuses
+    if not single and len(queries) == n_images == 0:
+        return []
+    if single or all(isinstance(query, ONE) for query in queries):
+        return [encode(queries)] * n_images
+    if len(queries) != n_images:
+        raise QueryError(f"got {len(queries)} lists of queries for {n_images} pictures; give one list a picture")
+    made: dict[Any, QueryEmbeddings] = {}
+    out: list[QueryEmbeddings | None] = []
+    for query in queries:
+        if query is None or isinstance(query, QueryEmbeddings):
+            out.append(query)
+            continue
+        key = query if isinstance(query, ONE) else tuple(query)
+        if key not in made:
+            made[key] = encode(query)
+        out.append(made[key])
+    return out
 
 
 def encode_queries(

@@ -1,17 +1,75 @@
-"""Where a model runs."""
+"""Where a model runs, in which precision, and in which process."""
+
+import copy
+import logging
+import os
+from typing import Any
 
 import torch
+from torch import nn
 
 from owl_swin.errors import ConfigError
+
+logger = logging.getLogger("owl_swin")
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+}
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The device of that name; "auto" is an accelerator where there is one, else the CPU. Never a silent fallback."""
     if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        return torch.empty(0, device=torch.device(device)).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return chosen
+
+
+def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """float32, bfloat16 or float16 ("half"), by name or as torch has it; None leaves a model as it is."""
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is not None and chosen in DTYPES.values():
+        return chosen
+    if dtype is None:
+        return None
+    raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+
+
+def placed(network: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """The network itself if it is in evaluation mode, on the device and of the precision; else a copy that is."""
+    if not isinstance(network, nn.Module):
+        return network
+    numbers = [*network.parameters(), *network.buffers()]
+    fits = all(
+        one.device == device and (dtype is None or not one.is_floating_point() or one.dtype == dtype) for one in numbers
+    )
+    if fits and not any(module.training for module in network.modules()):
+        return network
+    return copy.deepcopy(network).to(device=device, dtype=dtype).eval()
+
+
+class ForkGuard:
+    """Lets a model be used in a process that was forked after it was loaded.
+
+    The threads that PyTorch computes with are not there after a fork, and waiting for them never ends.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+
+    def check(self) -> None:
+        """In a forked process, computes with one thread from now on, and says so once."""
+        if os.getpid() == self._process:
+            return
+        self._process = os.getpid()
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+            logger.warning(
+                "this process was forked after the model was loaded and computes with one thread; "
+                "start processes with the method 'spawn' to use more"
+            )

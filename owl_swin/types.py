@@ -7,7 +7,7 @@ caller's picture.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,20 @@ class ImageEmbeddings(PatchLogitInputs):
 
     def __getitem__(self, index: int) -> "ImageEmbeddings":
         """One picture out of a batch."""
+        return self._map(lambda tensor: tensor[index])
+
+    def clone(self) -> "ImageEmbeddings":
+        """A copy that keeps no batch alive."""
+        return self._map(Tensor.clone)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ImageEmbeddings":
         return ImageEmbeddings(
-            self.class_embeds[index],
-            self.logit_shift[index],
-            self.logit_scale[index],
-            image_embed=self.image_embed[index],
-            pred_boxes=self.pred_boxes[index],
-            objectness_logits=self.objectness_logits[index],
+            change(self.class_embeds),
+            change(self.logit_shift),
+            change(self.logit_scale),
+            image_embed=change(self.image_embed),
+            pred_boxes=change(self.pred_boxes),
+            objectness_logits=change(self.objectness_logits),
             grid_hw=self.grid_hw,
         )
 

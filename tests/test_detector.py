@@ -356,7 +356,7 @@ def test_the_likeliest_name_is_the_nearest_to_the_picture(detector, picture):
     names = ["cat", "dog", "a red mug"]
     cosine = detector.encode_queries(names).query_embeds @ detector.encode_image(picture).embeddings.image_embed
     classes = detector.classify(picture, names, templates=("{}",))
-    assert_close(classes.probabilities, (cosine * detector.model.alignment_log_scale.exp()).softmax(0))
+    assert_close(classes.probabilities, (cosine * detector.spec.alignment_scale).softmax(0))
 
 
 def test_one_name_is_certain_and_the_same_name_twice_is_even(detector, picture):
@@ -393,7 +393,7 @@ def test_classes_of_both_kinds_are_refused(detector, picture, names, sentence):
 @pytest.mark.parametrize(
     "names, templates, sentence",
     [
-        ([], ("{}",), "list of queries is empty"),
+        ([], ("{}",), "list of names is empty; give the names that the picture may have"),
         ("cat", ("{}",), r"names must be a list of texts, got the single text 'cat'; write \['cat'\]"),
         (["cat", ""], ("{}",), "must name something"),
         (["cat"], (), "every template must hold {}"),

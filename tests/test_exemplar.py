@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from owl_swin.boxes import pairwise_iou
 from owl_swin.errors import ImageError, QueryError
 from owl_swin.exemplar import Exemplar, check_box, combine, most_object_like, patch_of_box
-from owl_swin.frame import Frame, exemplar_frame
+from owl_swin.frame import Frame, SwinPreprocess, exemplar_frame
 from owl_swin.types import ImageEmbeddings, QueryEmbeddings
 
 BOX = (10, 12, 50, 44)
@@ -164,7 +164,8 @@ def test_the_box_of_an_exemplar_is_found_again_in_its_crop(detector):
     there = detector.encode_exemplars([Exemplar(large, box)])
     assert_close(there, detector.encode_exemplars([Exemplar(large.crop(crop), moved)]))
     frame = exemplar_frame((300, 400), box, 96)
-    seen = detector._encode_pixels([frame.pixels(large)])[0]
+    with torch.no_grad():
+        seen = detector.model.encode_image(SwinPreprocess(16).normalise(frame.pixels(large)[None]))[0]
     overlaps = pairwise_iou(frame.to_image(seen.pred_boxes), torch.tensor([box], dtype=torch.float))[:, 0]
     good = overlaps >= 0.8 * overlaps.max()
     best = seen.objectness_logits.masked_fill(~good, -torch.inf).argmax()

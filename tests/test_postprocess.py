@@ -1,5 +1,8 @@
 """Logits and boxes of patches → Detections, with numbers that can be followed by hand."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,7 +10,7 @@ from torch.testing import assert_close
 from owl_swin.boxes import xyxy_to_cxcywh
 from owl_swin.errors import QueryError
 from owl_swin.frame import Frame
-from owl_swin.postprocess import check_threshold, detections_from_logits
+from owl_swin.postprocess import DetectOptions, detect_options, find_detections
 
 FRAME = Frame((100, 200), (96, 192), (96, 192))  # a picture of 100x200, height first
 # In pixels of the picture: two that overlap by 0.8, and one apart.
@@ -21,8 +24,13 @@ def logits(*rows) -> torch.Tensor:
     return torch.tensor(rows).logit()
 
 
+def find(logits, boxes, names, frame=FRAME, **settings):
+    options = detect_options(DetectOptions(nms_iou=None), settings)
+    return find_detections(logits, frame.to_image(boxes), names, frame.image_hw, options)
+
+
 def detect(scores, names=NAMES, boxes=BOXES, **settings):
-    return detections_from_logits(logits(*scores), boxes, FRAME, names, **{"threshold": 0.5, **settings})
+    return find(logits(*scores), boxes, names, **{"threshold": 0.5, **settings})
 
 
 SCORES = ([0.9, 0.2], [0.8, 0.7], [0.1, 0.6])
@@ -48,18 +56,16 @@ def test_the_best_answer_is_said_also_below_its_threshold(thresholds, expected):
 def test_of_what_cannot_answer_there_is_no_best():
     never = torch.full((3, 2), -torch.inf)
     outside = FRAME.from_image(torch.tensor([[300.0, 300, 400, 400]] * 3))
-    assert detections_from_logits(never, BOXES, FRAME, NAMES, threshold=0.0).best is None
-    assert detections_from_logits(torch.zeros(3, 2), outside, FRAME, NAMES, threshold=0.0).best is None
+    assert find(never, BOXES, NAMES, threshold=0.0).best is None
+    assert find(torch.zeros(3, 2), outside, NAMES, threshold=0.0).best is None
     never[1, 1] = -50.0
-    assert detections_from_logits(never, BOXES, FRAME, NAMES, threshold=0.5).best.query == 1
+    assert find(never, BOXES, NAMES, threshold=0.5).best.query == 1
 
 
 @pytest.mark.parametrize("n_patches, n_queries", [(0, 2), (3, 0)])
 def test_no_patches_or_no_queries_give_an_empty_detections(n_patches, n_queries):
     empty = torch.zeros(n_patches, n_queries)
-    found = detections_from_logits(
-        empty, BOXES[:n_patches], FRAME, NAMES[:n_queries], threshold=0.0, nms_iou=0.5, top_k=5
-    )
+    found = find(empty, BOXES[:n_patches], NAMES[:n_queries], threshold=0.0, nms_iou=0.5, top_k=5)
     assert len(found) == 0
     assert found.best is None
 
@@ -73,11 +79,11 @@ def test_every_pair_at_or_above_the_threshold_is_found_best_first():
 
 
 def test_a_score_equal_to_the_threshold_counts():
-    assert len(detections_from_logits(torch.zeros(1, 1), BOXES[:1], FRAME, ("a",), threshold=0.5)) == 1
+    assert len(find(torch.zeros(1, 1), BOXES[:1], ("a",), threshold=0.5)) == 1
 
 
 def test_equal_scores_keep_the_order_of_patches_and_queries():
-    found = detections_from_logits(torch.zeros(3, 2), BOXES, FRAME, NAMES, threshold=0.1)
+    found = find(torch.zeros(3, 2), BOXES, NAMES, threshold=0.1)
     assert found.patches.tolist() == [0, 0, 1, 1, 2, 2]
     assert found.labels.tolist() == [0, 1, 0, 1, 0, 1]
 
@@ -118,8 +124,8 @@ def test_nms_of_a_thousand_queries_is_that_of_each_alone():
     boxes = xyxy_to_cxcywh(torch.cat([corners, corners + 6 + torch.rand(600, 2) * 6], 1) / 5000)
     last = torch.rand(600, 1) * 4
     many = torch.cat([torch.full((600, 999), -9.0), last], 1)
-    alone = detections_from_logits(last, boxes, frame, ("x",), threshold=0.5, nms_iou=0.5, top_k=600)
-    among = detections_from_logits(many, boxes, frame, ["x"] * 1000, threshold=0.5, nms_iou=0.5, top_k=600)
+    alone = find(last, boxes, ("x",), frame, threshold=0.5, nms_iou=0.5, top_k=600)
+    among = find(many, boxes, ["x"] * 1000, frame, threshold=0.5, nms_iou=0.5, top_k=600)
     assert 0 < len(alone) < 600
     assert among.patches.tolist() == alone.patches.tolist()
 
@@ -140,7 +146,7 @@ def test_top_k_is_filled_from_behind_many_overlapping_boxes():
 
 def test_a_logit_of_minus_infinity_never_answers():
     masked = torch.tensor([[-torch.inf], [-1e4], [torch.nan]])
-    assert detections_from_logits(masked, BOXES, FRAME, ("a",), threshold=0.0).patches.tolist() == [1]
+    assert find(masked, BOXES, ("a",), threshold=0.0).patches.tolist() == [1]
 
 
 def test_boxes_are_clipped_and_those_outside_the_picture_are_no_detections():
@@ -171,7 +177,7 @@ def test_names_that_contain_one_another_or_repeat_are_told_apart_by_index():
         ({"threshold": [0.5]}, "one for each of the 2 queries"),
         ({"threshold": [0.5, 0.5, 0.5]}, "one for each of the 2 queries"),
         ({"threshold": []}, "one for each of the 2 queries"),
-        ({"threshold": [[0.5, 0.5]]}, "one for each of the 2 queries"),
+        ({"threshold": [[0.5, 0.5]]}, "threshold must be a number in"),
         ({"threshold": None}, "threshold must be a number"),
         ({"threshold": "0.5"}, "threshold must be a number"),
         ({"nms_iou": float("nan")}, r"nms_iou must be a number in \[0, 1\], got nan"),
@@ -189,5 +195,41 @@ def test_settings_that_mean_nothing_are_refused(settings, sentence):
 
 
 def test_one_threshold_is_given_to_every_query():
-    assert_close(check_threshold(0.25, 3), torch.tensor([0.25, 0.25, 0.25]))
-    assert check_threshold(0.25, 0).shape == (0,)
+    assert_close(DetectOptions(threshold=0.25).thresholds(["a"] * 3), torch.tensor([0.25, 0.25, 0.25]))
+    assert DetectOptions(threshold=0.25).thresholds([]).shape == (0,)
+
+
+def test_thresholds_may_be_given_by_name():
+    options = DetectOptions(threshold={"dog": 0.65, "cat": np.float32(0.5)})
+    assert_close(options.thresholds(("cat", "dog", "owl", "cat")), torch.tensor([0.5, 0.65, 0.2, 0.5]))
+    found = detect(SCORES, threshold={"cat": 0.85, "dog": 0.65})
+    assert list(zip(found.patches.tolist(), found.labels.tolist(), strict=True)) == [(0, 0), (1, 1)]
+    with pytest.raises(QueryError, match="threshold names 'dgo', which is none of the queries"):
+        detect(SCORES, threshold={"dgo": 0.5})
+    for wrong in ({"cat": 1.5}, {"cat": None}):
+        with pytest.raises(QueryError, match=r"the threshold of 'cat' must be a number in \[0, 1\]"):
+            DetectOptions(threshold=wrong)
+
+
+@pytest.mark.parametrize("across, expected", [(False, [(0, 0), (1, 1), (2, 1)]), (True, [(0, 0), (2, 1)])])
+def test_suppression_across_names_leaves_one_name_a_place(across, expected):
+    found = detect(SCORES, nms_iou=0.5, nms_across=across)
+    assert list(zip(found.patches.tolist(), found.labels.tolist(), strict=True)) == expected
+
+
+def test_options_are_checked_once_and_settings_take_their_place():
+    options = DetectOptions(threshold=[0.5, np.int64(1)], max_detections=np.int64(7))
+    assert options.threshold == (0.5, 1.0)
+    changed = detect_options(options, {"top_k": 3, "nms_iou": None})
+    assert (changed.threshold, changed.max_detections, changed.nms_iou) == ((0.5, 1.0), 3, None)
+    assert detect_options() == DetectOptions()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.nms_iou = 0.3
+    with pytest.raises(TypeError, match="treshold"):
+        detect_options(None, {"treshold": 0.5})
+
+
+def test_a_wrong_value_is_shown_in_short():
+    with pytest.raises(QueryError) as caught:
+        DetectOptions(nms_iou=b"x" * 1_000_000)
+    assert len(str(caught.value)) < 300

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from owl_swin.detector import Detector, EncodedImage
+from owl_swin.detector import Detector
+from owl_swin.encoded import EncodedImage
 from owl_swin.evaluation.coco import query_text
 from owl_swin.evaluation.precision import (
     interval,

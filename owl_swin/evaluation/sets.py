@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from owl_swin.boxes import xyxy_to_xywh
-from owl_swin.detector import Detector, EncodedImage
+from owl_swin.detector import Detector
+from owl_swin.encoded import EncodedImage
 from owl_swin.errors import DataError, ImageError
 from owl_swin.types import Detections
 

@@ -1,1 +1,22 @@
-"""Where weights come from: each family of models reads its own files."""
+"""Families of models: where their weights come from, and how each sees pictures and reads texts."""
+
+from pathlib import Path
+
+from torch import nn
+
+from owl_swin.errors import ConfigError
+from owl_swin.families.owl_swin import load_owl_swin, pretrained
+from owl_swin.models.network import Pretrained
+from owl_swin.models.owl_swin import OwlSwin
+
+
+def load(source: str | Path = "nano") -> Pretrained:
+    """A model that ships ("nano"), or one of a file or folder; what cannot be read raises CheckpointError."""
+    return load_owl_swin(source)
+
+
+def of_module(module: nn.Module) -> Pretrained:
+    """A network that is in memory, with what its family needs to see pictures and read texts."""
+    if isinstance(module, OwlSwin):
+        return pretrained(module)
+    raise ConfigError(f"a Detector takes an OwlSwin or what families.load gives, got {type(module).__name__}")

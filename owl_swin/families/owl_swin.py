@@ -13,7 +13,10 @@ from owl_swin.config import ModelConfig, from_mapping, to_mapping
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.weights import ROW_SCALE, dequantise, load_tensors, quantise_rows, read_tensors
 from owl_swin.files import write_safetensors
+from owl_swin.frame import SwinPreprocess
+from owl_swin.models.network import Pretrained
 from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.tokenizer import get_tokenizer
 
 FORMAT = "owl_swin-1"
 SHIPPED = ("nano",)
@@ -60,6 +63,24 @@ def load_checkpoint(source: str | Path = "nano") -> tuple[OwlSwin, dict[str, Any
         model = OwlSwin(config)
     load_tensors(model, dequantise(tensors, str(path)), str(path))
     return model.eval().requires_grad_(False), card
+
+
+def load_owl_swin(source: str | Path = "nano") -> Pretrained:
+    """The model of ``load_checkpoint`` with all that a Detector needs."""
+    model, card = load_checkpoint(source)
+    return pretrained(model, card)
+
+
+def pretrained(model: OwlSwin, card: Mapping[str, Any] | None = None) -> Pretrained:
+    """A model of ours with its preprocessing and tokenizer."""
+    text = model.config.text
+    return Pretrained(
+        model,
+        SwinPreprocess(model.config.exemplar_stride),
+        get_tokenizer(text.context_length, text.open_clip),
+        card or {},
+        OwlSwin.attention,
+    )
 
 
 def checkpoint_path(source: str | Path) -> Path:

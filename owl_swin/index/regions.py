@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from owl_swin.detector import Detector, EncodedImage
+from owl_swin.detector import Detector
+from owl_swin.encoded import EncodedImage
 from owl_swin.errors import ImageError
 from owl_swin.image import open_image
 from owl_swin.index.folder import Content, read_picture

@@ -1,14 +1,16 @@
 """What other rooms may know of a network: what it is, and what it does."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from owl_swin.config import CalibrationConfig
-from owl_swin.types import ImageEmbeddings
+from owl_swin.frame import Preprocess
+from owl_swin.types import BlockAttention, ImageEmbeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class Spec:
     ``fingerprint`` names its weights; ``image_size`` is the longer side in pixels that it was made for and ``stride``
     the side of a patch; ``any_size`` is False where only one size fits. ``search_norm``: no patch has a vector
     (scale · embedding, scale · shift) longer than this, or few have.
+    ``alignment_scale`` is the inverse temperature of pictures and texts in classification.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Spec:
     has_masks: bool
     search_norm: float
     calibration: CalibrationConfig
+    alignment_scale: float
 
 
 class Network(Protocol):
@@ -42,9 +46,26 @@ class Network(Protocol):
 
     def encode_image(self, pixels: Tensor) -> ImageEmbeddings:
         """Pixels [B, 3, H, W] as its family's preprocessing makes them → everything that no query touches."""
+        ...
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Token ids [N, L] → unit text embeddings [N, E]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A network with all that it needs to see pictures and read texts: what ``families.load`` gives a Detector.
+
+    ``tokenize`` makes ids [N, L] of N texts. ``look_inside`` says what the patches of one picture [1, 3, H, W] attend
+    to, where the network has attention to show.
+    """
+
+    network: Network
+    preprocess: Preprocess
+    tokenize: Callable[[Sequence[str]], Tensor]
+    card: Mapping[str, Any] = field(default_factory=dict)
+    look_inside: Callable[[Any, Tensor], list[BlockAttention]] | None = None
 
 
 def fingerprint(model: nn.Module) -> str:

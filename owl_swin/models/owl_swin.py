@@ -10,7 +10,7 @@ from owl_swin.models.hybrid import HybridSwin
 from owl_swin.models.network import Spec, fingerprint
 from owl_swin.models.swin import SwinEncoder
 from owl_swin.models.text import TextEncoder
-from owl_swin.types import ImageEmbeddings
+from owl_swin.types import BlockAttention, ImageEmbeddings
 
 # Longest vector (scale · embedding, scale · shift) of a patch that a trained model of this family gives.
 SEARCH_NORM = 16.0
@@ -50,6 +50,7 @@ class OwlSwin(nn.Module):
             has_masks=False,
             search_norm=SEARCH_NORM,
             calibration=config.calibration,
+            alignment_scale=float(self.alignment_log_scale.exp().clamp(max=100)),
         )
 
     def encode_patches(self, pixels: Tensor) -> Tensor:
@@ -68,6 +69,10 @@ class OwlSwin(nn.Module):
     def encode_image(self, pixels: Tensor) -> ImageEmbeddings:
         """Normalised pixels [B, 3, H, W] → everything that no query touches."""
         return encode_from_patches(self, self.encode_patches(pixels), (pixels.shape[2], pixels.shape[3]))
+
+    def attention(self, pixels: Tensor) -> list[BlockAttention]:
+        """What every patch of one picture [1, 3, H, W] attends to, block after block."""
+        return self.image_encoder.attention(pixels)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Token ids [N, L] → unit text embeddings [N, E]."""

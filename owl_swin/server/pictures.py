@@ -5,12 +5,12 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 from PIL import ExifTags, Image
 
-from owl_swin.detector import EncodedImage
+from owl_swin.encoded import EncodedImage, View
 from owl_swin.errors import ImageError
 from owl_swin.exemplar import check_box
 from owl_swin.frame import Frame
@@ -47,7 +47,7 @@ class Picture:
 
     def own(self, encoded: EncodedImage) -> EncodedImage:
         """The encoding of ``image`` as that of the whole picture."""
-        return replace(encoded, frame=self.frame)
+        return EncodedImage((View(encoded.embeddings, self.frame),))
 
 
 @dataclass(frozen=True, slots=True)

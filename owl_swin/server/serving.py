@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from owl_swin.detector import Detector, EncodedImage
+from owl_swin.detector import ANYTHING, Detector
+from owl_swin.encoded import EncodedImage
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import Exemplar
 from owl_swin.fetching import fetch
 from owl_swin.formats import to_record
-from owl_swin.postprocess import check_threshold
+from owl_swin.postprocess import detect_options
 from owl_swin.queries import Query
 from owl_swin.server.archive import Archive
 from owl_swin.server.batching import Batcher, QueueFull
@@ -147,7 +147,7 @@ class Serving:
         heads = await all_of([work.read(partial(self._head, blob)) for blob in blobs])
         work.count_pixels(heads)
         queries = await self.encode(asked, work) if asked is not None else None
-        check_threshold(options["threshold"], 1 if queries is None else len(queries))
+        detect_options(None, options).thresholds((ANYTHING,) if queries is None else queries.names)
         found = [self._detect_one(*pair, queries, options, work) for pair in zip(blobs, heads, strict=True)]
         return b'{"results": [' + b", ".join(await all_of(found)) + b"]}"
 
@@ -181,7 +181,7 @@ class Serving:
         self.metrics.batch_size.observe(len(unique))
         if self.settings.cache_bytes:
             for key, one in made.items():
-                self.images.put(key, _apart(one))
+                self.images.put(key, one)
         return [made[picture.key] for picture in pictures]
 
     # --- Queries --------------------------------------------------------------------------------------------------
@@ -355,18 +355,8 @@ def _as_query(asked: AskedQuery, cut: dict[int, Exemplar]) -> Query:
     return Query(asked.name, asked.texts, [cut[id(one)] for one in asked.exemplars], negatives, asked.weight)
 
 
-def _apart(encoded: EncodedImage) -> EncodedImage:
-    """A copy that does not keep the batch alive of which it was a part."""
-    kept: dict[str, Any] = {
-        f.name: value.clone() if isinstance(value := getattr(encoded.embeddings, f.name), Tensor) else value
-        for f in fields(encoded.embeddings)
-    }
-    return replace(encoded, embeddings=type(encoded.embeddings)(**kept))
-
-
 def _bytes_of_image(encoded: EncodedImage) -> int:
-    values = (getattr(encoded.embeddings, f.name) for f in fields(encoded.embeddings))
-    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+    return encoded.nbytes
 
 
 def _bytes_of_queries(queries: QueryEmbeddings) -> int:

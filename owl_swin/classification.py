@@ -1,0 +1,46 @@
+"""Classes of whole pictures: told by texts in templates, or shown by examples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from owl_swin.errors import QueryError
+from owl_swin.exemplar import Exemplar
+from owl_swin.queries import Query, as_query
+from owl_swin.tokenizer import clean_text
+
+# Averaged by classify(); the text encoder knows them from its training.
+TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a close-up of a {}")
+
+
+def check_classes(names: Any, templates: Sequence[str]) -> tuple[list[Query], bool]:
+    """The classes, and whether they are shown by examples; what makes no classes raises QueryError.
+
+    Refused are a single name that is no list, no names, templates without a place for the name, classes of both kinds,
+    negatives, and texts beside examples.
+    """
+    if isinstance(names, str):
+        raise QueryError(f"names must be a list of texts, got the single text {names!r}; write [{names!r}]")
+    if isinstance(names, (Exemplar, Query)):
+        kind = type(names).__name__
+        raise QueryError(f"names must be a list, got a single {kind}; write [{kind.lower()}]")
+    if not templates or any("{}" not in template for template in templates):
+        raise QueryError(f"every template must hold {{}} where the name goes, got {list(templates)}")
+    classes = [as_query(name) for name in names]
+    if not classes:
+        raise QueryError("the list of names is empty; give the names that the picture may have")
+    for one in classes:
+        if one.negatives or (one.texts and one.exemplars):
+            raise QueryError(
+                f"a class of whole pictures is texts or examples alone; the query {one.name!r} has other parts"
+            )
+    shown = {bool(one.exemplars) for one in classes}
+    if len(shown) > 1:
+        raise QueryError("pictures are told apart by texts or by examples; these classes are of both kinds")
+    return classes, shown == {True}
+
+
+def prompts(classes: Sequence[Query], templates: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Every text of every class in every template, and how many of them belong to each class."""
+    texts = [[clean_text(text) for text in one.texts] for one in classes]
+    made = [template.replace("{}", text) for own in texts for text in own for template in templates]
+    return made, [len(own) * len(templates) for own in texts]

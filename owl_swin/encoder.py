@@ -1,0 +1,171 @@
+"""A pretrained model in its place: pictures, texts and exemplars go in, embeddings come out."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from owl_swin.encoded import EncodedImage, PreparedImage, View
+from owl_swin.errors import OwlSwinError, QueryError
+from owl_swin.exemplar import Exemplar, check_box, most_object_like, patch_of_box
+from owl_swin.frame import HW, Crop
+from owl_swin.image import ImageSource, open_image
+from owl_swin.models.network import Pretrained, Spec
+from owl_swin.runtime import ForkGuard, placed
+from owl_swin.types import BlockAttention, ImageEmbeddings
+
+Picture = ImageSource | PreparedImage | EncodedImage
+
+
+class Encoder:
+    """A network on one device, in one precision, in evaluation mode. What comes out are ordinary tensors."""
+
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        spec: Spec | None = None,
+    ):
+        """``spec`` is that of the network before it was rounded to another ``dtype``, where it was."""
+        network = placed(pretrained.network, device, dtype)
+        if spec is None and network is not pretrained.network and dtype is not None:
+            spec = pretrained.network.spec
+        self.pretrained, self.device, self._spec = replace(pretrained, network=network), device, spec
+        parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+        self.dtype = torch.float32 if parameter is None else parameter.dtype
+        self._fork = ForkGuard()
+
+    @property
+    def spec(self) -> Spec:
+        """The network's, with its weights as they were when this was first asked for."""
+        if self._spec is None:
+            self._spec = self.pretrained.network.spec
+        return self._spec
+
+    def prepare(self, image: Picture, image_size: int, tiles: Sequence[Crop] = ()) -> PreparedImage | EncodedImage:
+        """The picture, and parts of it, read and brought to the size of the model; what was is given back."""
+        if isinstance(image, (PreparedImage, EncodedImage)):
+            return image
+        opened, preprocess = open_image(image), self.pretrained.preprocess
+        image_hw = (opened.height, opened.width)
+        frames = [preprocess.frame(image_hw, image_size)]
+        frames += [preprocess.frame(image_hw, image_size, check_tile(tile, image_hw)) for tile in tiles]
+        return PreparedImage(tuple(frames), tuple(preprocess.pixels(opened, frame) for frame in frames))
+
+    def encode(self, images: Sequence[PreparedImage], batch_size: int = 8) -> list[EncodedImage]:
+        """Pictures in order; frames of one size share a batch, none is padded to another."""
+        jobs = [(i, k) for i, image in enumerate(images) for k in range(len(image.frames))]
+        views: dict[tuple[int, int], View] = {}
+        for model_hw in dict.fromkeys(images[i].frames[k].model_hw for i, k in jobs):
+            same = [(i, k) for i, k in jobs if images[i].frames[k].model_hw == model_hw]
+            for start in range(0, len(same), batch_size):
+                batch = same[start : start + batch_size]
+                embeddings = self.encode_pixels([images[i].pixels[k] for i, k in batch])
+                for (i, k), one in zip(batch, embeddings, strict=True):
+                    views[i, k] = View(one, images[i].frames[k])
+        return [EncodedImage(tuple(views[i, k] for k in range(len(one.frames)))) for i, one in enumerate(images)]
+
+    def stream(
+        self,
+        images: Iterable[Picture],
+        image_size: int,
+        batch_size: int,
+        on_error: Literal["raise", "return"] = "raise",
+    ) -> Iterator[EncodedImage | OwlSwinError]:
+        """Pictures in order, of which at most ``batch_size`` are read ahead.
+
+        One that cannot be read is raised in its turn, or with ``on_error="return"`` its error stands in its place.
+        """
+        rest = iter(images)
+        while read := [self._read(image, image_size) for image in islice(rest, batch_size)]:
+            encoded = iter(self.encode([one for one in read if isinstance(one, PreparedImage)], batch_size))
+            for one in read:
+                if isinstance(one, OwlSwinError) and on_error == "raise":
+                    raise one
+                yield next(encoded) if isinstance(one, PreparedImage) else one
+
+    def encode_pixels(self, pixels: Sequence[Tensor]) -> list[ImageEmbeddings]:
+        """One batch of frames of one size, taken apart into tensors that do not keep the batch alive."""
+        self._fork.check()
+        with torch.inference_mode():
+            embeddings = self.pretrained.network.encode_image(self._network_input(pixels))
+        return [embeddings[i].clone() for i in range(len(pixels))]
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings [N, E]."""
+        self._fork.check()
+        with torch.inference_mode():
+            embeds = self.pretrained.network.encode_text(self.pretrained.tokenize(texts).to(self.device))
+        return embeds.clone()
+
+    def exemplar(self, exemplar: Exemplar, image_size: int) -> Tensor:
+        """Unit embedding [E] of one exemplar: of its box, or of the most object-like thing in its picture."""
+        picture, preprocess = open_image(exemplar.image), self.pretrained.preprocess
+        image_hw = (picture.height, picture.width)
+        box = None if exemplar.box_xyxy is None else check_box(exemplar.box_xyxy, image_hw)
+        if box is None:
+            frame = preprocess.frame(image_hw, image_size)
+        else:
+            frame = preprocess.exemplar(image_hw, box.tolist(), image_size)
+        embeddings = self.encode_pixels([preprocess.pixels(picture, frame)])[0]
+        if box is not None:
+            return patch_of_box(embeddings, frame.from_image(box))
+        everything = torch.arange(len(embeddings.class_embeds), device=self.device)
+        return embeddings.class_embeds[most_object_like(embeddings, everything)]
+
+    def attention(self, image: PreparedImage) -> list[BlockAttention]:
+        """What every patch of the picture attends to in each block of the encoder, first to last."""
+        if self.pretrained.look_inside is None:
+            raise QueryError(f"a model of the family {self.spec.family!r} has no attention to show")
+        self._fork.check()
+        with torch.no_grad():
+            return self.pretrained.look_inside(self.pretrained.network, self._network_input(image.pixels[:1]))
+
+    def _network_input(self, pixels: Sequence[Tensor]) -> Tensor:
+        """Pixels of frames of one size → what the network reads [B, 3, H, W]."""
+        return self.pretrained.preprocess.normalise(torch.stack(list(pixels)).to(self.device)).to(self.dtype)
+
+    def _read(self, image: Picture, image_size: int) -> PreparedImage | EncodedImage | OwlSwinError:
+        try:
+            return self.prepare(image, image_size)
+        except OwlSwinError as error:
+            return error
+
+
+def check_tile(tile: Crop, image_hw: HW) -> Crop:
+    """A part of a picture, xyxy in whole pixels; one that is empty or not inside raises QueryError."""
+    try:
+        x0, y0, x1, y1 = tile
+    except (TypeError, ValueError):
+        x0 = y0 = x1 = y1 = -1
+    whole = all(isinstance(value, Integral) for value in (x0, y0, x1, y1))
+    if not whole or not (0 <= x0 < x1 <= image_hw[1] and 0 <= y0 < y1 <= image_hw[0]):
+        raise QueryError(
+            f"a tile is xmin, ymin, xmax, ymax in whole pixels inside the picture, which is "
+            f"{image_hw[1]}x{image_hw[0]}, got {tile!r}"
+        )
+    return int(x0), int(y0), int(x1), int(y1)
+
+
+def check_many(images: Any, called: str, single: str) -> Iterable[Any]:
+    """Refuses one picture where several are asked for."""
+    one = (str, os.PathLike, bytes, bytearray, Image.Image, np.ndarray, Tensor, PreparedImage, EncodedImage)
+    if isinstance(images, one) or not isinstance(images, Iterable):
+        kind = type(images).__name__
+        raise QueryError(f"{called} takes a list of pictures, got a single {kind}; call {single}, or write [picture]")
+    return images
+
+
+def check_batch_size(batch_size: int) -> int:
+    """At least one picture, in whole numbers."""
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise QueryError(f"batch_size must be at least 1, got {batch_size!r}")
+    return int(batch_size)
