@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from owl_swin.config import HeadsConfig, ModelConfig, SwinConfig, TextConfig
 from owl_swin.errors import ConfigError
+from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
 from owl_swin.models.hybrid import HybridSwin
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.models.stem import IMAGENET_MEAN, IMAGENET_STD, ConvStem, published_stem
@@ -133,3 +134,12 @@ def test_depths_fit_the_stem(change, sentence):
 def test_a_hybrid_has_no_stage_1_to_fuse():
     with pytest.raises(ConfigError, match="first stage is 2"):
         replace(CONFIG, heads=replace(CONFIG.heads, stages=(1, 2, 3)))
+
+
+def test_a_hybrid_goes_through_a_file(tmp_path):
+    model = OwlSwin(CONFIG).eval()
+    save_checkpoint(tmp_path / "model.safetensors", model, {}, int8=False)
+    loaded, _ = load_checkpoint(tmp_path / "model.safetensors")
+    pixels = torch.randn(1, 3, 64, 64)
+    found, expected = loaded.encode_image(pixels), model.encode_image(pixels)
+    torch.testing.assert_close(found.class_embeds, expected.class_embeds, rtol=0, atol=5e-3)

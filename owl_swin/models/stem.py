@@ -35,9 +35,10 @@ class ConvStem(nn.Module):
             network.num_features if not hasattr(network, "head_hidden_size") else network.head_hidden_size
         )
         self.network = fold_norms(network)
-        mean, std = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
-        self.shift = [float(v) for v in (torch.tensor(IMAGENET_MEAN) - mean) / std]
-        self.scale = [float(v) for v in torch.tensor(IMAGENET_STD) / std]
+        # Plain numbers, also where the model is first laid out without memory.
+        own = list(zip(settings["mean"], settings["std"], IMAGENET_MEAN, IMAGENET_STD, strict=True))
+        self.shift = [(given_mean - mean) / std for mean, std, given_mean, _ in own]
+        self.scale = [given_std / std for _, std, _, given_std in own]
 
     def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
         height, width = pixels.shape[2], pixels.shape[3]
