@@ -88,6 +88,16 @@ def write_safetensors(
             save_file(tensors, part, metadata=dict(metadata))
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a UTF-8 file; the byte order mark that some editors put before it is no part of it."""
+    return Path(path).read_text(encoding="utf-8-sig")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The content of a JSON file, with or without a byte order mark."""
+    return json.loads(read_text(path))
+
+
 def read_safetensors(path: Path, *, error: type[OwlSwinError]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file; one that is missing, damaged or cut off raises ``error``."""
     try:

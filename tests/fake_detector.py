@@ -18,7 +18,8 @@ class FakeDetector:
         self.exemplars = []
 
     def encode_queries(self, names):
-        self.asked = tuple(names)
+        self.asked = tuple(query if isinstance(query, str) else query.name for query in names)
+        self.queries = list(names)
         return QueryEmbeddings(torch.zeros(len(self.asked), 1), self.asked)
 
     def encode_exemplars(self, exemplars):

@@ -66,3 +66,15 @@ BAD_FILES = {
     "bomb.png": (png_claiming(20_000, 20_000), "the largest picture"),
     "large.png": (png_claiming(10_000, 10_000), "10000x10000 is more than"),
 }
+
+
+def exif_behind_the_pixels(png: bytes) -> bytes:
+    """The PNG with its EXIF chunk moved to where some tools write it: just before the end."""
+    chunks, place = [], 8
+    while place < len(png):
+        (length,) = struct.unpack(">I", png[place : place + 4])
+        chunks.append(png[place : place + length + 12])
+        place += length + 12
+    exif = [chunk for chunk in chunks if chunk[4:8] == b"eXIf"]
+    others = [chunk for chunk in chunks if chunk[4:8] != b"eXIf"]
+    return png[:8] + b"".join([*others[:-1], *exif, others[-1]])

@@ -84,11 +84,11 @@ def test_fates_of_known_answers(answers, annotations, expected):
 # --- Over files ----------------------------------------------------------------------------------------------------
 
 
-def write_set(folder, boxes, n_images=4):
-    """Pictures of 100 x 100 and boxes (picture, name, xywh) of the classes a and b."""
+def write_set(folder, boxes, n_images=4, names="ab"):
+    """Pictures of 100 x 100 and boxes (picture, name, xywh) of the classes a and b, or others."""
     for i in range(n_images):
         Image.new("RGB", (100, 100)).save(folder / f"{i}.png")
-    ids = {"a": 1, "b": 2}
+    ids = {name: i for i, name in enumerate(names, start=1)}
     return write_json(
         folder / "set.json",
         {
@@ -117,12 +117,40 @@ def test_figures_of_a_case_counted_by_hand(tmp_path):
     # a: the better of two scores 0.9, which 0.95 reaches. b: 0.2, which 0.3 reaches, of three.
     assert result["false_alarms"] == pytest.approx(100 * (1 / 2 + 1 / 3) / 2, abs=0.01)
     # At 0.9 one box of a is found, and one answer in two pictures is as good; no box of b is ever found.
-    assert result["fppi"] == 0.5 and result["fppi_classes"] == 1
+    assert result["fppi"] == 0.5 and (result["fppi_classes"], result["fppi_reached"]) == (2, 1)
     assert result["n_images"] == 4 and result["n_boxes"] == 3 and result["recall"] == 0.5
     assert result["ci95_auroc"][0] <= result["auroc"] <= result["ci95_auroc"][1]
     assert result["per_class"]["b"] == 0
     # Pooled: 0.9, 0.4, 0.2 against 0.6, 0.95, 0.3 and twice 0.001: 4 + 3 + 2 of 15.
     assert result["auroc_pooled"] == 60
+
+
+def test_every_model_is_judged_on_the_same_classes(tmp_path):
+    path = write_set(tmp_path, [(0, "a", BOX), (1, "b", BOX), (2, "c", BOX)], names="abc")
+    noise = [([0, 0, 9, 9], 0.95, "a")]
+    good = {"0.png": [(XYXY, 0.9, "a")], "1.png": [*noise, (XYXY, 0.8, "b")], "2.png": [*noise, (XYXY, 0.8, "c")]}
+    poor = {"0.png": [(XYXY, 0.9, "a")], "1.png": noise, "2.png": noise, "3.png": []}
+    easy = {"0.png": [], "1.png": [(XYXY, 0.8, "b")]}
+    results = [evaluate_absence(FakeDetector(told), path, tmp_path, draws=2) for told in (good, poor, easy)]
+    assert [result["fppi_classes"] for result in results] == [3, 3, 3]
+    assert [result["fppi_reached"] for result in results] == [3, 1, 1]
+    # Half of the classes, two of three, keep to 0; those that never get so far are not left out of the three.
+    assert [result["fppi"] for result in results] == [0, None, None]
+    assert "most classes never reach recall 0.5" in results[1]["notes"][0]
+
+
+@pytest.mark.parametrize(
+    "boxes, n_images, reason",
+    [
+        ([(0, "a", BOX), (1, "a", BOX)], 2, "all 2 pictures have 'a'"),
+        ([], 2, "none of 2 classes is in any of 2 pictures"),
+        ([], 0, "no picture was asked for a class"),
+    ],
+)
+def test_why_there_is_no_figure_is_said(tmp_path, boxes, n_images, reason):
+    result = evaluate_absence(FakeDetector({}), write_set(tmp_path, boxes, n_images), tmp_path)
+    assert result["auroc"] is result["fppi"] is None
+    assert reason in result["notes"][0] and "pictures with a class and pictures without it" in result["notes"][0]
 
 
 def test_perfect_scores(tmp_path):
@@ -163,4 +191,4 @@ def test_a_real_detector_is_asked_by_name_and_by_exemplar(tmp_path, detector, ro
     shapes = write_shapes(tmp_path / "shapes", 6)
     result = evaluate_absence(detector, shapes, shapes.parent / "images", route=route, draws=5)
     assert 0 <= result["auroc"] <= 100 and set(result["per_class_auroc"]) <= set(NAMES)
-    json.dumps(result)
+    json.dumps(result.to_json())

@@ -5,11 +5,12 @@ import sys
 
 import pytest
 from PIL import Image
-from training_data import NAMES, write_captions, write_json, write_labelled, write_shapes
+from training_data import NAMES, one_shape, write_captions, write_json, write_labelled, write_shapes
 
 from owl_swin.cli.evaluate import app, figures_table
 from owl_swin.cli.main import main
 from owl_swin.config import CalibrationConfig
+from owl_swin.evaluation.report import Report
 from owl_swin.families.owl_swin import load_checkpoint
 
 PROTOCOLS = [command.name or command.callback.__name__ for command in app.registered_commands]
@@ -139,13 +140,94 @@ def test_what_cannot_be_gets_one_sentence(evaluate, shapes, protocol, options, s
 def test_broken_pictures_are_told(evaluate, tmp_path, shapes):
     (tmp_path / "shapes" / "images" / "0.png").write_bytes(b"no picture")
     code, result, err = evaluate("detect", *shapes)
-    assert code == 0 and len(result["broken"]) == 1 and "0.png" in err
+    assert code == 2 and len(result["broken"]) == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("owl-swin: these figures are not of the whole set: ") and "0.png" in last
+
+
+@pytest.mark.parametrize(
+    "protocol, options",
+    [
+        ("detect", []),
+        ("lvis", []),
+        ("split", ["--base", NAMES[0], "--novel", NAMES[1]]),
+        ("oneshot", ["--draws", 1]),
+        ("absence", []),
+        ("absence", ["--with", "exemplar"]),
+        ("calibrate", []),
+    ],
+)
+def test_pictures_that_are_not_there_are_no_result(evaluate, tmp_path, shapes, protocol, options):
+    (tmp_path / "shapes" / "images" / "0.png").unlink()
+    code, result, err = evaluate(protocol, *shapes, *options)
+    assert code == 2 and "0.png" in err.strip().splitlines()[-1] and result["n_images"] == 6
+    code, out, err = evaluate(protocol, *shapes[:2], "--images", tmp_path, *options)
+    assert code == 2 and out == "" and "none of its 6 pictures is there" in err and "/6 pictures" not in err
+
+
+def test_whole_pictures_that_are_not_there_are_no_result(evaluate, tmp_path):
+    labelled = write_labelled(tmp_path / "set")
+    images = labelled.parent / "images"
+    (images / "0.png").write_bytes(b"no picture")
+    code, result, err = evaluate("classify", "--annotations", labelled, "--images", images)
+    assert code == 2 and result["n_images"] == 7 and "0.png" in err.strip().splitlines()[-1]
+    code, out, err = evaluate("classify", "--annotations", labelled, "--images", tmp_path)
+    assert code == 2 and out == "" and "none of its 8 pictures is there" in err
+    records = [{"id": i, "file_name": f"{i}.png"} for i in range(8)]
+    captions = [{"image_id": i, "caption": "a square"} for i in range(8)]
+    path = write_json(tmp_path / "captions.json", {"images": records, "annotations": captions})
+    code, result, err = evaluate("retrieve", "--annotations", path, "--images", images)
+    assert code == 2 and result["n_images"] == 7 and "0.png" in err.strip().splitlines()[-1]
+    code, out, err = evaluate("retrieve", "--annotations", path, "--images", tmp_path)
+    assert code == 2 and out == "" and "none of its 8 pictures is there" in err
+    tars = write_captions(tmp_path / "tars", 4)
+    content = (tars / "train-000.tar").read_bytes()
+    (tars / "train-000.tar").write_bytes(content[: len(content) // 2])
+    code, result, err = evaluate("retrieve", "--annotations", tars, "--split", "train")
+    assert code == 2 and 0 < result["n_images"] < 4 and "not a whole tar file" in err
+
+
+def test_a_set_of_the_folder_that_cannot_be_read_is_no_result(evaluate, tmp_path):
+    for name in "ab":
+        write_shapes(tmp_path / "sets" / name, 2).rename(tmp_path / "sets" / name / "test.json")
+    (tmp_path / "sets" / "b" / "test.json").write_text("{}")
+    code, result, err = evaluate("odinw", "--annotations", tmp_path / "sets")
+    assert code == 2 and len(result["sets"]) == 1 and "test.json: not a COCO detection file" in err
+    (tmp_path / "sets" / "a" / "images" / "1.png").unlink()
+    code, result, _ = evaluate("odinw", "--annotations", tmp_path / "sets" / "a")
+    assert code == 2 and "1.png" in result["broken"][0]
+
+
+def test_a_sheet_that_is_cut_off_is_named_and_the_others_count(evaluate, tmp_path):
+    manifest = {"tile_px": 24, "sheet_grid": [1, 2], "classes": list(NAMES), "val": []}
+    for row in range(2):
+        sheet = Image.new("RGB", (48, 24))
+        for place in range(2):
+            sheet.paste(one_shape(NAMES[2 * row + place], 24), (24 * place, 0))
+        sheet.save(tmp_path / f"sheet-{row}.png")
+        manifest["val"].append({"sheet": f"sheet-{row}.png", "labels": [2 * row, 2 * row + 1]})
+    content = (tmp_path / "sheet-1.png").read_bytes()
+    (tmp_path / "sheet-1.png").write_bytes(content[: len(content) // 2])
+    code, result, err = evaluate("classify", "--annotations", write_json(tmp_path / "manifest.json", manifest))
+    assert code == 2 and result["n_images"] == 2 and "4/4 pictures" in err
+    assert len(result["broken"]) == 1 and "sheet-1.png: the picture is damaged or cut off" in result["broken"][0]
+
+
+def test_classes_with_commas_in_their_names_are_chosen(evaluate, tmp_path, shapes):
+    path = tmp_path / "shapes" / "shapes.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["name"] = "red square, scarlet tile"
+    write_json(path, content)
+    (tmp_path / "names.txt").write_text("\ufeffred square, scarlet tile\n", encoding="utf-8")
+    for named in ("red square, scarlet tile", "scarlet tile", tmp_path / "names.txt"):
+        _, result, _ = evaluate("detect", *shapes, "--classes", named)
+        assert set(result["per_class"]) == {"red square, scarlet tile"}
 
 
 def test_the_table_gives_figures_their_own_intervals():
     result = {"AP": 1.0, "AP50": 2.0, "AP50_novel": None, "auroc": 50.0, "ci95": [1.5, 2.5], "ci95_auroc": [40.0, 60.0]}
     result |= {"per_class": {}, "n_images": 3, "sets": [{"set": "a", "AP": 1.0, "AP50": None}]}
-    assert [line.split() for line in figures_table(result)] == [
+    assert [line.split() for line in figures_table(Report.from_json(result))] == [
         ["AP", "1.00"],
         ["AP50", "2.00", "(1.50", "to", "2.50)"],
         ["AP50_novel", "none"],

@@ -7,14 +7,20 @@ import numpy as np
 import pytest
 import torch
 from fake_detector import FakeDetector
+from picture_files import exif_behind_the_pixels, turned
 from PIL import Image
 from training_data import COLOURS, NAMES, grey_noise, one_shape, write_json, write_labelled, write_shapes
 
+from owl_swin.data.scene import read_header
+from owl_swin.data.truth import read_truth
 from owl_swin.detector import TEMPLATES
 from owl_swin.errors import DataError
-from owl_swin.evaluation.alignment import class_embeddings, class_titles, evaluate_classification
-from owl_swin.evaluation.coco import evaluate_detection
-from owl_swin.evaluation.precision import average_precision
+from owl_swin.evaluation.asking import encode_classes
+from owl_swin.evaluation.classification import class_embeddings, class_titles, evaluate_classification
+from owl_swin.evaluation.detection import evaluate_detection
+from owl_swin.evaluation.lvis import evaluate_lvis
+from owl_swin.evaluation.precision import average_precision, interval, mean_over_classes, resampled_ap50
+from owl_swin.evaluation.sets import encode_set
 from owl_swin.image import open_image
 
 BOX, FAR = [10, 10, 40, 40], [60, 60, 30, 30]  # xywh
@@ -39,6 +45,13 @@ def answer(image, category, bbox, score):
     return {"image_id": image, "category_id": category, "bbox": bbox, "score": score}
 
 
+def measured(data, rows, **settings):
+    """The figures of result rows as one dict."""
+    found = average_precision(data, rows, **settings)
+    ci95 = found.intervals["AP50"]
+    return {**found.figures, "per_class": found.per_class, "ci95": list(ci95) if ci95 else None}
+
+
 # --- Average precision ---------------------------------------------------------------------------------------------
 
 
@@ -46,11 +59,11 @@ def answer(image, category, bbox, score):
 def test_a_set_without_boxes_has_no_figures(data):
     expected = dict.fromkeys(["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]) | {"per_class": {}}
     expected |= {"ci95": None}
-    assert average_precision(data, []) == average_precision(data, [answer(0, 3, BOX, 0.9)]) == expected
+    assert measured(data, []) == measured(data, [answer(0, 3, BOX, 0.9)]) == expected
 
 
 def test_without_answers_every_figure_is_zero():
-    figures = average_precision(truth((0, 3, BOX)), [])
+    figures = measured(truth((0, 3, BOX)), [])
     assert figures.pop("AP_small") is figures.pop("AP_large") is None
     zeros = dict.fromkeys(["AP", "AP50", "AP75", "AP_medium"], 0.0)
     assert figures == zeros | {"per_class": {"class 3": 0.0}, "ci95": [0.0, 0.0]}
@@ -86,34 +99,34 @@ HALF = 100 * 51 / 101
     ],
 )
 def test_ap_of_known_cases(boxes, answers, expected):
-    figures = average_precision(truth(*boxes), [answer(*row) for row in answers])
+    figures = measured(truth(*boxes), [answer(*row) for row in answers])
     assert figures["AP50"] == figures["AP"] == pytest.approx(expected, abs=0.01)
     assert figures["per_class"] == {"class 3": pytest.approx(expected, abs=0.01)}
 
 
 def test_a_class_without_boxes_does_not_count():
     rows = [answer(0, 3, BOX, 0.5), answer(0, 8, BOX, 0.9), answer(1, 8, FAR, 0.8)]
-    figures = average_precision(truth((0, 3, BOX)), rows)
+    figures = measured(truth((0, 3, BOX)), rows)
     assert figures["AP50"] == 100 and figures["per_class"] == {"class 3": 100.0}
 
 
 def test_ap50_is_the_mean_over_classes():
     rows = [answer(0, 3, BOX, 0.5), answer(1, 8, FAR, 0.9), answer(1, 8, BOX, 0.5)]
-    figures = average_precision(truth((0, 3, BOX), (1, 8, BOX)), rows)
+    figures = measured(truth((0, 3, BOX), (1, 8, BOX)), rows)
     assert figures["per_class"] == {"class 3": 100.0, "class 8": 50.0}
     assert figures["AP50"] == 75
 
 
 def test_a_loose_box_counts_at_the_loose_thresholds():
     # 62 % of the width: found at IoU 0.50, 0.55 and 0.60, missed at the other seven.
-    figures = average_precision(truth((0, 3, [0, 0, 50, 50])), [answer(0, 3, [0, 0, 31, 50], 0.5)])
+    figures = measured(truth((0, 3, [0, 0, 50, 50])), [answer(0, 3, [0, 0, 31, 50], 0.5)])
     assert figures["AP"] == 30 and figures["AP50"] == 100
 
 
 def test_sizes_are_those_of_the_annotated_area():
     # Areas of 900, 1,600 and 10,000 pixels; only the middle one is found, and its answer is as small as the first.
     boxes = [(0, 3, [0, 0, 30, 30]), (0, 3, [50, 50, 40, 40]), (1, 3, [0, 0, 100, 100])]
-    figures = average_precision(truth(*boxes), [answer(0, 3, [50, 50, 31, 31], 0.5)])
+    figures = measured(truth(*boxes), [answer(0, 3, [50, 50, 31, 31], 0.5)])
     assert figures["AP_small"] == figures["AP_large"] == 0
     assert figures["AP_medium"] == 30  # 60 % overlap: found at IoU 0.50, 0.55 and 0.60
     assert figures["AP75"] == 0 and figures["AP50"] == pytest.approx(100 * 34 / 101, abs=0.01)
@@ -121,19 +134,19 @@ def test_sizes_are_those_of_the_annotated_area():
 
 def test_an_answer_too_many_does_not_count():
     rows = [answer(0, 3, FAR, 0.9), answer(0, 3, BOX, 0.5)]
-    figures = average_precision(truth((0, 3, BOX)), rows, max_detections=1)
+    figures = measured(truth((0, 3, BOX)), rows, max_detections=1)
     assert figures["AP50"] == 0 and figures["ci95"] == [0.0, 0.0]
 
 
 def test_classes_of_one_name_are_told_apart():
     data = truth((0, 3, BOX), (0, 8, BOX))
     data["categories"][1]["name"] = "class 3"
-    figures = average_precision(data, [answer(0, 3, BOX, 0.5)])
+    figures = measured(data, [answer(0, 3, BOX, 0.5)])
     assert figures["per_class"] == {"class 3 (3)": 100.0, "class 3 (8)": 0.0}
 
 
 def test_a_set_of_one_picture():
-    figures = average_precision(truth((0, 3, BOX), n_images=1), [answer(0, 3, BOX, 0.5)])
+    figures = measured(truth((0, 3, BOX), n_images=1), [answer(0, 3, BOX, 0.5)])
     assert figures["AP"] == 100 and figures["ci95"] == [100.0, 100.0]
 
 
@@ -159,14 +172,14 @@ def test_bootstrap_of_every_picture_once_is_ap50(monkeypatch, seed):
     data, rows = random_case(seed)
     each_once = SimpleNamespace(integers=lambda low, high, n: np.arange(n))
     monkeypatch.setattr(np.random, "default_rng", lambda _: each_once)
-    figures = average_precision(data, rows, draws=1)
+    figures = measured(data, rows, draws=1)
     assert 5 < figures["AP50"] < 95
     assert figures["ci95"] == pytest.approx([figures["AP50"]] * 2, abs=0.011)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_interval_holds_the_figure_and_narrows_with_more_pictures(seed):
-    small, large = (average_precision(*random_case(seed, n_images=n)) for n in (10, 160))
+    small, large = (measured(*random_case(seed, n_images=n)) for n in (10, 160))
     for figures in (small, large):
         low, high = figures["ci95"]
         assert low < figures["AP50"] < high
@@ -176,7 +189,7 @@ def test_interval_holds_the_figure_and_narrows_with_more_pictures(seed):
 def test_the_callers_data_is_left_alone():
     data = truth((0, 3, BOX))
     before = json.dumps(data)
-    average_precision(data, [answer(0, 3, BOX, 0.5)])
+    measured(data, [answer(0, 3, BOX, 0.5)])
     assert json.dumps(data) == before
 
 
@@ -282,12 +295,9 @@ def test_annotations_may_leave_out_id_area_and_iscrowd(tmp_path):
     "content",
     [
         "",
-        "[]",
         "{}",
         '{"images": [], "annotations": 3, "categories": []}',
-        '{"images": [{"id": 1, "file_name": "a"}], "annotations": [], "categories": []}',
         '{"images": [], "annotations": [], "categories": [{"id": 1}]}',
-        '{"images": [], "annotations": [{"image_id": 1, "category_id": 1}], "categories": []}',
     ],
 )
 def test_a_file_of_another_form_gets_one_sentence(tmp_path, content):
@@ -315,6 +325,7 @@ class FakeClassifier:
         return SimpleNamespace(query_embeds=rows)
 
     def encode_images(self, images, batch_size):
+        assert len(images) <= batch_size
         return [SimpleNamespace(embeddings=SimpleNamespace(image_embed=self._embed(image))) for image in images]
 
     def _embed(self, image):
@@ -466,10 +477,10 @@ def test_progress_counts_pictures(labelled):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("", "neither a manifest"),
-        ("{}", "neither a manifest"),
-        ('{"images": [{"file_name": "a"}]}', "neither a manifest"),
-        ('{"tile_px": 3}', "neither a manifest"),
+        ("", "not a manifest of sheets or a file of labelled pictures"),
+        ("{}", "not a manifest of sheets or a file of labelled pictures"),
+        ('{"images": [{"file_name": "a"}]}', "not a manifest of sheets or a file of labelled pictures"),
+        ('{"tile_px": 3}', "not a manifest of sheets or a file of labelled pictures"),
     ],
 )
 def test_an_unknown_form_gets_one_sentence(tmp_path, content, message):
@@ -487,3 +498,150 @@ def test_a_split_that_is_not_there_gets_one_sentence(tmp_path):
 def test_labelled_pictures_need_their_folder(labelled):
     with pytest.raises(DataError, match="--images"):
         evaluate_classification(FakeClassifier(), labelled)
+
+
+# --- Sets as they come ---------------------------------------------------------------------------------------------
+
+
+def one_picture(folder, *, annotations, categories=None, size=(100, 100), **changes):
+    """A COCO file of the picture 0.png, 100 x 100."""
+    Image.new("RGB", (100, 100)).save(folder / "0.png")
+    record = {"id": 0, "file_name": "0.png", "width": size[0], "height": size[1]}
+    categories = categories or [{"id": 1, "name": "cat"}]
+    content = {"images": [record], "annotations": annotations, "categories": categories} | changes
+    return write_json(folder / "set.json", content)
+
+
+def test_a_class_of_several_names_is_asked_by_each_of_them(tmp_path, detector):
+    annotation = {"image_id": 0, "category_id": 1, "bbox": BOX}
+    path = one_picture(tmp_path, annotations=[annotation], categories=[{"id": 1, "name": "sofa, couch"}])
+    fake = FakeDetector({"0.png": [([10, 10, 50, 50], 0.9, "sofa, couch")]})
+    result = evaluate_detection(fake, path, tmp_path)
+    assert result["per_class"] == {"sofa, couch": 100.0} and fake.queries[0].texts == ("sofa", "couch")
+    asked = encode_classes(detector, read_truth(path, tmp_path)).query_embeds[0]
+    mean = detector.encode_queries(["sofa", "couch"]).query_embeds.mean(0)
+    torch.testing.assert_close(asked, mean / mean.norm())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("speaks_of", ["shown", "stored"])
+def test_boxes_of_turned_pictures_are_found_where_they_are(tmp_path, detector, orientation, speaks_of):
+    upright = Image.new("RGB", (96, 64), "white")
+    upright.paste("black", (10, 5, 30, 25))
+    (tmp_path / "t.png").write_bytes(turned(upright, orientation))
+    stored = Image.fromarray(np.asarray(Image.open(tmp_path / "t.png").convert("RGB")))  # without its EXIF
+    seen = stored if speaks_of == "stored" and orientation >= 5 else upright
+    record = {"id": 0, "file_name": "t.png", "width": seen.width, "height": seen.height}
+    path = one_picture(tmp_path, annotations=[], images=[record])
+    [(_, encoded)] = encode_set(detector, read_truth(path, tmp_path), [])
+    queries = detector.encode_queries(["cat"])
+    found, expected = (detector.detect(one, queries, threshold=0) for one in (encoded, seen))
+    assert found.image_hw == (seen.height, seen.width)
+    torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-3, rtol=1e-4)
+
+
+def test_an_exif_turn_behind_the_pixels_of_a_png_is_found(tmp_path):
+    (tmp_path / "t.png").write_bytes(exif_behind_the_pixels(turned(Image.new("RGB", (96, 64)), 6)))
+    assert read_header(tmp_path / "t.png") == ((64, 96), 6)
+
+
+def test_what_is_no_box_in_the_picture_need_not_be_found(tmp_path):
+    boxes = [BOX, [70, 70, 0, 9], [120, 10, 20, 20], [90, 60, 40, 30]]
+    annotations = [{"image_id": 0, "category_id": 1, "bbox": box} for box in boxes]
+    path = one_picture(tmp_path, annotations=annotations)
+    # The last box reaches 30 pixels out of the picture: what is inside of it, 10 pixels, is the box.
+    found = FakeDetector({"0.png": [([10, 10, 50, 50], 0.9, "cat"), ([90, 60, 100, 90], 0.8, "cat")]})
+    result = evaluate_detection(found, path, tmp_path)
+    assert result["AP"] == 100 and result["n_boxes"] == 2 and result["broken"] == []
+    assert "2 entries left out: annotation number 2: empty box [70, 70, 0, 9]" in result["notes"][0]
+
+
+@pytest.mark.parametrize("lvis", [False, True])
+def test_ids_may_be_texts(tmp_path, lvis):
+    annotation = {"image_id": "img-a", "category_id": "kitty", "bbox": BOX}
+    record = {"id": "img-a", "file_name": "0.png", "width": 100, "height": 100}
+    if lvis:
+        record |= {"neg_category_ids": ["doggy"], "not_exhaustive_category_ids": ["kitty"]}
+    categories = [{"id": "kitty", "name": "cat"}, {"id": "doggy", "name": "dog"}]
+    path = one_picture(tmp_path, annotations=[annotation], categories=categories, images=[record])
+    told = {"0.png": [([60, 60, 90, 90], 0.95, "cat"), ([10, 10, 50, 50], 0.9, "cat"), ([0, 0, 9, 9], 0.3, "dog")]}
+    result = (evaluate_lvis if lvis else evaluate_detection)(FakeDetector(told), path, tmp_path)
+    assert result["AP50"] == (100 if lvis else 50) and result["per_class"].keys() == {"cat"}
+    assert result["ci95"] == [result["AP50"]] * 2
+
+
+def test_pictures_without_a_stated_size_are_taken_as_they_are(tmp_path):
+    annotation = {"image_id": 0, "category_id": 1, "bbox": BOX}
+    path = one_picture(tmp_path, annotations=[annotation], images=[{"id": 0, "file_name": "0.png"}])
+    assert evaluate_detection(FakeDetector({"0.png": [([10, 10, 50, 50], 0.9, "cat")]}), path, tmp_path)["AP"] == 100
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ([{"image_id": 0, "category_id": 1, "bbox": BOX, "score": 0.5}], r"a list of detections \(a results file\)"),
+        ([], "a list of 0 things; expected a data set: an object with"),
+        ({"categories": [{"id": 1, "name": 5}]}, "the name of category 1 must be a text, got 5"),
+        ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": BOX}]}, "none of its 1 annotations can be used"),
+        (
+            {"annotations": [{"image_id": 0, "category_id": 1, "bbox": [0.1, 0.1, 0.4, 0.4]}]},
+            r"not pixels but fractions of the picture \[0\.1",
+        ),
+    ],
+)
+def test_a_file_that_is_no_set_is_told_by_its_cause(tmp_path, content, sentence):
+    path = one_picture(
+        tmp_path, **({"annotations": []} | content if isinstance(content, dict) else {"annotations": []})
+    )
+    if isinstance(content, list):
+        write_json(path, content)
+    with pytest.raises(DataError, match=sentence):
+        evaluate_detection(FakeDetector({}), path, tmp_path)
+
+
+def test_a_wrong_folder_is_said_before_any_work(tmp_path):
+    path = one_picture(tmp_path, annotations=[{"image_id": 0, "category_id": 1, "bbox": BOX}])
+    fake = FakeDetector({})
+    with pytest.raises(DataError, match=r"none of its 1 pictures is there, the first would be .*elsewhere.0\.png"):
+        evaluate_detection(fake, path, tmp_path / "elsewhere")
+    assert fake.asked is None
+
+
+# --- Intervals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [-0.8, 0.0, 0.8])
+def test_the_interval_takes_the_bias_of_the_draws_away(bias):
+    # Draws around 30 + 2 * bias with a deviation of 2: the statistic reads that much too high, so what is measured,
+    # 30, is as much above what it measures.
+    draws = np.random.default_rng(0).normal(30 + 2 * bias, 2, 200_000)
+    expected = (30 - 2 * bias - 1.96 * 2, 30 - 2 * bias + 1.96 * 2)
+    assert interval(draws, 30.0) == pytest.approx(expected, abs=0.25)
+
+
+def test_the_interval_of_ap_is_as_wide_as_the_spread_of_what_is_found():
+    # 100 pictures with a box each, of which 60 are found and nothing else: AP is the share found, and its spread over
+    # sets of 100 pictures is that of a binomial, 4.9.
+    data = truth(*[(i, 3, BOX) for i in range(100)], n_images=100)
+    figures = measured(data, [answer(i, 3, BOX, 0.5) for i in range(60)], draws=1000)
+    assert figures["AP50"] == pytest.approx(60, abs=0.5)
+    assert figures["ci95"] == pytest.approx([60 - 1.96 * 4.9, 60 + 1.96 * 4.9], abs=2)
+
+
+def test_draws_that_all_lie_above_the_figure_do_not_leave_it_outside():
+    low, high = interval(np.linspace(5, 9, 200), 4.65)
+    assert low == 4.65 and 5 < high < 9
+
+
+def test_few_boxes_of_many_classes_do_not_lift_the_interval_off_the_figure():
+    # In a draw a class is missing, or there twice: plain percentiles lie above the figure.
+    rng = np.random.default_rng(3)
+    boxes = [(int(image), 10 + c, BOX) for c in range(12) for image in rng.choice(40, 2, replace=False)]
+    rows = [answer(image, category, BOX, 0.3) for image, category, _ in boxes[::2]]
+    rows += [answer(i, 10 + c, FAR, float(rng.random())) for i in range(40) for c in range(12) if rng.random() < 0.2]
+    data = truth(*boxes, n_images=40, categories=range(10, 22))
+    plain = np.percentile(mean_over_classes(resampled_ap50(data, rows)), [2.5, 97.5])
+    figures = measured(data, rows)
+    low, high = figures["ci95"]
+    assert low < figures["AP50"] < high
+    assert low + high < plain.sum() - 1

@@ -8,9 +8,10 @@ from fake_detector import FakeDetector
 from PIL import Image
 from training_data import NAMES, write_json, write_shapes
 
+from owl_swin.data.truth import read_truth
 from owl_swin.errors import DataError
-from owl_swin.evaluation.oneshot import MAX_EXEMPLARS, ExemplarBank, evaluate_oneshot
-from owl_swin.evaluation.sets import read_boxes
+from owl_swin.evaluation.exemplar_bank import MAX_EXEMPLARS, ExemplarBank
+from owl_swin.evaluation.oneshot import evaluate_oneshot
 
 BOX, XYXY = [10, 10, 40, 40], [10, 10, 50, 50]
 
@@ -62,7 +63,8 @@ def test_a_class_in_one_picture_alone_cannot_be_asked(tmp_path):
     path = write_set(tmp_path, [(0, "a", BOX), (0, "a", [60, 60, 30, 30]), (2, "b", BOX), (3, "b", BOX)])
     detector = FakeDetector({f"{i}.png": [(XYXY, 0.9, "a"), (XYXY, 0.8, "b")] for i in range(4)})
     result = evaluate_oneshot(detector, path, tmp_path, draws=3, resamples=5)
-    assert result["unasked"] == 1 and result["per_class"] == {"a": 0.0, "b": 100.0}
+    assert result["unasked"] == 1 and result["per_class"] == {"b": 100.0} and result["AP50"] == 100
+    assert "no exemplar in another picture" in result["notes"][0] and result["notes"][0].endswith(": a")
 
 
 def test_exemplars_may_come_from_another_file(tmp_path):
@@ -79,8 +81,8 @@ def test_exemplars_may_come_from_another_file(tmp_path):
 def test_a_query_may_hold_the_name_and_other_classes_as_negatives(tmp_path, detector):
     boxes = [(i, name, BOX) for i, name in enumerate("abc")] + [(3, "a", BOX), (4, "b", BOX)]
     path = write_set(tmp_path, boxes, n_images=5, names=("a", "b", "c"))
-    truth = read_boxes(path)
-    bank = ExemplarBank(detector, truth, tmp_path, tmp_path)
+    truth = read_truth(path, tmp_path)
+    bank = ExemplarBank(detector, truth)
     texts = {name: torch.eye(16)[i] for i, name in enumerate("abc")}
     queries = bank.queries(["a", "b"], truth["images"][0], texts=texts, weight=0.25, negatives=1)
     extras = queries.extras
@@ -115,7 +117,9 @@ def test_another_file_must_have_the_classes(tmp_path):
     path = write_set(tmp_path / "asked", [(0, "a", BOX)])
     other = write_set(tmp_path / "shown", [], names=("a",))
     with pytest.raises(DataError, match="has no class 'b', which is asked"):
-        evaluate_oneshot(FakeDetector({}), path, tmp_path, exemplars=other)
+        evaluate_oneshot(
+            FakeDetector({}), path, tmp_path / "asked", exemplars=other, exemplar_images=tmp_path / "shown"
+        )
 
 
 def test_seen_and_unseen_classes_are_told_apart(tmp_path):
@@ -130,11 +134,11 @@ def test_seen_and_unseen_classes_are_told_apart(tmp_path):
 
 def test_draws_are_the_same_in_every_run_and_differ_from_one_another(tmp_path):
     path = write_set(tmp_path, [(i, "a", [i, i, 40, 40]) for i in range(12)], n_images=12)
-    truth = read_boxes(path)
+    truth = read_truth(path, tmp_path)
 
     def drawn(draw, shots=1):
         detector = FakeDetector({})
-        ExemplarBank(detector, truth, tmp_path, tmp_path).draw("a", truth["images"][0], shots=shots, draw=draw)
+        ExemplarBank(detector, truth).draw("a", truth["images"][0], shots=shots, draw=draw)
         return shown(detector)
 
     assert drawn(0) == drawn(0)
@@ -145,15 +149,15 @@ def test_draws_are_the_same_in_every_run_and_differ_from_one_another(tmp_path):
 
 def test_small_boxes_and_crowds_are_no_exemplars_while_there_are_others(tmp_path):
     boxes = [(0, "a", [0, 0, 9, 9]), (1, "a", BOX), (1, "a", BOX, 1), (2, "b", [0, 0, 9, 9]), (2, "b", [0, 0, 0, 9])]
-    bank = ExemplarBank(FakeDetector({}), read_boxes(write_set(tmp_path, boxes)), tmp_path, tmp_path)
+    bank = ExemplarBank(FakeDetector({}), read_truth(write_set(tmp_path, boxes), tmp_path))
     assert [a["bbox"] for a in bank.boxes["a"]] == [BOX]
     assert [a["bbox"] for a in bank.boxes["b"]] == [[0, 0, 9, 9]]
 
 
 def test_of_many_boxes_a_fixed_part_is_drawn_from(tmp_path):
     boxes = [(0, "a", [0, 0, 20 + i / 100, 20]) for i in range(MAX_EXEMPLARS + 50)]
-    truth = read_boxes(write_set(tmp_path, boxes))
-    banks = [ExemplarBank(FakeDetector({}), truth, tmp_path, tmp_path) for _ in range(2)]
+    truth = read_truth(write_set(tmp_path, boxes), tmp_path)
+    banks = [ExemplarBank(FakeDetector({}), truth) for _ in range(2)]
     assert len(banks[0].boxes["a"]) == MAX_EXEMPLARS and banks[0].boxes == banks[1].boxes
 
 
@@ -169,7 +173,7 @@ def test_exemplars_that_cannot_be_read_are_passed_over_and_told(tmp_path):
 @pytest.mark.parametrize("n_images, boxes", [(0, []), (1, []), (1, [(0, "a", BOX)])])
 def test_an_empty_set_and_a_set_of_one_picture(tmp_path, n_images, boxes):
     result = evaluate_oneshot(FakeDetector({}), write_set(tmp_path, boxes, n_images), tmp_path)
-    assert result["n_images"] == n_images and result["AP50"] == (0 if boxes else None)
+    assert result["n_images"] == n_images and result["AP50"] is None and bool(result["notes"]) == bool(boxes)
     assert result["unasked"] == len(boxes)
 
 
@@ -185,13 +189,13 @@ def test_a_real_detector_is_asked(tmp_path, detector, shots):
     result = evaluate_oneshot(detector, shapes, shapes.parent / "images", shots=shots, draws=2, resamples=5)
     assert 0 <= result["AP50"] <= 100 and set(result["per_class"]) <= set(NAMES)
     again = evaluate_oneshot(detector, shapes, shapes.parent / "images", shots=shots, draws=2, resamples=5)
-    assert json.dumps(result) == json.dumps(again)
+    assert json.dumps(result.to_json()) == json.dumps(again.to_json())
 
 
 def test_several_shots_are_the_robust_mean_of_each(tmp_path, detector):
     shapes = write_shapes(tmp_path / "shapes", 12)
-    truth = read_boxes(shapes)
-    bank = ExemplarBank(detector, truth, shapes.parent / "images", shapes.parent / "images")
+    truth = read_truth(shapes, shapes.parent / "images")
+    bank = ExemplarBank(detector, truth)
     one, many = (bank.draw(NAMES[0], truth["images"][0], shots=shots, draw=0) for shots in (1, 2))
     assert one @ many < 0.9999
     assert torch.equal(one, bank.draw(NAMES[0], truth["images"][0], shots=1, draw=0))

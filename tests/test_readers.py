@@ -11,7 +11,8 @@ from training_data import write_json
 from owl_swin.data.broken import reasons
 from owl_swin.data.config import ALIGN_KINDS, DETECT_KINDS, DataConfig
 from owl_swin.data.guess import guess_kind
-from owl_swin.data.naming import place_pictures, spoken_names
+from owl_swin.data.naming import find_classes, place_pictures, spoken_names
+from owl_swin.data.pictures import load_pictures
 from owl_swin.data.scene import Scene
 from owl_swin.data.scenes import load_scenes
 from owl_swin.errors import DataError
@@ -343,7 +344,11 @@ def test_broken_yolo_lines_are_left_out_and_said(tmp_path, line, sentence):
 
 @pytest.mark.parametrize(
     "content, sentence",
-    [("names: [", "not a YAML file"), ("names: [a]", "has no split 'train'; it has none"), ("- a", "not in the form")],
+    [
+        ("names: [", "not a YAML file"),
+        ("names: [a]", "has no split 'train'; it has none"),
+        ("- a", "not a set of kind"),
+    ],
 )
 def test_a_wrong_yaml_gets_one_sentence(tmp_path, content, sentence):
     (tmp_path / "data.yaml").write_text(content)
@@ -457,3 +462,90 @@ def test_kinds_are_guessed_from_what_lies_there(tmp_path):
     assert {name: guess_kind(name) for name in by_name} == by_name
     for nothing in ("nano", "absent.json", str(tmp_path / "nothing"), str(write_json(tmp_path / "x.json", {"a": 1}))):
         assert guess_kind(nothing) is None
+
+
+# --- Files as editors and exporters leave them ------------------------------------------------------------------------
+
+
+def with_mark(path):
+    """Puts the UTF-8 byte order mark before a file."""
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    return str(path)
+
+
+def test_a_byte_order_mark_is_read_over_everywhere(tmp_path):
+    path = coco_set(tmp_path / "coco", [box()])
+    assert load_scenes(DataConfig("coco", with_mark(tmp_path / "coco" / "set.json"))).scenes[0].labels.tolist() == [0]
+    assert guess_kind(path) == "coco"
+    yolo = write_yolo(tmp_path / "yolo", a="0 0.5 0.5 0.2 0.4\n")
+    with_mark(yolo / "data.yaml")
+    with_mark(next(yolo.rglob("a.txt")))
+    scenes = load_scenes(DataConfig("yolo", str(yolo / "data.yaml")))
+    assert scenes.broken == [] and scenes.scenes[0].labels.tolist() == [0]
+    root = write_voc(tmp_path / "voc", a=voc_object())
+    with_mark(root / "Annotations" / "a.xml")
+    (root / "list.txt").write_text("a\n")
+    assert load_scenes(DataConfig("voc", with_mark(root / "list.txt"))).names == [["cat"]]
+    picture(tmp_path / "1.jpg")
+    record = {"image_id": 1, "objects": [{"x": 1, "y": 1, "w": 5, "h": 5, "names": ["cat"]}]}
+    path = with_mark(write_json(tmp_path / "objects.json", [record]))
+    assert load_scenes(DataConfig("visual_genome", path)).names == [["cat"]]
+    (tmp_path / "t.jsonl").write_text('{"path": "1.jpg", "caption": "a cat"}')
+    assert load_pictures(DataConfig("jsonl", with_mark(tmp_path / "t.jsonl"))).texts == [["a cat"]]
+
+
+@pytest.mark.parametrize("bbox", [None, []])
+def test_a_polygon_without_a_box_gets_the_box_around_it(tmp_path, bbox):
+    thing = box(bbox or (), segmentation=[[10, 12, 30, 12, 20, 40], [28, 10, 35, 10, 35, 20]])
+    if bbox is None:
+        del thing["bbox"]
+    scenes = load_scenes(DataConfig("coco", coco_set(tmp_path, [thing])))
+    assert scenes.scenes[0].boxes.tolist() == [[10, 10, 35, 40]] and scenes.broken == []
+
+
+def test_second_copies_are_noted_and_dropped(tmp_path):
+    twice = [box(), box(), box(segmentation=[[10, 10, 30, 10, 30, 30]]), box(category=2)]
+    scenes = load_scenes(DataConfig("coco", coco_set(tmp_path / "coco", twice)))
+    assert scenes.scenes[0].labels.tolist() == [0, 0, 1]  # one of another outline is another thing
+    assert scenes.broken == ["annotation 7: given twice"] and scenes.scenes[0].unknown.tolist() == []
+    line = "0 0.5 0.5 0.2 0.4\n"
+    scenes = load_scenes(DataConfig("yolo", str(write_yolo(tmp_path / "yolo", a=line + line))))
+    assert len(scenes.scenes[0].boxes) == 1 and "a.txt line 2: given twice" in scenes.broken[0]
+    scenes = load_scenes(DataConfig("voc", str(write_voc(tmp_path / "voc", a=voc_object() * 2))))
+    assert len(scenes.scenes[0].boxes) == 1 and scenes.broken == ["a.xml object 2: given twice"]
+    picture(tmp_path / "1.jpg")
+    (tmp_path / "t.csv").write_text("path,caption\n1.jpg,a cat\n1.jpg,a cat\n1.jpg,a pet\n")
+    pictures = load_pictures(DataConfig("csv", str(tmp_path / "t.csv")))
+    assert pictures.texts == [["a cat", "a pet"]] and pictures.broken == ("line 3: given twice",)
+
+
+def test_boxes_in_fractions_of_the_picture_are_noted(tmp_path):
+    scenes = load_scenes(DataConfig("coco", coco_set(tmp_path, [box((0.1, 0.2, 0.3, 0.5)), box((0, 0, 2, 1))])))
+    assert scenes.scenes[0].boxes.tolist() == [[0, 0, 2, 1]] and scenes.scenes[0].unknown.tolist() == [0]
+    assert scenes.broken == ["annotation 7: not pixels but fractions of the picture [0.1, 0.2, 0.3, 0.5]"]
+
+
+CLASSES = ["sofa, couch", "dog", "crane, bird", "crane, machine", "traffic_light"]
+
+
+@pytest.mark.parametrize(
+    "wanted, rows",
+    [
+        (["sofa", "couch"], [0]),
+        (["sofa, couch"], [0]),
+        (["dog", "couch"], [1, 0]),
+        (["crane, machine", "bird"], [3, 2]),
+        (["traffic light"], [4]),
+        (["traffic_light"], [4]),
+        ([], []),
+    ],
+)
+def test_a_class_is_called_by_its_whole_name_or_one_of_its_names(wanted, rows):
+    assert find_classes(wanted, CLASSES, "set.json") == rows
+
+
+def test_a_name_of_two_classes_or_none_is_refused():
+    with pytest.raises(DataError, match=r"'crane' is a name of 'crane, bird' and 'crane, machine'"):
+        find_classes(["crane"], CLASSES, "set.json")
+    with pytest.raises(DataError, match=r"set.json: has no class 'cat'; its classes are sofa, couch, dog"):
+        find_classes(["cat"], CLASSES, "set.json")

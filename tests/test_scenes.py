@@ -22,7 +22,7 @@ from training_data import (
 
 from owl_swin.data.config import DataConfig
 from owl_swin.data.pictures import load_pictures
-from owl_swin.data.scenes import Scene, Scenes, load_scenes, read_coco, readable
+from owl_swin.data.scenes import PictureCache, Scene, Scenes, load_scenes, read_coco, readable
 from owl_swin.errors import DataError
 from owl_swin.training.sampling import SceneSampler
 
@@ -189,7 +189,7 @@ def test_each_tile_of_a_sheet_is_a_scene(tmp_path):
 @pytest.mark.parametrize("kind", ["sheets", "coco"])
 def test_decoded_pictures_are_kept_while_there_is_room(tmp_path, kind):
     path = write_sheets(tmp_path / "sheets") if kind == "sheets" else write_shapes(tmp_path / "shapes")
-    scenes = load_scenes(DataConfig(kind, str(path), str(path.parent / "images")))
+    scenes = load_scenes(DataConfig(kind, str(path), str(path.parent / "images")), PictureCache(10**7))
     first = np.asarray(scenes.picture(scenes.scenes[0]))
     scenes.scenes[0].source.unlink()
     assert np.array_equal(np.asarray(scenes.picture(scenes.scenes[0])), first)
@@ -197,10 +197,23 @@ def test_decoded_pictures_are_kept_while_there_is_room(tmp_path, kind):
 
 def test_without_room_nothing_is_kept(tmp_path):
     scenes = read_coco(write_shapes(tmp_path / "shapes"), tmp_path / "shapes" / "images")
-    scenes.cache_bytes = 10
+    scenes.cache = PictureCache(10)
     scenes.picture(scenes.scenes[0])
     scenes.scenes[0].source.unlink()
     assert readable(scenes, scenes.scenes[0]) is None
+
+
+def test_all_sets_of_a_run_share_one_bound(tmp_path):
+    cache = PictureCache(3 * 50 * 50)
+    paths = [write_shapes(tmp_path / name, 1) for name in "ab"]
+    for path in paths:
+        grey_noise(50, 50).save(path.parent / "images" / "0.png")
+    first, second = (load_scenes(DataConfig("coco", str(path)), cache) for path in paths)
+    for scenes in (first, second):
+        scenes.picture(scenes.scenes[0])
+        scenes.scenes[0].source.unlink()
+    assert readable(first, first.scenes[0]) is not None and readable(second, second.scenes[0]) is None
+    assert cache.bytes == cache.max_bytes
 
 
 # --- Unreadable pictures -------------------------------------------------------------------------------------------

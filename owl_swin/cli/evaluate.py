@@ -12,10 +12,11 @@ import typer
 
 from owl_swin.cli.asking import is_file
 from owl_swin.errors import DataError, OwlSwinError
-from owl_swin.files import make_folder_of, write_bytes, write_json
+from owl_swin.files import make_folder_of, read_text, write_bytes, write_json
 
 if TYPE_CHECKING:
     from owl_swin.detector import Detector
+    from owl_swin.evaluation.report import Report
 
 app = typer.Typer(
     help="Measure a model under a stated protocol; figures in percent, with 95 % intervals over pictures.",
@@ -60,7 +61,7 @@ def detect(
 
     Example: owl-swin eval detect --annotations test.json --images pictures
     """
-    from owl_swin.evaluation.coco import evaluate_detection
+    from owl_swin.evaluation.detection import evaluate_detection
 
     detector = _detector(model, device, image_size, json_out)
     settings: dict[str, Any] = {"classes": _names(classes), "nms_iou": _nms(nms_iou), "progress": _progress}
@@ -269,9 +270,9 @@ def calibrate(
         progress=_progress,
     )
     if plot is not None:
-        panels = {"before": result.get("reliability_before"), "after": result["reliability"]}
+        panels = {"before": result.details.get("reliability_before"), "after": result.details["reliability"]}
         content = io.BytesIO()
-        shown = panels if fit else {"as it is": result["reliability"]}
+        shown = panels if fit else {"as it is": result.details["reliability"]}
         draw_reliability(shown).save(content, "PNG")  # type: ignore[arg-type]
         write_bytes(plot, content.getvalue(), what="the plot")
     if to is not None:
@@ -300,7 +301,7 @@ def classify(
 
     Example: owl-swin eval classify --annotations labelled.json --images pictures
     """
-    from owl_swin.evaluation.alignment import evaluate_classification
+    from owl_swin.evaluation.classification import evaluate_classification
 
     detector = _detector(model, device, image_size, json_out)
     settings: dict[str, Any] = {"split": split, "classes": _names(classes), "pictures": pictures, "among": among}
@@ -328,17 +329,13 @@ def retrieve(
     _finish(evaluate_retrieval(detector, annotations, images, split=split, progress=_progress), json_out)
 
 
-def figures_table(result: dict[str, Any]) -> list[str]:
-    """The figures of a result as lines, each with its 95 % interval where there is one, and a line for each set."""
+def figures_table(report: "Report") -> list[str]:
+    """The figures of a report as lines, each with its 95 % interval where there is one, and a line for each set."""
     lines = []
-    main = next((key for key in ("AP50", "top1", "image_to_text_r1") if key in result), None)
-    for key, value in result.items():
-        if isinstance(value, float) or (value is None and not key.startswith("ci95")):
-            interval = result.get(f"ci95_{key.removeprefix('AP50_')}", result.get(f"ci95_{key}"))
-            interval = result.get("ci95") if key == main else interval
-            shown = "none" if value is None else f"{value:.2f}"
-            lines.append(f"{key:<20} {shown:>7}" + (f"  ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""))
-    for row in result.get("sets", ()):
+    for name, value in report.figures.items():
+        interval, text = report.intervals.get(name), "none" if value is None else f"{value:.2f}"
+        lines.append(f"{name:<20} {text:>7}" + (f"  ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""))
+    for row in report.details.get("sets", ()):
         figures = ("none" if row[key] is None else f"{row[key]:.2f}" for key in ("AP", "AP50"))
         lines.append("{:<40} {:>7} {:>7}".format(row["set"], *figures))
     return [line.rstrip() for line in lines]
@@ -352,14 +349,19 @@ def _detector(model: str, device: str, image_size: int | None, json_out: Path | 
     return Detector.from_pretrained(model, device=device, image_size=image_size)
 
 
-def _finish(result: dict[str, Any], json_out: Path | None) -> None:
+def _finish(report: "Report", json_out: Path | None) -> None:
+    """Writes and prints the report; with pictures that could not be read it ends in a sentence and exit code 2."""
+    result = report.to_json()
     if json_out is not None:
         write_json(json_out, result, what="the result")
-    for line in figures_table(result):
+    for line in figures_table(report):
         print(line, file=sys.stderr)
-    for sentence in result.get("broken", ()):
-        print(f"owl-swin: {sentence}", file=sys.stderr)
+    for sentence in report.notes:
+        print(f"owl-swin: note: {sentence}", file=sys.stderr)
     print(json.dumps(result, indent=2))
+    if report.broken:
+        more = f', and {len(report.broken) - 1} more, listed under "broken"' if len(report.broken) > 1 else ""
+        raise DataError(f"these figures are not of the whole set: {report.broken[0]}{more}")
 
 
 def _names(value: str | None) -> list[str] | None:
@@ -367,7 +369,7 @@ def _names(value: str | None) -> list[str] | None:
     if value is None:
         return None
     try:
-        lines = Path(value).read_text().splitlines() if is_file(value) else value.split(",")
+        lines = read_text(value).splitlines() if is_file(value) else value.split(",")
     except (OSError, ValueError) as error:
         raise DataError(f"{value}: cannot be read as a list of names ({error})") from None
     names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -3,9 +3,13 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from json import JSONDecodeError
+from pathlib import Path
+from tarfile import TarError
 
-from owl_swin.errors import ImageError
+from owl_swin.errors import DataError, ImageError
 
 logger = logging.getLogger("owl_swin")
 
@@ -13,12 +17,32 @@ logger = logging.getLogger("owl_swin")
 SHOWN = 3
 
 
+@contextmanager
+def reading(path: str | Path, form: str) -> Iterator[None]:
+    """Makes one sentence, a DataError, of whatever a file that is missing, damaged or not ``form`` raises."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (JSONDecodeError, UnicodeDecodeError, TarError) as error:
+        raise DataError(f"{path}: not {form} ({error})") from None
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(f"{path}: not {form} (problem with {error})") from None
+
+
+def left_out(path: str | Path, broken: Sequence[str]) -> str:
+    """A sentence of what was left out of the set at ``path``: how many, and the first ones."""
+    entries = "1 entry" if len(broken) == 1 else f"{len(broken)} entries"
+    more = "; …" if len(broken) > SHOWN else ""
+    return f"{path}: {entries} left out: {'; '.join(broken[:SHOWN])}{more}"
+
+
 def report_broken(path: str, broken: Sequence[str]) -> None:
-    """Warns of what was left out of the set at ``path``: how many, and the first ones."""
+    """Warns of what was left out of the set at ``path``."""
     if broken:
-        entries = "1 entry" if len(broken) == 1 else f"{len(broken)} entries"
-        more = "; …" if len(broken) > SHOWN else ""
-        logger.warning("%s: %s left out: %s%s", path, entries, "; ".join(broken[:SHOWN]), more)
+        logger.warning("%s", left_out(path, broken))
 
 
 def reasons(broken: Sequence[str]) -> dict[str, int]:

@@ -12,26 +12,40 @@ from owl_swin.data.config import DataConfig
 from owl_swin.data.labelled import Sample, squares
 from owl_swin.data.naming import PICTURE_SUFFIXES, images_folder, place_pictures, texts_of
 from owl_swin.errors import DataError
+from owl_swin.files import read_json, read_text
+from owl_swin.image import ImageSource
 
 TEXT_KEYS = ("captions", "caption", "text")
 SEPARATORS = (",", "\t", ";")
 
 
+# Where it is, the file or its bytes, and the captions.
+Captioned = tuple[str, ImageSource, tuple[str, ...]]
+
+
 def read_tars(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
-    """webdataset shards as open_clip reads them: KEY.jpg (png, webp, …) with KEY.txt, or KEY.json with "caption" or
-    "captions". The key ends at the first dot of the file's name. A shard that is cut off gives what it holds."""
+    """The pictures of webdataset shards."""
     for shard in shards(config.path, config.split):
-        pictures: dict[str, bytes] = {}
-        texts: dict[str, tuple[str, ...]] = {}
-        try:
-            with tarfile.open(shard) as tar:
-                for member in tar:
-                    _read_member(tar, member, pictures, texts)
-        except (OSError, tarfile.TarError, EOFError) as error:
-            broken.append(f"{shard}: not a whole tar file ({getattr(error, 'strerror', None) or error})")
-        broken += [f"{shard.name} {key}: caption without a picture" for key in sorted(texts.keys() - pictures.keys())]
-        entries = ((f"{shard.name} {key}", pictures[key], texts.get(key, ())) for key in sorted(pictures))
-        yield from squares(entries, config.size, broken)
+        yield from squares(tar_entries(shard, broken), config.size, broken)
+
+
+def tar_entries(shard: Path, broken: list[str]) -> Iterator[Captioned]:
+    """A shard as open_clip reads it: KEY.jpg (png, webp, …) with KEY.txt, or KEY.json with "caption" or "captions".
+
+    The key ends at the first dot of the file's name. A shard that is cut off gives what it holds.
+    """
+    pictures: dict[str, bytes] = {}
+    texts: dict[str, tuple[str, ...]] = {}
+    try:
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                _read_member(tar, member, pictures, texts)
+    except (OSError, tarfile.TarError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition(":\n")[0]
+        broken.append(f"{shard}: not a whole tar file ({reason})")
+    broken += [f"{shard.name} {key}: caption without a picture" for key in sorted(texts.keys() - pictures.keys())]
+    for key in sorted(pictures):
+        yield f"{shard.name} {key}", pictures[key], texts.get(key, ())
 
 
 def shards(path: str, split: str) -> list[Path]:
@@ -40,7 +54,7 @@ def shards(path: str, split: str) -> list[Path]:
     Patterns know braces of numbers ("cc3m-{000..331}.tar"), * and ?, and several parts joined by "::".
     """
     if Path(path).is_dir():
-        return sorted(Path(path).glob(f"{split}-*.tar"))
+        return sorted(Path(path).glob(f"{split}-*.tar")) or sorted(Path(path).glob(f"{split}*.tar"))
     found: list[Path] = []
     for part in path.split("::"):
         for one in expand_braces(part):
@@ -91,7 +105,7 @@ def read_csv(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
 def read_jsonl(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
     """A JSON object a line, with a picture's path and a caption or a list of them."""
     rows = []
-    for number, line in enumerate(Path(config.path).read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(config.path).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -107,9 +121,15 @@ def read_jsonl(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
 
 
 def read_coco_captions(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
-    """COCO captions: "images", and "annotations" with ``image_id`` and ``caption``."""
+    """The pictures of a COCO captions file."""
     path = Path(config.path)
-    data = json.loads(path.read_text())
+    entries = coco_caption_entries(path, images_folder(path, config.images), broken)
+    yield from squares(entries, config.size, broken)
+
+
+def coco_caption_entries(path: Path, images: Path, broken: list[str]) -> list[Captioned]:
+    """COCO captions: "images", and "annotations" with ``image_id`` and ``caption``. Pictures lie in ``images``."""
+    data = read_json(path)
     texts: dict[Any, list[str]] = {}
     names: dict[Any, str] = {}
     for place, record in enumerate(data["images"], start=1):
@@ -124,12 +144,11 @@ def read_coco_captions(config: DataConfig, broken: list[str]) -> Iterator[Sample
             broken.append(f"annotation number {place}: {'unknown picture' if text else 'has no caption'} {image_id}")
             continue
         texts.setdefault(image_id, []).append(text[0])
-    sources = place_pictures(images_folder(path, config.images), list(names.values()))
-    entries = [
-        (name, source, tuple(texts.get(image_id, ())))
+    sources = place_pictures(images, list(names.values()))
+    return [
+        (name, source, tuple(dict.fromkeys(texts.get(image_id, ()))))
         for source, (image_id, name) in zip(sources, names.items(), strict=True)
     ]
-    yield from squares(entries, config.size, broken)
 
 
 def _table(rows: list[tuple[str, dict[str, Any]]], config: DataConfig, broken: list[str]) -> Iterator[Sample]:
@@ -137,7 +156,9 @@ def _table(rows: list[tuple[str, dict[str, Any]]], config: DataConfig, broken: l
     texts: dict[str, list[str]] = {}
     for where, row in rows:
         name, text = texts_of(row.get(config.path_column)), texts_of(row.get(config.caption_column))
-        if name and text:
+        if name and text and set(text) <= set(texts.get(name[0], ())):
+            broken.append(f"{where}: given twice")
+        elif name and text:
             texts.setdefault(name[0], []).extend(text)
         else:
             broken.append(f"{where}: has no {config.caption_column if name else config.path_column}")
@@ -158,7 +179,7 @@ def _read_member(
     if f".{extension}" in PICTURE_SUFFIXES:
         pictures[key] = file.read()
     elif extension == "txt":
-        texts[key] = texts.get(key) or texts_of(file.read().decode("utf-8", "replace"))
+        texts[key] = texts.get(key) or texts_of(file.read().decode("utf-8-sig", "replace"))
     elif extension == "json":
         try:
             content = json.loads(file.read())

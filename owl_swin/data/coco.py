@@ -1,15 +1,94 @@
-"""COCO detection form, and LVIS, Objects365 and Open Images in it."""
+"""COCO detection form, and LVIS, Objects365 and Open Images in it: one reader for training and evaluation."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from owl_swin.data.naming import place_pictures, spoken, spoken_names
-from owl_swin.data.scene import BoxList, Scenes, no_rows
+from owl_swin.data.scene import BoxList, Scenes, cut_box, score_problem
 from owl_swin.errors import DataError
+from owl_swin.files import read_json
+
+# Of these lists LVIS says what was looked for in a picture.
+LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+# Boxes that all lie within this many pixels of the corner are fractions of the picture.
+LARGEST_FRACTION = 1.01
+
+
+@dataclass(frozen=True, slots=True)
+class CocoFile:
+    """What a file in COCO form holds. Entries that mean nothing are left out, with a sentence each in ``broken``.
+
+    - ``images``: id, file_name, source (the path), width and height (None where not stated), and, where any record of
+      the file has one of them, LVIS' two lists of category ids;
+    - ``categories``, as in the file: id, name, names (how a text encoder is asked for it), synonyms (more ways to say
+      it), and frequency where it is given;
+    - ``annotations``: image_id, category_id, bbox (xywh in pixels of the stated size, cut to the picture), area (as
+      given, else of the box), iscrowd, and score where it is given;
+    - ``lost``: (image id, category id) of things whose box was left out;
+    - ``n_annotations``: how many the file has.
+    """
+
+    images: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    lost: list[tuple[Any, Any]]
+    broken: list[str]
+    n_annotations: int
+
+
+def read_coco_file(path: Path, images: Path) -> CocoFile:
+    """Reads "images", "annotations" with xywh boxes, and "categories"; pictures lie in ``images``.
+
+    A thing without a box gets that around its polygon. Boxes without a side or outside of the picture, boxes in
+    fractions of the picture, and second copies of an annotation are left out. A file of another form raises KeyError,
+    TypeError or DataError.
+    """
+    content = read_json(path)
+    if isinstance(content, list):
+        raise DataError(f"{path}: a list of {_kind_of_list(content)}; {EXPECTED}")
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: {type(content).__name__} where an object is expected; {EXPECTED}")
+    broken: list[str] = []
+    categories = _categories(path, content["categories"], broken)
+    category_ids = {category["id"] for category in categories}
+    records = _image_records(content["images"], images, category_ids, broken)
+    annotations: list[dict[str, Any]] = []
+    lost: list[tuple[Any, Any]] = []
+    seen: dict[tuple[Any, ...], Any] = {}
+    for place, annotation in enumerate(content["annotations"]):
+        where = annotation_name(annotation, place)
+        try:
+            category_id, image_id = annotation["category_id"], annotation["image_id"]
+            if category_id not in category_ids:
+                broken.append(f"{where}: unknown category {category_id}")
+                continue
+            if image_id not in records:
+                broken.append(f"{where}: unknown picture {image_id}")
+                continue
+        except (KeyError, TypeError) as error:
+            broken.append(f"{where}: not in COCO's form (problem with {error})")
+            continue
+        box = _bbox(annotation, records[image_id])
+        crowd = int(bool(annotation.get("iscrowd") or annotation.get("isgroupof")))
+        problem = box if isinstance(box, str) else score_problem(annotation.get("score", 1.0))
+        if isinstance(box, str) or problem:
+            broken.append(f"{where}: {problem}")
+            lost.append((image_id, category_id))
+            continue
+        key, outline = (image_id, category_id, box, crowd), annotation.get("segmentation")
+        if key in seen and seen[key] == outline:
+            broken.append(f"{where}: given twice")
+            continue
+        seen[key] = outline
+        checked = {"image_id": image_id, "category_id": category_id, "bbox": list(box), "iscrowd": crowd}
+        checked["area"] = _area(annotation.get("area"), box)
+        annotations.append(checked | ({"score": annotation["score"]} if "score" in annotation else {}))
+    return CocoFile(list(records.values()), categories, annotations, lost, broken, len(content["annotations"]))
 
 
 def read_lvis(path: Path, images: Path) -> Scenes:
@@ -21,61 +100,31 @@ def read_lvis(path: Path, images: Path) -> Scenes:
 
 
 def read_coco(path: Path, images: Path, *, ignore_below: float = 0.0) -> Scenes:
-    """COCO detection form: "images", "annotations" with xywh boxes, "categories".
+    """A file in COCO form as scenes; names are in the order of the category ids.
 
     An annotation's ``score`` is how sure a guessed box is; those under ``ignore_below`` become vague. Crowd and group
     regions are left out; their names are unknown in the picture. Where any image record has ``neg_category_ids``, only
     those are negatives of a picture.
     """
-    data = json.loads(path.read_text())
-    broken: list[str] = []
-    rows, names = read_categories(data["categories"], broken)
-    records = _image_records(data["images"], broken)
-    by_image: dict[Any, list[Mapping]] = {}
-    for place, annotation in enumerate(data["annotations"]):
-        where = annotation_name(annotation, place)
-        try:
-            if annotation["category_id"] not in rows:
-                broken.append(f"{where}: unknown category {annotation['category_id']}")
-            elif annotation["image_id"] not in records:
-                broken.append(f"{where}: unknown picture {annotation['image_id']}")
-            else:
-                by_image.setdefault(annotation["image_id"], []).append(annotation)
-        except (KeyError, TypeError) as error:
-            broken.append(f"{where}: not in COCO's form (problem with {error})")
-    federated = any("neg_category_ids" in record for record in records.values())
-    sources = place_pictures(images, [_file_name(record) for record in records.values()])
+    file = read_coco_file(path, images)
+    categories = sorted(file.categories, key=lambda category: _id_order(category["id"]))
+    rows = {category["id"]: row for row, category in enumerate(categories)}
+    boxes = {image["id"]: BoxList(file.broken, stated_size(image), ignore_below=ignore_below) for image in file.images}
+    for annotation in file.annotations:
+        own, label = boxes[annotation["image_id"]], rows[annotation["category_id"]]
+        if annotation["iscrowd"]:
+            own.unknown.append(label)
+        else:
+            x, y, w, h = annotation["bbox"]
+            own.keep(label, (x, y, x + w, y + h), annotation.get("score", 1.0))
+    for image_id, category_id in file.lost:
+        boxes[image_id].unknown.append(rows[category_id])
     scenes = []
-    for source, (image_id, record) in zip(sources, records.items(), strict=True):
-        boxes = BoxList(broken, stated_size(record), ignore_below=ignore_below)
-        for annotation in by_image.get(image_id, ()):
-            label, bbox = rows[annotation["category_id"]], annotation.get("bbox")
-            if annotation.get("iscrowd") or annotation.get("isgroupof"):
-                boxes.unknown.append(label)
-            else:
-                boxes.add(
-                    annotation_name(annotation), label, _xyxy(bbox), shown=bbox, score=annotation.get("score", 1.0)
-                )
-        where = f"picture {image_id}"
-        negatives = _rows(record, "neg_category_ids", rows, where, broken) if federated else None
-        unknown = _rows(record, "not_exhaustive_category_ids", rows, where, broken)
-        scenes.append(boxes.scene(source, negatives=negatives, unknown=unknown))
-    return Scenes(scenes, names, broken)
-
-
-def read_categories(categories: list[dict[str, Any]], broken: list[str]) -> tuple[dict[Any, int], list[list[str]]]:
-    """Rows by category id, in the order of the ids, and the names of each: LVIS' synonyms, or "sofa, couch" split."""
-    rows: dict[Any, int] = {}
-    names: list[list[str]] = []
-    for category in sorted(categories, key=lambda c: c["id"]):
-        synonyms = [spoken(name) for name in category.get("synonyms") or ()]
-        said = list(dict.fromkeys(synonyms)) or spoken_names(category["name"])
-        if category["id"] in rows or not said:
-            broken.append(f"category {category['id']}: {'given twice' if said else 'has no name'}")
-            continue
-        rows[category["id"]] = len(names)
-        names.append(said)
-    return rows, names
+    for image in file.images:
+        negatives, unknown = ([rows[i] for i in image.get(key, ())] for key in LVIS_LISTS)
+        federated = np.unique(np.array(negatives, dtype=np.int64)) if LVIS_LISTS[0] in image else None
+        scenes.append(boxes[image["id"]].scene(image["source"], negatives=federated, unknown=unknown))
+    return Scenes(scenes, [category["synonyms"] or category["names"] for category in categories], file.broken)
 
 
 def annotation_name(annotation: Any, place: int = 0) -> str:
@@ -92,42 +141,111 @@ def stated_size(record: Mapping[str, Any]) -> tuple[int, int] | None:
     return wh  # type: ignore[return-value]
 
 
-def _image_records(images: list[Any], broken: list[str]) -> dict[Any, Mapping[str, Any]]:
-    """Image records by id, each id once."""
-    records: dict[Any, Mapping[str, Any]] = {}
-    for place, record in enumerate(images):
+EXPECTED = 'expected a data set: an object with "images", "annotations" and "categories"'
+
+
+def _kind_of_list(content: list[Any]) -> str:
+    """What a JSON list holds, which is no data set: results of a detector, or something else."""
+    first = content[0] if content else None
+    is_result = isinstance(first, dict) and {"image_id", "score"} <= first.keys()
+    return "detections (a results file)" if is_result else f"{len(content)} things"
+
+
+def _id_order(value: Any) -> tuple[bool, Any]:
+    return (True, str(value)) if not isinstance(value, (int, float)) else (False, value)
+
+
+def _categories(path: Path, records: Sequence[Any], broken: list[str]) -> list[dict[str, Any]]:
+    """Categories by their ids, each id once."""
+    categories: dict[Any, dict[str, Any]] = {}
+    for record in records:
+        name = record["name"]
+        if not isinstance(name, str):
+            raise DataError(f"{path}: the name of category {record['id']} must be a text, got {json.dumps(name)}")
+        synonyms = list(dict.fromkeys(filter(None, (spoken(one) for one in record.get("synonyms") or ()))))
+        names = spoken_names(name) or synonyms
+        if record["id"] in categories or not names:
+            broken.append(f"category {record['id']}: {'given twice' if names else 'has no name'}")
+            continue
+        category = {"id": record["id"], "name": name, "names": names, "synonyms": synonyms}
+        categories[record["id"]] = category | ({"frequency": record["frequency"]} if "frequency" in record else {})
+    return list(categories.values())
+
+
+def _image_records(
+    records: Sequence[Any], images: Path, category_ids: set[Any], broken: list[str]
+) -> dict[Any, dict[str, Any]]:
+    """Image records by id, each id once, with the path of each picture."""
+    known: dict[Any, Mapping[str, Any]] = {}
+    for place, record in enumerate(records):
         try:
-            if record["id"] in records:
+            if record["id"] in known:
                 broken.append(f"picture {record['id']}: given twice")
             elif not _file_name(record):
                 broken.append(f"picture {record['id']}: no file name")
             else:
-                records[record["id"]] = record
+                known[record["id"]] = record
         except (KeyError, TypeError, AttributeError) as error:
             broken.append(f"image record number {place + 1}: not in COCO's form (problem with {error})")
-    return records
+    lists = [key for key in LVIS_LISTS if any(key in record for record in known.values())]
+    sources = place_pictures(images, [_file_name(record) for record in known.values()])
+    checked = {}
+    for source, (image_id, record) in zip(sources, known.items(), strict=True):
+        width, height = stated_size(record) or (None, None)
+        image = {"id": image_id, "file_name": _file_name(record), "source": source, "width": width, "height": height}
+        checked[image_id] = image | {key: _known_ids(record, key, category_ids, broken) for key in lists}
+    return checked
+
+
+def _known_ids(record: Mapping[str, Any], key: str, category_ids: set[Any], broken: list[str]) -> list[Any]:
+    ids = record.get(key) or ()
+    where = f"picture {record['id']}"
+    try:
+        unknown = [i for i in ids if i not in category_ids]
+    except TypeError as error:
+        broken.append(f"{where}: {key} is no list of category ids (problem with {error})")
+        return []
+    if unknown:
+        broken.append(f"{where}: unknown category {unknown[0]} in {key}")
+    return [i for i in ids if i in category_ids]
 
 
 def _file_name(record: Mapping[str, Any]) -> str:
     """The file's name; LVIS gives an address instead, whose last parts are folder and name."""
-    return str(record.get("file_name") or record.get("coco_url") or "")
+    return str(record.get("file_name") or "/".join(str(record.get("coco_url") or "").split("/")[-2:]))
 
 
-def _xyxy(bbox: Any) -> tuple[Any, ...]:
+def _bbox(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> tuple[float, float, float, float] | str:
+    """xywh of an annotation, cut to its picture, or why it has none."""
+    given = annotation.get("bbox")
+    xywh = given or _around(annotation.get("segmentation"))
     try:
-        x, y, w, h = (float(value) for value in bbox)
+        x, y, w, h = (float(value) for value in xywh)  # type: ignore[union-attr]
     except (TypeError, ValueError):
-        return ()
-    return (x, y, x + w, y + h)
+        return f"not four numbers {given}"
+    wh = stated_size(image)
+    box = cut_box((x, y, x + w, y + h), wh)
+    if isinstance(box, str):
+        return f"{box} {given}"
+    if min(x, y) >= 0 and max(x + w, y + h) <= LARGEST_FRACTION and (wh is None or min(wh) > 2):
+        return f"not pixels but fractions of the picture {given}"
+    inside = wh is None or (x >= 0 and y >= 0 and x + w <= wh[0] and y + h <= wh[1])
+    return (x, y, w, h) if inside else (box[0], box[1], box[2] - box[0], box[3] - box[1])
 
 
-def _rows(record: Mapping[str, Any], key: str, rows: dict[Any, int], where: str, broken: list[str]) -> np.ndarray:
-    ids = record.get(key) or ()
+def _around(segmentation: Any) -> tuple[float, float, float, float] | None:
+    """xywh around polygons [[x, y, x, y, …], …]; None for what is not that."""
     try:
-        unknown = [i for i in ids if i not in rows]
-    except TypeError as error:
-        broken.append(f"{where}: {key} is no list of category ids (problem with {error})")
-        return no_rows()
-    if unknown:
-        broken.append(f"{where}: unknown category {unknown[0]} in {key}")
-    return np.unique(np.array([rows[i] for i in ids if i in rows], dtype=np.int64))
+        polygons = [np.array(polygon, dtype=float).reshape(-1, 2) for polygon in segmentation]
+        points = np.concatenate(polygons)
+    except (TypeError, ValueError):
+        return None
+    if len(points) < 3:
+        return None
+    low, high = points.min(0), points.max(0)
+    return float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])
+
+
+def _area(given: Any, xywh: tuple[float, float, float, float]) -> float:
+    is_area = isinstance(given, (int, float)) and 0 <= given < float("inf")
+    return float(given) if is_area else xywh[2] * xywh[3]

@@ -7,6 +7,7 @@ from typing import Any
 from owl_swin.data.naming import pictures_in
 from owl_swin.data.yolo import is_yolo
 from owl_swin.errors import DataError
+from owl_swin.files import read_json
 
 BY_SUFFIX = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".tar": "captions", ".yaml": "yolo", ".yml": "yolo"}
 
@@ -22,7 +23,7 @@ def guess_kind(path: str) -> str | None:
         if place.suffix == ".txt" and place.is_file():
             return "voc" if any((up / "Annotations").is_dir() for up in place.parents[:3]) else "yolo"
         if place.suffix == ".json" and place.is_file():
-            return _of_json(json.loads(place.read_text()))
+            return _of_json(read_json(place))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read as a data set ({reason})") from None

@@ -1,6 +1,5 @@
 """Pictures with a class name each, as squares of uint8: tiles, crops, labelled files, folders, cutouts."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from owl_swin.data.naming import images_folder, pictures_in, spoken_names, texts
 from owl_swin.data.scene import open_annotated
 from owl_swin.data.tiles import Manifest
 from owl_swin.errors import ImageError
+from owl_swin.files import read_json
 from owl_swin.image import ImageSource, open_image
 
 # Pixels [S, S, 3] uint8, and the ways to say what is there.
@@ -50,21 +50,12 @@ def squares(
 
 def read_tiles(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
     """The tiles of sheets."""
-    path = Path(config.path)
-    manifest = Manifest.read(path, config.split)
-    side, stated = manifest.side, (manifest.cols * manifest.side, manifest.rows * manifest.side)
-    for sheet in manifest.sheets:
-        try:
-            picture = open_image(path.parent / sheet["sheet"])
-        except ImageError as error:
-            broken.append(str(error))
-            continue
-        if picture.size != stated:
-            broken.append(f"{sheet['sheet']}: size differs from the manifest's ({picture.size}, stated is {stated})")
-            continue
-        for _, label, x, y in manifest.tiles(sheet, broken):
-            tile = picture.crop((x, y, x + side, y + side))
-            yield (np.array(tile) if side == config.size else square(tile, config.size)), tuple(manifest.names[label])
+    manifest = Manifest.read(Path(config.path), config.split)
+    for tile, label in manifest.pictures(range(len(manifest.names)), broken):
+        yield (
+            (np.array(tile) if manifest.side == config.size else square(tile, config.size)),
+            tuple(manifest.names[label]),
+        )
 
 
 def read_crops(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
@@ -94,7 +85,7 @@ def read_labelled(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
     """Image records with a ``label``: "name, synonym"."""
     path = Path(config.path)
     folder = images_folder(path, config.images)
-    records = _records(path, "label", broken)
+    records = image_records(path, "label", broken)
     entries = ((name, folder / name, tuple(spoken_names(label))) for name, label in records)
     yield from squares(entries, config.size, broken)
 
@@ -104,7 +95,7 @@ def read_folders(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
     path = Path(config.path)
     root = path / config.split if (path / config.split).is_dir() else path
     names_file = next((folder / FOLDER_NAMES for folder in (root, path) if (folder / FOLDER_NAMES).is_file()), None)
-    said: dict[str, str] = json.loads(names_file.read_text()) if names_file else {}
+    said: dict[str, str] = read_json(names_file) if names_file else {}
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         names = tuple(spoken_names(said.get(folder.name, folder.name)))
         yield from squares(((str(one), one, names) for one in pictures_in(folder)), config.size, broken)
@@ -115,7 +106,7 @@ def read_cutouts(config: DataConfig, broken: list[str], *, backgrounds: int = 3)
     rng = np.random.default_rng(0)
     path = Path(config.path)
     folder = images_folder(path, config.images)
-    for name, text in _records(path, "name", broken):
+    for name, text in image_records(path, "name", broken):
         try:
             open_image(folder / name)  # tells what is wrong in one sentence; the transparency is read below
             with Image.open(folder / name) as file:
@@ -129,9 +120,9 @@ def read_cutouts(config: DataConfig, broken: list[str], *, backgrounds: int = 3)
             yield np.array(Image.alpha_composite(canvas, cutout).convert("RGB")), (text,)
 
 
-def _records(path: Path, key: str, broken: list[str]) -> Iterator[tuple[str, str]]:
+def image_records(path: Path, key: str, broken: list[str]) -> Iterator[tuple[str, str]]:
     """File name and the text under ``key`` of each image record."""
-    for place, record in enumerate(json.loads(path.read_text())["images"], start=1):
+    for place, record in enumerate(read_json(path)["images"], start=1):
         known: dict[str, Any] = record if isinstance(record, dict) else {}
         name, text = texts_of(known.get("file_name")), texts_of(known.get(key))
         if name and text:

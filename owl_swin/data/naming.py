@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from owl_swin.errors import DataError
 from owl_swin.image import PICTURE_SUFFIXES
 
 
@@ -15,6 +16,22 @@ def spoken(name: str) -> str:
 def spoken_names(text: str) -> list[str]:
     """The names in "sofa, couch", each once."""
     return list(dict.fromkeys(filter(None, (spoken(name) for name in text.split(",")))))
+
+
+def find_classes(wanted: Sequence[str], classes: Sequence[str], where: str | Path) -> list[int]:
+    """Rows of ``classes``, each once, that the wanted names mean: the class as it is written ("sofa, couch"), else one
+    of its names ("sofa"). A name of no class, or of several, raises DataError."""
+    rows: list[int] = []
+    for name in wanted:
+        found = [row for row, own in enumerate(classes) if own == name]
+        found = found or [row for row, own in enumerate(classes) if spoken(name) in spoken_names(own)]
+        if not found:
+            raise DataError(f"{where}: has no class {name!r}; its classes are {', '.join(classes)}")
+        if len({classes[row] for row in found}) > 1:
+            several = " and ".join(repr(classes[row]) for row in found)
+            raise DataError(f"{where}: {name!r} is a name of {several}; give the whole name, a line each, in a file")
+        rows += found
+    return list(dict.fromkeys(rows))
 
 
 def texts_of(value: Any) -> tuple[str, ...]:

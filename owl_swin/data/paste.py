@@ -1,6 +1,5 @@
 """Makes a detection set out of named cut-outs: pastes them on photographs, with their boxes (arXiv:1708.01642)."""
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from owl_swin.errors import DataError, ImageError
-from owl_swin.files import make_folder, write_image, write_json
+from owl_swin.files import make_folder, read_json, write_image, write_json
 from owl_swin.image import open_image
 
 # Height of a pasted thing as a share of the photograph's shorter side.
@@ -84,7 +83,7 @@ def find_cutouts(folder: Path, names: Sequence[str] = (), *, without: Sequence[s
     """
     if folder.is_file():
         try:
-            records = json.loads(folder.read_text())["images"]
+            records = read_json(folder)["images"]
             found = [(folder.parent / "images" / r["file_name"], str(r["name"])) for r in records]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: not a list of named cut-outs (problem with {error})") from None

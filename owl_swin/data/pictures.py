@@ -1,7 +1,6 @@
 """Small labelled and captioned pictures, decoded once and held in memory as uint8, for alignment."""
 
 import random
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from owl_swin.data.broken import report_broken
+from owl_swin.data.broken import reading, report_broken
 from owl_swin.data.captions import read_coco_captions, read_csv, read_jsonl, read_tars
 from owl_swin.data.config import ALIGN_KINDS, DataConfig
 from owl_swin.data.labelled import (
@@ -91,7 +90,7 @@ def _read(config: DataConfig, broken: list[str]) -> list[Sample]:
     """All samples of the set, or the first ``max_pictures``."""
     samples: list[Sample] = []
     most = MAX_BYTES // (3 * config.size**2)
-    try:
+    with reading(config.path, f"a set of kind {config.kind!r}"):
         for sample in READERS[config.kind](config, broken):
             if config.max_pictures and len(samples) == config.max_pictures:
                 break
@@ -101,11 +100,4 @@ def _read(config: DataConfig, broken: list[str]) -> list[Sample]:
                     f"{MAX_BYTES / 2**30:.3g} GiB of memory; set data.max_pictures, or a smaller data.size"
                 )
             samples.append(sample)
-    except DataError:
-        raise
-    except KeyError as error:
-        raise DataError(f"{config.path}: no {error} where a set of kind {config.kind!r} has it") from None
-    except (OSError, TypeError, ValueError, IndexError, AttributeError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{config.path}: cannot be read as {config.kind!r} ({reason})") from None
     return samples

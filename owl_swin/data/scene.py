@@ -2,6 +2,9 @@
 
 import logging
 import math
+import struct
+import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from owl_swin.errors import DataError, ImageError
-from owl_swin.image import open_image
+from owl_swin.image import MAX_PIXELS, ImageSource, open_image
 
 logger = logging.getLogger("owl_swin")
 
@@ -73,29 +76,47 @@ class Scene:
         return np.setdiff1d(looked_for, np.concatenate([self.labels, self.unknown, self.vague_labels]))
 
 
+class PictureCache:
+    """Decoded pictures of all sets of a run, kept until ``max_bytes`` are in use; threads may share it."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self.bytes = max_bytes, 0
+        self._kept: dict[object, Image.Image] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: object) -> Image.Image | None:
+        """The picture that was kept under ``key``."""
+        with self._lock:
+            return self._kept.get(key)
+
+    def keep(self, key: object, picture: Image.Image) -> None:
+        """Keeps the picture if there is room. None is thrown out for it: pictures are drawn at random, so what is kept
+        is as likely to be drawn as what comes."""
+        size = 3 * picture.width * picture.height
+        with self._lock:
+            if key not in self._kept and self.bytes + size <= self.max_bytes:
+                self._kept[key] = picture
+                self.bytes += size
+
+
 @dataclass(slots=True)
 class Scenes:
-    """One set. What a scene says of the names that it has no box of is told by its ``negatives`` and ``unknown``."""
+    """One set. A scene's ``negatives`` and ``unknown`` say what is known of the names that it has no box of."""
 
     scenes: list[Scene]
     names: list[list[str]]  # the ways to say each class
     broken: list[str] = field(default_factory=list)  # what was left out, a sentence each
-    cache_bytes: int = 4 << 30
-    _cache: dict[object, Image.Image] = field(default_factory=dict)
+    cache: PictureCache = field(default_factory=lambda: PictureCache(0))
 
     def picture(self, scene: Scene) -> Image.Image:
-        """The decoded picture, kept while there is room."""
-        key = (scene.source, scene.tile)
-        if key in self._cache:
-            return self._cache[key]
-        sheet = self._cache.get(scene.source) or open_annotated(scene)
-        picture = sheet if scene.tile is None else sheet.crop(scene.tile)
-        kept = scene.source if scene.tile is not None else key
-        size = sheet.width * sheet.height * 3
-        if kept not in self._cache and size <= self.cache_bytes:
-            self._cache[kept] = sheet
-            self.cache_bytes -= size
-        return picture
+        """The decoded picture, kept in the cache while there is room."""
+        # Of tiles the whole sheet is kept; of other pictures the one that fits the stated size.
+        key = scene.source if scene.tile is not None else (scene.source, scene.stated_wh)
+        sheet = self.cache.get(key)
+        if sheet is None:
+            sheet = open_annotated(scene)
+            self.cache.keep(key, sheet)
+        return sheet if scene.tile is None else sheet.crop(scene.tile)
 
     def unreadable(self) -> DataError:
         """What to raise when no picture of the set can be read."""
@@ -116,18 +137,52 @@ def readable(scenes: Scenes, scene: Scene) -> Image.Image | None:
 
 
 def open_annotated(scene: Scene) -> Image.Image:
-    """The scene's source file as its boxes see it: upright, unless the stated size is that of the stored pixels.
+    """The scene's source file as its boxes see it: upright, unless the stated size is that of the stored pixels."""
+    return open_image(as_annotated(scene.source, scene.stated_wh))
+
+
+def as_annotated(source: Path, stated_wh: tuple[int, int] | None) -> ImageSource:
+    """The file itself, or, where the boxes speak of its pixels as stored, the picture without its EXIF turn.
 
     Annotations speak of the picture as it is shown, EXIF orientation applied. Some tools ignore the orientation and
     annotate the pixels as stored; where the stated size tells (a quarter turn of a picture that is no square), the
     picture comes as stored, so that the boxes fit.
     """
-    picture = open_image(scene.source)
-    if scene.stated_wh is None or not _sideways(scene.stated_wh, picture.size):
-        return picture
-    with Image.open(scene.source) as file:
-        turn = UNTURN.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-    return picture if turn is None else picture.transpose(turn)
+    if stated_wh is None or stated_wh[0] == stated_wh[1]:
+        return source
+    stored_wh, orientation = read_header(source)
+    if orientation not in UNTURN or not _sideways(stated_wh, (stored_wh[1], stored_wh[0])):
+        return source
+    return open_image(source).transpose(UNTURN[orientation])
+
+
+def read_header(source: Path) -> tuple[tuple[int, int], int]:
+    """Stored (width, height) and EXIF orientation of a picture file, without decoding it; (0, 0) and 1 if it cannot be
+    read, or is too large to be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(source) as file:
+                width, height = file.size
+                if not 0 < width * height <= MAX_PIXELS:
+                    return (0, 0), 1
+                # Pillow decodes a PNG to find an EXIF chunk that stands behind the pixels.
+                has_exif = file.format != "PNG" or "exif" in file.info or _png_has_exif(source)
+                return (width, height), int(file.getexif().get(ExifTags.Base.Orientation, 1)) if has_exif else 1
+        except Exception:  # Pillow's decoders have no root in common; open_image says what is wrong
+            return (0, 0), 1
+
+
+def _png_has_exif(source: Path) -> bool:
+    """Whether a PNG has an EXIF chunk, wherever it stands."""
+    with open(source, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return True
+            file.seek(length + 4, 1)
+    return False
 
 
 def _sideways(stated_wh: tuple[int, int], upright_wh: tuple[int, int]) -> bool:
@@ -136,11 +191,30 @@ def _sideways(stated_wh: tuple[int, int], upright_wh: tuple[int, int]) -> bool:
     return abs(stated + upright) < abs(stated - upright)
 
 
+def cut_box(xyxy: Sequence[Any], wh: tuple[float, float] | None) -> tuple[float, float, float, float] | str:
+    """The box cut to a picture of ``wh``, or why it is none: "not four numbers" or "empty box"."""
+    try:
+        x0, y0, x1, y1 = (float(value) for value in xyxy)
+    except (TypeError, ValueError):
+        return "not four numbers"
+    if not all(math.isfinite(value) for value in (x0, y0, x1, y1)):
+        return "not four numbers"
+    width, height = wh or (math.inf, math.inf)
+    x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
+    return "empty box" if x1 <= x0 or y1 <= y0 else (x0, y0, x1, y1)
+
+
+def score_problem(score: Any) -> str:
+    """What is wrong with the score of a guessed box; nothing, if it is a number in [0, 1]."""
+    # NaN fails this too.
+    return "" if isinstance(score, (int, float)) and 0 <= score <= 1 else f"its score must lie in 0 to 1, got {score!r}"
+
+
 class BoxList:
     """The boxes of one picture while they are read.
 
     What is no box inside the picture is left out and noted in ``broken``; its name is then unknown in the picture.
-    Boxes with a score under ``ignore_below`` become vague ones.
+    Boxes with a score under ``ignore_below`` become vague ones. The second of two boxes alike is left out and noted.
     """
 
     def __init__(self, broken: list[str], wh: tuple[int, int] | None = None, *, ignore_below: float = 0.0):
@@ -149,30 +223,26 @@ class BoxList:
         self.boxes: list[tuple[float, float, float, float]] = []
         self.labels: list[int] = []
         self.unknown: list[int] = []
+        self._known: set[tuple[int, tuple[float, ...]]] = set()
 
     def add(self, where: str, label: int, xyxy: Sequence[Any], *, shown: Any = None, score: Any = 1.0) -> None:
-        """Adds a box, cut to the picture; ``where`` and ``shown`` (the box as the file has it) are for the note."""
-        if not isinstance(score, (int, float)) or not 0 <= score <= 1:  # NaN fails this too
-            self.broken.append(f"{where}: its score must lie in 0 to 1, got {score!r}")
+        """Adds a box, cut to the picture, once; ``where`` and ``shown`` (the box as the file has it) are for the
+        note."""
+        box, problem = cut_box(xyxy, self.wh), score_problem(score)
+        if isinstance(box, str):
+            problem = f"{box} {list(xyxy) if shown is None else shown}"
+        if isinstance(box, str) or problem:
+            self.broken.append(f"{where}: {problem}")
             self.unknown.append(label)
-            return
-        shown = list(xyxy) if shown is None else shown
-        try:
-            x0, y0, x1, y1 = (float(value) for value in xyxy)
-            numbers = all(math.isfinite(value) for value in (x0, y0, x1, y1))
-        except (TypeError, ValueError):
-            numbers = False
-        if not numbers:
-            self.broken.append(f"{where}: not four numbers {shown}")
-            self.unknown.append(label)
-            return
-        width, height = self.wh or (math.inf, math.inf)
-        x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-        if x1 <= x0 or y1 <= y0:
-            self.broken.append(f"{where}: empty box {shown}")
-            self.unknown.append(label)
-            return
-        self.boxes.append((x0, y0, x1, y1))
+        elif (label, box) in self._known:
+            self.broken.append(f"{where}: given twice")
+        else:
+            self.keep(label, box, score)
+
+    def keep(self, label: int, xyxy: tuple[float, float, float, float], score: float = 1.0) -> None:
+        """Adds a box that was checked before."""
+        self._known.add((label, xyxy))
+        self.boxes.append(xyxy)
         self.labels.append(label)
         self.scores.append(float(score))
 
@@ -238,20 +308,26 @@ def _renumbered(scenes: Scenes, new_row: np.ndarray, names: list[list[str]]) -> 
 
 
 def without_missing(scenes: list[Scene], broken: list[str]) -> list[Scene]:
-    """The scenes whose file is there; the others are noted in ``broken``. One look a folder, not one a picture."""
+    """The scenes whose file is there; the others are noted in ``broken``."""
+    missing = missing_files([scene.source for scene in scenes])
+    broken += [f"{source}: no such picture" for source in missing]
+    return [scene for scene in scenes if scene.source not in missing] if missing else scenes
+
+
+def missing_files(sources: Sequence[Path]) -> dict[Path, None]:
+    """The files that are not there, in order, each once. A folder is listed once, not asked for every file."""
     listed: dict[Path, set[str]] = {}
     missing: dict[Path, None] = {}
-    for scene in scenes:
-        folder = scene.source.parent
+    for source in sources:
+        folder = source.parent
         if folder not in listed:
             try:
                 listed[folder] = {path.name for path in folder.iterdir()}
             except (OSError, ValueError):
                 listed[folder] = set()
-        if scene.source.name not in listed[folder] and not _is_file(scene.source):
-            missing[scene.source] = None
-    broken += [f"{source}: no such picture" for source in missing]
-    return [scene for scene in scenes if scene.source not in missing] if missing else scenes
+        if source.name not in listed[folder] and not _is_file(source):
+            missing[source] = None
+    return missing
 
 
 def _is_file(path: Path) -> bool:

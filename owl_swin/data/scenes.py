@@ -1,45 +1,44 @@
 """Sets of pictures with boxes and names, for detection: one door to the readers of all forms."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-from owl_swin.data.broken import report_broken
+from owl_swin.data.broken import reading, report_broken
 from owl_swin.data.coco import read_coco, read_lvis
 from owl_swin.data.config import DETECT_KINDS, DataConfig
 from owl_swin.data.naming import images_folder
-from owl_swin.data.scene import Scene, Scenes, merge_same_names, readable, without_missing, without_rare
+from owl_swin.data.scene import (
+    PictureCache,
+    Scene,
+    Scenes,
+    merge_same_names,
+    readable,
+    without_missing,
+    without_rare,
+)
 from owl_swin.data.tiles import read_sheets
 from owl_swin.data.visual_genome import read_visual_genome
 from owl_swin.data.voc import read_voc
 from owl_swin.data.yolo import read_yolo
 from owl_swin.errors import DataError
 
-__all__ = ["Scene", "Scenes", "load_scenes", "read_coco", "readable"]
+__all__ = ["PictureCache", "Scene", "Scenes", "load_scenes", "read_coco", "readable"]
 
 
-def load_scenes(config: DataConfig) -> Scenes:
+def load_scenes(config: DataConfig, cache: PictureCache | None = None) -> Scenes:
     """Reads one set with boxes. Broken entries are left out, listed in ``broken`` and counted in a warning.
 
-    Pictures are opened later, when they are drawn; here only their files are looked for.
+    Pictures are opened later, when they are drawn, and kept in ``cache``; here only their files are looked for.
     """
     if config.kind not in DETECT_KINDS:
         known = ", ".join(DETECT_KINDS)
         raise DataError(f"{config.path}: sets of kind {config.kind!r} have no boxes to detect; those of {known} have")
-    try:
+    with reading(config.path, f"a set of kind {config.kind!r}"):
         scenes = _read(config)
-    except OSError as error:
-        raise DataError(f"{error.filename or config.path}: cannot be read ({error.strerror or error})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{config.path}: cannot be read as kind {config.kind!r} ({error})") from None
-    except DataError:
-        raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(f"{config.path}: not in the form of kind {config.kind!r} (problem with {error})") from None
     there = without_missing(scenes.scenes, scenes.broken)
     if config.max_pictures:
         there = there[: config.max_pictures]
-    scenes = merge_same_names(replace(scenes, scenes=there))
+    scenes = merge_same_names(replace(scenes, scenes=there, cache=cache or PictureCache(0)))
     if config.min_per_class:
         scenes = without_rare(scenes, config.min_per_class)
     if not scenes.scenes or not scenes.names:

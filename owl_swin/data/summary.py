@@ -1,19 +1,17 @@
 """What a data set holds, in plain numbers ready for JSON: `owl-swin info` prints them."""
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from owl_swin.data.broken import reasons
 from owl_swin.data.pictures import Pictures
-from owl_swin.data.scene import Scene, Scenes
+from owl_swin.data.scene import Scene, Scenes, read_header
 from owl_swin.errors import ImageError
-from owl_swin.image import MAX_PIXELS, open_image
+from owl_swin.image import open_image
 
 # Borders between small, medium and large boxes in square pixels, as COCO has them.
 SMALL_PX2, LARGE_PX2 = 32**2, 96**2
@@ -106,18 +104,8 @@ def _sizes(scenes: Scenes, check: bool) -> tuple[dict[Place, tuple[int, int]], i
 
 
 def _upright_size(source: Path, *, whole: bool) -> tuple[tuple[int, int], bool]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(source) as file:
-                width, height = file.size
-                # Pillow reads a PNG to its end to look for EXIF that is not at its start.
-                at_hand = file.format != "PNG" or "exif" in file.info
-                orientation = int(file.getexif().get(ExifTags.Base.Orientation, 1)) if at_hand else 1
-            readable = 0 < width * height <= MAX_PIXELS
-        except Exception:  # Pillow's decoders have no root in common; open_image says what is wrong
-            orientation, readable = 1, False
-    if whole or not readable:
+    (width, height), orientation = read_header(source)
+    if whole or not width:
         return open_image(source).size, orientation != 1
     return ((height, width) if orientation >= 5 else (width, height)), orientation != 1
 

@@ -1,13 +1,17 @@
 """Sheets of equal tiles with a manifest: each tile is a picture of one named object with one box."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from owl_swin.data.naming import spoken_names
 from owl_swin.data.scene import BoxList, Scenes
+from owl_swin.errors import ImageError
+from owl_swin.files import read_json
+from owl_swin.image import open_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +23,17 @@ class Manifest:
     cols: int
     names: list[list[str]]
     sheets: list[dict[str, Any]]
+    folder: Path
+    heldout: tuple[int, ...] | None
 
     @staticmethod
     def read(path: Path, split: str) -> "Manifest":
         """The part ``split`` of a manifest."""
-        content = json.loads(path.read_text())
+        content = read_json(path)
         rows, cols = content["sheet_grid"]
         names = [spoken_names(entry) for entry in content["classes"]]
-        return Manifest(content["tile_px"], rows, cols, names, content[split])
+        heldout = tuple(content["heldout"]) if "heldout" in content else None
+        return Manifest(content["tile_px"], rows, cols, names, content[split], path.parent, heldout)
 
     def tiles(self, sheet: dict[str, Any], broken: list[str]) -> Iterator[tuple[int, int, int, int]]:
         """Place, label, and left and top pixel of the tiles in use."""
@@ -35,6 +42,26 @@ class Manifest:
                 broken.append(f"{sheet['sheet']} tile {place}: unknown class {label}")
                 continue
             yield place, label, place % self.cols * self.side, place // self.cols * self.side
+
+    def pictures(self, labels: Collection[int], broken: list[str]) -> Iterator[tuple[Image.Image, int]]:
+        """The tiles of some labels as pictures, each with its label, one sheet open at a time. A
+        sheet that cannot be read, or is of another size than stated, is noted in ``broken``."""
+        stated = (self.cols * self.side, self.rows * self.side)
+        for sheet in self.sheets:
+            tiles = [tile for tile in self.tiles(sheet, broken) if tile[1] in labels]
+            if not tiles:
+                continue
+            try:
+                picture = open_image(self.folder / sheet["sheet"])
+            except ImageError as error:
+                broken.append(str(error))
+                continue
+            if picture.size != stated:
+                why = f"size differs from the manifest's ({picture.size}, stated is {stated})"
+                broken.append(f"{sheet['sheet']}: {why}")
+                continue
+            for _, label, x, y in tiles:
+                yield picture.crop((x, y, x + self.side, y + self.side)), label
 
 
 def read_sheets(path: Path, split: str) -> Scenes:

@@ -1,12 +1,12 @@
 """Visual Genome (arXiv:1602.07332): objects with free names, or regions with whole phrases."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from owl_swin.data.coco import stated_size
 from owl_swin.data.naming import pictures_in, spoken
 from owl_swin.data.scene import BoxList, Scenes, no_rows
+from owl_swin.files import read_json
 
 
 def read_visual_genome(path: Path, images: Path) -> Scenes:
@@ -15,7 +15,7 @@ def read_visual_genome(path: Path, images: Path) -> Scenes:
     Nobody looked for names that are not given, so no picture has verified negatives. Sizes come from image_data.json
     beside the file, where it is; without it the boxes are taken as pixels of the stored pictures.
     """
-    data = json.loads(path.read_text())
+    data = read_json(path)
     sizes_file = path.parent / "image_data.json"
     sizes = {r.get("image_id", r.get("id")): stated_size(r) for r in _list(sizes_file)} if sizes_file.is_file() else {}
     files = {file.stem: file for file in pictures_in(images)} if images.is_dir() else {}
@@ -55,5 +55,5 @@ def _add(boxes: BoxList, entry: Any, where: str, rows: dict[str, int]) -> None:
 
 
 def _list(path: Path) -> list[dict[str, Any]]:
-    content = json.loads(path.read_text())
+    content = read_json(path)
     return [record for record in content if isinstance(record, dict)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from owl_swin.data.naming import PICTURE_SUFFIXES, spoken_names
 from owl_swin.data.scene import BoxList, Scene, Scenes
+from owl_swin.files import read_text
 
 # VOC writes some names as one word, which a text encoder does not know.
 SAID = {
@@ -47,7 +48,7 @@ def annotation_files(path: Path) -> list[Path]:
         return sorted((inner if inner.is_dir() else path).glob("*.xml"))
     folder = next((up / "Annotations" for up in path.parents[:3] if (up / "Annotations").is_dir()), path.parent)
     # The lists of one class have a second column that says whether it occurs.
-    stems = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    stems = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
     return [folder / f"{stem.removesuffix('.xml')}.xml" for stem in stems]
 
 

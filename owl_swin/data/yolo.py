@@ -6,6 +6,7 @@ from typing import Any
 from owl_swin.data.naming import PICTURE_SUFFIXES, pictures_in, spoken_names
 from owl_swin.data.scene import BoxList, Scene, Scenes
 from owl_swin.errors import DataError, MissingExtraError
+from owl_swin.files import read_text
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 LIST_NAMES = ("classes.txt", "obj.names", "labels.txt")
@@ -23,7 +24,7 @@ def read_yolo(path: Path, images: str, split: str) -> Scenes:
     if path.suffix in (".yaml", ".yml"):
         classes, places = _read_yaml(path, split)
     else:
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         classes = dict(enumerate(names))
         places = [path.parent / "images" if (path.parent / "images").is_dir() else path.parent]
     broken: list[str] = []
@@ -52,7 +53,7 @@ def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path]]:
         raise MissingExtraError("reading YOLO's data.yaml", "train") from None
 
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise DataError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
     names: Any = content["names"]
@@ -79,14 +80,14 @@ def _pictures(place: Path) -> list[Path]:
     """Pictures of a folder and the folders in it, or of a list with a path a line, relative to the list."""
     if place.is_dir():
         return pictures_in(place)
-    lines = [line.strip() for line in place.read_text().splitlines()]
+    lines = [line.strip() for line in read_text(place).splitlines()]
     return [place.parent / line for line in lines if line]
 
 
 def _scene(picture: Path, rows: dict[int, int], broken: list[str]) -> Scene:
     boxes, labels = BoxList(broken, (1, 1)), label_file(picture)
     try:
-        lines = labels.read_text().splitlines() if labels.is_file() else []
+        lines = read_text(labels).splitlines() if labels.is_file() else []
     except (OSError, UnicodeDecodeError) as error:
         broken.append(f"{labels}: cannot be read ({getattr(error, 'strerror', None) or error})")
         return boxes.scene(picture, unknown=rows.values())

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from owl_swin.data.truth import counted_boxes, one_category_a_name, read_truth
 from owl_swin.detector import Detector
 from owl_swin.errors import DataError
 from owl_swin.evaluation.answers import Answers, collect_answers
 from owl_swin.evaluation.asking import make_ask
+from owl_swin.evaluation.exemplar_bank import without_exemplar
 from owl_swin.evaluation.precision import average_precision, interval, resampled_weights
-from owl_swin.evaluation.sets import Progress, counted_boxes, read_boxes, without_background
+from owl_swin.evaluation.report import Interval, Report
+from owl_swin.evaluation.sets import Progress
 
 
 def evaluate_absence(
@@ -28,63 +31,90 @@ def evaluate_absence(
     nms_iou: float | None = 0.5,
     draws: int = 200,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Every picture is asked for every class, by name or by exemplar, and a class's answer is its best score.
 
-    Returns, besides the average precision of the same answers:
+    Figures, besides the average precision of the same answers:
 
     - auroc: chance in percent that a class scores higher in a picture that has it than in one that has not (50 is
-      guessing), mean over the classes; per_class_auroc; auroc_pooled: over all (picture, class) pairs at once, so that
-      scores of different classes are compared with one another; ci95_auroc and ci95_auroc_pooled;
+      guessing), mean over the classes; per_class_auroc in ``details``; auroc_pooled: over all (picture, class) pairs at
+      once, so that scores of different classes are compared with one another;
     - false_alarms: percent of the pictures without a class that reach the score which the share ``recall`` of the
       pictures with it reach, mean over the classes;
     - fppi: boxes answered in a picture without the class at the score from which on the share ``recall`` of the class's
-      boxes are found (IoU 0.50), mean over the classes that get so far; fppi_classes is how many do.
+      boxes are found (IoU 0.50). It is the number that half of the classes keep to, of all that some pictures have and
+      others have not, whatever the model finds; fppi_classes are these, fppi_reached those that get so far.
 
     A picture whose only box of a class is a crowd has the class. A class that all pictures have, or none, has no AUROC.
+    Why a figure is missing is said in ``notes``.
     """
     if not 0 < recall <= 1:
         raise DataError(f"recall must lie in (0, 1], got {recall}")
-    truth = without_background(read_boxes(annotations, classes))
-    ask = make_ask(
-        detector, truth, images, route=route, shots=shots, exemplars=exemplars, exemplar_images=exemplar_images
-    )
-    answers = collect_answers(detector, truth, images, ask, nms_iou=nms_iou, progress=progress)
-    return {
-        "protocol": f"absence: best score of a class asked by {route}, pictures with it against pictures without it, "
+    truth = one_category_a_name(read_truth(annotations, images, classes))
+    shown_in = exemplar_images if exemplar_images is not None else images
+    ask = make_ask(detector, truth, route=route, shots=shots, exemplars=exemplars, exemplar_images=shown_in)
+    answers = collect_answers(detector, truth, ask, nms_iou=nms_iou, progress=progress)
+    judged, notes = without_exemplar(truth, answers.asked) if route == "exemplar" else (truth, [])
+    precision = average_precision(judged, answers.rows, draws=draws)
+    figures, intervals, counts, details = absence_figures(answers, recall=recall, draws=draws)
+    return Report(
+        protocol=f"absence: best score of a class asked by {route}, pictures with it against pictures without it, "
         f"at recall {recall:g}, NMS {nms_iou}",
-        "annotations": Path(annotations).name,
-        "n_images": len(truth["images"]),
-        "n_boxes": len(counted_boxes(truth)),
-        **average_precision(truth, answers.rows, draws=draws),
-        **absence_figures(answers, recall=recall, draws=draws),
-        "broken": answers.broken,
-    }
+        annotations=Path(annotations).name,
+        counts={"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))} | counts,
+        figures=precision.figures | figures,
+        intervals=precision.intervals | intervals,
+        per_class=precision.per_class,
+        details={"recall": recall, **details},
+        notes=(*truth["notes"], *notes, *missing_figures(answers, figures, recall)),
+        broken=tuple(answers.broken),
+    )
 
 
-def absence_figures(answers: Answers, *, recall: float = 0.5, draws: int = 200) -> dict[str, Any]:
-    """The figures of evaluate_absence, from the answers."""
+def absence_figures(
+    answers: Answers, *, recall: float = 0.5, draws: int = 200
+) -> tuple[dict[str, float | None], dict[str, Interval | None], dict[str, int], dict[str, Any]]:
+    """Figures, intervals, counts and details of evaluate_absence, from the answers."""
     best, present = answers.best, answers.present
     once = np.ones(len(best))
     columns = range(len(answers.names))
     aurocs = [auroc(best[:, i], present[:, i], once) for i in columns]
-    per_image = np.array([false_positives_per_image(answers, i, recall) for i in columns], dtype=float)
+    per_image = [false_positives_per_image(answers, i, recall) for i in columns]
+    judged = sorted(value for value in per_image if value is not None)
+    middle = judged[(len(judged) - 1) // 2] if judged else np.inf
     weights = resampled_weights(len(best), draws)
-    resampled = np.array([_mean([auroc(best[:, i], present[:, i], w) for i in columns]) for w in weights])
+    drawn = np.array([_mean([auroc(best[:, i], present[:, i], w) for i in columns]) for w in weights])
     pooled = np.array([auroc(best.ravel(), present.ravel(), w.repeat(len(columns))) for w in weights])
-    return {
+    figures = {
         "auroc": _percent(_mean(aurocs)),
-        "ci95_auroc": interval(100 * resampled),
         "auroc_pooled": _percent(auroc(best.ravel(), present.ravel(), np.ones(best.size))),
-        "ci95_auroc_pooled": interval(100 * pooled),
-        "per_class_auroc": {
-            name: _percent(value) for name, value in zip(answers.names, aurocs, strict=True) if not np.isnan(value)
-        },
-        "recall": recall,
         "false_alarms": _percent(_mean([false_alarms(best[:, i], present[:, i], recall) for i in columns])),
-        "fppi": None if np.isnan(_mean(per_image)) else round(_mean(per_image), 3),
-        "fppi_classes": int((~np.isnan(per_image)).sum()),
+        "fppi": None if np.isinf(middle) else round(middle, 3),
     }
+    intervals = {
+        "auroc": interval(100 * drawn, figures["auroc"]),
+        "auroc_pooled": interval(100 * pooled, figures["auroc_pooled"]),
+    }
+    counts = {"fppi_classes": len(judged), "fppi_reached": sum(value < np.inf for value in judged)}
+    named = zip(answers.names, aurocs, strict=True)
+    return figures, intervals, counts, {"per_class_auroc": {n: _percent(v) for n, v in named if not np.isnan(v)}}
+
+
+def missing_figures(answers: Answers, figures: dict[str, float | None], recall: float) -> list[str]:
+    """A sentence for each figure that the answers cannot give, with the reason."""
+    notes = []
+    if figures["auroc"] is None:
+        n_images, names = len(answers.best), answers.names
+        everywhere = [name for name, column in zip(names, answers.present.T, strict=True) if column.all()]
+        why = f"none of {len(names)} classes is in any of {n_images} pictures"
+        if not n_images or not names:
+            why = "no picture was asked for a class"
+        elif everywhere:
+            why = f"all {n_images} pictures have {everywhere[0]!r}"
+        notes.append(f"no AUROC and no false positives: {why}; both need pictures with a class and pictures without it")
+    elif figures["fppi"] is None:
+        notes.append(f"no FPPI: most classes never reach recall {recall:g}; try a smaller --recall")
+    return notes
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
@@ -114,14 +144,17 @@ def false_alarms(scores: np.ndarray, present: np.ndarray, recall: float) -> floa
     return float((without >= with_it[_needed(recall, len(with_it)) - 1]).mean())
 
 
-def false_positives_per_image(answers: Answers, label: int, recall: float) -> float:
-    """Answers a picture without the class at the score where ``recall`` of its boxes are found; NaN if never."""
+def false_positives_per_image(answers: Answers, label: int, recall: float) -> float | None:
+    """Answers a picture without the class at the score where ``recall`` of its boxes are found; infinite if they never
+    are. None for a class that has no boxes, or is in all pictures."""
     mine = answers.label == label
     found = np.sort(answers.score[mine & answers.right])[::-1]
     absent = ~answers.present[:, label] & ~np.isnan(answers.best[:, label])
     n_boxes = int(answers.n_boxes[label])
-    if not n_boxes or not absent.any() or len(found) < _needed(recall, n_boxes):
-        return float("nan")
+    if not n_boxes or not absent.any():
+        return None
+    if len(found) < _needed(recall, n_boxes):
+        return float("inf")
     threshold = found[_needed(recall, n_boxes) - 1]
     return float((mine & absent[answers.image] & (answers.score >= threshold)).sum() / absent.sum())
 

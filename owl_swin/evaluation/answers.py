@@ -1,7 +1,6 @@
 """Every answer of a detector on a set, with its fate: what absence and calibration are measured on."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,11 @@ import torch
 from torch import Tensor
 
 from owl_swin.boxes import pairwise_iou, xywh_to_xyxy
+from owl_swin.data.truth import counted_boxes
 from owl_swin.detector import Detector
 from owl_swin.evaluation.asking import Ask
-from owl_swin.evaluation.coco import MAX_DETECTIONS
-from owl_swin.evaluation.sets import Progress, coco_rows, counted_boxes, encode_set, in_annotated_pixels
+from owl_swin.evaluation.detection import MAX_DETECTIONS
+from owl_swin.evaluation.sets import Progress, coco_rows, encode_set, in_annotated_pixels
 
 # Answers of a picture that are kept: more than COCO counts, so that rare classes get to speak.
 KEPT = 300
@@ -22,7 +22,7 @@ RIGHT_IOU = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """N answers to I asked pictures and C classes (``names``; categories of one name are one class).
+    """N answers to I asked pictures and C classes (``names``).
 
     ``image [N]`` and ``label [N]`` are rows of the pictures and of ``names``; ``score [N]`` in [0, 1]; ``right [N]``:
     it is the first on a box of its class (IoU 0.50). Answers on crowd regions are left out. ``best [I, C]`` is the best
@@ -41,20 +41,25 @@ class Answers:
     rows: list[dict[str, Any]]
     broken: list[str]
 
+    @property
+    def asked(self) -> set[str]:
+        """Names of the classes that some picture was asked for."""
+        return {name for name, column in zip(self.names, self.best.T, strict=True) if not np.isnan(column).all()}
+
 
 def collect_answers(
     detector: Detector,
     truth: dict[str, Any],
-    images: str | Path,
     ask: Ask,
     *,
     nms_iou: float | None = 0.5,
     progress: Progress | None = None,
 ) -> Answers:
-    """Asks every picture of a set for every class and says of each answer whether it is right."""
-    names = list(dict.fromkeys(c["name"] for c in truth["categories"]))
-    label_of = {c["id"]: names.index(c["name"]) for c in truth["categories"]}
-    first_id = {c["name"]: c["id"] for c in reversed(truth["categories"])}
+    """Asks every picture of a set, in which no two categories have one name, for every class, and says of each answer
+    whether it is right."""
+    ids = {c["name"]: c["id"] for c in truth["categories"]}
+    names = list(ids)
+    label_of = {category: label for label, category in enumerate(ids.values())}
     n_boxes = np.zeros(len(names), dtype=int)
     for a in counted_boxes(truth):
         n_boxes[label_of[a["category_id"]]] += 1
@@ -63,7 +68,7 @@ def collect_answers(
         boxes.setdefault(a["image_id"], []).append(a)
     best, present, rows, broken = [], [], [], []  # type: ignore[var-annotated]
     columns: list[tuple[int, int, float, bool]] = []
-    for record, encoded in encode_set(detector, truth["images"], images, broken, progress):
+    for record, encoded in encode_set(detector, truth, broken, progress):
         queries = ask(record)
         if queries is None:
             continue
@@ -75,7 +80,7 @@ def collect_answers(
         for label, logit in zip(asked, detector.score(encoded, queries).amax(0).tolist(), strict=True):
             best[-1][label] = logit
         found = detector.detect(encoded, queries, threshold=0.0, nms_iou=nms_iou, top_k=KEPT)
-        rows += coco_rows(found[:MAX_DETECTIONS], record, [first_id[name] for name in queries.names])
+        rows += coco_rows(found[:MAX_DETECTIONS], record, [ids[name] for name in queries.names])
         corners, labels = in_annotated_pixels(found, record), found.labels.cpu()
         for query, label in enumerate(asked):
             mine = (labels == query).nonzero()[:, 0]

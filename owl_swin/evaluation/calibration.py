@@ -9,12 +9,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from owl_swin.config import CalibrationConfig
+from owl_swin.data.truth import counted_boxes, one_category_a_name, read_truth
 from owl_swin.detector import Detector
 from owl_swin.errors import DataError
 from owl_swin.evaluation.answers import KEPT, Answers, collect_answers
 from owl_swin.evaluation.asking import make_ask
+from owl_swin.evaluation.exemplar_bank import without_exemplar
 from owl_swin.evaluation.precision import average_precision, interval, resampled_weights
-from owl_swin.evaluation.sets import Progress, counted_boxes, read_boxes, without_background
+from owl_swin.evaluation.report import Interval, Report
+from owl_swin.evaluation.sets import Progress
 
 BINS = 10
 # Side in pixels of one panel of the reliability picture.
@@ -44,7 +47,7 @@ def evaluate_calibration(
     nms_iou: float | None = 0.5,
     draws: int = 200,
     progress: Progress | None = None,
-) -> tuple[dict[str, Any], Platt]:
+) -> tuple[Report, Platt]:
     """The calibration error of a model's answers; with ``fit``, sets that are not this one, before and after the cure.
 
     Returns the figures and the fitted map. d_ece, in percent: the mean over answers of |share of right answers − mean
@@ -55,7 +58,11 @@ def evaluate_calibration(
     and reliability_before are the model's own, and temperature and bias are the cure.
     """
     answers, truth = _answers(detector, annotations, images, classes, route, nms_iou, progress)
-    cure, fitted = Platt(), {}
+    cure = Platt()
+    figures: dict[str, float | None] = {}
+    intervals: dict[str, Interval | None] = {}
+    fitted: dict[str, Any] = {}
+    broken = [*answers.broken]
     if fit:
         folders = [*fit_images] or [images]
         if len(folders) not in (1, len(fit)):
@@ -65,36 +72,36 @@ def evaluate_calibration(
             if Path(path).resolve() == Path(annotations).resolve():
                 raise DataError(f"{path}: is the file that is judged on; fit on another one")
             parts.append(_answers(detector, path, folder, None, route, nms_iou, progress)[0])
+        broken += [sentence for part in parts for sentence in part.broken]
         where = ", ".join(map(str, fit))
         cure = fit_platt(
             np.concatenate([part.score for part in parts]), np.concatenate([part.right for part in parts]), where=where
         )
         before = reliability(answers.score, answers.right)
-        fitted = {
-            "fit": ", ".join(Path(path).name for path in fit),
-            "temperature": round(1 / cure.scale, 4),
-            "bias": round(cure.bias, 4),
-            "d_ece_before": d_ece(before),
-            "ci95_d_ece_before": _interval(answers, answers.score, draws),
-            "reliability_before": _rows(before),
-        }
+        figures = {"temperature": round(1 / cure.scale, 4), "bias": round(cure.bias, 4), "d_ece_before": d_ece(before)}
+        intervals = {"d_ece_before": _interval(answers, answers.score, draws)}
+        fitted = {"fit": ", ".join(Path(path).name for path in fit), "reliability_before": _rows(before)}
     scores = cure(answers.score) if fit else answers.score
     after = reliability(scores, answers.right)
-    result = {
-        "protocol": f"calibration of the {KEPT} best answers of a picture, asked by {route}, right at IoU 0.50, "
+    judged, notes = without_exemplar(truth, answers.asked) if route == "exemplar" else (truth, [])
+    precision = average_precision(judged, answers.rows, draws=draws)
+    report = Report(
+        protocol=f"calibration of the {KEPT} best answers of a picture, asked by {route}, right at IoU 0.50, "
         f"{BINS} bins, NMS {nms_iou}",
-        "annotations": Path(annotations).name,
-        "n_images": len(truth["images"]),
-        "n_boxes": len(counted_boxes(truth)),
-        **average_precision(truth, answers.rows, draws=draws),
-        "n_answers": len(scores),
-        "d_ece": d_ece(after),
-        "ci95_d_ece": _interval(answers, scores, draws),
-        **fitted,
-        "reliability": _rows(after),
-        "broken": answers.broken,
-    }
-    return result, cure
+        annotations=Path(annotations).name,
+        counts={
+            "n_images": len(truth["images"]),
+            "n_boxes": len(counted_boxes(truth)),
+            "n_answers": len(scores),
+        },
+        figures=precision.figures | {"d_ece": d_ece(after)} | figures,
+        intervals=precision.intervals | {"d_ece": _interval(answers, scores, draws)} | intervals,
+        per_class=precision.per_class,
+        details=fitted | {"reliability": _rows(after)},
+        notes=(*truth["notes"], *notes),
+        broken=tuple(broken),
+    )
+    return report, cure
 
 
 def calibrated(config: CalibrationConfig, cure: Platt, route: str) -> CalibrationConfig:
@@ -186,19 +193,20 @@ def _answers(
     nms_iou: float | None,
     progress: Progress | None,
 ) -> tuple[Answers, dict[str, Any]]:
-    truth = without_background(read_boxes(annotations, classes))
-    ask = make_ask(detector, truth, images, route=route)
-    return collect_answers(detector, truth, images, ask, nms_iou=nms_iou, progress=progress), truth
+    truth = one_category_a_name(read_truth(annotations, images, classes))
+    ask = make_ask(detector, truth, route=route)
+    return collect_answers(detector, truth, ask, nms_iou=nms_iou, progress=progress), truth
 
 
-def _interval(answers: Answers, scores: np.ndarray, draws: int) -> list[float] | None:
+def _interval(answers: Answers, scores: np.ndarray, draws: int) -> Interval | None:
     """95 % interval of d_ece over pictures."""
     tables = np.zeros((len(answers.best), BINS, 3))
     place = np.minimum((scores * BINS).astype(int), BINS - 1)
     for column, values in enumerate((scores, answers.right, np.ones(len(scores)))):
         np.add.at(tables[:, :, column], (answers.image, place), values)
     resampled = [d_ece(np.tensordot(weights, tables, 1)) for weights in resampled_weights(len(tables), draws)]
-    return interval(np.array([value for value in resampled if value is not None]))
+    known = np.array([value for value in resampled if value is not None])
+    return interval(known, d_ece(reliability(scores, answers.right)))
 
 
 def _rows(table: np.ndarray) -> list[dict[str, float]]:

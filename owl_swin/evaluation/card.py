@@ -1,12 +1,12 @@
 """Model cards: sentences from a TOML file, figures from the JSON files that `owl-swin eval` wrote."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from owl_swin.config import read_toml
 from owl_swin.errors import DataError
+from owl_swin.evaluation.report import read_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,15 @@ def build_card(path: str | Path, figures: str | Path) -> dict[str, Any]:
 
 
 def _figure(folder: Path, figure: str) -> str:
-    """The value as text, with its 95 % interval where the file gives one for it."""
+    """The value as text, with its 95 % interval where the report gives one for it."""
     name, _, key = figure.partition(".")
     path = folder / f"{name}.json"
-    try:
-        result = json.loads(path.read_text())
-        value = result[key]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: holds no figure {key!r} ({error}); run the evaluation that writes it") from None
+    report = read_report(path)
+    if key not in report.figures:
+        raise DataError(f"{path}: holds no figure {key!r}; run the evaluation that writes it")
+    value, interval = report.figures[key], report.intervals.get(key)
     if value is None:
         return "none"
-    interval = result.get("ci95" if key in ("AP50", "top1") else f"ci95_{key}")
     digits = 2 if 0 < value < 1 else 1
     return f"{value:.{digits}f}" + (f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else "")
 

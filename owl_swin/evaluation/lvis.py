@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from owl_swin.data.truth import counted_boxes, read_truth
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage
-from owl_swin.evaluation.coco import query_text
+from owl_swin.evaluation.asking import encode_classes
 from owl_swin.evaluation.precision import (
     interval,
     mean_over_classes,
@@ -16,7 +17,8 @@ from owl_swin.evaluation.precision import (
     precision_table,
     resampled_ap50,
 )
-from owl_swin.evaluation.sets import Progress, coco_rows, counted_boxes, encode_set, read_boxes
+from owl_swin.evaluation.report import Report
+from owl_swin.evaluation.sets import Progress, coco_rows, encode_set
 from owl_swin.types import QueryEmbeddings
 
 PER_IMAGE = 300
@@ -36,7 +38,7 @@ def evaluate_lvis(
     nms_iou: float | None = 0.5,
     draws: int = 200,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Asks every picture for every class by its name and scores as LVIS does.
 
     LVIS is federated: in a picture only the classes count that are there or in its neg_category_ids, and of those in
@@ -44,51 +46,49 @@ def evaluate_lvis(
     the 300 best answers a picture; AP_fixed, APr_fixed, … of the 10,000 best answers a class over the whole set, which
     a picture's other classes cannot push out. Figures are in percent, None where the set has no such class.
     """
-    truth = read_boxes(annotations, classes)
-    queries = None
-    if truth["categories"]:
-        queries = detector.encode_queries([query_text(c["name"]) for c in truth["categories"]])
+    truth = read_truth(annotations, images, classes, background=True)
+    queries = encode_classes(detector, truth)
     ids = [c["id"] for c in truth["categories"]]
     rows: list[dict[str, Any]] = []
     best = BestOfClass(ids)
     broken: list[str] = []
-    for record, encoded in encode_set(detector, truth["images"] if queries else [], images, broken, progress):
+    for record, encoded in encode_set(detector, truth, broken, progress) if queries else ():
         assert queries is not None
         found = detector.detect(encoded, queries, threshold=0.0, nms_iou=nms_iou, top_k=PER_IMAGE)
         rows += coco_rows(found, record, ids)
         if fixed:
             best.ask(detector, record, encoded, queries, nms_iou)
-    figures = lvis_figures(truth, rows)
+    figures, classwise = lvis_figures(truth, rows)
     if fixed:
-        other = lvis_figures(truth, best.rows(), max_detections=PER_CLASS)
-        figures |= {f"{key}_fixed": value for key, value in other.items() if key != "per_class"}
-    return {
-        "protocol": f"LVIS box AP, text queries by class name, {PER_IMAGE} detections a picture"
+        other, _ = lvis_figures(truth, best.rows(), max_detections=PER_CLASS)
+        figures |= {f"{key}_fixed": value for key, value in other.items()}
+    drawn = mean_over_classes(resampled_ap50(truth, rows, draws=draws, max_detections=PER_IMAGE, lvis=True))
+    return Report(
+        protocol=f"LVIS box AP, text queries by class name, {PER_IMAGE} detections a picture"
         + (f"; fixed AP, {PER_CLASS} a class" if fixed else "")
         + f", NMS {nms_iou}",
-        "annotations": Path(annotations).name,
-        "n_images": len(truth["images"]),
-        "n_boxes": len(counted_boxes(truth)),
-        **figures,
-        "ci95": interval(
-            mean_over_classes(resampled_ap50(truth, rows, draws=draws, max_detections=PER_IMAGE, lvis=True))
-        ),
-        "broken": broken,
-    }
+        annotations=Path(annotations).name,
+        counts={"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))},
+        figures=figures,
+        intervals={"AP50": interval(drawn, figures["AP50"])},
+        per_class=classwise,
+        notes=tuple(truth["notes"]),
+        broken=tuple(broken),
+    )
 
 
 def lvis_figures(
     truth: dict[str, Any], rows: Sequence[dict[str, Any]], *, max_detections: int = PER_IMAGE
-) -> dict[str, Any]:
-    """AP, AP50, APr, APc, APf and per_class (name → AP50) of result rows, by LVIS's rules."""
+) -> tuple[dict[str, float | None], dict[str, float]]:
+    """AP, AP50, APr, APc and APf of result rows, by LVIS's rules, and AP50 of each class by its name."""
     scored = scored_pairs(truth)
     rows = [row for row in rows if (row["image_id"], row["category_id"]) in scored]
     table = precision_table(truth, rows, max_detections=max_detections, lvis=True)[..., 0]
-    figures: dict[str, Any] = {"AP": mean_percent(table), "AP50": mean_percent(table[0])}
+    figures: dict[str, float | None] = {"AP": mean_percent(table), "AP50": mean_percent(table[0])}
     for letter in FREQUENCIES:
         own = [i for i, c in enumerate(truth["categories"]) if c.get("frequency") == letter]
         figures[f"AP{letter}"] = mean_percent(table[:, :, own])
-    return figures | {"per_class": per_class(truth, table[..., None])}
+    return figures, per_class(truth, table[..., None])
 
 
 def scored_pairs(truth: dict[str, Any]) -> set[tuple[Any, Any]]:

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from owl_swin.data.truth import counted_boxes, read_truth
 from owl_swin.detector import Detector
 from owl_swin.errors import DataError
-from owl_swin.evaluation.coco import MAX_DETECTIONS, ask_by_name
+from owl_swin.evaluation.detection import MAX_DETECTIONS, ask_by_name
 from owl_swin.evaluation.precision import average_precision, interval, mean_over_classes, resampled_ap50
-from owl_swin.evaluation.sets import Progress, counted_boxes, read_boxes, without_background
+from owl_swin.evaluation.report import Report
+from owl_swin.evaluation.sets import Progress
 
 # Where sets keep their annotations, the best first; pictures lie beside the file or in a folder "images" there.
 PLACES = (
@@ -30,52 +32,51 @@ def evaluate_odinw(
     nms_iou: float | None = 0.5,
     draws: int = 200,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Detection by class name on every COCO set under ``folder``.
 
-    Returns sets, a row each (set, n_images, n_boxes, AP, AP50, ci95, per_class, broken), and the means of the rows as
-    AP and AP50, with ci95 of the mean AP50 (pictures drawn again within each set); a set without boxes has no figure
-    and does not count. A category of id 0 without boxes, which Roboflow adds for the whole, is not asked. Files that
-    are no detection sets are listed in skipped.
+    Figures are the means of the sets' AP and AP50 (pictures drawn again within each set); a set without boxes has no
+    figure and does not count. ``details`` has sets, a row each (set, n_images, n_boxes, AP, AP50, ci95, per_class,
+    broken), and skipped: files that are no detection sets.
     """
-    rows, resampled, skipped = [], [], []  # type: ignore[var-annotated]
+    sets, skipped = [], []
     for name, path in find_sets(Path(folder), split):
+        beside = path.parent / "images"
+        images = beside if beside.is_dir() else path.parent
         try:
-            truth = without_background(read_boxes(path))
+            sets.append((name, read_truth(path, images)))
         except DataError as error:
             skipped.append(str(error))
-            continue
-        beside = path.parent / "images"
-        broken: list[str] = []
-        images = beside if beside.is_dir() else path.parent
-        answers = ask_by_name(detector, truth, images, broken, nms_iou=nms_iou, progress=progress)
-        figures = average_precision(truth, answers, draws=draws)
-        rows.append(
-            {
-                "set": name,
-                "n_images": len(truth["images"]),
-                "n_boxes": len(counted_boxes(truth)),
-                **figures,
-                "broken": broken,
-            }
-        )
+    if not sets:
+        raise DataError(skipped[0])
+    rows: list[dict[str, Any]] = []
+    resampled = []
+    broken: list[str] = []
+    for name, truth in sets:
+        own: list[str] = []
+        answers = ask_by_name(detector, truth, own, nms_iou=nms_iou, progress=progress)
+        precision = average_precision(truth, answers, draws=draws)
+        counts = {"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))}
+        figures = {**precision.figures, "ci95": precision.intervals["AP50"], "per_class": precision.per_class}
+        rows.append({"set": name, **counts, **figures, "broken": own})
+        broken += own
         values = mean_over_classes(resampled_ap50(truth, answers, draws=draws))
         if len(values):
             # Each set is drawn on its own: sets of one size must not go up and down together.
             resampled.append(np.random.default_rng(len(resampled)).choice(values, draws))
-    return {
-        "protocol": f"ODinW: mean over {len(resampled)} sets, text queries by class name, "
+    means = {key: _mean_of(rows, key) for key in ("AP", "AP50")}
+    return Report(
+        protocol=f"ODinW: mean over {len(resampled)} sets, text queries by class name, "
         f"{MAX_DETECTIONS} detections a picture, NMS {nms_iou}",
-        "annotations": Path(folder).name,
-        "n_images": sum(row["n_images"] for row in rows),
-        "n_boxes": sum(row["n_boxes"] for row in rows),
-        "AP": _mean_of(rows, "AP"),
-        "AP50": _mean_of(rows, "AP50"),
-        "per_class": {f"{row['set']}: {name}": value for row in rows for name, value in row["per_class"].items()},
-        "ci95": interval(np.mean(resampled, 0)) if resampled else None,
-        "sets": rows,
-        "skipped": skipped,
-    }
+        annotations=Path(folder).name,
+        counts={key: sum(row[key] for row in rows) for key in ("n_images", "n_boxes")},
+        figures=means,
+        intervals={"AP50": interval(np.mean(resampled, 0), means["AP50"]) if resampled else None},
+        per_class={f"{row['set']}: {name}": value for row in rows for name, value in row["per_class"].items()},
+        details={"sets": rows, "skipped": skipped},
+        notes=tuple(note for _, truth in sets for note in truth["notes"]),
+        broken=(*skipped, *broken),
+    )
 
 
 def find_sets(folder: Path, split: str) -> list[tuple[str, Path]]:

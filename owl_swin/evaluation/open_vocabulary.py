@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from owl_swin.data.truth import class_ids, counted_boxes, only_categories, read_truth
 from owl_swin.detector import Detector
 from owl_swin.errors import DataError
-from owl_swin.evaluation.coco import MAX_DETECTIONS, query_text
+from owl_swin.evaluation.asking import encode_classes
+from owl_swin.evaluation.detection import MAX_DETECTIONS
 from owl_swin.evaluation.precision import (
     average_precision,
     interval,
@@ -17,7 +19,8 @@ from owl_swin.evaluation.precision import (
     precision_table,
     resampled_ap50,
 )
-from owl_swin.evaluation.sets import Progress, check_names, coco_rows, counted_boxes, encode_set, read_boxes
+from owl_swin.evaluation.report import Report
+from owl_swin.evaluation.sets import Progress, coco_rows, encode_set
 
 
 def evaluate_split(
@@ -30,55 +33,54 @@ def evaluate_split(
     nms_iou: float | None = 0.5,
     draws: int = 200,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Base and novel classes asked together, each picture's best answers of all classes competing ("generalised").
 
-    Returns AP, AP50 and per_class over all, AP50_base, AP50_novel, their harmonic mean AP50_harmonic, which is low when
-    either is, and ci95 of each; AP50_novel_alone is that of the novel classes when nothing else is asked
-    ("constrained"). Other classes of the file are left out.
+    Figures: AP, AP50 and AP50 of each class over all, AP50_base, AP50_novel, their harmonic mean AP50_harmonic, which
+    is low when either is; AP50_novel_alone is that of the novel classes when nothing else is asked ("constrained").
+    Other classes of the file are left out.
     """
-    if not base or not novel or set(base) & set(novel):
+    truth = read_truth(annotations, images, background=True)
+    groups = {"base": class_ids(truth, base, annotations), "novel": class_ids(truth, novel, annotations)}
+    if not all(groups.values()) or set(groups["base"]) & set(groups["novel"]):
         raise DataError("a split needs base classes and novel classes, and no class in both")
-    truth = read_boxes(annotations)
-    names = check_names(truth, [*base, *novel], annotations)
-    truth = _only(truth, names)
-    novel_truth = _only(truth, set(novel))
+    truth = only_categories(truth, [*groups["base"], *groups["novel"]])
+    novel_truth = only_categories(truth, groups["novel"])
     together: list[dict[str, Any]] = []
     alone: list[dict[str, Any]] = []
     broken: list[str] = []
-    asked = [
-        (part, detector.encode_queries([query_text(c["name"]) for c in part["categories"]]), rows)
-        for part, rows in ((truth, together), (novel_truth, alone))
-    ]
-    for record, encoded in encode_set(detector, truth["images"], images, broken, progress):
+    asked = [(part, encode_classes(detector, part), rows) for part, rows in ((truth, together), (novel_truth, alone))]
+    for record, encoded in encode_set(detector, truth, broken, progress):
         for part, queries, rows in asked:
+            assert queries is not None
             found = detector.detect(encoded, queries, threshold=0.0, nms_iou=nms_iou, top_k=MAX_DETECTIONS)
             rows += coco_rows(found, record, [c["id"] for c in part["categories"]])
     table = precision_table(truth, together)[0, :, :, 0]
     values = resampled_ap50(truth, together, draws=draws)
-    columns = {
-        group: [i for i, c in enumerate(truth["categories"]) if c["name"] in members]
-        for group, members in (("base", set(base)), ("novel", set(novel)))
-    }
-    means = {group: mean_percent(table[:, own]) for group, own in columns.items()}
-    resampled = np.stack([_means(values[:, own]) for own in columns.values()])  # [2, draws]
-    return {
-        "protocol": f"open-vocabulary split, {len(base)} base and {len(novel)} novel classes asked together by name, "
-        f"{MAX_DETECTIONS} detections a picture, NMS {nms_iou}",
-        "annotations": Path(annotations).name,
-        "n_images": len(truth["images"]),
-        "n_boxes": len(counted_boxes(truth)),
-        **average_precision(truth, together, draws=draws),
-        "AP50_base": means["base"],
-        "AP50_novel": means["novel"],
-        "AP50_harmonic": harmonic(means["base"], means["novel"]),
-        "ci95_base": interval(resampled[0]),
-        "ci95_novel": interval(resampled[1]),
-        "ci95_harmonic": interval(2 * resampled.prod(0) / np.maximum(resampled.sum(0), 1e-9)),
+    columns = [[i for i, c in enumerate(truth["categories"]) if c["id"] in own] for own in groups.values()]
+    mean_base, mean_novel = (mean_percent(table[:, own]) for own in columns)
+    drawn_base, drawn_novel = (_means(values[:, own]) for own in columns)
+    drawn_harmonic = 2 * drawn_base * drawn_novel / np.maximum(drawn_base + drawn_novel, 1e-9)
+    drawn_alone = mean_over_classes(resampled_ap50(novel_truth, alone, draws=draws))
+    own = {
+        "AP50_base": mean_base,
+        "AP50_novel": mean_novel,
+        "AP50_harmonic": harmonic(mean_base, mean_novel),
         "AP50_novel_alone": mean_percent(precision_table(novel_truth, alone)[0, :, :, 0]),
-        "ci95_novel_alone": interval(mean_over_classes(resampled_ap50(novel_truth, alone, draws=draws))),
-        "broken": broken,
     }
+    drawn = dict(zip(own, (drawn_base, drawn_novel, drawn_harmonic, drawn_alone), strict=True))
+    precision = average_precision(truth, together, draws=draws)
+    return Report(
+        protocol=f"open-vocabulary split, {len(base)} base and {len(novel)} novel classes asked together by name, "
+        f"{MAX_DETECTIONS} detections a picture, NMS {nms_iou}",
+        annotations=Path(annotations).name,
+        counts={"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))},
+        figures=precision.figures | own,
+        intervals=precision.intervals | {key: interval(drawn[key], figure) for key, figure in own.items()},
+        per_class=precision.per_class,
+        notes=tuple(truth["notes"]),
+        broken=tuple(broken),
+    )
 
 
 def harmonic(a: float | None, b: float | None) -> float | None:
@@ -86,13 +88,6 @@ def harmonic(a: float | None, b: float | None) -> float | None:
     if a is None or b is None:
         return None
     return round(2 * a * b / (a + b), 2) if a + b else 0.0
-
-
-def _only(truth: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    categories = [c for c in truth["categories"] if c["name"] in names]
-    ids = {c["id"] for c in categories}
-    own = [a for a in truth["annotations"] if a["category_id"] in ids]
-    return {**truth, "categories": categories, "annotations": own}
 
 
 def _means(values: np.ndarray) -> np.ndarray:

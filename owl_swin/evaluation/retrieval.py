@@ -1,26 +1,24 @@
 """Do pictures find their captions and captions their pictures? Recall at 1, 5 and 10 (Karpathy & Fei-Fei 2015)."""
 
-import json
-import tarfile
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from owl_swin.data.broken import left_out, reading
+from owl_swin.data.captions import Captioned, coco_caption_entries, shards, tar_entries
+from owl_swin.data.truth import check_pictures
 from owl_swin.detector import Detector
-from owl_swin.errors import DataError, ImageError
+from owl_swin.errors import DataError
 from owl_swin.evaluation.precision import interval, resampled_weights
-from owl_swin.evaluation.sets import Progress, read_json
+from owl_swin.evaluation.report import Interval, Report
+from owl_swin.evaluation.sets import BATCH, Progress, encode_pictures
 
 RANKS = (1, 5, 10)
-PICTURES = (".webp", ".jpg", ".jpeg", ".png")
 TEXTS_AT_ONCE = 256
-
-# A picture's name, its path or the bytes of its file, and its captions.
-Captioned = tuple[str, Path | bytes, list[str]]
 
 
 @torch.inference_mode()
@@ -32,55 +30,56 @@ def evaluate_retrieval(
     split: str = "test",
     draws: int = 200,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Every picture against every caption of a set, by the cosine of their embeddings.
 
-    ``annotations`` is a folder of webdataset tars (SPLIT*.tar with KEY.webp and KEY.json {"captions": [...]}), or a
-    COCO captions file whose pictures lie in ``images``. Returns, in percent, image_to_text_r1, _r5, _r10: pictures one
+    ``annotations`` is a folder of webdataset tars (SPLIT-*.tar with KEY.webp and KEY.json {"captions": [...]}), or a
+    COCO captions file whose pictures lie in ``images``. Figures, in percent: image_to_text_r1, _r5, _r10: pictures one
     of whose captions is among the best 1, 5, 10 of all captions; text_to_image_r1, …: captions whose picture is among
-    the best pictures; and of each its interval, ci95_image_to_text_r1 (also as ci95) and so on (bootstrap over
-    pictures). Of a tie, half counts as better. A picture that cannot be read is left out with its captions and listed
-    in "broken".
+    the best pictures (bootstrap over pictures). Of a tie, half counts as better. A picture that cannot be read is left
+    out with its captions and listed in ``broken``.
     """
     path = Path(annotations)
-    samples = list(_tar_samples(path, split) if path.is_dir() else _coco_samples(path, images))
     broken: list[str] = []
-    embeds, texts, owner = [], [], []  # type: ignore[var-annotated]
-    for done, (name, source, captions) in enumerate(samples, start=1):
-        try:
-            embeds.append(detector.encode_image(source).embeddings.image_embed)
-        except ImageError as error:
-            broken.append(str(error) if isinstance(source, Path) else f"{name}: {error}")
-        else:
-            owner += [len(embeds) - 1] * len(captions)
-            texts += captions
-        if progress is not None:
-            progress(done, len(samples))
+    samples, notes = _read(path, images, split, broken)
+    embeds: list[Tensor] = []
+    texts: list[str] = []
+    owner: list[int] = []
+    waiting, done = iter(samples), 0
+    while batch := list(islice(waiting, BATCH)):
+        encoded = encode_pictures(detector, [partial(_source, sample) for sample in batch], broken)
+        for (_, _, captions), one in zip(batch, encoded, strict=True):
+            if one is not None:
+                owner += [len(embeds)] * len(captions)
+                texts += captions
+                embeds.append(one.embeddings.image_embed)
+            done += 1
+            if progress is not None:
+                progress(done, len(samples))
     ranks: dict[str, np.ndarray] = {"image_to_text": np.empty(0), "text_to_image": np.empty(0)}
     if texts:
         parts = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
-        encoded = torch.cat([detector.encode_queries(part).query_embeds for part in parts])
-        ranks = retrieval_ranks(torch.stack(embeds) @ encoded.T, torch.tensor(owner))
-    figures: dict[str, Any] = {
-        f"{way}_r{k}": round(100 * float((own < k).mean()), 2) if len(own) else None
-        for way, own in ranks.items()
-        for k in RANKS
-    }
+        rows = torch.cat([detector.encode_queries(part).query_embeds for part in parts])
+        ranks = retrieval_ranks(torch.stack(embeds) @ rows.T, torch.tensor(owner))
     weights = resampled_weights(len(embeds), draws)
     drawn = {
         "image_to_text": weights[:, np.unique(owner).astype(int)],
         "text_to_image": weights[:, np.array(owner, dtype=int)],
     }
-    return {
-        "protocol": f"retrieval among {len(embeds)} pictures and {len(texts)} captions, pooled embeddings",
-        "annotations": path.name,
-        "n_images": len(embeds),
-        "n_captions": len(texts),
-        **figures,
-        "ci95": _interval(ranks["image_to_text"] < 1, drawn["image_to_text"]),
-        **{f"ci95_{way}_r{k}": _interval(own < k, drawn[way]) for way, own in ranks.items() for k in RANKS},
-        "broken": broken,
-    }
+    hits = {f"{direction}_r{k}": own < k for direction, own in ranks.items() for k in RANKS}
+    figures = {name: round(100 * float(hit.mean()), 2) if len(hit) else None for name, hit in hits.items()}
+    spans = {name: _interval(hit, drawn[name.rpartition("_")[0]], figures[name]) for name, hit in hits.items()}
+    first = spans["image_to_text_r1"]
+    return Report(
+        protocol=f"retrieval among {len(embeds)} pictures and {len(texts)} captions, pooled embeddings",
+        annotations=path.name,
+        counts={"n_images": len(embeds), "n_captions": len(texts)},
+        figures=figures,
+        intervals=spans,
+        details={"ci95_image_to_text_r1": list(first) if first else None},
+        notes=tuple(notes),
+        broken=tuple(broken),
+    )
 
 
 def retrieval_ranks(similarity: Tensor, owner: Tensor) -> dict[str, np.ndarray]:
@@ -99,50 +98,33 @@ def retrieval_ranks(similarity: Tensor, owner: Tensor) -> dict[str, np.ndarray]:
     return {"image_to_text": np.array(to_text), "text_to_image": to_image.cpu().numpy()}
 
 
-def _interval(hit: np.ndarray, weights: np.ndarray) -> list[float] | None:
+def _interval(hit: np.ndarray, weights: np.ndarray, figure: float | None) -> Interval | None:
     """95 % interval of the share of N hits with ``weights [draws, N]``."""
     total = weights.sum(1)
     hits = weights[total > 0] @ hit
-    return interval(100 * hits / total[total > 0])
+    return interval(100 * hits / total[total > 0], figure)
 
 
-def _coco_samples(path: Path, images: str | Path | None) -> Iterator[Captioned]:
-    data = read_json(path)
+def _source(sample: Captioned):
+    return sample[1]
+
+
+def _read(path: Path, images: str | Path | None, split: str, broken: list[str]) -> tuple[list[Captioned], list[str]]:
+    """Pictures with their captions, and notes of what was left out; a tar that cannot be read joins ``broken``."""
+    left: list[str] = []
+    if path.is_dir():
+        tars = shards(str(path), split)
+        if not tars:
+            raise DataError(f"{path}: holds no {split}*.tar; --split names the beginning of the files to read")
+        samples = [sample for tar in tars for sample in tar_entries(tar, broken)]
+        if broken and not samples:
+            raise DataError(broken[0])
+        return samples, []
     if images is None:
-        raise DataError(f"{path}: eval retrieve needs --images, the folder of the pictures")
-    try:
-        captions: dict[Any, list[str]] = {}
-        for annotation in data["annotations"]:
-            captions.setdefault(annotation["image_id"], []).append(_text(annotation["caption"]))
-        for record in data["images"]:
-            yield record["file_name"], Path(images) / record["file_name"], captions.get(record["id"], [])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a COCO captions file (problem with {error})") from None
-
-
-def _tar_samples(folder: Path, split: str) -> Iterator[Captioned]:
-    tars = sorted(folder.glob(f"{split}*.tar"))
-    if not tars:
-        raise DataError(f"{folder}: holds no {split}*.tar; --split names the beginning of the files to read")
-    for tar_path in tars:
-        pictures: dict[str, bytes] = {}
-        captions: dict[str, list[str]] = {}
-        try:
-            with tarfile.open(tar_path) as tar:
-                for member in tar:
-                    key, ending = str(PurePosixPath(member.name).with_suffix("")), PurePosixPath(member.name).suffix
-                    file = tar.extractfile(member) if ending in (*PICTURES, ".json") else None
-                    if file is not None and ending == ".json":
-                        captions[key] = [_text(caption) for caption in json.loads(file.read())["captions"]]
-                    elif file is not None:
-                        pictures[key] = file.read()
-        except (OSError, KeyError, TypeError, ValueError, tarfile.TarError) as error:
-            raise DataError(f"{tar_path}: not a tar of pictures with captions (problem with {error})") from None
-        for key, content in pictures.items():
-            yield key, content, captions.get(key, [])
-
-
-def _text(caption: Any) -> str:
-    if not isinstance(caption, str):
-        raise TypeError(f"caption {caption!r}")
-    return caption
+        raise DataError(f"{path}: eval retrieve needs --images, the folder of the pictures of a captions file")
+    with reading(path, "a COCO captions file"):
+        samples = coco_caption_entries(path, Path(images), left)
+    if left and not any(captions for _, _, captions in samples):
+        raise DataError(f"{path}: not a COCO captions file ({left[0]})")
+    check_pictures([source for _, source, _ in samples if isinstance(source, Path)], path)
+    return samples, [left_out(path, left)] if left else []

@@ -116,6 +116,7 @@ class TrainConfig:
     only training has:
     fixed texts alone teach a young encoder slowly. ``logit_scale`` is the inverse temperature to start the alignment
     at (0: as the weights have it); against a sentence encoder's near names 30 learned twice as fast as CLIP's 14.
+    ``cache_gib`` is the memory, of each process, for decoded pictures of all detection sets.
     ``shard`` says how several processes share the model. ``preview_every`` steps, a picture of what
     the model finds is drawn (0: never). ``blend`` mixes the weights that the run started from into the result: 0 is
     the trained model alone, 1 the old one (WiSE-FT, arXiv:2109.01903).
@@ -144,6 +145,7 @@ class TrainConfig:
     blend: float = 0.0
     tensorboard: bool = False
     preview_every: int = 0
+    cache_gib: float = 4.0
     seed: int = 0
     log_every: int = 20
     checkpoint_minutes: float = 5.0
@@ -166,6 +168,8 @@ class TrainConfig:
         optim = self.optim
         if not any((optim.image_lr, optim.stem_lr, optim.heads_lr, optim.text_lr)):
             raise ConfigError("optim.image_lr, stem_lr, text_lr and heads_lr are all 0: nothing would be trained")
+        if not self.cache_gib >= 0:
+            raise ConfigError(f"cache_gib must be 0 (keep no decoded pictures) or more, got {self.cache_gib}")
         if self.preview_every and (self.task != "detect" or self.shard == "fsdp"):
             raise ConfigError("preview_every draws boxes of a whole model: it needs task = 'detect' and shard = 'ddp'")
         if not self.data:

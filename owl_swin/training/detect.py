@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owl_swin.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
-from owl_swin.data.scenes import Scene, Scenes, load_scenes
+from owl_swin.data.scenes import PictureCache, Scene, Scenes, load_scenes
 from owl_swin.frame import exemplar_side, normalise
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
@@ -55,7 +55,8 @@ class DetectTask:
 
     def __init__(self, config: TrainConfig, model: OwlSwin, process: Process):
         self.config, self.process = config, process
-        self.sets: list[Scenes] = [load_scenes(data) for data in config.data]
+        cache = PictureCache(int(config.cache_gib * 2**30))
+        self.sets: list[Scenes] = [load_scenes(data, cache) for data in config.data]
         weights = np.array([data.weight for data in config.data])
         self.odds = weights / weights.sum()
         # Classes of several sets that are said the same are one class of the bank.

@@ -1,0 +1,67 @@
+"""Detection average precision on a COCO file, as COCO defines it, with a bootstrap interval over pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from owl_swin.data.truth import counted_boxes, read_truth
+from owl_swin.detector import Detector
+from owl_swin.evaluation.asking import encode_classes
+from owl_swin.evaluation.precision import average_precision
+from owl_swin.evaluation.report import Report
+from owl_swin.evaluation.sets import Progress, coco_rows, encode_set
+
+MAX_DETECTIONS = 100
+
+
+def evaluate_detection(
+    detector: Detector,
+    annotations: str | Path,
+    images: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    nms_iou: float | None = 0.5,
+    draws: int = 200,
+    progress: Progress | None = None,
+) -> Report:
+    """Asks every picture for every class by its name and scores the answers.
+
+    Figures: AP (IoU 0.50 to 0.95), AP50, AP75, AP_small, AP_medium and AP_large (areas as annotated, in pixels of the
+    annotated picture), and AP50 of each class. Pictures that cannot be read count as pictures in which nothing was
+    found, and are listed in ``broken``.
+    """
+    truth = read_truth(annotations, images, classes)
+    broken: list[str] = []
+    rows = ask_by_name(detector, truth, broken, nms_iou=nms_iou, progress=progress)
+    precision = average_precision(truth, rows, draws=draws)
+    return Report(
+        protocol=f"COCO box AP, text queries by class name, {MAX_DETECTIONS} detections a picture, NMS {nms_iou}",
+        annotations=Path(annotations).name,
+        counts={"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))},
+        figures=precision.figures,
+        intervals=precision.intervals,
+        per_class=precision.per_class,
+        notes=tuple(truth["notes"]),
+        broken=tuple(broken),
+    )
+
+
+def ask_by_name(
+    detector: Detector,
+    truth: dict[str, Any],
+    broken: list[str],
+    *,
+    nms_iou: float | None = 0.5,
+    top_k: int = MAX_DETECTIONS,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """COCO result rows of all pictures of a set, asked for all its classes by name."""
+    queries = encode_classes(detector, truth)
+    if queries is None:
+        return []
+    ids = [category["id"] for category in truth["categories"]]
+    rows: list[dict[str, Any]] = []
+    for record, encoded in encode_set(detector, truth, broken, progress):
+        found = detector.detect(encoded, queries, threshold=0.0, nms_iou=nms_iou, top_k=top_k)
+        rows += coco_rows(found, record, ids)
+    return rows
