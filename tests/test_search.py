@@ -1,20 +1,18 @@
 """`owl-swin index` and `owl-swin search`, run as a user runs them."""
 
-import contextlib
 import json
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from archives import held_until_waited_for
 from picture_files import encode, noise
 from PIL import Image
 
 from owl_swin.cli.main import main
 from owl_swin.detector import Detector
-from owl_swin.index.lock import only_writer
 from owl_swin.index.region_index import RegionIndex
 from owl_swin.render import label_colour
 
@@ -34,17 +32,38 @@ def run(monkeypatch, capsys, model_file):
     return command
 
 
+def fill_photos(folder: Path) -> None:
+    """Four pictures and a broken one."""
+    folder.mkdir()
+    for i in range(4):
+        (folder / f"{i}.png").write_bytes(encode(noise(60, 90, seed=i)))
+    (folder / "broken.jpg").write_bytes(b"no")
+
+
 @pytest.fixture
 def archive(tmp_path, monkeypatch, run):
-    """Four pictures and a broken one in an archive, and the folder with both to stand in."""
+    """An archive that the command made of "photos", and the folder with both to stand in."""
     monkeypatch.chdir(tmp_path)
-    Path("photos").mkdir()
-    for i in range(4):
-        Path(f"photos/{i}.png").write_bytes(encode(noise(60, 90, seed=i)))
-    Path("photos/broken.jpg").write_bytes(b"no")
+    fill_photos(Path("photos"))
     code, out, err = run("index", "photos", "--to", "a.lance")
     assert code == 0 and "4 added, 0 changed, 0 removed, 0 unchanged, 1 skipped" in out
     assert "broken.jpg: not a picture" in err
+    return "a.lance"
+
+
+@pytest.fixture(scope="module")
+def one_for_all(tmp_path_factory, model_file):
+    folder = tmp_path_factory.mktemp("read")
+    fill_photos(folder / "photos")
+    with RegionIndex.open(folder / "a.lance", Detector.from_pretrained(model_file, device="cpu"), create=True) as made:
+        made.add_folder(folder / "photos")
+    return folder
+
+
+@pytest.fixture
+def kept(one_for_all, monkeypatch):
+    """The same, for tests that leave it as it is."""
+    monkeypatch.chdir(one_for_all)
     return "a.lance"
 
 
@@ -64,21 +83,17 @@ def test_index_again_and_forget(archive, run):
     assert "0 regions of 0 pictures" in run("index", "photos", "--to", archive, "--forget")[1]
 
 
-def test_forgetting_says_for_whom_it_waits(archive, run):
-    with contextlib.ExitStack() as other:
-        other.enter_context(only_writer(str(archive), wait=False))
-        release = threading.Timer(1, other.close)
-        release.start()
+def test_forgetting_says_for_whom_it_waits(archive, run, monkeypatch):
+    with held_until_waited_for(archive, monkeypatch):
         code, out, err = run("index", "photos", "--to", archive, "--forget", "--wait")
-        release.join()
     assert code == 0 and "4 pictures forgotten" in out
     assert f"waiting for process {os.getpid()}" in err
 
 
-def test_lines_of_json_hold_what_search_finds(archive, run, detector):
-    code, out, _ = run("search", archive, "--query", "a red mug", "--limit", "3", "--offset", "1", "--format", "jsonl")
+def test_lines_of_json_hold_what_search_finds(kept, run, detector):
+    code, out, _ = run("search", kept, "--query", "a red mug", "--limit", "3", "--offset", "1", "--format", "jsonl")
     assert code == 0
-    with RegionIndex.open(archive, detector) as index:
+    with RegionIndex.open(kept, detector) as index:
         matches = index.search("a red mug", limit=3, offset=1)
     rows = lines(out)
     assert [row["region"] for row in rows] == [match.region for match in matches]
@@ -88,12 +103,23 @@ def test_lines_of_json_hold_what_search_finds(archive, run, detector):
     assert rows[0]["image"] == str(Path("photos").absolute() / Path(rows[0]["image"]).name)
 
 
-def test_queries_are_asked_as_detect_asks_them(archive, run, tmp_path, detector):
+def test_queries_are_asked_as_detect_asks_them(kept, run, tmp_path, detector):
     saved = tmp_path / "q.safetensors"
     detector.encode_queries(["kept"]).save(saved)
-    region = lines(run("search", archive, "--query", "x", "--limit", "1", "--format", "jsonl")[1])[0]["region"]
+    region = lines(run("search", kept, "--query", "x", "--limit", "1", "--format", "jsonl")[1])[0]["region"]
     code, out, _ = run(
-        *("search", archive, "--query", "a", "--queries", "b, c", "--like", "photos/0.png@10,10,50,50", "--not", "cup"),
+        *(
+            "search",
+            kept,
+            "--query",
+            "a",
+            "--queries",
+            "b, c",
+            "--like",
+            "photos/0.png@10,10,50,50",
+            "--not",
+            "cup",
+        ),
         *("--query-file", saved, "--more-like", region, "--limit", "2", "--format", "jsonl", "--per-image", "1"),
     )
     assert code == 0
@@ -101,12 +127,12 @@ def test_queries_are_asked_as_detect_asks_them(archive, run, tmp_path, detector)
     assert lines(out)[-2]["region"] == region
 
 
-def test_the_table_and_nothing_found(archive, run):
-    _, out, _ = run("search", archive, "--query", "dog", "--limit", "2")
+def test_the_table_and_nothing_found(kept, run):
+    _, out, _ = run("search", kept, "--query", "dog", "--limit", "2")
     head, first, second = out.splitlines()
     assert head.split() == ["query", "place", "score", "xmin", "ymin", "xmax", "ymax", "picture"]
     assert first.split()[:2] == ["dog", "1"] and second.endswith(".png")
-    code, out, err = run("search", archive, "--query", "dog", "--threshold", "1", "--save", "sheet.jpg")
+    code, out, err = run("search", kept, "--query", "dog", "--threshold", "1", "--save", "sheet.jpg")
     assert (code, out) == (0, "dog: nothing found\n") and "not written" in err
 
 
@@ -151,23 +177,23 @@ def test_filters_of_time_and_place(archive, run):
         (("index", "photos", "--to", "a.lance", "--image-size", "64"), "seen at 96 pixels"),
     ],
 )
-def test_mistakes_are_one_sentence(archive, run, arguments, sentence):
+def test_mistakes_are_one_sentence(kept, run, arguments, sentence):
     code, out, err = run(*arguments)
     assert code == 2 and out == ""
     assert sentence in err and len(err.splitlines()) == 1
 
 
-def test_another_models_archive_says_whose_it_is(archive, run):
-    code, _, err = run("search", archive, "--query", "x", model="nano")
+def test_another_models_archive_says_whose_it_is(kept, run):
+    code, _, err = run("search", kept, "--query", "x", model="nano")
     assert code == 2 and "of the model 'tiny_for_tests'" in err and "--model" in err
 
 
-def test_eval_measures_recall(archive, run):
-    code, out, _ = run("search", archive, "--eval")
+def test_eval_measures_recall(kept, run):
+    code, out, _ = run("search", kept, "--eval")
     told = json.loads(out)
     assert code == 0 and told["recall_at_10"] == 1.0 and told["n_images"] == 4
     assert told["n_queries"] == min(100, told["n_regions"])
-    assert json.loads(run("search", archive, "--eval", "--query", "a", "--query", "b")[1])["n_queries"] == 2
+    assert json.loads(run("search", kept, "--eval", "--query", "a", "--query", "b")[1])["n_queries"] == 2
 
 
 def test_the_shipped_model_scores_in_search_as_in_detect(tmp_path):

@@ -1,14 +1,12 @@
 """What keeps an archive whole and quick: its making, writes that fail, settling, and forgetting uploads."""
 
-import contextlib
 import os
-import threading
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import counts, fill, held
+from archives import counts, fill, held, held_until_waited_for
 from picture_files import encode, noise
 
 from owl_swin import ArchiveError, ImageError, RegionIndex
@@ -16,7 +14,6 @@ from owl_swin.bench.search import _n_cores
 from owl_swin.bench.synthetic import Synthetic
 from owl_swin.index import cluster, regions
 from owl_swin.index.lance import LanceStore
-from owl_swin.index.lock import only_writer
 from owl_swin.index.store import Card, RegionFilter
 
 
@@ -45,15 +42,10 @@ def uploads(n: int, first: int = 0) -> list[tuple[str, bytes]]:
 # --- Making one ----------------------------------------------------------------------------------------------------
 
 
-def test_an_archive_is_made_by_one_at_a_time(tmp_path, detector, lance):  # lance: what it takes is imported
-    uri, released = str(tmp_path / "b.lance"), threading.Event()
-    with contextlib.ExitStack() as other:
-        other.enter_context(only_writer(uri, wait=False))
-        release = threading.Timer(1, lambda: (released.set(), other.close()))
-        release.start()
-        RegionIndex.open(uri, detector, create=True).close()
-        assert released.is_set()
-        release.join()
+def test_an_archive_is_made_by_one_at_a_time(tmp_path, detector, monkeypatch):
+    with held_until_waited_for(str(tmp_path / "b.lance"), monkeypatch) as waited:
+        RegionIndex.open(tmp_path / "b.lance", detector, create=True).close()
+        assert waited.is_set()
 
 
 @pytest.mark.parametrize("table", ["pictures", "regions"])
@@ -225,13 +217,12 @@ def test_forgotten_bytes_leave_the_disk(lance, tmp_path, monkeypatch):
     assert sum(file.stat().st_size for file in files.iterdir()) < before / 2
 
 
-def test_forgetting_waits_and_says_for_whom(lance, photos):
+def test_forgetting_waits_and_says_for_whom(lance, photos, monkeypatch):
     lance.add_folder(photos)
-    told = []
-    with contextlib.ExitStack() as other:
-        other.enter_context(only_writer(lance._store.uri, wait=False))
-        assert lance.forget(photos, wait=True, waiting=lambda who: (told.append(who), other.close())) == 4
-    assert len(told) == 1 and f"process {os.getpid()} on" in told[0]
+    holders = []
+    with held_until_waited_for(lance._store.uri, monkeypatch):
+        assert lance.forget(photos, wait=True, waiting=holders.append) == 4
+    assert len(holders) == 1 and f"process {os.getpid()} on" in holders[0]
 
 
 # --- Other machines ------------------------------------------------------------------------------------------------

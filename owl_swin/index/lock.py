@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import sleep
 
 from owl_swin.errors import ArchiveBusyError, ArchiveError
 
@@ -55,7 +55,7 @@ def only_writer(uri: str, *, wait: bool, waiting: Callable[[str], None] | None =
                 if waiting is not None:
                     waiting(holder)
                     waiting = None
-                time.sleep(RETRY_S)
+                sleep(RETRY_S)
             except OSError as error:
                 raise ArchiveError(f"{uri}: the archive cannot be locked ({error.strerror})") from None
         with contextlib.suppress(OSError):  # who holds it is a courtesy; a full disk has no room for it
