@@ -11,6 +11,8 @@ from owl_swin.cli.main import app
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import ConfigError
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def tiny_toml(tmp_path):

@@ -19,6 +19,8 @@ from owl_swin.boxes import (
     xyxy_to_xywh,
 )
 
+pytestmark = pytest.mark.numeric
+
 SQUARE = torch.tensor([[0.0, 0, 2, 2]])  # side two, at the origin
 CONVERSIONS = [cxcywh_to_xyxy, xyxy_to_cxcywh, xywh_to_xyxy, xyxy_to_xywh]
 

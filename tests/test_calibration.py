@@ -28,6 +28,8 @@ from owl_swin.evaluation.calibration import (
 from owl_swin.exemplar import Exemplar
 from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.numeric
+
 
 def answers(score, right):
     n = len(score)

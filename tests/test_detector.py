@@ -21,6 +21,8 @@ from owl_swin.models.network import fingerprint
 from owl_swin.queries import Query
 from owl_swin.types import Detections, QueryEmbeddings
 
+pytestmark = pytest.mark.numeric
+
 # Every pair of a patch and a query.
 ALL = {"threshold": 0.0, "nms_iou": None, "top_k": 100_000}
 # A threshold that some pass and some do not: scores of the tiny model lie around 0.5.

@@ -23,6 +23,8 @@ from owl_swin.evaluation.precision import average_precision, interval, mean_over
 from owl_swin.evaluation.sets import encode_set
 from owl_swin.image import open_image
 
+pytestmark = pytest.mark.numeric
+
 BOX, FAR = [10, 10, 40, 40], [60, 60, 30, 30]  # xywh
 
 

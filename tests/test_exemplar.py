@@ -15,6 +15,8 @@ from owl_swin.exemplar import Exemplar, check_box, combine, most_object_like, pa
 from owl_swin.frame import Frame, SwinPreprocess, exemplar_frame
 from owl_swin.types import ImageEmbeddings, QueryEmbeddings
 
+pytestmark = pytest.mark.numeric
+
 BOX = (10, 12, 50, 44)
 
 # --- Boxes ---------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from owl_swin.training.distributed import Process
 from owl_swin.training.exemplars import cut_out
 from owl_swin.training.initial import load_init
 
+pytestmark = pytest.mark.numeric
+
 ALONE = Process(0, 1, torch.device("cpu"))
 
 

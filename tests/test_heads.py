@@ -23,6 +23,8 @@ from owl_swin.models.owl_swin import encode_from_patches
 from owl_swin.scoring import raw_logits
 from owl_swin.types import ImageEmbeddings
 
+pytestmark = pytest.mark.numeric
+
 ENCODER = SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), window_size=4)
 WIDTH = 6
 

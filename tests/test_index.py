@@ -276,6 +276,7 @@ QUERIES = {
 }
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
 def test_scores_are_those_of_detect(filled, detector, query, exact):
@@ -305,6 +306,7 @@ def test_pages_follow_one_another(filled):
     assert filled.search("x", limit=10, offset=5000) == []
 
 
+@pytest.mark.numeric
 def test_filters(filled):
     everything = filled.search("x", limit=1000)
     high = filled.search("x", limit=1000, threshold=0.5)

@@ -10,6 +10,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def logits():

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from owl_swin.models.heads import cell_centres
 from owl_swin.training.matcher import centre_match, class_cost, hungarian_match
 
+pytestmark = pytest.mark.numeric
+
 ALPHA, GAMMA = 0.3, 2.0
 
 

@@ -8,6 +8,8 @@ from torch.testing import assert_close
 from owl_swin.training.config import OptimConfig
 from owl_swin.training.optim import build_optimizer, part_of, set_learning_rate, update_ema
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def model():

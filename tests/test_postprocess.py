@@ -12,6 +12,8 @@ from owl_swin.errors import QueryError
 from owl_swin.frame import Frame
 from owl_swin.postprocess import DetectOptions, detect_options, find_detections
 
+pytestmark = pytest.mark.numeric
+
 FRAME = Frame((100, 200), (96, 192), (96, 192))  # a picture of 100x200, height first
 # In pixels of the picture: two that overlap by 0.8, and one apart.
 BOXES_XYXY_PX = torch.tensor([[0.0, 0, 100, 50], [0, 0, 100, 40], [150, 50, 190, 90]])

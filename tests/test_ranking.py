@@ -14,6 +14,8 @@ from owl_swin.index.store import RegionFilter, Regions
 from owl_swin.queries import Query
 from owl_swin.types import ExtraEmbeddings, QueryEmbeddings
 
+pytestmark = pytest.mark.numeric
+
 DIM = 16
 CALIBRATION = CalibrationConfig(text_scale=0.8, text_bias=0.1, exemplar_scale=1.3, exemplar_bias=-0.2)
 QUERY = QueryEmbeddings(torch.eye(DIM)[:1], ("x",))

@@ -13,6 +13,8 @@ from owl_swin.config import CalibrationConfig
 from owl_swin.scoring import score
 from owl_swin.types import ExtraEmbeddings, PatchLogitInputs, QueryEmbeddings
 
+pytestmark = pytest.mark.numeric
+
 AS_IT_IS = CalibrationConfig()
 
 

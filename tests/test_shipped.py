@@ -7,6 +7,8 @@ import skimage
 
 from owl_swin import Detector
 
+pytestmark = pytest.mark.numeric
+
 PHOTO = Path(skimage.__file__).parent / "data" / "camera.png"
 
 

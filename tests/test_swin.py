@@ -18,6 +18,8 @@ from owl_swin.families.swin_weights import SWIN_SIZES, swin_config
 from owl_swin.models import swin
 from owl_swin.models.swin import DropPath, SwinBlock, SwinEncoder, cut_windows, join_windows, window_plan
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def small():
