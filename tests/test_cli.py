@@ -168,15 +168,36 @@ def test_label_studio_is_in_percent(detect, photos):
 def test_the_table_has_a_row_a_box_and_says_when_nothing_was_found(detect, photos):
     run = detect(photos[0], "--query", "cat", "--top-k", 2)
     head, *rows = run.out.splitlines()
-    assert head.split() == ["picture", "label", "score", "xmin", "ymin", "xmax", "ymax"]
+    assert head.split() == ["picture", "label", "score", "xmin", "ymin", "xmax", "ymax", "query"]
     assert [row.split()[:2] for row in rows] == [[str(photos[0]), "cat"]] * 2
-    nothing = detect(photos[0], "--query", "cat", "--threshold", "1")
-    assert (nothing.code, nothing.out) == (0, f"{photos[0]}: nothing found\n")
 
 
 def test_nothing_found_is_an_empty_list(detect, photos):
     (record,) = detect(photos[0], "--query", "cat", "--threshold", "1", "--format", "jsonl").records
     assert record["detections"] == []
+
+
+@pytest.mark.parametrize("form", ["table", "jsonl", "csv", "coco"])
+def test_where_nothing_was_found_the_best_answer_is_said_and_its_threshold_shows_it(detect, photos, form):
+    run = detect(photos[0], "--queries", "dog,cat", "--threshold", "0.99", "--format", form)
+    assert run.code == 0
+    said = run.out if form == "table" else run.err.removeprefix("owl-swin: ")
+    pattern = r"(.*): nothing at 0\.99; best: (dog|cat) (0\.\d\d) \(use --threshold (0\.\d\d)\)\n"
+    path, label, score, threshold = re.fullmatch(pattern, said).groups()
+    assert (path, score) == (str(photos[0]), threshold)
+    (record,) = detect(photos[0], "--queries", "dog,cat", "--threshold", threshold, "--format", "jsonl").records
+    assert record["detections"][0]["label"] == label
+    higher = str(float(threshold) + 0.01)
+    (record,) = detect(photos[0], "--queries", "dog,cat", "--threshold", higher, "--format", "jsonl").records
+    assert record["detections"] == []
+
+
+def test_many_pictures_without_detections_are_counted(detect, photos):
+    run = detect(*photos, *photos[:3], "--query", "cat", "--threshold", "1", "--format", "jsonl")
+    lines = run.err.splitlines()
+    assert len(lines) == 11
+    assert lines[0].startswith(f"owl-swin: {photos[0]}: nothing at 1.00; best: cat ")
+    assert lines[-1] == "owl-swin: nothing in 3 more pictures"
 
 
 # --- Ways to ask ---------------------------------------------------------------------------------------------------
@@ -262,14 +283,14 @@ def test_a_bad_picture_is_one_sentence(detect, tmp_path, name):
 
 @pytest.mark.parametrize(
     "name, sentence",
-    [("missing.jpg", "No such file"), ("", "is a folder; name the pictures in it"), ("nul\0.jpg", "null")],
+    [("missing.jpg", "No such file"), ("", "there is no picture in this folder"), ("nul\0.jpg", "null")],
 )
 def test_a_path_without_a_picture_is_one_sentence(detect, tmp_path, name, sentence):
     assert_one_sentence(detect(tmp_path / name, "--query", "cat", "--format", "jsonl"), sentence)
 
 
 def test_an_empty_stdin_is_one_sentence(detect):
-    assert_one_sentence(detect("-", "--query", "cat", "--format", "jsonl"), "the file is empty")
+    assert_one_sentence(detect("-", "--query", "cat", "--format", "jsonl"), "nothing came in on stdin")
 
 
 def test_of_a_batch_the_good_pictures_come_out_and_the_code_tells(detect, photos, tmp_path):

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
+from owl_swin.cli.pictures import open_picture
 from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.exemplar import Exemplar, check_box
-from owl_swin.image import open_image
+from owl_swin.fetching import is_address
+from owl_swin.image import is_picture_name
 from owl_swin.queries import Query
 from owl_swin.types import QueryEmbeddings
 
@@ -26,11 +26,12 @@ class Asked:
     weight: float = 0.5
 
 
-def make_queries(asked: Asked) -> list[str | Query]:
+def make_queries(asked: Asked, *, allow_url: bool = False) -> list[str | Query]:
     """The queries in the order in which they are asked; options that contradict one another raise QueryError.
 
     Every text is a query of its own. All of ``like`` are one more, after the texts, to which ``negative`` belongs;
-    with ``join`` the texts belong to it too. Without ``like``, a single text is what ``negative`` belongs to.
+    with ``join`` the texts belong to it too. Without ``like``, a single text is what ``negative`` belongs to. With
+    ``allow_url`` pictures may be http(s) addresses.
     """
     texts = [*asked.query, *split_commas(asked.queries)]
     if not (asked.like or asked.negative or asked.join):
@@ -47,8 +48,8 @@ def make_queries(asked: Asked) -> list[str | Query]:
             "them mean the same thing"
         )
     joined = texts if asked.join or not asked.like else []
-    exemplars = [_exemplar("--like", argument) for argument in asked.like]
-    negatives = [_negative(argument) for argument in asked.negative]
+    exemplars = [_exemplar("--like", argument, allow_url) for argument in asked.like]
+    negatives = [_negative(argument, allow_url) for argument in asked.negative]
     name = asked.name or (joined[0] if joined else Path(_split_box(asked.like[0])[0]).stem)
     query = Query(name, joined, exemplars, negatives, asked.weight)
     return [*(text for text in texts if text not in joined), query]
@@ -80,10 +81,10 @@ def check_query_file(path: Path, queries: Sequence[object]) -> None:
         raise OwlSwinError(f"{path}: the file of --save-query must end in .safetensors")
 
 
-def _exemplar(option: str, argument: str) -> Exemplar:
+def _exemplar(option: str, argument: str, allow_url: bool) -> Exemplar:
     """The exemplar of PHOTO or PHOTO@xmin,ymin,xmax,ymax; what is wrong with it is said with the argument."""
     path, box = _split_box(argument)
-    picture = open_image(path)
+    picture = open_picture(path, allow_url=allow_url)
     try:
         if box is not None:
             check_box(box, (picture.height, picture.width))
@@ -92,11 +93,11 @@ def _exemplar(option: str, argument: str) -> Exemplar:
     return Exemplar(picture, box, name=Path(path).stem)
 
 
-def _negative(argument: str) -> str | Exemplar:
+def _negative(argument: str, allow_url: bool) -> str | Exemplar:
     """A picture, when a file of that name is there, or the argument has a box or ends as pictures do; else a text."""
     path, box = _split_box(argument)
-    looks_like_one = Path(path).suffix.lower() in Image.registered_extensions()
-    return _exemplar("--not", argument) if box is not None or looks_like_one or is_file(path) else argument
+    shown = box is not None or is_picture_name(path) or is_file(path) or (allow_url and is_address(path))
+    return _exemplar("--not", argument, allow_url) if shown else argument
 
 
 def _split_box(argument: str) -> tuple[str, tuple[float, ...] | None]:

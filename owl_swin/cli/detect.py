@@ -1,75 +1,63 @@
 """`owl-swin detect`: pictures in, boxes out."""
 
-import json
-import os
-import sys
-from collections.abc import Iterator
-from enum import StrEnum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from PIL import Image
-from torch import Tensor
 
+from owl_swin.cli import options
 from owl_swin.cli.asking import Asked, add_saved, check_query_file, make_queries
+from owl_swin.cli.pictures import STDIN, find_pictures, open_picture
+from owl_swin.cli.printing import Progress, note, say
+from owl_swin.cli.results import Drawings, Format, Results, make_results
+from owl_swin.cli.thresholds import read_thresholds, say_nothing
 from owl_swin.errors import ImageError, OwlSwinError
-from owl_swin.files import make_folder, make_folder_of, write_image
-from owl_swin.formats import to_coco, to_label_studio, to_record
-from owl_swin.image import open_image
-from owl_swin.types import Detections
+from owl_swin.fetching import is_address
+from owl_swin.files import make_folder_of
+from owl_swin.formats import label_studio_address, label_studio_interface
+from owl_swin.types import Detections, QueryEmbeddings
+
+if TYPE_CHECKING:
+    from owl_swin.detector import Detector
 
 # Pictures that are decoded and encoded together.
 BATCH = 8
-
-
-class Format(StrEnum):
-    """What goes to stdout."""
-
-    TABLE = "table"
-    JSONL = "jsonl"
-    COCO = "coco"
-    LABEL_STUDIO = "label-studio"
+# Notes on pictures without detections, one a picture; more are counted.
+MOST_NOTES = 10
 
 
 def detect(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Pictures; - reads one from stdin.")],
-    query: Annotated[
-        list[str] | None, typer.Option(help="What to find; repeat it. None: anything that looks like a thing.")
-    ] = None,
-    queries: Annotated[str | None, typer.Option(help="Several at once, separated by commas.")] = None,
-    like: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PHOTO[@X0,Y0,X1,Y1]",
-            help="A picture of what to find, or the box in it, xmin,ymin,xmax,ymax in pixels. Repeat it: all show one "
-            "thing.",
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Pictures; folders, with all folders in them, or patterns such as '2024/**/*.jpg', each in order of "
+            "name; - reads one picture from stdin.",
         ),
-    ] = None,
-    negative: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--not",
-            metavar="PHOTO[@BOX]|TEXT",
-            help="What the thing of --like, or of a single --query, is not; repeat it. A picture if there is a file of "
-            "that name.",
-        ),
-    ] = None,
-    join: Annotated[
-        bool, typer.Option("--join", help="The texts are not queries of their own but describe the thing of --like.")
-    ] = False,
-    weight: Annotated[
-        float, typer.Option(help="With --join, how much the pictures of --like count against the texts, 0 to 1.")
-    ] = 0.5,
-    name: Annotated[
-        str | None,
-        typer.Option(help="What the thing of --like is called. None: the text of --join, or the first picture's name."),
-    ] = None,
-    query_file: Annotated[list[Path] | None, typer.Option(help="Queries that --save-query kept; repeat it.")] = None,
+    ],
+    query: options.Texts = None,
+    queries: options.TextList = None,
+    like: options.Like = None,
+    negative: options.Negative = None,
+    join: options.Join = False,
+    weight: options.Weight = 0.5,
+    name: options.Name = None,
+    query_file: options.QueryFiles = None,
     save_query: Annotated[
         Path | None, typer.Option(help="A .safetensors file to keep the queries of this call in.")
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Lowest score, 0 to 1.")] = 0.2,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCORE|NAME=SCORE",
+            help="Lowest score, 0 to 1, of all queries or of those of one name, as in --threshold 0.3 --threshold "
+            "'a dog=0.1'; repeat it.",
+            show_default="0.2",
+        ),
+    ] = None,
     nms_iou: Annotated[
         float, typer.Option(help="Of boxes of one query that overlap by more, keep the best; 1 keeps all.")
     ] = 0.5,
@@ -77,10 +65,20 @@ def detect(
         float | None, typer.Option(help="Lowest objectness of a patch that may answer, 0 to 1.")
     ] = None,
     top_k: Annotated[int, typer.Option(help="Most boxes of a picture.")] = 300,
-    model: Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")] = "nano",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
-    image_size: Annotated[int | None, typer.Option(help="Longer side in pixels; larger finds smaller things.")] = None,
-    format: Annotated[Format, typer.Option(help="Form of the output.")] = Format.TABLE,
+    model: options.Model = "nano",
+    device: options.Device = "auto",
+    image_size: options.ImageSize = None,
+    allow_url: options.AllowUrl = False,
+    format: Annotated[
+        Format, typer.Option(help="Form of the output; yolo and voc are a file a picture, in the folder of --to.")
+    ] = Format.TABLE,
+    to: Annotated[Path | None, typer.Option(help="File, or folder, for the output in place of stdout.")] = None,
+    label_studio_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Label Studio's LOCAL_FILES_DOCUMENT_ROOT, above the pictures: its tasks then show them as imported."
+        ),
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="Folder for pictures with the boxes drawn in.")] = None,
     explain: Annotated[
         bool,
@@ -95,127 +93,139 @@ def detect(
     Example: owl-swin detect kitchen.jpg --query "a red mug" --query "a dog" --format jsonl
 
     By example: owl-swin detect *.jpg --like mug.jpg@40,60,210,300 --like mug2.jpg --not cup.jpg --not "a blue cup"
-    """
-    from owl_swin.detector import Detector
 
-    if explain and save is None and format in (Format.COCO, Format.LABEL_STUDIO):
-        raise OwlSwinError(f"--explain adds nothing to --format {format.value}; give it --save, or jsonl or table")
-    asked = make_queries(Asked(query or (), queries, like or (), negative or (), name, join, weight))
+    A folder: owl-swin detect Photos --queries "a dog, a cat" --threshold 0.3 --threshold "a cat=0.1" --format csv
+    """
+    _check_output(format, to, label_studio_root, explain and save is None)
+    asked = make_queries(
+        Asked(query or (), queries, like or (), negative or (), name, join, weight), allow_url=allow_url
+    )
     if save_query is not None:
         check_query_file(save_query, asked)
+    sources = find_pictures(images, allow_url=allow_url)
+    if label_studio_root is not None:
+        _check_below(sources, label_studio_root)
+    if save is not None:
+        _check_apart(sources, save)
+
+    from owl_swin.detector import Detector
+
     detector = Detector.from_pretrained(model, device=device, image_size=image_size)
     own = detector.encode_queries(asked) if asked else None
     encoded = add_saved(detector, own, query_file or ())
-    settings: dict[str, Any] = {
-        "threshold": threshold,
-        "nms_iou": None if nms_iou == 1 else nms_iou,
-        "objectness": objectness,
-        "top_k": top_k,
-    }
-    _check_settings(detector, encoded, settings)
-    if save is not None:
-        make_folder(save)
-        _check_apart(images, save)
-    folder = _Folder(save) if save is not None else None
+    # One grey picture is asked so that wrong settings are refused, and the names known, before any picture is read.
+    settings: dict[str, Any] = {"nms_iou": None if nms_iou == 1 else nms_iou, "objectness": objectness, "top_k": top_k}
+    names = detector.detect(Image.new("RGB", (32, 32), "grey"), encoded, **settings).names
+    settings["threshold"] = thresholds = read_thresholds(threshold or (), names)
+    results = make_results(
+        format,
+        to,
+        names,
+        explain=explain,
+        nothing=lambda found: say_nothing(found.best, thresholds),
+        model_version=str(detector.card.get("name", model)),
+        label_studio_root=label_studio_root,
+    )
+    drawings = Drawings(save) if save is not None else None
     if save_query is not None and own is not None:
         make_folder_of(save_query)
         own.save(save_query)
-        print(f"wrote {save_query}", file=sys.stderr)
-    failed = 0
-    names: list[str] = []
-    results: list[Detections] = []
-    for start in range(0, len(images), BATCH):
-        opened: list[tuple[str, Image.Image]] = []
-        for source in images[start : start + BATCH]:
-            try:
-                opened.append((source, _open(source)))
-            except ImageError as error:
-                print(f"owl-swin: {error}", file=sys.stderr)
-                failed += 1
-        seen = detector.encode_images([image for _, image in opened], batch_size=BATCH)
-        found = detector.detect_batch(seen, encoded, **settings)
-        for (source, image), patches, one in zip(opened, seen, found, strict=True):
-            if format is Format.JSONL:
-                grid_hw = patches.embeddings.grid_hw if explain else None
-                print(json.dumps(to_record(source, one, grid_hw=grid_hw)), flush=True)
-            else:
-                names.append(source)
-                results.append(one)
-            if folder is not None:
-                folder.save_all(source, image, one, detector.similarity(patches, encoded) if explain else None)
-    if format is Format.COCO:
-        print(json.dumps(to_coco(names, results)))
-    elif format is Format.LABEL_STUDIO:
-        print(json.dumps(to_label_studio(names, results, model_version=str(detector.card.get("name", model)))))
-    elif format is Format.TABLE:
-        for line in _table(names, results, explain):
-            print(line)
+        note(f"wrote {save_query}")
+    run = _Run(detector, encoded, settings, results, drawings, explain, allow_url, format is not Format.TABLE)
+    failed = run.over(sources)
+    if label_studio_root is not None:
+        note(f"labelling interface for these tasks: {label_studio_interface(names)}")
     if failed:
-        if len(images) > 1:
-            print(f"owl-swin: {failed} of {len(images)} pictures could not be read", file=sys.stderr)
         raise typer.Exit(2)
 
 
-def _open(source: str) -> Image.Image:
-    if source == "-":
-        return open_image(sys.stdin.buffer.read())
-    if os.path.isdir(source):
-        raise ImageError(f"{source}: is a folder; name the pictures in it, as in {os.path.join(source, '*.jpg')}")
-    return open_image(source)
+@dataclass
+class _Run:
+    """One call over its pictures."""
+
+    detector: "Detector"
+    queries: QueryEmbeddings | None
+    settings: dict[str, Any]
+    results: Results
+    drawings: Drawings | None
+    explain: bool
+    allow_url: bool
+    note_nothing: bool
+    done: int = 0
+    failed: int = 0
+    without: int = 0
+
+    def over(self, sources: Sequence[str]) -> int:
+        """Detects in all pictures and says how many could not be read; Ctrl-C ends it with what is finished."""
+        try:
+            with Progress(len(sources), with_bar=len(sources) > BATCH) as progress:
+                for start in range(0, len(sources), BATCH):
+                    self._batch(list(self._opened(sources[start : start + BATCH])))
+                    progress.show(self.done + self.failed)
+        except KeyboardInterrupt:
+            self.results.close()
+            say(f"stopped after {self.done} of {len(sources)} pictures")
+            raise typer.Exit(130) from None
+        self.results.close()
+        if self.without > MOST_NOTES:
+            say(f"nothing in {self.without - MOST_NOTES} more pictures")
+        if self.failed and len(sources) > 1:
+            say(f"{self.failed} of {len(sources)} pictures could not be read")
+        return self.failed
+
+    def _opened(self, sources: Sequence[str]) -> Iterator[tuple[str, Image.Image]]:
+        for source in sources:
+            try:
+                yield source, open_picture(source, allow_url=self.allow_url)
+            except ImageError as error:
+                say(str(error))
+                self.failed += 1
+
+    def _batch(self, opened: Sequence[tuple[str, Image.Image]]) -> None:
+        encoded = self.detector.encode_images([image for _, image in opened], batch_size=BATCH)
+        found = self.detector.detect_batch(encoded, self.queries, **self.settings)
+        for (source, image), patches, one in zip(opened, encoded, found, strict=True):
+            self.results.add(source, one, patches.embeddings.grid_hw if self.explain else None)
+            self.done += 1
+            if self.drawings is not None:
+                maps = self.detector.similarity(patches, self.queries) if self.explain else None
+                self.drawings.save(source, image, one, maps)
+            self._note(source, one)
+
+    def _note(self, source: str, found: Detections) -> None:
+        """What the table says of a picture without detections, where the output is another."""
+        if len(found) or not self.note_nothing:
+            return
+        self.without += 1
+        if self.without <= MOST_NOTES:
+            say(f"{source}: {say_nothing(found.best, self.settings['threshold'])}")
 
 
-def _check_settings(detector, queries, settings: dict) -> None:
-    """Refuses wrong numbers before any picture is read, by a look at one grey picture."""
-    detector.detect(Image.new("RGB", (32, 32), "grey"), queries, **settings)
+def _check_output(form: Format, to: Path | None, root: Path | None, only_text: bool) -> None:
+    """Refuses options of the output that contradict one another."""
+    if only_text and form not in (Format.TABLE, Format.JSONL):
+        raise OwlSwinError(f"--explain adds nothing to --format {form.value}; give it --save, or jsonl or table")
+    if root is not None and form is not Format.LABEL_STUDIO:
+        raise OwlSwinError(f"--label-studio-root is for --format label-studio, not {form.value}")
+    if root is not None and not root.is_dir():
+        raise OwlSwinError(f"{root}: --label-studio-root must be the folder that Label Studio serves; there is none")
+    if form in (Format.YOLO, Format.VOC) and to is None:
+        raise OwlSwinError(f"--format {form.value} is a file a picture; say with --to in which folder")
 
 
-def _check_apart(images: list[str], folder: Path) -> None:
+def _check_below(sources: Sequence[str], root: Path) -> None:
+    for source in sources:
+        if source == STDIN:
+            raise OwlSwinError("-: a picture on stdin has no address that Label Studio could serve; name its file")
+        if not is_address(source):
+            label_studio_address(source, root)
+
+
+def _check_apart(sources: Sequence[str], folder: Path) -> None:
     """A drawing has the name of its picture, so in the same folder it would take the picture's place."""
-    for source in images:
-        beside = Path(source).parent
-        if source != "-" and beside.is_dir() and beside.samefile(folder):
+    if not folder.is_dir():
+        return
+    of_folder = {Path(source).parent: source for source in sources if source != STDIN and not is_address(source)}
+    for beside, source in of_folder.items():
+        if beside.is_dir() and beside.samefile(folder):
             raise OwlSwinError(f"{source}: lies in the folder of --save and could be overwritten; name another folder")
-
-
-class _Folder:
-    """Drawings as JPEG, named after their pictures; pictures of one name in several folders get numbers."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._taken: set[str] = set()
-
-    def save_all(self, source: str, image: Image.Image, found: Detections, maps: Tensor | None) -> None:
-        """The boxes of one picture and, beside them, a heat map for each query, of the scores [Q, h, w]."""
-        from owl_swin.render import draw_detections, draw_heat_map
-
-        stem = "stdin" if source == "-" else Path(source).stem
-        stem = self._save(stem, draw_detections(image, found))
-        for number, scores in enumerate([] if maps is None else maps):
-            self._save(f"{stem}-heat-{number + 1}", draw_heat_map(image, scores, title=found.names[number]))
-
-    def _save(self, stem: str, drawing: Image.Image) -> str:
-        name, number = stem, 1
-        while name in self._taken:
-            number += 1
-            name = f"{stem}-{number}"
-        self._taken.add(name)
-        path = self._folder / f"{name}.jpg"
-        write_image(path, drawing, what="the drawing", quality=92)
-        print(f"wrote {path}", file=sys.stderr)
-        return name
-
-
-def _table(names: list[str], results: list[Detections], explain: bool) -> Iterator[str]:
-    rows = [
-        (name, one.name, f"{one.score:.3f}", *(f"{value:.0f}" for value in one.box_xyxy), *([str(patch)] * explain))
-        for name, found in zip(names, results, strict=True)
-        for one, patch in zip(found, found.patches.tolist(), strict=True)
-    ]
-    head = ("picture", "label", "score", "xmin", "ymin", "xmax", "ymax", *(["patch"] * explain))
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows] if rows else []:
-        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        yield "  ".join(cells).rstrip()
-    for name, found in zip(names, results, strict=True):
-        if not len(found):
-            yield f"{name}: nothing found"

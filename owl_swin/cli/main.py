@@ -2,11 +2,11 @@
 
 import io
 import logging
-import os
 import sys
 
 import typer
 
+from owl_swin.cli.printing import OneLine, drop_stdout, say
 from owl_swin.errors import OwlSwinError
 
 app = typer.Typer(
@@ -21,17 +21,27 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the console script."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="owl-swin: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("owl-swin: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # what cannot be written is found out here, not while Python ends
     except OwlSwinError as error:
-        print(f"owl-swin: {error}", file=sys.stderr)
+        say(str(error))
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our stdout has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         raise SystemExit(0) from None
+    except OSError as error:
+        drop_stdout()
+        what = f"{error.filename}: cannot be read or written" if error.filename else "the output cannot be written"
+        say(f"{what} ({error.strerror or error})")
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

@@ -1,0 +1,54 @@
+"""Options that several commands have, with one name and one sentence each."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Option("--model", help="A name that ships, a .safetensors file, or a folder.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", help="Longer side in pixels; larger finds smaller things.")
+]
+
+Texts = Annotated[
+    list[str] | None,
+    typer.Option("--query", help="What to find; repeat it. None: anything that looks like a thing."),
+]
+TextList = Annotated[str | None, typer.Option("--queries", help="Several at once, separated by commas.")]
+Like = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--like",
+        metavar="PHOTO[@X0,Y0,X1,Y1]",
+        help="A picture of what to find, or the box in it, xmin,ymin,xmax,ymax in pixels. Repeat it: all show one "
+        "thing.",
+    ),
+]
+Negative = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--not",
+        metavar="PHOTO[@BOX]|TEXT",
+        help="What the thing of --like, or of a single --query, is not; repeat it. A picture if there is a file of "
+        "that name.",
+    ),
+]
+Join = Annotated[
+    bool, typer.Option("--join", help="The texts are not queries of their own but describe the thing of --like.")
+]
+Weight = Annotated[
+    float, typer.Option("--weight", help="With --join, how much --like counts against the texts, 0 to 1.")
+]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        "--name", help="What the thing of --like is called. None: the text of --join, or the first picture's name."
+    ),
+]
+QueryFiles = Annotated[
+    list[Path] | None, typer.Option("--query-file", help="Queries that --save-query kept; repeat it.")
+]
+AllowUrl = Annotated[
+    bool, typer.Option("--allow-url", help="Pictures may be http(s) addresses of the open internet; fetch them.")
+]

@@ -1,0 +1,99 @@
+"""The pictures that a command line names: files, folders, patterns, stdin, and addresses where they are allowed."""
+
+import difflib
+import glob
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from owl_swin.cli.printing import say
+from owl_swin.errors import ImageError
+from owl_swin.fetching import fetch, is_address
+from owl_swin.image import is_picture_name, open_image
+from owl_swin.index.folder import walk
+
+STDIN = "-"
+# A near name is looked for among so many names of a folder.
+MOST_NAMES = 10_000
+# Of a picture on the internet.
+MOST_BYTES, FETCH_TIMEOUT_S, REDIRECTS = 100 * 2**20, 30.0, 5
+
+
+def find_pictures(arguments: Sequence[str], *, allow_url: bool = False) -> list[str]:
+    """The pictures that the arguments name, in their order.
+
+    A folder stands for the picture files in it, by name, then those of the folders in it; names that begin with a dot
+    are passed over. A pattern such as "2024/**/*.jpg", where the shell has left one, stands for the picture files that
+    fit, by name. An argument that stands for no picture raises ImageError.
+    """
+    found: list[str] = []
+    for argument in arguments:
+        if is_address(argument):
+            _check_allowed(argument, allow_url)
+            found.append(argument)
+        else:
+            found += _pictures_of(argument)
+    if found.count(STDIN) > 1:
+        raise ImageError("- stands for the picture on stdin, which can be read once")
+    return found
+
+
+def open_picture(source: str, *, allow_url: bool = False) -> Image.Image:
+    """The picture of a path, of stdin for "-", or of an http(s) address where ``allow_url`` permits that."""
+    if source == STDIN:
+        content = sys.stdin.buffer.read() if sys.stdin is not None else b""
+        if not content:
+            raise ImageError("-: nothing came in on stdin; send a picture there, as in `owl-swin detect - < photo.jpg`")
+        return open_image(content)
+    if is_address(source):
+        _check_allowed(source, allow_url)
+        try:
+            content = fetch(source, None, max_bytes=MOST_BYTES, timeout_s=FETCH_TIMEOUT_S, redirects=REDIRECTS)
+            return open_image(content)
+        except ImageError as error:
+            raise ImageError(f"{source}: {error}") from None
+    try:
+        return open_image(source)
+    except ImageError as error:
+        near = near_name(source)
+        raise ImageError(f"{error}; did you mean {near}?") if near else error from None
+
+
+def near_name(path: str) -> str | None:
+    """The file beside a path that is not there whose name is most like it."""
+    folder, name = os.path.split(path)
+    try:
+        if not name or os.path.lexists(path):
+            return None
+        with os.scandir(folder or ".") as entries:
+            names = [entry.name for entry in itertools.islice(entries, MOST_NAMES)]
+    except (OSError, ValueError):
+        return None
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+    return os.path.join(folder, near[0]) if near else None
+
+
+def _check_allowed(address: str, allow_url: bool) -> None:
+    if not allow_url:
+        raise ImageError(f"{address}: pictures are fetched from the internet with --allow-url only")
+
+
+def _pictures_of(argument: str) -> list[str]:
+    if argument == STDIN:
+        return [argument]
+    if os.path.isdir(argument):
+        pictures = list(walk(argument, lambda path, reason: say(f"{path}: {reason}")))
+        if not pictures:
+            raise ImageError(f"{argument}: there is no picture in this folder")
+        return pictures
+    if glob.has_magic(argument) and not os.path.lexists(argument):
+        names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
+        pictures = [name for name in names if is_picture_name(name) and Path(name).is_file()]
+        if not pictures:
+            raise ImageError(f"{argument}: no picture fits this pattern")
+        return pictures
+    return [argument]

@@ -1,0 +1,89 @@
+"""What commands print: results on stdout, sentences on stderr, one line each whatever a name holds."""
+
+import logging
+import os
+import sys
+import time
+from contextlib import suppress
+
+from owl_swin.errors import OwlSwinError
+
+# Seconds between two lines of progress where stderr is no terminal.
+LINE_S = 10.0
+
+
+def printable(text: str) -> str:
+    """The text on one line: line breaks and control characters as escapes, so that no name can forge a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    with suppress(OSError):  # a full disk below stderr leaves nowhere to say it
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def say(sentence: str) -> None:
+    """One line on stderr, after the program's name: what went wrong, or what to know."""
+    note(f"owl-swin: {sentence}")
+
+
+def emit(text: str) -> None:
+    """Results on stdout, at once. Where they cannot be written, raises OwlSwinError."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # the reader has gone, as with `| head`
+        drop_stdout()
+        raise SystemExit(0) from None
+    except OSError as error:
+        drop_stdout()
+        raise OwlSwinError(f"the output cannot be written ({error.strerror})") from None
+
+
+def drop_stdout() -> None:
+    """Lets what is left in the buffer of stdout go nowhere, since Python writes it once more when it ends."""
+    with suppress(OSError, ValueError):  # a stdout that is no file has no buffer to be written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class OneLine(logging.Formatter):
+    """Log messages as `say` prints sentences."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message without line breaks."""
+        return printable(super().formatMessage(record))
+
+
+class Progress:
+    """How far a command has come with its pictures: a bar on a terminal, else a line now and then, all on stderr."""
+
+    def __init__(self, total: int, *, with_bar: bool = True):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._total, self._tty = total, sys.stderr.isatty()
+        columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Bar(
+            *columns,
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,  # it would send results to stderr
+            disable=not (self._tty and with_bar),
+        )
+        self._task = self._bar.add_task("pictures", total=total)
+        self._line = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, done: int) -> None:
+        """Shows that so many are done."""
+        self._bar.update(self._task, completed=done)
+        if not self._tty and time.monotonic() - self._line > LINE_S:
+            self._line = time.monotonic()
+            say(f"{done} of {self._total} pictures")

@@ -1,0 +1,211 @@
+"""Where the detections of a call go: to stdout or a file as they come, or at the end, or one file a picture."""
+
+import json
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from owl_swin.cli.printing import emit, note, printable, say
+from owl_swin.cli.table import table_lines
+from owl_swin.files import make_folder, make_folder_of, write_bytes, write_image, write_text
+from owl_swin.formats import to_coco, to_csv, to_label_studio, to_record, to_voc, to_yolo, yolo_data
+from owl_swin.types import Detections
+
+
+class Format(StrEnum):
+    """Form of the output."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    CSV = "csv"
+    COCO = "coco"
+    LABEL_STUDIO = "label-studio"
+    YOLO = "yolo"
+    VOC = "voc"
+
+
+# These are a file a picture, in a folder that --to names.
+PER_PICTURE = (Format.YOLO, Format.VOC)
+
+
+class Results(Protocol):
+    """Takes what was found picture by picture; what it holds back comes out with close(), also after Ctrl-C."""
+
+    def add(self, name: str, found: Detections, grid_hw: tuple[int, int] | None) -> None: ...
+    def close(self) -> None: ...
+
+
+class Streamed:
+    """A text a picture, at once on stdout; in a file all of it at the end."""
+
+    def __init__(self, form: Callable[[str, Detections, tuple[int, int] | None], str], to: Path | None, head: str = ""):
+        self._form, self._to, self._head = form, to, head
+        self._parts: list[str] = []
+
+    def add(self, name: str, found: Detections, grid_hw: tuple[int, int] | None) -> None:
+        """Writes one picture's detections."""
+        text, self._head = self._head + self._form(name, found, grid_hw), ""
+        if self._to is None:
+            emit(text)
+        else:
+            self._parts.append(text)
+
+    def close(self) -> None:
+        """Writes the file, or the head of an output without pictures."""
+        if self._to is not None:
+            _write(self._to, "".join([self._head, *self._parts]))
+        elif self._head:
+            emit(self._head)
+
+
+class Collected:
+    """One text about all pictures, at the end."""
+
+    def __init__(self, form: Callable[[Sequence[str], Sequence[Detections]], str], to: Path | None):
+        self._form, self._to = form, to
+        self._names: list[str] = []
+        self._found: list[Detections] = []
+
+    def add(self, name: str, found: Detections, grid_hw: tuple[int, int] | None) -> None:
+        """Keeps one picture's detections."""
+        self._names.append(name)
+        self._found.append(found)
+
+    def close(self) -> None:
+        """Writes the text."""
+        text = self._form(self._names, self._found)
+        if self._to is None:
+            emit(text)
+        else:
+            _write(self._to, text)
+
+
+class PerPicture:
+    """A file a picture in a folder, at once."""
+
+    def __init__(self, form: Callable[[str, Detections], str], folder: Path, suffix: str):
+        make_folder(folder)
+        self._form, self._folder, self._suffix = form, folder, suffix
+        self._names = FreeNames()
+
+    def add(self, name: str, found: Detections, grid_hw: tuple[int, int] | None) -> None:
+        """Writes one picture's file."""
+        stem = stem_of(name)
+        free = self._names.take(stem)
+        if free != stem:
+            say(f"{name}: goes to {free}{self._suffix}, since another picture is called {stem} too")
+        write_text(self._folder / f"{free}{self._suffix}", self._form(name, found))
+
+    def close(self) -> None:
+        """Everything is written."""
+
+
+def make_results(
+    form: Format,
+    to: Path | None,
+    names: Sequence[str],
+    *,
+    explain: bool,
+    nothing: Callable[[Detections], str],
+    model_version: str,
+    label_studio_root: Path | None,
+) -> Results:
+    """Where detections of queries with these names go, in this form.
+
+    ``nothing`` is what the table says of a picture without detections.
+    """
+    if to is not None and form not in PER_PICTURE:
+        make_folder_of(to)
+    match form:
+        case Format.JSONL:
+            return Streamed(lambda name, found, grid: json.dumps(to_record(name, found, grid_hw=grid)) + "\n", to)
+        case Format.CSV:
+            head = to_csv([], [])
+            return Streamed(lambda name, found, _: to_csv([name], [found], header=False), to, head)
+        case Format.COCO:
+            return Collected(lambda all_names, found: json.dumps(to_coco(all_names, found)) + "\n", to)
+        case Format.LABEL_STUDIO:
+            tasks = partial(to_label_studio, model_version=model_version, root=label_studio_root)
+            return Collected(lambda all_names, found: json.dumps(tasks(all_names, found)) + "\n", to)
+        case Format.TABLE:
+            return Collected(lambda all_names, found: _table(all_names, found, explain, nothing), to)
+    assert to is not None, "a file a picture needs a folder"
+    if form is Format.VOC:
+        return PerPicture(to_voc, to / "Annotations", ".xml")
+    labels = PerPicture(lambda _, found: to_yolo(found), to / "labels", ".txt")
+    write_text(to / "data.yaml", yolo_data(names))
+    return labels
+
+
+def _write(path: Path, text: str) -> None:
+    write_bytes(path, text.encode(errors="backslashreplace"), what="the output")  # a file's name need not be text
+
+
+def _table(
+    names: Sequence[str], results: Sequence[Detections], explain: bool, nothing: Callable[[Detections], str]
+) -> str:
+    rows = [
+        (
+            *(name, one.name, f"{one.score:.3f}"),
+            *(f"{value:.0f}" for value in one.box_xyxy),
+            *(str(one.query), *([str(patch)] * explain)),
+        )
+        for name, found in zip(names, results, strict=True)
+        for one, patch in zip(found, found.patches.tolist(), strict=True)
+    ]
+    head = ("picture", "label", "score", "xmin", "ymin", "xmax", "ymax", "query", *(["patch"] * explain))
+    lines = [] if not rows else list(table_lines(head, rows, left=(0, 1)))
+    lines += [
+        printable(f"{name}: {nothing(found)}") for name, found in zip(names, results, strict=True) if not len(found)
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+class Drawings:
+    """Pictures with their boxes drawn in, as JPEG in a folder, named after the pictures."""
+
+    def __init__(self, folder: Path):
+        make_folder(folder)
+        self._folder = folder
+        self._names = FreeNames()
+
+    def save(self, source: str, image: Image.Image, found: Detections, maps: Tensor | None) -> None:
+        """The boxes of one picture and, beside them, a heat map for each query, of the scores [Q, h, w]."""
+        from owl_swin.render import draw_detections, draw_heat_map
+
+        stem = self._save(stem_of(source), draw_detections(image, found))
+        for number, scores in enumerate([] if maps is None else maps):
+            self._save(f"{stem}-heat-{number + 1}", draw_heat_map(image, scores, title=found.names[number]))
+
+    def _save(self, stem: str, drawing: Image.Image) -> str:
+        name = self._names.take(stem)
+        path = self._folder / f"{name}.jpg"
+        write_image(path, drawing, what="the drawing", quality=92)
+        note(f"wrote {path}")
+        return name
+
+
+class FreeNames:
+    """Names of files in one folder; a name that is taken gets a number."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def take(self, stem: str) -> str:
+        """The stem, or the stem and a number."""
+        name, number = stem, 1
+        while name in self._taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self._taken.add(name)
+        return name
+
+
+def stem_of(source: str) -> str:
+    """What a file about a picture is called."""
+    return "stdin" if source == "-" else Path(source).stem or "picture"

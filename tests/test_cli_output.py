@@ -1,0 +1,338 @@
+"""What goes into `owl-swin detect` and what comes out: folders, patterns, addresses, thresholds, forms, full disks."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from picture_files import BAD_FILES, encode, noise
+from test_cli import assert_one_sentence, detect, owl_swin, photos  # noqa: F401
+
+from owl_swin.cli import pictures as module
+from owl_swin.cli.pictures import find_pictures, near_name
+from owl_swin.cli.printing import printable
+from owl_swin.cli.table import table_lines
+from owl_swin.cli.thresholds import reached_threshold, read_thresholds, say_nothing
+from owl_swin.data.voc import read_voc
+from owl_swin.data.yolo import read_yolo
+from owl_swin.errors import ImageError, NotFetchedError, QueryError
+from owl_swin.types import Detection
+
+PNG = encode(noise(40, 60))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of pictures to stand in: b.png, a.JPG, sub/c.png, sub/deep/d.webp, and what is no picture."""
+    for name in ("b.png", "a.JPG", "sub/c.png", "sub/deep/d.webp", ".hidden.png", ".cache/e.png", "[x].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --- Which pictures ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["b.png", "-", "b.png"], ["b.png", "-", "b.png"]),
+        (["missing.jpg"], ["missing.jpg"]),  # which opening it says
+        (["sub"], ["sub/c.png", "sub/deep/d.webp"]),
+        (["."], ["./[x].png", "./a.JPG", "./b.png", "./sub/c.png", "./sub/deep/d.webp"]),
+        (["*"], ["[x].png", "a.JPG", "b.png"]),
+        (["**/*.*"], ["[x].png", "a.JPG", "b.png", "sub/c.png", "sub/deep/d.webp"]),
+        (["su?/[a-c].png"], ["sub/c.png"]),
+        (["[x].png"], ["[x].png"]),  # a file of that very name
+        (["sub", "b.png"], ["sub/c.png", "sub/deep/d.webp", "b.png"]),
+    ],
+)
+def test_folders_and_patterns_stand_for_their_pictures_in_order(folder, arguments, expected):
+    assert find_pictures(arguments) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["empty"], "empty: there is no picture in this folder"),
+        (["*.gif"], r"\*\.gif: no picture fits this pattern"),
+        (["-", "b.png", "-"], "which can be read once"),
+        (["https://example.com/a.png"], "with --allow-url only"),
+        (["HTTP://example.com/a.png"], "with --allow-url only"),
+    ],
+)
+def test_an_argument_without_a_picture_is_refused(folder, arguments, sentence):
+    with pytest.raises(ImageError, match=sentence):
+        find_pictures(arguments)
+
+
+def test_a_folder_and_a_file_are_detected_in(detect, folder):  # noqa: F811
+    run = detect("sub", "b.png", "--query", "cat", "--format", "jsonl")
+    assert [record["image"] for record in run.records] == ["sub/c.png", "sub/deep/d.webp", "b.png"]
+
+
+def test_a_misspelt_picture_is_named(detect, folder):  # noqa: F811
+    assert near_name("sub/cc.png") == "sub/c.png"
+    assert near_name("zebra.gif") is None
+    assert near_name("nowhere/c.png") is None
+    assert near_name("b.png") is None
+    assert_one_sentence(
+        detect("sub/c.pgn", "--query", "cat"), "c.pgn: cannot read this file (No such file or directory"
+    )
+    assert_one_sentence(detect("sub/c.pgn", "--query", "cat"), "did you mean sub/c.png?")
+    assert_one_sentence(detect("b.png", "--like", "bb.png"), "did you mean b.png?")
+
+
+def test_an_address_is_fetched_only_where_it_is_allowed(detect, monkeypatch, tmp_path):  # noqa: F811
+    asked = []
+
+    def fetch(url, allowed, **limits):
+        asked.append((url, allowed))
+        if "gone" in url:
+            raise NotFetchedError("example.com: answered 404, no picture")
+        return PNG
+
+    monkeypatch.setattr(module, "fetch", fetch)
+    arguments = ["http://example.com/a.png", "--like", "https://example.com/b.png@1,2,30,30", "--format", "jsonl"]
+    assert_one_sentence(detect(*arguments), "with --allow-url only")
+    assert asked == []
+    run = detect(*arguments, "--allow-url", "--save", tmp_path / "out")
+    assert run.code == 0
+    assert run.records[0]["image"] == "http://example.com/a.png"
+    assert run.records[0]["detections"][0]["label"] == "b"
+    assert asked == [("https://example.com/b.png", None), ("http://example.com/a.png", None)]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.jpg"]
+    gone = detect("http://example.com/gone.png", "--query", "cat", "--allow-url", "--format", "jsonl")
+    assert_one_sentence(gone, "http://example.com/gone.png: example.com: answered 404")
+
+
+# --- Thresholds ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([], [0.2, 0.2, 0.2]),
+        (["0.3"], [0.3, 0.3, 0.3]),
+        (["0.3", "0"], [0, 0, 0]),
+        (["a dog=0.1"], [0.1, 0.2, 0.1]),
+        (["a dog=0.1", "0.5", "x=y=0.4"], [0.1, 0.4, 0.1]),
+        (["a dog=1", "a dog=0.25"], [0.25, 0.2, 0.25]),
+    ],
+)
+def test_each_name_may_have_its_threshold(values, expected):
+    assert read_thresholds(values, ["a dog", "x=y", "a dog"]) == expected
+
+
+@pytest.mark.parametrize(
+    "value, sentence",
+    [
+        ("high", r"a number in \[0, 1\], or NAME=NUMBER as in 'a dog=0.3', got 'high'"),
+        ("a dog=", "NAME=NUMBER"),
+        ("1.5", "must lie in"),
+        ("a dog=nan", "must lie in"),
+        ("dog=0.1", "no query is called 'dog'; did you mean 'a dog'"),
+        ("=0.1", "no query is called ''"),
+    ],
+)
+def test_a_threshold_that_means_nothing_is_refused(value, sentence):
+    with pytest.raises(QueryError, match=sentence):
+        read_thresholds([value], ["a dog", "a cat"])
+
+
+def test_a_threshold_of_a_name_is_that_name_s_alone(detect, photos):  # noqa: F811
+    asked = [photos[0], "--queries", "cat,dog", "--format", "jsonl"]
+    (both,) = detect(*asked).records
+    (one,) = detect(*asked, "--threshold", "cat=1").records
+    assert {row["label"] for row in both["detections"]} == {"cat", "dog"}
+    assert [row for row in both["detections"] if row["label"] == "dog"] == one["detections"]
+
+
+@pytest.mark.parametrize(
+    "score, expected",
+    [(0.0734, "0.07"), (0.5, "0.50"), (0.29, "0.28"), (1.0, "1.00"), (0.00278, "0.002"), (3e-7, "0.0000003"), (0, "0")],
+)
+def test_the_threshold_that_is_offered_is_reached(score, expected):
+    assert reached_threshold(score) in (expected, f"{score:.2f}")
+    assert float(reached_threshold(score)) <= score
+
+
+def test_with_thresholds_by_name_the_offer_is_for_the_name():
+    best = Detection("a dog", 0.0734, (0, 0, 1, 1), 0)
+    assert say_nothing(best, [0.2, 0.2]) == "nothing at 0.20; best: a dog 0.07 (use --threshold 0.07)"
+    assert say_nothing(best, [0.2, 0.125]).endswith(
+        'at 0.125 or above; best: a dog 0.07 (use --threshold "a dog=0.07")'
+    )
+    assert say_nothing(None, [0.2]) == "nothing found"
+
+
+# --- Forms ---------------------------------------------------------------------------------------------------------
+
+
+def test_csv_has_the_rows_of_jsonl(detect, photos):  # noqa: F811
+    records = detect(*photos[:3], "--queries", "cat,dog", "--format", "jsonl").records
+    run = detect(*photos[:3], "--queries", "cat,dog", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(run.out)))
+    expected = [(record["image"], row) for record in records for row in record["detections"]]
+    assert len(rows) == len(expected) > 10
+    for row, (image, one) in zip(rows, expected, strict=True):
+        assert (row["image"], row["label"], int(row["query"])) == (image, one["label"], one["query"])
+        assert float(row["score"]) == pytest.approx(one["score"], abs=1e-5)
+        assert float(row["xmax"]) == pytest.approx(one["box"]["xmax"], abs=0.02)
+
+
+def test_two_queries_of_one_name_can_be_told_apart_in_every_form(detect, photos, tmp_path):  # noqa: F811
+    asked = [photos[0], "--query", "cat", "--query", "cat"]
+    _, *rows = detect(*asked).out.splitlines()
+    assert {row.split()[-1] for row in rows} == {"0", "1"}
+    (record,) = detect(*asked, "--format", "jsonl").records
+    assert {row["query"] for row in record["detections"]} == {0, 1}
+    coco = json.loads(detect(*asked, "--format", "coco").out)
+    assert [row["name"] for row in coco["categories"]] == ["cat", "cat"]
+    assert {row["category_id"] for row in coco["annotations"]} == {1, 2}
+    detect(*asked, "--format", "yolo", "--to", tmp_path / "out")
+    assert {line[0] for line in (tmp_path / "out/labels/0.txt").read_text().splitlines()} == {"0", "1"}
+    (task,) = json.loads(detect(*asked, "--format", "label-studio").out)
+    assert {row["meta"]["query"] for row in task["predictions"][0]["result"]} == {0, 1}
+
+
+def test_a_set_in_yolo_form_is_whole_once_its_pictures_are_there(detect, photos, tmp_path):  # noqa: F811
+    out = tmp_path / "set"
+    run = detect(*photos[:2], "--queries", "cat,dog", "--format", "yolo", "--to", out)
+    assert (run.code, run.out) == (0, "")
+    (out / "images").mkdir()
+    for photo in photos[:2]:
+        (out / "images" / photo.name).write_bytes(photo.read_bytes())
+    scenes = read_yolo(out, "", "train")
+    records = detect(*photos[:2], "--queries", "cat,dog", "--format", "jsonl").records
+    assert scenes.names == [["cat"], ["dog"]]
+    assert [len(scene.boxes) for scene in scenes.scenes] == [len(record["detections"]) for record in records]
+
+
+def test_a_set_in_voc_form_is_read_again(detect, photos, tmp_path):  # noqa: F811
+    run = detect(*photos[:2], "--queries", "cat,dog", "--format", "voc", "--to", tmp_path / "set")
+    assert (run.code, run.out) == (0, "")
+    (tmp_path / "set" / "JPEGImages").mkdir()
+    for photo in photos[:2]:
+        (tmp_path / "set" / "JPEGImages" / photo.name).write_bytes(photo.read_bytes())
+    scenes = read_voc(tmp_path / "set", "")
+    records = detect(*photos[:2], "--queries", "cat,dog", "--format", "jsonl").records
+    assert [len(scene.boxes) for scene in scenes.scenes] == [len(record["detections"]) for record in records]
+    assert [scene.source.name for scene in scenes.scenes] == ["0.png", "1.png"]
+
+
+def test_pictures_of_one_name_do_not_share_a_label_file(detect, folder):  # noqa: F811
+    (folder / "sub" / "b.png").write_bytes(PNG)
+    run = detect("b.png", "sub/b.png", "--query", "cat", "--format", "yolo", "--to", "out")
+    assert sorted(path.name for path in Path("out/labels").iterdir()) == ["b-2.txt", "b.txt"]
+    assert run.err == "owl-swin: sub/b.png: goes to b-2.txt, since another picture is called b too\n"
+
+
+@pytest.mark.parametrize("form", ["table", "jsonl", "csv", "coco", "label-studio"])
+def test_a_file_takes_what_stdout_would(detect, photos, tmp_path, form):  # noqa: F811
+    asked = [*photos[:2], "--query", "cat", "--format", form]
+    run = detect(*asked, "--to", tmp_path / "new" / "out")
+    assert (run.code, run.out) == (0, "")
+    assert (tmp_path / "new" / "out").read_text() == detect(*asked).out
+
+
+def test_label_studio_shows_the_pictures_below_its_root(detect, folder):  # noqa: F811
+    run = detect("sub", "--query", "a <cat>", "--format", "label-studio", "--label-studio-root", folder)
+    tasks = json.loads(run.out)
+    assert [task["data"]["image"] for task in tasks] == [
+        "/data/local-files/?d=sub/c.png",
+        "/data/local-files/?d=sub/deep/d.webp",
+    ]
+    assert '<Label value="a &lt;cat&gt;" />' in run.err
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--format", "yolo"], "say with --to in which folder"),
+        (["--format", "voc"], "say with --to in which folder"),
+        (["--label-studio-root", "."], "--label-studio-root is for --format label-studio, not table"),
+        (["--format", "label-studio", "--label-studio-root", "none"], "must be the folder that Label Studio serves"),
+        (["--format", "label-studio", "--label-studio-root", "sub"], "b.png: does not lie below sub"),
+        (["--format", "csv", "--explain"], "--explain adds nothing to --format csv"),
+        (["--to", "notes.txt/out"], "cannot write in this folder"),
+        (["--format", "yolo", "--to", "notes.txt"], "cannot write in this folder"),
+        (["--threshold", "dog=0.3"], "no query is called 'dog'; did you mean 'cat'?"),
+    ],
+)
+def test_options_of_the_output_that_cannot_be_are_one_sentence(detect, folder, arguments, sentence):  # noqa: F811
+    before = sorted(folder.rglob("*"))
+    assert_one_sentence(detect("b.png", "--query", "cat", *arguments), sentence)
+    assert sorted(folder.rglob("*")) == before
+
+
+# --- One line a line -----------------------------------------------------------------------------------------------
+
+
+def test_no_name_breaks_a_line(detect, folder):  # noqa: F811
+    name = "one\nowl-swin: two\x1b[31m.png"
+    Path(name).write_bytes(PNG)
+    Path("bad\n.png").write_bytes(BAD_FILES["cut.png"][0])
+    shown = "one\\nowl-swin: two\\x1b[31m.png"
+    _, row = detect(name, "--query", "cat", "--top-k", "1").out.splitlines()
+    assert row.startswith(shown)
+    run = detect(name, "bad\n.png", "--query", "cat", "--threshold", "1", "--save", "out")
+    assert run.out.splitlines()[0].startswith(f"{shown}: nothing at")
+    assert len(run.out.splitlines()) == 1
+    assert [line[:9] for line in run.err.splitlines()] == ["owl-swin:", "wrote out", "owl-swin:"]
+    assert json.loads(detect(name, "--query", "cat", "--format", "jsonl").out)["image"] == name
+
+
+def test_what_is_printed_is_one_line():
+    assert printable("a\nb\r\x85\u2028\x1b[0m\udcff") == "a\\nb\\r\\x85\\u2028\\x1b[0m\\udcff"
+    assert printable("一只猫 \N{OWL}") == "一只猫 \N{OWL}"
+
+
+def test_columns_are_as_wide_as_they_look():
+    assert list(table_lines(["name", "n"], [["一只猫", "1"], ["é", "10"]])) == [
+        "name     n",
+        "一只猫   1",
+        "é       10",
+    ]
+
+
+# --- Full disks, Ctrl-C --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["detect", "info"])
+def test_a_full_disk_is_one_sentence(model_file, folder, command):
+    given = [model_file] if command == "info" else ["b.png", "--model", model_file, "--format", "coco"]
+    program = [sys.executable, "-c", "from owl_swin.cli.main import main; main()", command]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([*program, *given], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1] == "owl-swin: the output cannot be written (No space left on device)"
+    assert "Traceback" not in run.stderr and "Exception ignored" not in run.stderr
+
+
+@pytest.mark.parametrize("form", ["table", "coco", "csv"])
+def test_ctrl_c_leaves_what_is_finished(detect, photos, monkeypatch, form):  # noqa: F811
+    from owl_swin.cli import detect as command
+
+    opened = []
+
+    def open_picture(source, **settings):
+        opened.append(source)
+        if len(opened) > 9:
+            raise KeyboardInterrupt
+        return module.open_picture(source, **settings)
+
+    monkeypatch.setattr(command, "open_picture", open_picture)
+    run = detect(*photos, "--query", "cat", "--format", form)
+    assert run.code == 130
+    assert run.err == "owl-swin: stopped after 8 of 10 pictures\n"
+    shown = [row["file_name"] for row in json.loads(run.out)["images"]] if form == "coco" else run.out
+    assert all(str(photo) in shown for photo in photos[:8])
+    assert str(photos[8]) not in shown
