@@ -1,8 +1,10 @@
 """Draws detections and maps of scores on a picture, and many pictures on one sheet."""
 
 import colorsys
-import textwrap
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -18,6 +20,18 @@ GOLDEN_RATIO = 0.618034
 HEAT = ("000004", "210c4a", "56106e", "89226a", "bb3754", "e35932", "f98c0a", "f9c932", "fcffa4")
 # Opacity of the highest score; below it the opacity falls with the score, so that the picture stays visible.
 HEAT_OPACITY = 0.7
+# The line within the border of a box.
+DARK = (64, 64, 64)
+# Of letters in a picture, in pixels.
+MIN_LETTER = 11
+# How far from its box a label may go, in labels.
+STEPS = 6
+# Fonts that systems bring, for letters that Pillow's own has not.
+FONTS = (
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf"),
+    *("wqy-zenhei.ttc", "PingFang.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "YuGothM.ttc", "malgun.ttf"),
+    *("Arial Unicode.ttf", "arialuni.ttf", "NotoSansArabic-Regular.ttf", "NotoSansDevanagari-Regular.ttf"),
+)
 # Pixels between the pictures of a sheet, and of the letters below them.
 GAP, LETTER = 8, 15
 
@@ -31,31 +45,129 @@ def label_colour(label: int) -> tuple[int, int, int]:
 def draw_detections(image: ImageSource, detections: Detections, *, with_scores: bool = True) -> Image.Image:
     """A copy of the picture, upright and RGB, with a box, name and score for each detection, the best on top.
 
-    ``with_scores`` False leaves the scores away, for annotations.
+    Names stand above all boxes and not over one another: the best choose first, and one that finds no place is left
+    away. ``with_scores`` False leaves the scores away, for annotations.
     """
     canvas = open_image(image)
     if (canvas.height, canvas.width) != detections.image_hw:
         wanted = f"{detections.image_hw[1]}x{detections.image_hw[0]}"
         raise ImageError(f"these detections are of a picture of {wanted} pixels, got {canvas.width}x{canvas.height}")
     draw = ImageDraw.Draw(canvas)
-    size = max(11, round(min(canvas.width, max(canvas.height, 320)) / 28))
+    size = max(MIN_LETTER, round(min(canvas.width, max(canvas.height, 320)) / 32))
     line = max(2, size // 6)
-    font = ImageFont.load_default(size)
-    for row in reversed(range(len(detections))):
-        label = int(detections.labels[row])
-        x0, y0, x1, y1 = detections.boxes[row].tolist()
-        colour = label_colour(label)
-        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=line)
-        text = _printable(detections.names[label]) + (f" {detections.scores[row]:.2f}" if with_scores else "")
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-        width, height = right - left + 2 * line, bottom - top + 2 * line
-        x = min(max(x0, 0), max(canvas.width - width, 0))
-        y = y0 - height if y0 >= height else min(y0, max(canvas.height - height, 0))
-        x, y = round(x), round(y)  # Pillow cuts letters off whose place is a fraction below zero
-        draw.rectangle((x, y, x + width, y + height), fill=colour)
-        ink = "black" if sum(colour) > 330 else "white"
-        draw.text((x + line - left, y + line - top), text, fill=ink, font=font)
+    boxes = [(x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)) for x0, y0, x1, y1 in detections.boxes.tolist()]
+    colours = [label_colour(label) for label in detections.labels.tolist()]
+    for box, colour in zip(reversed(boxes), reversed(colours), strict=True):
+        _draw_box(draw, box, colour, line)
+    placed = _Placed(canvas.width, canvas.height)
+    for one, box, colour in zip(detections, boxes, colours, strict=True):
+        label = _Label.of(one.name, f"{one.score:.2f}" if with_scores else "", size, canvas.width - 2 * line)
+        place = placed.find(box, label.width + 2 * line, label.height + 2 * line) if label.text else None
+        if place is not None:
+            x, y = place
+            draw.rectangle((x, y, x + label.width + 2 * line - 1, y + label.height + 2 * line - 1), fill=colour)
+            draw.text((x + line - label.left, y + line - label.top), label.text, fill=_ink(colour), font=label.font)
     return canvas
+
+
+def _draw_box(
+    draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: tuple[int, int, int], line: int
+) -> None:
+    """The border, with a dark line within so that it is seen on a background of its own colour too."""
+    x0, y0, x1, y1 = box
+    if min(x1 - x0, y1 - y0) > 4 * line:
+        inner = (x0 + line, y0 + line, x1 - line, y1 - line)
+        draw.rectangle(inner, outline=DARK, width=max(1, line // 3))
+    draw.rectangle(box, outline=colour, width=line)
+
+
+def _ink(colour: tuple[int, int, int]) -> str:
+    """Black or white, whichever is read better on a colour, by the luminance of WCAG 2."""
+    linear = [(c / 255 / 12.92 if c < 11 else ((c / 255 + 0.055) / 1.055) ** 2.4) for c in colour]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.179 else "white"
+
+
+@dataclass(frozen=True, slots=True)
+class _Label:
+    """A text in a font, and the pixels that its letters take: ``left`` and ``top`` from where it is drawn."""
+
+    text: str
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    left: float
+    top: float
+    width: int
+    height: int
+
+    @staticmethod
+    def of(name: str, score: str, size: int, most: int) -> "_Label":
+        """The name, cut so that no more than ``most`` pixels are taken, and the score."""
+        name = _printable(name)
+        font = _font(size, name)
+        text = f"{name} {score}".strip()
+        while name and font.getlength(text) > most:
+            name = name.rstrip("…")[:-1]
+            text = f"{name}… {score}".strip() if name else score
+        # All labels are as tall as a letter with its ascender and descender, so that they stand in line.
+        left, top, _, bottom = font.getbbox(text + "Äg")
+        width = font.getbbox(text)[2] - left if text else 0
+        return _Label(text if width <= most else "", font, left, top, math.ceil(width), math.ceil(bottom - top))
+
+
+class _Placed:
+    """Where labels stand already, all within a picture and none over another."""
+
+    def __init__(self, width: int, height: int):
+        self._width, self._height = width, height
+        self._taken = np.zeros((0, 4))  # xyxy
+
+    def find(self, box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int] | None:
+        """The first free place by a box for a label of this size, which is then taken; None if there is none."""
+        if width > self._width or height > self._height:
+            return None
+        for x, y in self._places(box, width, height):
+            x = round(min(max(x, 0), self._width - width))
+            y = round(min(max(y, 0), self._height - height))
+            taken = self._taken
+            over = (taken[:, 0] < x + width) & (taken[:, 2] > x) & (taken[:, 1] < y + height) & (taken[:, 3] > y)
+            if not over.any():
+                self._taken = np.append(taken, [[x, y, x + width, y + height]], axis=0)
+                return x, y
+        return None
+
+    @staticmethod
+    def _places(box: tuple[float, float, float, float], width: int, height: int) -> Iterator[tuple[float, float]]:
+        """Corners from the usual one on: above the box, within it, below it, then in steps away from these."""
+        x0, y0, x1, y1 = box
+        right = x1 + 1 - width
+        tops = (y0 - height if y0 >= height else y0, y0, y1 + 1, y1 + 1 - height)
+        for top in tops:
+            yield x0, top
+            yield right, top
+        for step in range(1, STEPS + 1):
+            yield x0, y0 + step * height
+            yield right, y0 + step * height
+            yield x0 + step * width / 2, tops[0]
+            yield x0 - step * width / 2, tops[0]
+            yield x0, y0 - (step + 1) * height
+            yield x0, y1 + 1 + step * height
+
+
+@lru_cache(maxsize=64)
+def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, or the first of this machine that has every letter of the text."""
+    own = ImageFont.load_default(size)
+    if text.isascii():
+        return own
+    for name in ("", *FONTS):
+        try:
+            font = ImageFont.truetype(name, size) if name else own
+        except OSError:
+            continue
+        missing = bytes(font.getmask("\U0010fffd"))
+        if all(letter.isspace() or bytes(font.getmask(letter)) != missing for letter in text):
+            return font
+    return own
 
 
 def draw_heat_map(
@@ -88,7 +200,6 @@ def picture_grid(
 ) -> Image.Image:
     """One picture of many, at most ``cell`` pixels wide each, row by row, each with up to ``lines`` lines of its text
     below. There is at least one."""
-    font = ImageFont.load_default(LETTER)
     columns = min(columns, len(cells))
     below = lines * (LETTER + 4) + GAP
     tops = [GAP]  # of each row, as tall as its tallest picture; and where the last one ends
@@ -99,10 +210,26 @@ def picture_grid(
     for place, (picture, text) in enumerate(zip(cells, texts, strict=True)):
         x, bottom = GAP + place % columns * (cell + GAP), tops[place // columns + 1] - below
         canvas.paste(picture, (x + (cell - picture.width) // 2, bottom - picture.height))
-        wide = max(8, int(cell / (0.52 * LETTER)))
-        shown = textwrap.wrap(text, wide, max_lines=lines, placeholder=" …")
+        font = _font(LETTER, text)
+        shown = _wrapped(_printable(text, limit=1000), font, cell, lines)
         draw.multiline_text((x, bottom + 2), "\n".join(shown), fill="black", font=font, spacing=2)
     return canvas
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int) -> list[str]:
+    """The text in at most so many lines that are no wider than ``width`` pixels, broken between words where it can."""
+    out: list[str] = []
+    rest = text
+    while rest and len(out) < lines:
+        last = len(out) == lines - 1
+        fits = len(rest)
+        while fits > 1 and font.getlength(rest[:fits] + ("…" if last and fits < len(rest) else "")) > width:
+            fits -= 1
+        space = rest.rfind(" ", 0, fits + 1) if fits < len(rest) else -1
+        end = space if space > 0 and not last else fits
+        out.append(rest[:end].rstrip() + ("…" if last and end < len(rest) else ""))
+        rest = rest[end:].lstrip()
+    return out
 
 
 def _in_heat_colours(steps: Image.Image) -> Image.Image:

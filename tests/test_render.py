@@ -9,7 +9,7 @@ from picture_files import encode, noise, turned
 from PIL import Image
 
 from owl_swin.errors import ImageError
-from owl_swin.render import draw_detections, draw_heat_map, label_colour
+from owl_swin.render import _ink, _Placed, draw_detections, draw_heat_map, label_colour, picture_grid
 from owl_swin.types import Detections
 
 
@@ -112,6 +112,82 @@ def test_scores_may_be_left_away():
     )
     width = [sum(drawn.getpixel((x, 50)) == label_colour(0) for x in range(300)) for drawn in (with_score, without)]
     assert width[1] < width[0]
+
+
+def letters(drawn: Image.Image) -> int:
+    """Pixels of black letters, as labels of the first query have them."""
+    return int((np.asarray(drawn).max(2) < 60).sum())
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ([20, 60, 120, 160], [20, 60, 120, 160]),
+        ([20, 60, 120, 160], [24, 62, 130, 170]),
+        ([0, 0, 300, 200], [0, 0, 300, 200]),
+        ([20, 60, 120, 160], [20, 30, 120, 55]),  # a box where the label of the first would stand
+        ([200, 60, 300, 160], [250, 60, 300, 160]),
+    ],
+)
+def test_labels_are_whole_where_boxes_lie_on_one_another(first, second):
+    alone = [draw_detections(grey(), found(box, names=("noose",)), with_scores=False) for box in (first, second)]
+    both = draw_detections(grey(), found(first, second, names=("noose",)), with_scores=False)
+    assert sum(map(letters, alone)) > 40
+    assert letters(both) == sum(map(letters, alone))
+
+
+def test_no_label_of_many_lies_on_another_or_outside():
+    rng = np.random.default_rng(0)
+    placed = _Placed(640, 480)
+    places = []
+    for corner in rng.integers(0, 400, (300, 2)):
+        box = (*corner.tolist(), *(corner + rng.integers(5, 200, 2)).clip(max=[639, 479]).tolist())
+        width = int(rng.integers(20, 90))
+        place = placed.find(box, width, 14)
+        if place is not None:
+            places.append((*place, place[0] + width, place[1] + 14))
+    assert len(places) > 100
+    assert min(x0 for x0, *_ in places) >= 0 and max(x1 for _, _, x1, _ in places) <= 640
+    assert min(y0 for _, y0, _, _ in places) >= 0 and max(y1 for *_, y1 in places) <= 480
+    for one, other in itertools.combinations(places, 2):
+        apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+        assert apart, (one, other)
+
+
+def test_where_there_is_no_room_the_best_have_their_labels():
+    placed = _Placed(100, 20)
+    assert [placed.find((0, 0, 50, 19), 60, 15) is not None for _ in range(3)] == [True, False, False]
+    assert placed.find((0, 0, 50, 19), 101, 5) is None
+
+
+def test_a_name_that_is_wider_than_the_picture_is_cut():
+    drawn = draw_detections(grey(200, 90), found([10, 60, 80, 160], names=("x" * 39,), image_hw=(200, 90)))
+    label = np.asarray(drawn)[:60]
+    coloured = (label == label_colour(0)).all(-1)
+    assert coloured.any(0).sum() > 60
+    assert not coloured[:, [0, -1]].all()
+    assert letters(drawn) > 40
+
+
+@pytest.mark.parametrize("label", range(12))
+def test_letters_stand_out_from_their_label(label):
+    colours = np.array([label_colour(label), (0, 0, 0) if _ink(label_colour(label)) == "black" else (255, 255, 255)])
+    shares = colours / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    dark, light = sorted(linear @ [0.2126, 0.7152, 0.0722])
+    assert (light + 0.05) / (dark + 0.05) > 4.5  # WCAG 2, AA
+
+
+# --- Sheets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["W" * 60, "one two three four five six seven", "W W W W W W W W W W W W W W"])
+def test_texts_of_a_sheet_stay_below_their_pictures(text):
+    cells = [grey(40, 60), grey(40, 60)]
+    sheet = np.asarray(picture_grid(cells, [text, ""], cell=80, columns=2, lines=2).convert("L"))
+    dark = (sheet < 100).any(0)
+    assert dark[8:88].any()
+    assert not dark[:6].any() and not dark[90:].any()
 
 
 # --- Heat maps -----------------------------------------------------------------------------------------------------
