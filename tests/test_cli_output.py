@@ -154,6 +154,22 @@ def test_a_threshold_of_a_name_is_that_name_s_alone(detect, photos):  # noqa: F8
     assert [row for row in both["detections"] if row["label"] == "dog"] == one["detections"]
 
 
+def test_across_names_the_better_of_two_boxes_stays(detect, photos):  # noqa: F811
+    asked = [photos[0], "--queries", "cat,cat", "--format", "jsonl"]
+    (each,) = detect(*asked).records
+    (across,) = detect(*asked, "--nms-across").records
+    assert [row["query"] for row in each["detections"]] == [0, 1] * (len(each["detections"]) // 2)
+    assert across["detections"] == each["detections"][::2]
+
+
+def test_another_precision_finds_the_same_things(detect, photos):  # noqa: F811
+    asked = [photos[0], "--query", "cat", "--top-k", "1", "--format", "jsonl"]
+    (exact,), (rough,) = detect(*asked).records, detect(*asked, "--dtype", "bfloat16").records
+    assert exact != rough
+    assert rough["detections"][0]["score"] == pytest.approx(exact["detections"][0]["score"], abs=0.05)
+    assert_one_sentence(detect(*asked, "--dtype", "int8"), "dtype must be one of float32, bfloat16")
+
+
 @pytest.mark.parametrize(
     "score, expected",
     [(0.0734, "0.07"), (0.5, "0.50"), (0.29, "0.28"), (1.0, "1.00"), (0.00278, "0.002"), (3e-7, "0.0000003"), (0, "0")],

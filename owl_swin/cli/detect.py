@@ -1,9 +1,9 @@
 """`owl-swin detect`: pictures in, boxes out."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from PIL import Image
@@ -18,6 +18,7 @@ from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.fetching import is_address
 from owl_swin.files import make_folder_of
 from owl_swin.formats import label_studio_address, label_studio_interface
+from owl_swin.postprocess import DetectOptions
 from owl_swin.types import Detections, QueryEmbeddings
 
 if TYPE_CHECKING:
@@ -61,12 +62,16 @@ def detect(
     nms_iou: Annotated[
         float, typer.Option(help="Of boxes of one query that overlap by more, keep the best; 1 keeps all.")
     ] = 0.5,
+    nms_across: Annotated[
+        bool, typer.Option("--nms-across", help="Of boxes of all queries that overlap by more than --nms-iou as well.")
+    ] = False,
     objectness: Annotated[
         float | None, typer.Option(help="Lowest objectness of a patch that may answer, 0 to 1.")
     ] = None,
     top_k: Annotated[int, typer.Option(help="Most boxes of a picture.")] = 300,
     model: options.Model = "nano",
     device: options.Device = "auto",
+    dtype: options.Dtype = None,
     image_size: options.ImageSize = None,
     allow_url: options.AllowUrl = False,
     format: Annotated[
@@ -108,22 +113,27 @@ def detect(
     if save is not None:
         _check_apart(sources, save)
 
-    from owl_swin.detector import Detector
+    limits = DetectOptions(
+        nms_iou=None if nms_iou == 1 else nms_iou, nms_across=nms_across, objectness=objectness, max_detections=top_k
+    )
+    from owl_swin.detector import ANYTHING, Detector
 
-    detector = Detector.from_pretrained(model, device=device, image_size=image_size)
+    detector = Detector.from_pretrained(model, device=device, dtype=dtype, image_size=image_size)
     own = detector.encode_queries(asked) if asked else None
     encoded = add_saved(detector, own, query_file or ())
-    # One grey picture is asked so that wrong settings are refused, and the names known, before any picture is read.
-    settings: dict[str, Any] = {"nms_iou": None if nms_iou == 1 else nms_iou, "objectness": objectness, "top_k": top_k}
-    names = detector.detect(Image.new("RGB", (32, 32), "grey"), encoded, **settings).names
-    settings["threshold"] = thresholds = read_thresholds(threshold or (), names)
+    names = (ANYTHING,) if encoded is None else encoded.names
+    thresholds = read_thresholds(threshold or (), names)
+
+    def nothing(found: Detections) -> str:
+        return say_nothing(found.best, thresholds)
+
     results = make_results(
         format,
         to,
         names,
         explain=explain,
-        nothing=lambda found: say_nothing(found.best, thresholds),
-        model_version=str(detector.card.get("name", model)),
+        nothing=nothing,
+        model_version=detector.name,
         label_studio_root=label_studio_root,
     )
     drawings = Drawings(save) if save is not None else None
@@ -131,7 +141,16 @@ def detect(
         make_folder_of(save_query)
         own.save(save_query)
         note(f"wrote {save_query}")
-    run = _Run(detector, encoded, settings, results, drawings, explain, allow_url, format is not Format.TABLE)
+    run = _Run(
+        detector,
+        encoded,
+        replace(limits, threshold=thresholds),
+        results,
+        drawings,
+        explain,
+        allow_url,
+        None if format is Format.TABLE else nothing,
+    )
     failed = run.over(sources)
     if label_studio_root is not None:
         note(f"labelling interface for these tasks: {label_studio_interface(names)}")
@@ -145,12 +164,12 @@ class _Run:
 
     detector: "Detector"
     queries: QueryEmbeddings | None
-    settings: dict[str, Any]
+    options: DetectOptions
     results: Results
     drawings: Drawings | None
     explain: bool
     allow_url: bool
-    note_nothing: bool
+    nothing: Callable[[Detections], str] | None  # what to say beside the output of a picture without detections
     done: int = 0
     failed: int = 0
     without: int = 0
@@ -183,7 +202,7 @@ class _Run:
 
     def _batch(self, opened: Sequence[tuple[str, Image.Image]]) -> None:
         encoded = self.detector.encode_images([image for _, image in opened], batch_size=BATCH)
-        found = self.detector.detect_batch(encoded, self.queries, **self.settings)
+        found = self.detector.detect_batch(encoded, self.queries, options=self.options)
         for (source, image), patches, one in zip(opened, encoded, found, strict=True):
             self.results.add(source, one, patches.embeddings.grid_hw if self.explain else None)
             self.done += 1
@@ -193,12 +212,11 @@ class _Run:
             self._note(source, one)
 
     def _note(self, source: str, found: Detections) -> None:
-        """What the table says of a picture without detections, where the output is another."""
-        if len(found) or not self.note_nothing:
+        if len(found) or self.nothing is None:
             return
         self.without += 1
         if self.without <= MOST_NOTES:
-            say(f"{source}: {say_nothing(found.best, self.settings['threshold'])}")
+            say(f"{source}: {self.nothing(found)}")
 
 
 def _check_output(form: Format, to: Path | None, root: Path | None, only_text: bool) -> None:

@@ -7,6 +7,10 @@ import typer
 
 Model = Annotated[str, typer.Option("--model", help="A name that ships, a .safetensors file, or a folder.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="float32, bfloat16 or half: precision of the model. None: the file's own."),
+]
 ImageSize = Annotated[
     int | None, typer.Option("--image-size", help="Longer side in pixels; larger finds smaller things.")
 ]

@@ -5,9 +5,8 @@ import math
 from collections.abc import Sequence
 
 from owl_swin.errors import QueryError
+from owl_swin.postprocess import DEFAULT_THRESHOLD
 from owl_swin.types import Detection
-
-DEFAULT = 0.2
 
 
 def read_thresholds(values: Sequence[str], names: Sequence[str]) -> list[float]:
@@ -15,7 +14,7 @@ def read_thresholds(values: Sequence[str], names: Sequence[str]) -> list[float]:
 
     A name that no query has raises QueryError, which says the nearest that one has.
     """
-    default, by_name = DEFAULT, dict[str, float]()
+    default, by_name = DEFAULT_THRESHOLD, dict[str, float]()
     for value in values:
         name, equals, number = value.rpartition("=")
         try:
