@@ -3,10 +3,15 @@
 import argparse
 import html
 import os
+import tempfile
 
 # Read when Gradio is imported: nothing is reported, nothing is asked of other machines.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Uploads stay apart from those of other programs, so that what is oldest may be deleted, and end with this one.
+if "GRADIO_TEMP_DIR" not in os.environ:
+    UPLOADS = tempfile.TemporaryDirectory(prefix="owl_swin-demo-", ignore_cleanup_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name
 
 import gradio as gr
 
@@ -42,8 +47,7 @@ def build_demo(detector: Detector, *, index: RegionIndex | None = None, folders:
     ``folders`` lets visitors name folders of this machine to be indexed: only where all of them may read its files.
     """
     with gr.Blocks(title="owl_swin", analytics_enabled=False, delete_cache=KEPT_S, fill_width=True) as blocks:
-        name = detector.name
-        about = f"{name} · {detector.image_size} px · {detector.device.type}"
+        about = f"{detector.name} · {detector.image_size} px · {detector.device.type}"
         gr.HTML(
             HEADER.format(owl=OWL, model=html.escape(about)),
             js_on_load=SWITCH,

@@ -4,12 +4,15 @@ import importlib.util
 import queue
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from owl_swin import Detector, ImageError, IndexProgress, RegionIndex
 
+# What the archives of all visitors have on disk together; beyond it nothing is added.
+MOST_BYTES = 8 * 2**30
 # Uploads are handed to the archive so many at a time, so that the bar moves.
 BATCH = 8
 PICTURES = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
@@ -26,7 +29,19 @@ class Archive:
     def own(cls, detector: Detector) -> "Archive":
         """An empty archive of one visitor."""
         folder = tempfile.TemporaryDirectory(prefix="owl_swin-", ignore_cleanup_errors=True)
+        FOLDERS.add(folder)
         return cls(RegionIndex.open(Path(folder.name, "archive.lance"), detector, create=True), folder)
+
+
+# The folders of all archives that visitors have now.
+FOLDERS: weakref.WeakSet[tempfile.TemporaryDirectory] = weakref.WeakSet()
+
+
+def check_room(n_bytes: int) -> None:
+    """ImageError where the archives of all visitors have no room for so many bytes more."""
+    files = [path for folder in list(FOLDERS) for path in Path(folder.name).rglob("*")]
+    if sum(path.stat().st_size for path in files if path.is_file()) + n_bytes > MOST_BYTES:
+        raise ImageError("the archives of all visitors are full; search in what is there, or come again later")
 
 
 def installed() -> bool:
@@ -84,6 +99,8 @@ def index_files(archive: Archive, pictures: Sequence[Path]) -> Iterator[str]:
     regions, skipped = 0, 0
     for start in range(0, len(pictures), BATCH):
         batch = pictures[start : start + BATCH]
+        if archive.folder is not None:
+            check_room(sum(path.stat().st_size for path in batch))
         report = archive.index.add_images([(path.name, path.read_bytes()) for path in batch])
         regions += report.regions
         skipped += len(report.skipped)

@@ -1,12 +1,14 @@
 """Work has bounds: values of a body, pixels of a request and in flight, time; and requests take turns."""
 
 import asyncio
+import contextlib
+import socket
 import threading
 import time
 
 import httpx
 import pytest
-from http_client import ask, b64, detect, running
+from http_client import ask, b64, detect, read_answer, running
 from picture_files import encode, noise, turned
 from PIL import Image
 
@@ -107,6 +109,33 @@ def test_bodies_of_many_values_are_refused_while_health_is_answered(server, path
         assert (answer.status_code in (413, 422)) and answer.json()["code"] in CODES, (kind, answer.text[:500])
         assert len(answer.text) < 5000
     assert max(waits) < 0.5  # 0.2 s without the client and the flood, which this process makes too
+
+
+HEAD = b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("first", [b"", b"10\r\n" + b" " * 16 + b"\r\n"])
+def test_a_body_in_chunks_of_one_byte_is_refused_before_they_are_taken_apart(server, first):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        if first:
+            connection.sendall(CHUNKED + first)
+            time.sleep(0.1)
+        sent = (b"" if first else CHUNKED) + b"1\r\n \r\n" * 100_000
+        taken = time.process_time()
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            connection.sendall(sent)
+        status, problem = read_answer(connection)
+        assert (status, problem.get("code")) in ((400, "invalid_http"), (0, None))  # or it was closed while sending
+        assert httpx.get(f"{server.url}/healthz", timeout=30).status_code == 200
+        assert time.process_time() - taken < 2.0  # taking them apart takes ten times as long
+
+
+def test_a_body_in_chunks_of_a_hundred_bytes_is_read(server):
+    body = b'{"images": [], "queries": [' + b" " * 200_000 + b'"a"]}'
+    chunks = b"".join(b"64\r\n" + body[i : i + 100].ljust(100) + b"\r\n" for i in range(0, len(body), 100))
+    status, problem = server.send(CHUNKED + chunks + b"0\r\n\r\n")
+    assert (status, problem["code"]) == (422, "invalid_request")
 
 
 CODES = ("body_too_complex", "invalid_request", "invalid_query", "too_many_queries")

@@ -1,13 +1,18 @@
 """The pages of the demo inside of the server: what they send is taken, and a tab that is open keeps nothing waiting."""
 
+import os
 import time
+from importlib import import_module
+from pathlib import Path
 
 import httpx
 import pytest
 from http_client import ask, running
 from picture_files import encode, noise
 
+from owl_swin.errors import ImageError
 from owl_swin.server.app import build_demo, create_app
+from owl_swin.server.security import Guard
 from owl_swin.server.settings import ServerSettings
 
 PICTURE = encode(noise(60, 90))
@@ -46,6 +51,45 @@ def test_what_would_stay_in_memory_has_a_small_bound(app):
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
     broken = ask(app, "POST", "/gradio_api/upload", content=b"x" * 99, headers={"Content-Type": FORM})
     assert (broken.status_code, broken.json()["code"]) == (400, "invalid_multipart")
+
+
+def test_uploads_of_all_visitors_have_a_bound_together_and_the_oldest_go_first(detector):
+    app = create_app(detector, ServerSettings(**{**LIMITS, "max_uploads_bytes": 2_000_000}), demo=build_demo)
+    (middleware,) = (one for one in app.user_middleware if one.cls is Guard)
+    uploads = middleware.kwargs["uploads"]
+    before = sum(path.stat().st_size for path in uploads._folder.rglob("*") if path.is_file())
+    fit = (2_000_000 - before - 20_000) // 90_000
+
+    def upload(n_files: int, first: int):
+        files = [
+            ("files", (f"{i}.png", PICTURE + bytes([i]) * (90_000 - len(PICTURE))))
+            for i in range(first, first + n_files)
+        ]
+        return ask(app, "POST", "/gradio_api/upload", files=files)
+
+    first = upload(fit - 2, 0)
+    refused = upload(4, 50)
+    for path in first.json():
+        os.utime(path, (1, 1))
+    again = upload(4, 100)
+    app.state.serving.close()
+    assert (first.status_code, refused.status_code, again.status_code) == (200, 503, 200)
+    assert refused.json()["code"] == "busy" and int(refused.headers["retry-after"]) > 0
+    assert sum(Path(path).exists() for path in first.json()) < len(first.json())
+    assert all(Path(path).exists() for path in again.json())
+
+
+def test_archives_of_all_visitors_have_a_bound_together(detector, tmp_path, monkeypatch):
+    filling = import_module("owl_swin.demo.filling")
+    mine, other = filling.Archive.own(detector), filling.Archive.own(detector)
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    list(filling.index_files(mine, [tmp_path / "a.png"]))
+    paths = [path for folder in filling.FOLDERS for path in Path(folder.name).rglob("*")]
+    full = sum(path.stat().st_size for path in paths if path.is_file())
+    monkeypatch.setattr(filling, "MOST_BYTES", full)
+    with pytest.raises(ImageError, match="archives of all visitors are full"):
+        list(filling.index_files(other, [tmp_path / "a.png"]))
+    assert other.index.stats().n_images == 0
 
 
 def test_a_folder_whose_length_nobody_told_is_counted_as_it_comes(app):

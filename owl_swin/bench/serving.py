@@ -1,7 +1,6 @@
 """A server under load, beside the bare model: throughput, latency, wrong answers, memory, overload and the end."""
 
 import asyncio
-import base64
 import contextlib
 import io
 import itertools
@@ -14,12 +13,12 @@ import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import torch
 from PIL import Image
@@ -31,6 +30,9 @@ from owl_swin.types import QueryEmbeddings
 
 QUERIES = ["a person", "a red mug", "a dog", "a car", "a bolt", "a chair", "a tree", "a bottle"]
 PICTURE_HW = (240, 320)
+# A body of 4 MB that is refused, and was once worth half a minute of the server's time.
+HOSTILE_BODY = b'{"images": [], "queries": [' + b"1," * 2_000_000 + b"1]}"
+HOSTILE_PAUSE_S = 0.5
 # A matrix product of another batch rounds differently: about 1e-7 of a score, which may be the last digit shown.
 SCORE_DIGITS, BOX_PX = 2e-5, 0.05
 
@@ -53,7 +55,12 @@ class Load:
         """Requests with a result."""
         return len(self.latencies_s)
 
-    def told(self) -> dict[str, Any]:
+    @property
+    def p99_s(self) -> float:
+        """The latency that 99 of 100 requests stay below."""
+        return sorted(self.latencies_s)[int(0.99 * self.answered)] if self.latencies_s else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         ms = sorted(1000 * one for one in self.latencies_s) or [0.0]
         at = {name: round(ms[min(len(ms) - 1, int(share * len(ms)))], 1) for name, share in SHARES.items()}
@@ -67,9 +74,10 @@ SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 @dataclass(frozen=True)
 class Case:
-    """One request as bytes, and the answer that the direct call gives."""
+    """The body of one request as a form, and the answer that the direct call gives."""
 
-    request: bytes
+    headers: dict[str, str]
+    body: bytes
     answer: dict[str, Any]
     threshold: float
 
@@ -101,20 +109,22 @@ def benchmark_serving(
     warm_s, side_s = min(2.0, seconds / 4), max(0.5, min(8.0, seconds / 5))
     before = _bare(detector, files, queries, threshold, max_batch, side_s)
     progress(f"direct call {before['direct']:.1f} images/s, bare model {before['model']:.1f}")
-    with _server(model, device, max_batch, queue_size) as (process, port):
+    with _server(model, device, max_batch, queue_size) as (process, url):
         turn = itertools.cycle(cases)
-        asyncio.run(_load(port, turn, clients, warm_s))
-        hits = _cache_hits(port)
+        asyncio.run(_load(url, turn, clients, warm_s))
+        hits = _cache_hits(url)
         rss: list[int] = []
-        main = asyncio.run(_load(port, turn, clients, seconds, lambda: rss.append(_rss_bytes(process.pid))))
-        hits = _cache_hits(port) - hits
-        progress(f"{clients} clients: {main.told()}")
-        overload = asyncio.run(_load(port, turn, 8 * clients, side_s))
-        progress(f"{8 * clients} clients: {overload.told()}")
-        recovered = asyncio.run(_load(port, turn, clients, warm_s))
-        stop = asyncio.run(_stop_under_load(port, turn, clients, process))
+        main = asyncio.run(_load(url, turn, clients, seconds, lambda: rss.append(_rss_bytes(process.pid))))
+        hits = _cache_hits(url) - hits
+        progress(f"{clients} clients: {main.to_dict()}")
+        beside = asyncio.run(_load_beside_hostile(url, turn, clients, side_s))
+        progress(f"{clients} clients beside a hostile one: {beside.to_dict()}")
+        overload = asyncio.run(_load(url, turn, 8 * clients, side_s))
+        progress(f"{8 * clients} clients: {overload.to_dict()}")
+        recovered = asyncio.run(_load(url, turn, clients, warm_s))
+        stop = asyncio.run(_stop_under_load(url, turn, clients, process))
         code = process.wait(60)
-        progress(f"after SIGTERM: exit code {code}, {stop.told()}")
+        progress(f"after SIGTERM: exit code {code}, {stop.to_dict()}")
     after = _bare(detector, files, queries, threshold, max_batch, side_s)
     bare = {name: statistics.mean((before[name], after[name])) for name in before}
     rate = main.answered / main.seconds
@@ -126,15 +136,19 @@ def benchmark_serving(
         "model": {"name": model, "image_size": detector.image_size},
         "direct_images_per_s": round(bare["direct"], 1),
         "model_images_per_s": round(bare["model"], 1),
-        "served": main.told(),
+        "served": main.to_dict(),
         "ratio_to_direct": round(rate / bare["direct"], 3),
         "ratio_to_model": round(rate / bare["model"], 3),
         "boxes_per_answer": round(statistics.mean(len(case.answer["detections"]) for case in cases), 1),
         "picture_cache_hits": hits,
         "rss_mb": _memory(rss),
-        "overload": {"clients": 8 * clients, **overload.told()},
-        "recovered": recovered.told(),
-        "sigterm": {**stop.told(), "exit_code": code},
+        "beside_hostile": {
+            **beside.to_dict(),
+            "p99_ratio": round(beside.p99_s / main.p99_s, 2) if main.answered else 0.0,
+        },
+        "overload": {"clients": 8 * clients, **overload.to_dict()},
+        "recovered": recovered.to_dict(),
+        "sigterm": {**stop.to_dict(), "exit_code": code},
     }
 
 
@@ -186,8 +200,10 @@ def _cases(
     cases = []
     for number, (file, one) in enumerate(zip(files, found, strict=True)):
         name = f"{number}.jpg"
-        form = [("request", None, json.dumps({"queries": QUERIES, "threshold": threshold}).encode())]
-        cases.append(Case(_request([*form, ("images", name, file)]), to_record(name, one), threshold))
+        fields = {"request": json.dumps({"queries": QUERIES, "threshold": threshold})}
+        request = httpx.Request("POST", "http://localhost", data=fields, files={"images": (name, file)})
+        headers = {"Content-Type": request.headers["content-type"]}
+        cases.append(Case(headers, request.read(), to_record(name, one), threshold))
     return cases
 
 
@@ -215,7 +231,7 @@ def _bare(
 
 
 @contextlib.contextmanager
-def _server(model: str, device: str, max_batch: int, queue_size: int) -> Iterator[tuple[subprocess.Popen, int]]:
+def _server(model: str, device: str, max_batch: int, queue_size: int) -> Iterator[tuple[subprocess.Popen, str]]:
     command = [sys.executable, "-m", "owl_swin", "serve", "--port", "0", "--no-demo", "--cache-mb", "1"]
     command += ["--model", model, "--device", device, "--max-batch", str(max_batch), "--queue", str(queue_size)]
     environment = {name: value for name, value in os.environ.items() if name != "OWL_SWIN_TOKEN"}
@@ -223,10 +239,10 @@ def _server(model: str, device: str, max_batch: int, queue_size: int) -> Iterato
     assert process.stderr is not None
     try:
         line = process.stderr.readline()
-        listening = re.search(r"listening on http://127\.0\.0\.1:(\d+)", line)
+        listening = re.search(r"listening on (http://127\.0\.0\.1:\d+)", line)
         if listening is None:
             raise OwlSwinError(f"the server did not start: {line.strip()}")
-        yield process, int(listening[1])
+        yield process, listening[1]
     finally:
         if process.poll() is None:
             process.kill()
@@ -234,9 +250,9 @@ def _server(model: str, device: str, max_batch: int, queue_size: int) -> Iterato
         process.stderr.close()
 
 
-def _cache_hits(port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
-        found = re.search(r'cache_lookups_total\{cache="images",found="yes"\} (\S+)', page.read().decode())
+def _cache_hits(url: str) -> int:
+    page = httpx.get(f"{url}/metrics", trust_env=False).text
+    found = re.search(r'cache_lookups_total\{cache="images",found="yes"\} (\S+)', page)
     return int(float(found[1])) if found else 0
 
 
@@ -250,87 +266,97 @@ def _memory(rss: Sequence[int]) -> dict[str, float]:
     """Memory in the second quarter of the run and in the last: flat when they are equal."""
     quarter = max(1, len(rss) // 4)
     parts = {"second_quarter": rss[quarter : 2 * quarter] or rss, "last_quarter": rss[-quarter:]}
-    told = {name: round(statistics.mean(values) / 2**20, 1) for name, values in parts.items() if values}
-    return {**told, "growth": round(told["last_quarter"] - told["second_quarter"], 1)} if len(told) == 2 else told
+    means = {name: round(statistics.mean(values) / 2**20, 1) for name, values in parts.items() if values}
+    return {**means, "growth": round(means["last_quarter"] - means["second_quarter"], 1)} if len(means) == 2 else means
 
 
 # --- The clients ------------------------------------------------------------------------------------------------------
 
 
-def _request(parts: Sequence[tuple[str, str | None, bytes]]) -> bytes:
-    """POST /v1/detect as a form."""
-    boundary = base64.b16encode(os.urandom(12)).decode()
-    body = b""
-    for name, filename, content in parts:
-        told = f'form-data; name="{name}"' + (f'; filename="{filename}"' if filename else "")
-        body += f"--{boundary}\r\nContent-Disposition: {told}\r\n\r\n".encode() + content + b"\r\n"
-    body += f"--{boundary}--\r\n".encode()
-    head = f"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-    return f"{head}Content-Type: multipart/form-data; boundary={boundary}\r\n\r\n".encode() + body
-
-
 async def _load(
-    port: int, turn: Iterator[Case], clients: int, seconds: float, every_half_second: Callable[[], None] | None = None
+    url: str, turn: Iterator[Case], clients: int, seconds: float, every_half_second: Callable[[], None] | None = None
 ) -> Load:
     """``clients`` connections, each with one request on the way at any time."""
     load, started = Load(), time.perf_counter()
-    tasks = [asyncio.create_task(_client(port, turn, load, started + seconds)) for _ in range(clients)]
-    while time.perf_counter() < started + seconds:
-        await asyncio.sleep(0.5)
-        if every_half_second is not None:
-            every_half_second()
-    await asyncio.gather(*tasks)
+    async with _connections(url, clients) as connections:
+        tasks = [asyncio.create_task(_client(connections, turn, load, started + seconds)) for _ in range(clients)]
+        while time.perf_counter() < started + seconds:
+            await asyncio.sleep(0.5)
+            if every_half_second is not None:
+                every_half_second()
+        await asyncio.gather(*tasks)
     load.seconds = time.perf_counter() - started
     return load
 
 
-async def _stop_under_load(port: int, turn: Iterator[Case], clients: int, process: subprocess.Popen) -> Load:
-    """The server is told to stop while all clients ask."""
+async def _stop_under_load(url: str, turn: Iterator[Case], clients: int, process: subprocess.Popen) -> Load:
+    """The server gets SIGTERM while all clients ask."""
     load, started = Load(), time.perf_counter()
-    tasks = [asyncio.create_task(_client(port, turn, load, started + 30)) for _ in range(clients)]
-    await asyncio.sleep(1.0)
-    process.send_signal(signal.SIGTERM)
-    await asyncio.gather(*tasks)
+    async with _connections(url, clients) as connections:
+        tasks = [asyncio.create_task(_client(connections, turn, load, started + 30)) for _ in range(clients)]
+        await asyncio.sleep(1.0)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.gather(*tasks)
     load.seconds = time.perf_counter() - started
     return load
 
 
-async def _client(port: int, turn: Iterator[Case], load: Load, deadline: float) -> None:
+def _connections(url: str, clients: int) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    return httpx.AsyncClient(base_url=url, limits=limits, timeout=60, trust_env=False)
+
+
+async def _client(connections: httpx.AsyncClient, turn: Iterator[Case], load: Load, deadline: float) -> None:
     """Asks until the deadline, or until the server says that it stops."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
-    with contextlib.closing(writer):
-        while time.perf_counter() < deadline:
-            case, sent = next(turn), time.perf_counter()
-            try:
-                writer.write(case.request)
-                await writer.drain()
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-                body = await reader.readexactly(int(length[1]) if length else 0)
-            except (OSError, asyncio.IncompleteReadError):
-                load.lost += 1
-                return
-            if _count(load, case, head, body, time.perf_counter() - sent):
-                return
-            if head[9:12] == b"503":  # as told to: come again after a second
-                await asyncio.sleep(1.0)
+    while time.perf_counter() < deadline:
+        case, sent = next(turn), time.perf_counter()
+        try:
+            answer = await connections.post("/v1/detect", content=case.body, headers=case.headers)
+        except httpx.TransportError:
+            load.lost += 1
+            return
+        if _count(load, case, answer, time.perf_counter() - sent):
+            return
+        if answer.status_code == 503:  # as Retry-After says: come again after a second
+            await asyncio.sleep(1.0)
 
 
-def _count(load: Load, case: Case, head: bytes, body: bytes, seconds: float) -> bool:
+def _count(load: Load, case: Case, answer: httpx.Response, seconds: float) -> bool:
     """Books one answer; says whether the server stops."""
-    status, told = int(head[9:12]), json.loads(body)
-    if status == 503:
+    content = answer.json()
+    if answer.status_code == 503:
         load.refused += 1
-        code = told.get("code")
-        load.refused_badly += b"retry-after:" not in head.lower() or code not in ("busy", "shutting_down")
+        code = content.get("code")
+        load.refused_badly += "retry-after" not in answer.headers or code not in ("busy", "shutting_down")
         return code == "shutting_down"
-    if status != 200:
+    if answer.status_code != 200:
         load.failed += 1
         return False
     load.latencies_s.append(seconds)
-    (record,) = told["results"]
+    (record,) = content["results"]
     if record == case.answer:
         load.identical += 1
     else:
         load.wrong += not same_answer(record, case.answer, case.threshold)
     return False
+
+
+async def _hostile_client(connections: httpx.AsyncClient, body: bytes, over: asyncio.Event) -> None:
+    """Sends the same hostile body again and again, with a pause."""
+    headers = {"Content-Type": "application/json"}
+    while not over.is_set():
+        answer = await connections.post("/v1/detect", content=body, headers=headers)
+        if answer.status_code not in (413, 422):
+            raise OwlSwinError(f"a hostile body was answered with {answer.status_code}")
+        await asyncio.sleep(HOSTILE_PAUSE_S)
+
+
+async def _load_beside_hostile(url: str, turn: Iterator[Case], clients: int, seconds: float) -> Load:
+    """As _load, beside one client that sends HOSTILE_BODY."""
+    over = asyncio.Event()
+    async with _connections(url, 1) as connections:
+        hostile = asyncio.create_task(_hostile_client(connections, HOSTILE_BODY, over))
+        load = await _load(url, turn, clients, seconds)
+        over.set()
+        await hostile
+    return load

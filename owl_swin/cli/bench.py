@@ -73,7 +73,7 @@ def serve(
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     _print_result(result, json_out)
-    parts = [result[name] for name in ("served", "overload", "recovered", "sigterm")]
+    parts = [result[name] for name in ("served", "beside_hostile", "overload", "recovered", "sigterm")]
     if any(part["wrong"] or part["lost"] or part["failed"] for part in parts):
         raise typer.Exit(1)
 

@@ -62,7 +62,7 @@ def serve(
 
     Then: curl -F images=@kitchen.jpg -F query="a red mug" http://127.0.0.1:8000/v1/detect
     """
-    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "cachetools"):
         try:
             importlib.import_module(package)
         except ImportError:

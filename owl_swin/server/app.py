@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -22,6 +23,7 @@ from owl_swin.server.schemas import Body, DetectIn, EmbedIn, ImagesIn, SearchIn
 from owl_swin.server.security import ClientGone, Guard
 from owl_swin.server.serving import Serving, embedded
 from owl_swin.server.settings import ServerSettings
+from owl_swin.server.uploads import Uploads
 from owl_swin.types import QueryEmbeddings
 
 Model = TypeVar("Model", bound=Body)
@@ -54,7 +56,9 @@ def create_app(
     )
     app.state.serving = serving
     app.state.end_streams = lambda: None
-    app.add_middleware(Guard, serving=serving, demo=demo is not None)
+    blocks = demo(detector, index=index) if demo is not None else None
+    uploads = None if blocks is None else Uploads(Path(blocks.GRADIO_CACHE), serving.settings.max_uploads_bytes)
+    app.add_middleware(Guard, serving=serving, uploads=uploads)
 
     async def as_problem(request: Request, error: HTTPException) -> Response:
         raise problem_of_http(error)
@@ -65,9 +69,7 @@ def create_app(
     _add_work(app, serving)
     app.add_route("/v1/{rest:path}", _nothing, methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
     app.openapi = lambda: document  # type: ignore[method-assign]
-    if demo is not None:
-        return _with_demo(app, demo(detector, index=index), serving)
-    return app
+    return app if blocks is None else _with_demo(app, blocks, serving)
 
 
 def build_demo(detector: Detector, *, index: Any = None) -> Any:

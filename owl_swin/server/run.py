@@ -22,6 +22,10 @@ from owl_swin.server.serving import Serving
 from owl_swin.server.settings import ServerSettings
 
 MAX_HEAD_BYTES = 64 * 1024
+# Bytes of one connection that are read in one turn of the loop, and the most lines of a chunked body among them: each
+# chunk has two, takes its time however short it is, and keeps the others waiting.
+READ_BYTES = 16 * 1024
+MOST_LINES = 1024
 # After an answer to a request whose body is still coming, so much of it is read and thrown away, for so long.
 LINGER_BYTES = 64 * 2**20
 LINGER_S = 5.0
@@ -43,7 +47,7 @@ class GuardedProtocol(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > self.settings.max_connections:
             problem = Problem("busy", "too many connections; come again later", headers={"Retry-After": "5"})
-            self._close_with(problem)
+            self.close_with(problem)
             return
         self._start_head_timer()
 
@@ -92,13 +96,20 @@ class GuardedProtocol(H11Protocol):
     def _head_too_slow(self) -> None:
         self._head_timer = None
         if not self.transport.is_closing() and self._between_requests():
-            self._close_with(Problem("request_timeout", "the head of the request came too slowly"))
+            self.close_with(Problem("request_timeout", "the head of the request came too slowly"))
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP."""
-        self._close_with(Problem("invalid_http", "this is not a request of HTTP/1.1"))
+        self.close_with(Problem("invalid_http", "this is not a request of HTTP/1.1"))
 
-    def _close_with(self, problem: Problem) -> None:
+    def has_chunks(self, data: bytes) -> bool:
+        """Whether the bytes that have come belong to a body in chunks, or to its head."""
+        name = b"transfer-encoding"
+        if self.conn.their_state is h11.SEND_BODY:
+            return any(one == name for one, _ in self.headers)
+        return name in data.lower()
+
+    def close_with(self, problem: Problem) -> None:
         """Answers outside of any request, and closes."""
         self._stop_head_timer()
         answer = problem.response()
@@ -106,6 +117,32 @@ class GuardedProtocol(H11Protocol):
         head = "".join(f"{name}: {value}\r\n" for name, value in {**headers, **(problem.headers or {})}.items())
         self.transport.write(f"HTTP/1.1 {problem.status} {problem.code}\r\n{head}\r\n".encode() + bytes(answer.body))
         self.transport.close()
+
+
+class PortionedProtocol(asyncio.BufferedProtocol):
+    """Hands a GuardedProtocol what comes in, so many bytes a turn of the loop; chunks of a few bytes are refused."""
+
+    settings = ServerSettings()
+
+    def __init__(self, *arguments: Any, **named: Any):
+        self._inner = GuardedProtocol(*arguments, **named)
+        self._inner.settings = self.settings
+        self._buffer = bytearray(READ_BYTES)
+        self.pause_writing, self.resume_writing = self._inner.pause_writing, self._inner.resume_writing
+        self.connection_made, self.connection_lost = self._inner.connection_made, self._inner.connection_lost
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Where the next bytes go."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes have come."""
+        data = bytes(self._buffer[:nbytes])
+        if data.count(b"\r\n") > MOST_LINES and self._inner.has_chunks(data):
+            detail = "the chunks of the body are too short; send fewer and longer ones"
+            self._inner.close_with(Problem("invalid_http", detail))
+        else:
+            self._inner.data_received(data)
 
 
 class DrainingServer(uvicorn.Server):
@@ -174,7 +211,7 @@ def serve(app: FastAPI, settings: ServerSettings, *, access_log: bool = False) -
 
 def make_server(app: FastAPI, settings: ServerSettings, *, access_log: bool = False) -> DrainingServer:
     """A server for the application, not yet running."""
-    protocol = type("Protocol", (GuardedProtocol,), {"settings": settings})
+    protocol = type("Protocol", (PortionedProtocol,), {"settings": settings})
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -15,6 +15,7 @@ from owl_swin.server.head import OPEN_PATHS, check_head, headers_of, too_large
 from owl_swin.server.multipart import PlainGauge
 from owl_swin.server.problems import Problem, problem_of
 from owl_swin.server.serving import Serving
+from owl_swin.server.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,9 @@ class ClientGone(Exception):
 class Guard:
     """Checks the head of every request, counts and times its body, and turns what fails into a problem document."""
 
-    def __init__(self, app: ASGIApp, serving: Serving, demo: bool = False):
-        self._app, self._serving, self._settings, self._demo = app, serving, serving.settings, demo
+    def __init__(self, app: ASGIApp, serving: Serving, uploads: Uploads | None = None):
+        """``uploads`` is where the pages of the demo keep what is sent to them; None: there are no such pages."""
+        self._app, self._serving, self._settings, self._uploads = app, serving, serving.settings, uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -47,12 +49,16 @@ class Guard:
             await self._app(scope, receive, send)
             return
         started, answer = time.monotonic(), _Answer(send, scope["path"].startswith(API))
-        spooled = self._demo and scope["path"] == UPLOAD
-        max_bytes = self._settings.max_upload_bytes if spooled else self._settings.max_body_bytes
+        uploads = self._uploads if scope["path"] == UPLOAD else None
+        max_bytes = self._settings.max_body_bytes if uploads is None else self._settings.max_upload_bytes
         try:
-            gauge = PlainGauge(headers_of(scope).get("content-type", "")) if spooled else None
-            with _Body(receive, self._serving, max_bytes, gauge) as body:
-                check_head(scope, self._settings, max_bytes)
+            check_head(scope, self._settings, max_bytes)
+            gauge = None
+            if uploads is not None:
+                gauge = PlainGauge(headers_of(scope).get("content-type", ""))
+                length = headers_of(scope).get("content-length", self._settings.max_body_bytes)
+                await asyncio.to_thread(uploads.make_room, int(length))
+            with _Body(receive, self._serving, max_bytes, gauge, uploads) as body:
                 await self._app(scope, body.receive, body.unless_refused(answer.send))
         except ClientGone:
             answer.status, answer.code = answer.status or 499, "client_gone"
@@ -97,9 +103,12 @@ class _Body:
     It stays in memory until the request has ended, unless there is a gauge: then its files go to disk.
     """
 
-    def __init__(self, receive: Receive, serving: Serving, max_bytes: int, gauge: PlainGauge | None):
+    def __init__(
+        self, receive: Receive, serving: Serving, max_bytes: int, gauge: PlainGauge | None, uploads: Uploads | None
+    ):
         self._receive, self._serving, self._settings = receive, serving, serving.settings
         self._max_bytes, self._gauge = max_bytes, gauge
+        self._hold = serving.hold if uploads is None else uploads.hold
         self._size = 0
         self._more = True
         self._refused: Problem | None = None
@@ -109,8 +118,7 @@ class _Body:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._gauge is None:
-            self._serving.hold(-self._size)
+        self._hold(-self._size)
 
     async def receive(self) -> Message:
         """The next part of the body; too much, or too slow, raises Problem."""
@@ -144,11 +152,10 @@ class _Body:
         part = len(content)
         if self._size + part > self._max_bytes:
             raise too_large(self._max_bytes)
-        if self._gauge is None:
-            self._serving.hold(part)
-        else:
-            self._gauge.write(content)
+        self._hold(part)
         self._size += part
+        if self._gauge is not None:
+            self._gauge.write(content)
         self._more = message.get("more_body", False)
         return message
 

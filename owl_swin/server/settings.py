@@ -41,6 +41,8 @@ class ServerSettings:
     max_top_k: int = 1000
     # Pages of the demo send a whole folder of photos as one request, of which each is at most max_body_bytes.
     max_upload_bytes: int = 4096 * MB
+    # All that the pages of the demo keep on disk, of all visitors; the oldest goes first.
+    max_uploads_bytes: int = 8192 * MB
     # Limits of all requests together.
     max_held_bytes: int = 512 * MB
     max_connections: int = 1024
@@ -70,6 +72,11 @@ class ServerSettings:
         if self.max_images >= self.queue_size:
             raise ConfigError(
                 f"queue_size ({self.queue_size}) must be more than max_images ({self.max_images}), which wait together"
+            )
+        if self.max_upload_bytes > self.max_uploads_bytes:
+            raise ConfigError(
+                f"max_uploads_bytes ({self.max_uploads_bytes}) must be at least max_upload_bytes "
+                f"({self.max_upload_bytes}), one of which must have room"
             )
         if self.token and (len(self.token) < 8 or not self.token.isprintable() or not self.token.isascii()):
             raise ConfigError("the token must have at least 8 characters, all of them printable ASCII")
