@@ -1,27 +1,31 @@
 """Open-vocabulary object detection: find anything that you can name or show."""
 
-from owl_swin.detector import Detector
-from owl_swin.encoded import EncodedImage, PreparedImage
-from owl_swin.errors import (
-    ArchiveError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    ImageError,
-    MissingExtraError,
-    OwlSwinError,
-    QueryError,
-)
-from owl_swin.exemplar import Exemplar
-from owl_swin.families.swin_weights import load_swin
-from owl_swin.formats import to_coco, to_csv, to_fiftyone, to_label_studio, to_record, to_voc, to_yolo
-from owl_swin.image import open_image
-from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
-from owl_swin.index.region_index import RegionIndex
-from owl_swin.postprocess import DetectOptions
-from owl_swin.queries import Query
-from owl_swin.render import draw_detections, draw_heat_map
-from owl_swin.types import BlockAttention, Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from owl_swin.detector import Detector
+    from owl_swin.encoded import EncodedImage, PreparedImage
+    from owl_swin.errors import (
+        ArchiveError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        ImageError,
+        MissingExtraError,
+        OwlSwinError,
+        QueryError,
+    )
+    from owl_swin.exemplar import Exemplar
+    from owl_swin.families.swin_weights import load_swin
+    from owl_swin.formats import to_coco, to_csv, to_fiftyone, to_label_studio, to_record, to_voc, to_yolo
+    from owl_swin.image import open_image
+    from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
+    from owl_swin.index.region_index import RegionIndex
+    from owl_swin.postprocess import DetectOptions
+    from owl_swin.queries import Query
+    from owl_swin.render import draw_detections, draw_heat_map
+    from owl_swin.types import BlockAttention, Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
 
 __all__ = [
     "ArchiveError",
@@ -62,3 +66,55 @@ __all__ = [
     "to_yolo",
 ]
 __version__ = "0.1.0"
+
+# A public name is looked up in its module when it is first asked for: `owl-swin --help` needs no torch.
+_MODULES = {
+    "ArchiveError": "owl_swin.errors",
+    "BlockAttention": "owl_swin.types",
+    "CheckpointError": "owl_swin.errors",
+    "Classification": "owl_swin.types",
+    "ConfigError": "owl_swin.errors",
+    "DataError": "owl_swin.errors",
+    "DetectOptions": "owl_swin.postprocess",
+    "Detection": "owl_swin.types",
+    "Detections": "owl_swin.types",
+    "Detector": "owl_swin.detector",
+    "EncodedImage": "owl_swin.encoded",
+    "Exemplar": "owl_swin.exemplar",
+    "ImageEmbeddings": "owl_swin.types",
+    "ImageError": "owl_swin.errors",
+    "IndexProgress": "owl_swin.index.match",
+    "IndexReport": "owl_swin.index.match",
+    "IndexStats": "owl_swin.index.match",
+    "Match": "owl_swin.index.match",
+    "MissingExtraError": "owl_swin.errors",
+    "OwlSwinError": "owl_swin.errors",
+    "PreparedImage": "owl_swin.encoded",
+    "Query": "owl_swin.queries",
+    "QueryEmbeddings": "owl_swin.types",
+    "QueryError": "owl_swin.errors",
+    "RegionIndex": "owl_swin.index.region_index",
+    "draw_detections": "owl_swin.render",
+    "draw_heat_map": "owl_swin.render",
+    "load_swin": "owl_swin.families.swin_weights",
+    "open_image": "owl_swin.image",
+    "to_coco": "owl_swin.formats",
+    "to_csv": "owl_swin.formats",
+    "to_fiftyone": "owl_swin.formats",
+    "to_label_studio": "owl_swin.formats",
+    "to_record": "owl_swin.formats",
+    "to_voc": "owl_swin.formats",
+    "to_yolo": "owl_swin.formats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

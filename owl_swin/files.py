@@ -5,22 +5,27 @@ step, so that a reader, and whoever comes after a kill or a power cut, finds the
 a pipe, as /dev/stdout, has no place to take and is written to as it is.
 """
 
+import difflib
 import io
+import itertools
 import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
-from torch import Tensor
 
 from owl_swin.errors import OwlSwinError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A near name is looked for among so many names of a folder.
+MOST_NAMES = 10_000
 IMAGE_FORMS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
@@ -77,9 +82,11 @@ def write_image(path: Path, image: Image.Image, *, what: str = "the picture", qu
 
 
 def write_safetensors(
-    path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], *, what: str, error: type[OwlSwinError]
+    path: Path, tensors: "dict[str, Tensor]", metadata: Mapping[str, str], *, what: str, error: type[OwlSwinError]
 ) -> None:
     """Writes ``tensors``; where that cannot be, raises ``error``, which names ``what``."""
+    from safetensors.torch import save, save_file  # with all of torch, which who writes no tensors does not need
+
     with _one_sentence(path, what, error):
         if _is_special(path):
             path.write_bytes(save(tensors, dict(metadata)))
@@ -98,13 +105,27 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(read_text(path))
 
 
-def read_safetensors(path: Path, *, error: type[OwlSwinError]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path, *, error: type[OwlSwinError]) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """Tensors and metadata of a file; one that is missing, damaged or cut off raises ``error``."""
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as reason:
         raise error(f"{path}: not a whole safetensors file ({reason})") from None
+
+
+def near_name(path: str) -> str | None:
+    """The file beside a path that is not there whose name is most like it."""
+    folder, name = os.path.split(path)
+    try:
+        if not name or os.path.lexists(path):
+            return None
+        with os.scandir(folder or ".") as entries:
+            names = [entry.name for entry in itertools.islice(entries, MOST_NAMES)]
+    except (OSError, ValueError):
+        return None
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+    return os.path.join(folder, near[0]) if near else None
 
 
 def remove_parts(folder: Path) -> None:

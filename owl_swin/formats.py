@@ -7,13 +7,13 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote
 
-import numpy as np
-from torch import Tensor
-
 from owl_swin.errors import MissingExtraError, OwlSwinError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The keys of a box in transformers' pipelines.
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -24,16 +24,16 @@ class Found(Protocol):
     """What the functions here read of a Detections, which calls some of them."""
 
     @property
-    def boxes(self) -> Tensor: ...  # [N, 4], xyxy pixels
+    def boxes(self) -> "Tensor": ...  # [N, 4], xyxy pixels
 
     @property
-    def scores(self) -> Tensor: ...  # [N]
+    def scores(self) -> "Tensor": ...  # [N]
 
     @property
-    def labels(self) -> Tensor: ...  # [N], indices of names
+    def labels(self) -> "Tensor": ...  # [N], indices of names
 
     @property
-    def patches(self) -> Tensor: ...  # [N]
+    def patches(self) -> "Tensor": ...  # [N]
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -263,6 +263,8 @@ def to_csv(names: Sequence[str], results: Sequence[Found], *, header: bool = Tru
 
 def to_supervision(found: Found) -> Any:
     """The same as supervision.Detections: class_id is the index of the query, data["class_name"] its name."""
+    import numpy as np
+
     try:
         from supervision import Detections
     except ImportError:

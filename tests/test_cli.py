@@ -325,6 +325,7 @@ def test_of_a_batch_the_good_pictures_come_out_and_the_code_tells(detect, photos
         (["--top-k", "0"], "top_k must be a whole number, at least 1, got 0"),
         (["--device", "gpu"], "device 'gpu' cannot be used here"),
         (["--model", "missing.safetensors"], "missing.safetensors: no such model"),
+        (["--model", "nanoo"], "nanoo: no such model (did you mean nano?)"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_before_any_picture(detect, photos, tmp_path, arguments, sentence):

@@ -118,34 +118,48 @@ def test_every_package_is_installed():
 
 
 def test_the_public_names_are_sorted_complete_and_there():
-    bound = {
-        name
-        for name, value in vars(owl_swin).items()
-        if not name.startswith("_")
-        and not inspect.ismodule(value)
-        and getattr(value, "__module__", "").split(".")[0] == "owl_swin"
-    }
-    assert owl_swin.__all__ == sorted(owl_swin.__all__)
-    assert set(owl_swin.__all__) == bound
+    said = {}  # what a type checker reads
+    for node in ast.walk(ast.parse(FILES["owl_swin"].read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("owl_swin."):
+            said |= {alias.name: node.module for alias in node.names}
+    assert owl_swin.__all__ == sorted(said)
+    assert said == owl_swin._MODULES
+    assert set(owl_swin.__all__) <= set(dir(owl_swin))
+    for name in owl_swin.__all__:
+        value = getattr(owl_swin, name)
+        assert inspect.isclass(value) or inspect.isfunction(value)
+        assert value.__module__.split(".")[0] == "owl_swin"
     scope = {}
     exec("from owl_swin import *", scope)
-    assert bound <= scope.keys()
+    assert said.keys() <= scope.keys()
+    with pytest.raises(AttributeError, match="no attribute 'Detecter'"):
+        _ = owl_swin.Detecter
 
 
-def test_importing_the_package_does_not_import_what_only_a_part_needs():
-    heavy = (
-        "transformers",
-        "open_clip",
-        "timm",
-        "scipy",
-        "gradio",
-        "faster_coco_eval",
-        "matplotlib",
-        "pandas",
-        "lancedb",
-        "ray",
-        "fastapi",
-    )
-    program = f"import sys, owl_swin; print([name for name in {heavy!r} if name in sys.modules])"
+HEAVY = (
+    "transformers",
+    "open_clip",
+    "timm",
+    "scipy",
+    "gradio",
+    "faster_coco_eval",
+    "matplotlib",
+    "pandas",
+    "lancedb",
+    "ray",
+    "fastapi",
+)
+
+
+@pytest.mark.parametrize(
+    "program, heavy",
+    [
+        ("from owl_swin import *", HEAVY),
+        ("import owl_swin", (*HEAVY, "torch", "numpy")),
+        ("import owl_swin.cli.main", (*HEAVY, "torch", "torchvision", "safetensors.torch")),
+    ],
+)
+def test_importing_does_not_import_what_only_a_part_needs(program, heavy):
+    program = f"{program}\nimport sys; print([name for name in {heavy!r} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from owl_swin.cli.pictures import open_picture
 from owl_swin.errors import OwlSwinError, QueryError
-from owl_swin.exemplar import Exemplar, check_box
 from owl_swin.fetching import is_address
 from owl_swin.image import is_picture_name
-from owl_swin.queries import Query
-from owl_swin.types import QueryEmbeddings
+
+if TYPE_CHECKING:
+    from owl_swin.exemplar import Exemplar
+    from owl_swin.queries import Query
+    from owl_swin.types import QueryEmbeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Asked:
     weight: float = 0.5
 
 
-def make_queries(asked: Asked, *, allow_url: bool = False) -> list[str | Query]:
+def make_queries(asked: Asked, *, allow_url: bool = False) -> "list[str | Query]":
     """The queries in the order in which they are asked; options that contradict one another raise QueryError.
 
     Every text is a query of its own. All of ``like`` are one more, after the texts, to which ``negative`` belongs;
@@ -51,6 +54,8 @@ def make_queries(asked: Asked, *, allow_url: bool = False) -> list[str | Query]:
     exemplars = [_exemplar("--like", argument, allow_url) for argument in asked.like]
     negatives = [_negative(argument, allow_url) for argument in asked.negative]
     name = asked.name or (joined[0] if joined else Path(_split_box(asked.like[0])[0]).stem)
+    from owl_swin.queries import Query
+
     query = Query(name, joined, exemplars, negatives, asked.weight)
     return [*(text for text in texts if text not in joined), query]
 
@@ -65,7 +70,7 @@ def split_commas(queries: str | None) -> list[str]:
     return names
 
 
-def add_saved(detector, queries: QueryEmbeddings | None, files: Sequence[Path]) -> QueryEmbeddings | None:
+def add_saved(detector, queries: "QueryEmbeddings | None", files: Sequence[Path]) -> "QueryEmbeddings | None":
     """The queries and, after them, those of the files."""
     for path in files:
         saved = detector.load_queries(path)
@@ -81,8 +86,10 @@ def check_query_file(path: Path, queries: Sequence[object]) -> None:
         raise OwlSwinError(f"{path}: the file of --save-query must end in .safetensors")
 
 
-def _exemplar(option: str, argument: str, allow_url: bool) -> Exemplar:
+def _exemplar(option: str, argument: str, allow_url: bool) -> "Exemplar":
     """The exemplar of PHOTO or PHOTO@xmin,ymin,xmax,ymax; what is wrong with it is said with the argument."""
+    from owl_swin.exemplar import Exemplar, check_box
+
     path, box = _split_box(argument)
     picture = open_picture(path, allow_url=allow_url)
     try:
@@ -93,7 +100,7 @@ def _exemplar(option: str, argument: str, allow_url: bool) -> Exemplar:
     return Exemplar(picture, box, name=Path(path).stem)
 
 
-def _negative(argument: str, allow_url: bool) -> str | Exemplar:
+def _negative(argument: str, allow_url: bool) -> "str | Exemplar":
     """A picture, when a file of that name is there, or the argument has a box or ends as pictures do; else a text."""
     path, box = _split_box(argument)
     shown = box is not None or is_picture_name(path) or is_file(path) or (allow_url and is_address(path))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from PIL import Image
 
 from owl_swin.cli import options
 from owl_swin.cli.asking import Asked, add_saved, check_query_file, make_queries
@@ -18,11 +17,13 @@ from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.fetching import is_address
 from owl_swin.files import make_folder_of
 from owl_swin.formats import label_studio_address, label_studio_interface
-from owl_swin.postprocess import DetectOptions
-from owl_swin.types import Detections, QueryEmbeddings
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from owl_swin.detector import Detector
+    from owl_swin.postprocess import DetectOptions
+    from owl_swin.types import Detections, QueryEmbeddings
 
 # Pictures that are decoded and encoded together.
 BATCH = 8
@@ -113,18 +114,19 @@ def detect(
     if save is not None:
         _check_apart(sources, save)
 
+    from owl_swin.detector import ANYTHING, Detector
+    from owl_swin.postprocess import DetectOptions
+
     limits = DetectOptions(
         nms_iou=None if nms_iou == 1 else nms_iou, nms_across=nms_across, objectness=objectness, max_detections=top_k
     )
-    from owl_swin.detector import ANYTHING, Detector
-
     detector = Detector.from_pretrained(model, device=device, dtype=dtype, image_size=image_size)
     own = detector.encode_queries(asked) if asked else None
     encoded = add_saved(detector, own, query_file or ())
     names = (ANYTHING,) if encoded is None else encoded.names
     thresholds = read_thresholds(threshold or (), names)
 
-    def nothing(found: Detections) -> str:
+    def nothing(found: "Detections") -> str:
         return say_nothing(found.best, thresholds)
 
     results = make_results(
@@ -163,13 +165,13 @@ class _Run:
     """One call over its pictures."""
 
     detector: "Detector"
-    queries: QueryEmbeddings | None
-    options: DetectOptions
+    queries: "QueryEmbeddings | None"
+    options: "DetectOptions"
     results: Results
     drawings: Drawings | None
     explain: bool
     allow_url: bool
-    nothing: Callable[[Detections], str] | None  # what to say beside the output of a picture without detections
+    nothing: Callable[["Detections"], str] | None  # what to say beside the output of a picture without detections
     done: int = 0
     failed: int = 0
     without: int = 0
@@ -192,7 +194,7 @@ class _Run:
             say(f"{self.failed} of {len(sources)} pictures could not be read")
         return self.failed
 
-    def _opened(self, sources: Sequence[str]) -> Iterator[tuple[str, Image.Image]]:
+    def _opened(self, sources: Sequence[str]) -> Iterator[tuple[str, "Image.Image"]]:
         for source in sources:
             try:
                 yield source, open_picture(source, allow_url=self.allow_url)
@@ -200,7 +202,7 @@ class _Run:
                 say(str(error))
                 self.failed += 1
 
-    def _batch(self, opened: Sequence[tuple[str, Image.Image]]) -> None:
+    def _batch(self, opened: Sequence[tuple[str, "Image.Image"]]) -> None:
         encoded = self.detector.encode_images([image for _, image in opened], batch_size=BATCH)
         found = self.detector.detect_batch(encoded, self.queries, options=self.options)
         for (source, image), patches, one in zip(opened, encoded, found, strict=True):
@@ -211,7 +213,7 @@ class _Run:
                 self.drawings.save(source, image, one, maps)
             self._note(source, one)
 
-    def _note(self, source: str, found: Detections) -> None:
+    def _note(self, source: str, found: "Detections") -> None:
         if len(found) or self.nothing is None:
             return
         self.without += 1

@@ -1,8 +1,6 @@
 """The pictures that a command line names: files, folders, patterns, stdin, and addresses where they are allowed."""
 
-import difflib
 import glob
-import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -13,12 +11,11 @@ from PIL import Image
 from owl_swin.cli.printing import say
 from owl_swin.errors import ImageError
 from owl_swin.fetching import fetch, is_address
+from owl_swin.files import near_name
 from owl_swin.image import is_picture_name, open_image
 from owl_swin.index.folder import walk
 
 STDIN = "-"
-# A near name is looked for among so many names of a folder.
-MOST_NAMES = 10_000
 # Of a picture on the internet.
 MOST_BYTES, FETCH_TIMEOUT_S, REDIRECTS = 100 * 2**20, 30.0, 5
 
@@ -61,20 +58,6 @@ def open_picture(source: str, *, allow_url: bool = False) -> Image.Image:
     except ImageError as error:
         near = near_name(source)
         raise ImageError(f"{error}; did you mean {near}?") if near else error from None
-
-
-def near_name(path: str) -> str | None:
-    """The file beside a path that is not there whose name is most like it."""
-    folder, name = os.path.split(path)
-    try:
-        if not name or os.path.lexists(path):
-            return None
-        with os.scandir(folder or ".") as entries:
-            names = [entry.name for entry in itertools.islice(entries, MOST_NAMES)]
-    except (OSError, ValueError):
-        return None
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-    return os.path.join(folder, near[0]) if near else None
 
 
 def _check_allowed(address: str, allow_url: bool) -> None:

@@ -5,16 +5,18 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Protocol
-
-from PIL import Image
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from owl_swin.cli.printing import emit, note, printable, say
 from owl_swin.cli.table import table_lines
 from owl_swin.files import make_folder, make_folder_of, write_bytes, write_image, write_text
 from owl_swin.formats import to_coco, to_csv, to_label_studio, to_record, to_voc, to_yolo, yolo_data
-from owl_swin.types import Detections
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from owl_swin.types import Detections
 
 
 class Format(StrEnum):
@@ -36,18 +38,20 @@ PER_PICTURE = (Format.YOLO, Format.VOC)
 class Results(Protocol):
     """Takes what was found picture by picture; what it holds back comes out with close(), also after Ctrl-C."""
 
-    def add(self, name: str, found: Detections, grid_hw: tuple[int, int] | None) -> None: ...
+    def add(self, name: str, found: "Detections", grid_hw: tuple[int, int] | None) -> None: ...
     def close(self) -> None: ...
 
 
 class Streamed:
     """A text a picture, at once on stdout; in a file all of it at the end."""
 
-    def __init__(self, form: Callable[[str, Detections, tuple[int, int] | None], str], to: Path | None, head: str = ""):
+    def __init__(
+        self, form: Callable[[str, "Detections", tuple[int, int] | None], str], to: Path | None, head: str = ""
+    ):
         self._form, self._to, self._head = form, to, head
         self._parts: list[str] = []
 
-    def add(self, name: str, found: Detections, grid_hw: tuple[int, int] | None) -> None:
+    def add(self, name: str, found: "Detections", grid_hw: tuple[int, int] | None) -> None:
         """Writes one picture's detections."""
         text, self._head = self._head + self._form(name, found, grid_hw), ""
         if self._to is None:
@@ -66,12 +70,12 @@ class Streamed:
 class Collected:
     """One text about all pictures, at the end."""
 
-    def __init__(self, form: Callable[[Sequence[str], Sequence[Detections]], str], to: Path | None):
+    def __init__(self, form: Callable[[Sequence[str], Sequence["Detections"]], str], to: Path | None):
         self._form, self._to = form, to
         self._names: list[str] = []
         self._found: list[Detections] = []
 
-    def add(self, name: str, found: Detections, grid_hw: tuple[int, int] | None) -> None:
+    def add(self, name: str, found: "Detections", grid_hw: tuple[int, int] | None) -> None:
         """Keeps one picture's detections."""
         self._names.append(name)
         self._found.append(found)
@@ -88,12 +92,12 @@ class Collected:
 class PerPicture:
     """A file a picture in a folder, at once."""
 
-    def __init__(self, form: Callable[[str, Detections], str], folder: Path, suffix: str):
+    def __init__(self, form: Callable[[str, "Detections"], str], folder: Path, suffix: str):
         make_folder(folder)
         self._form, self._folder, self._suffix = form, folder, suffix
         self._names = FreeNames()
 
-    def add(self, name: str, found: Detections, grid_hw: tuple[int, int] | None) -> None:
+    def add(self, name: str, found: "Detections", grid_hw: tuple[int, int] | None) -> None:
         """Writes one picture's file."""
         stem = stem_of(name)
         free = self._names.take(stem)
@@ -111,7 +115,7 @@ def make_results(
     names: Sequence[str],
     *,
     explain: bool,
-    nothing: Callable[[Detections], str],
+    nothing: Callable[["Detections"], str],
     model_version: str,
     label_studio_root: Path | None,
 ) -> Results:
@@ -147,7 +151,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _table(
-    names: Sequence[str], results: Sequence[Detections], explain: bool, nothing: Callable[[Detections], str]
+    names: Sequence[str], results: Sequence["Detections"], explain: bool, nothing: Callable[["Detections"], str]
 ) -> str:
     rows = [
         (
@@ -174,7 +178,7 @@ class Drawings:
         self._folder = folder
         self._names = FreeNames()
 
-    def save(self, source: str, image: Image.Image, found: Detections, maps: Tensor | None) -> None:
+    def save(self, source: str, image: "Image.Image", found: "Detections", maps: "Tensor | None") -> None:
         """The boxes of one picture and, beside them, a heat map for each query, of the scores [Q, h, w]."""
         from owl_swin.render import draw_detections, draw_heat_map
 
@@ -182,7 +186,7 @@ class Drawings:
         for number, scores in enumerate([] if maps is None else maps):
             self._save(f"{stem}-heat-{number + 1}", draw_heat_map(image, scores, title=found.names[number]))
 
-    def _save(self, stem: str, drawing: Image.Image) -> str:
+    def _save(self, stem: str, drawing: "Image.Image") -> str:
         name = self._names.take(stem)
         path = self._folder / f"{name}.jpg"
         write_image(path, drawing, what="the drawing", quality=92)

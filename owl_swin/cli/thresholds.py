@@ -3,10 +3,12 @@
 import difflib
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from owl_swin.errors import QueryError
-from owl_swin.postprocess import DEFAULT_THRESHOLD
-from owl_swin.types import Detection
+
+if TYPE_CHECKING:
+    from owl_swin.types import Detection
 
 
 def read_thresholds(values: Sequence[str], names: Sequence[str]) -> list[float]:
@@ -14,6 +16,8 @@ def read_thresholds(values: Sequence[str], names: Sequence[str]) -> list[float]:
 
     A name that no query has raises QueryError, which says the nearest that one has.
     """
+    from owl_swin.postprocess import DEFAULT_THRESHOLD
+
     default, by_name = DEFAULT_THRESHOLD, dict[str, float]()
     for value in values:
         name, equals, number = value.rpartition("=")
@@ -36,7 +40,7 @@ def read_thresholds(values: Sequence[str], names: Sequence[str]) -> list[float]:
     return [by_name.get(name, default) for name in names]
 
 
-def say_nothing(best: Detection | None, thresholds: Sequence[float]) -> str:
+def say_nothing(best: "Detection | None", thresholds: Sequence[float]) -> str:
     """What to say of a picture in which nothing reached its threshold: the best answer and the threshold it needs."""
     if best is None:
         return "nothing found"

@@ -1,5 +1,6 @@
 """Our own models: one safetensors file that holds weights, configuration and model card."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from importlib.resources import files
@@ -12,7 +13,7 @@ from torch import Tensor
 from owl_swin.config import ModelConfig, from_mapping, to_mapping
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.weights import ROW_SCALE, dequantise, load_tensors, quantise_rows, read_tensors
-from owl_swin.files import write_safetensors
+from owl_swin.files import near_name, write_safetensors
 from owl_swin.frame import SwinPreprocess
 from owl_swin.models.network import Pretrained
 from owl_swin.models.owl_swin import OwlSwin
@@ -96,7 +97,9 @@ def checkpoint_path(source: str | Path) -> Path:
         exists = False
     if not exists:
         names = ", ".join(SHIPPED)
+        near = (*difflib.get_close_matches(str(source), SHIPPED, n=1), near_name(str(source)))[0]
+        hint = f" (did you mean {near}?)" if near else ""
         raise CheckpointError(
-            f"{source}: no such model; give a .safetensors file, a folder with model.safetensors, or {names}"
+            f"{source}: no such model{hint}; give a .safetensors file, a folder with model.safetensors, or {names}"
         )
     return path
