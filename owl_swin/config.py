@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from owl_swin.errors import ConfigError
+from owl_swin.files import read_text
 
 T = TypeVar("T")
 
@@ -185,8 +186,7 @@ class ModelConfig:
 def read_toml(path: str | Path, cls: type[T]) -> T:
     """Reads the file ``path`` into the frozen dataclass ``cls``; unknown keys and wrong kinds raise ConfigError."""
     try:
-        with open(path, "rb") as file:
-            mapping = tomllib.load(file)
+        mapping = tomllib.loads(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this configuration file ({error.strerror or error})") from None
     except ValueError as error:  # tomllib's own, bytes that are no text, or NUL in the path

@@ -14,7 +14,7 @@ from training_data import NAMES, write_json, write_shapes
 
 from owl_swin.errors import DataError
 from owl_swin.evaluation.absence import auroc, evaluate_absence, false_alarms
-from owl_swin.evaluation.answers import fates
+from owl_swin.evaluation.answers import are_right
 
 BOX, FAR = [10, 10, 40, 40], [60, 60, 30, 30]  # xywh
 ONE = np.ones(4)
@@ -78,7 +78,7 @@ def boxes(*xywh, crowd=()):
     ],
 )
 def test_fates_of_known_answers(answers, annotations, expected):
-    assert fates(torch.tensor(answers, dtype=torch.float).reshape(-1, 4), annotations) == expected
+    assert are_right(torch.tensor(answers, dtype=torch.float).reshape(-1, 4), annotations) == expected
 
 
 # --- Over files ----------------------------------------------------------------------------------------------------

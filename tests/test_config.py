@@ -166,3 +166,9 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, name, con
 def test_settings_that_make_no_model_are_refused(config, change, sentence):
     with pytest.raises(ConfigError, match=sentence):
         replace(config, **change)
+
+
+def test_a_byte_order_mark_before_the_toml_is_read_over(tmp_path):
+    path = tmp_path / "model.toml"
+    path.write_text('\ufeffname = "marked"\n', encoding="utf-8")
+    assert read_toml(path, ModelConfig).name == "marked"

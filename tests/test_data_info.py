@@ -90,7 +90,7 @@ def test_turned_and_scaled_pictures_are_counted(tmp_path):
 
 
 def test_of_many_pictures_some_are_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LOOKED_AT", 3)
+    monkeypatch.setattr(module, "MOST_OPENED", 3)
     path = write_shapes(tmp_path / "shapes", 8)
     scenes = load_scenes(DataConfig("coco", str(path)))
     assert summarise_scenes(scenes)["pictures_looked_at"] == 3

@@ -104,9 +104,20 @@ def test_the_cure_is_written_in_a_model_and_drawn(evaluate, shapes, tmp_path, mo
     assert calibration.text_scale == pytest.approx(1 / result["temperature"], rel=1e-2)
     assert calibration.exemplar_scale == 1 and load_checkpoint(model_file)[0].config.calibration == CalibrationConfig()
     assert Image.open(plot).width > 600
+    assert plot.is_file() and model.is_file()
     code, again, _ = evaluate("calibrate", *shapes, "--model", model, model=False)
     assert again["d_ece"] == pytest.approx(result["d_ece"], abs=0.2)
     assert again["AP50"] == result["AP50"]
+
+
+def test_what_is_fitted_on_a_part_of_the_pictures_is_not_written(evaluate, shapes, tmp_path):
+    fit = write_shapes(tmp_path / "fit", 10)
+    (fit.parent / "images" / "3.png").write_bytes(b"no picture")
+    model, plot = tmp_path / "new.safetensors", tmp_path / "plot.png"
+    files = ["--fit", fit, "--fit-images", fit.parent / "images", "--to", model, "--plot", plot]
+    code, result, err = evaluate("calibrate", *shapes, *files)
+    assert code == 2 and len(result["broken"]) == 1 and "3.png" in err.strip().splitlines()[-1]
+    assert not model.exists() and not plot.exists()
 
 
 def test_names_may_come_from_a_file(evaluate, shapes, tmp_path):

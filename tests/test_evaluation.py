@@ -15,7 +15,7 @@ from owl_swin.data.scene import read_header
 from owl_swin.data.truth import read_truth
 from owl_swin.detector import TEMPLATES
 from owl_swin.errors import DataError
-from owl_swin.evaluation.asking import encode_classes
+from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.classification import class_embeddings, class_titles, evaluate_classification
 from owl_swin.evaluation.detection import evaluate_detection
 from owl_swin.evaluation.lvis import evaluate_lvis

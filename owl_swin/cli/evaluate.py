@@ -249,6 +249,7 @@ def calibrate(
     """
     from owl_swin.evaluation.calibration import calibrated, draw_reliability, evaluate_calibration
     from owl_swin.families.owl_swin import save_checkpoint
+    from owl_swin.models.owl_swin import OwlSwin
 
     if to is not None and not fit:
         raise DataError("--to writes a model that was fitted; name a set to fit on with --fit")
@@ -269,17 +270,21 @@ def calibrate(
         nms_iou=_nms(nms_iou),
         progress=_progress,
     )
+    _finish(result, json_out)  # what is fitted on a part of the pictures is not written
     if plot is not None:
-        panels = {"before": result.details.get("reliability_before"), "after": result.details["reliability"]}
+        before, after = result.details.get("reliability_before"), result.details["reliability"]
+        panels = {"before": before, "after": after} if before else {"as it is": after}
         content = io.BytesIO()
-        shown = panels if fit else {"as it is": result.details["reliability"]}
-        draw_reliability(shown).save(content, "PNG")  # type: ignore[arg-type]
+        draw_reliability(panels).save(content, "PNG")
         write_bytes(plot, content.getvalue(), what="the plot")
     if to is not None:
         network = detector.model
+        if not isinstance(network, OwlSwin):
+            raise OwlSwinError(
+                f"{model}: --to writes models of owl_swin's own kind, this is a {type(network).__name__}"
+            )
         network.config = replace(network.config, calibration=calibrated(network.config.calibration, cure, by))
         save_checkpoint(to, network, detector.card)
-    _finish(result, json_out)
 
 
 @app.command()

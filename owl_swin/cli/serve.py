@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from owl_swin.errors import ConfigError, MissingExtraError
+from owl_swin.files import read_text
 
 
 class Engine(StrEnum):
@@ -102,7 +103,7 @@ def serve(
 def read_token(path: Path) -> str:
     """The first line of a file; one that cannot be read, or is empty, raises ConfigError."""
     try:
-        lines = path.read_text().splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot read the token ({getattr(error, 'strerror', None) or error})") from None
     if not lines or not lines[0].strip():

@@ -38,9 +38,9 @@ def sheet_of_pictures(pictures: Pictures, n: int = 24) -> Image.Image:
     rows = _spread(range(len(pictures.images)), n)
     cells = [Image.fromarray(pictures.images[row].permute(1, 2, 0).numpy()) for row in rows]
     side = CELL // 2
-    shown = [cell.resize((side, side), Image.Resampling.BICUBIC) for cell in cells]
+    small = [cell.resize((side, side), Image.Resampling.BICUBIC) for cell in cells]
     texts = [" / ".join(pictures.texts[int(pictures.labels[row])]) for row in rows]
-    return _sheet(shown, texts, cell=side, columns=2 * COLUMNS, lines=TEXT_LINES)
+    return _sheet(small, texts, cell=side, columns=2 * COLUMNS, lines=TEXT_LINES)
 
 
 def _drawn(picture: Image.Image, scene: Scene, names: Sequence[str]) -> Image.Image:

@@ -15,6 +15,7 @@ from owl_swin.data.scene import open_annotated
 from owl_swin.data.tiles import Manifest
 from owl_swin.errors import ImageError
 from owl_swin.files import read_json
+from owl_swin.frame import square_around
 from owl_swin.image import ImageSource, open_image
 
 # Pixels [S, S, 3] uint8, and the ways to say what is there.
@@ -22,6 +23,8 @@ Sample = tuple[np.ndarray, tuple[str, ...]]
 
 # A box with a shorter side than this shows too little of its object, in pixels of the stored picture.
 MIN_CROP_PX = 16
+# Surroundings of a crop on every side, in shares of the box's longer side.
+CROP_MARGIN = 0.1
 # File in a folder of class folders: folder name → "name, synonym".
 FOLDER_NAMES = "names.json"
 
@@ -72,13 +75,9 @@ def read_crops(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
             broken.append(str(error))
             continue
         for box, label in zip(scene.boxes_on(picture).tolist(), scene.labels.tolist(), strict=True):
-            x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
-            if min(w, h) < MIN_CROP_PX:
-                continue
-            side = min(1.2 * max(w, h), *picture.size)
-            left = min(max(x + w / 2 - side / 2, 0), picture.width - side)
-            top = min(max(y + h / 2 - side / 2, 0), picture.height - side)
-            yield _resized(picture, config.size, (left, top, left + side, top + side)), tuple(scenes.names[label])
+            if min(box[2] - box[0], box[3] - box[1]) >= MIN_CROP_PX:
+                crop = picture.crop(square_around(box, (picture.height, picture.width), CROP_MARGIN))
+                yield square(crop, config.size), tuple(scenes.names[label])
 
 
 def read_labelled(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
@@ -95,9 +94,9 @@ def read_folders(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
     path = Path(config.path)
     root = path / config.split if (path / config.split).is_dir() else path
     names_file = next((folder / FOLDER_NAMES for folder in (root, path) if (folder / FOLDER_NAMES).is_file()), None)
-    said: dict[str, str] = read_json(names_file) if names_file else {}
+    meanings: dict[str, str] = read_json(names_file) if names_file else {}
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        names = tuple(spoken_names(said.get(folder.name, folder.name)))
+        names = tuple(spoken_names(meanings.get(folder.name, folder.name)))
         yield from squares(((str(one), one, names) for one in pictures_in(folder)), config.size, broken)
 
 

@@ -78,12 +78,12 @@ def load_pictures(config: DataConfig) -> Pictures:
         if not config.max_per_class or counts[label] <= config.max_per_class:
             labels.append(label)
             kept.append(place)
-    said = [list(samples[place][1]) for place in kept] if captioned else [list(names) for names in texts]
+    texts_of_label = [list(samples[place][1]) for place in kept] if captioned else [list(names) for names in texts]
     images = torch.empty(len(kept), 3, config.size, config.size, dtype=torch.uint8)
     for row, place in enumerate(kept):
         images[row] = torch.from_numpy(samples[place][0]).permute(2, 0, 1)
         samples[place] = (np.empty(0, np.uint8), ())  # its pixels are in the tensor now
-    return Pictures(images, torch.tensor(labels), said, captioned, tuple(broken))
+    return Pictures(images, torch.tensor(labels), texts_of_label, captioned, tuple(broken))
 
 
 def _read(config: DataConfig, broken: list[str]) -> list[Sample]:

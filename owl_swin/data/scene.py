@@ -225,12 +225,12 @@ class BoxList:
         self.unknown: list[int] = []
         self._known: set[tuple[int, tuple[float, ...]]] = set()
 
-    def add(self, where: str, label: int, xyxy: Sequence[Any], *, shown: Any = None, score: Any = 1.0) -> None:
-        """Adds a box, cut to the picture, once; ``where`` and ``shown`` (the box as the file has it) are for the
+    def add(self, where: str, label: int, xyxy: Sequence[Any], *, as_given: Any = None, score: Any = 1.0) -> None:
+        """Adds a box, cut to the picture, once; ``where`` and ``as_given`` (the box as the file has it) are for the
         note."""
         box, problem = cut_box(xyxy, self.wh), score_problem(score)
         if isinstance(box, str):
-            problem = f"{box} {list(xyxy) if shown is None else shown}"
+            problem = f"{box} {list(xyxy) if as_given is None else as_given}"
         if isinstance(box, str) or problem:
             self.broken.append(f"{where}: {problem}")
             self.unknown.append(label)

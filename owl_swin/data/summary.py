@@ -16,7 +16,7 @@ from owl_swin.image import open_image
 # Borders between small, medium and large boxes in square pixels, as COCO has them.
 SMALL_PX2, LARGE_PX2 = 32**2, 96**2
 # Beyond this many pictures, sizes are taken from so many, evenly spread.
-LOOKED_AT = 5000
+MOST_OPENED = 5000
 # A ratio of width to height within 1.1 of a square is called square.
 SQUARE = 1.1
 
@@ -85,8 +85,8 @@ def _place(scene: Scene) -> Place:
 def _sizes(scenes: Scenes, check: bool) -> tuple[dict[Place, tuple[int, int]], int]:
     """Upright (width, height) of the pictures looked at, and how many are stored in another orientation."""
     sources = list(dict.fromkeys(scene.source for scene in scenes.scenes))
-    if not check and len(sources) > LOOKED_AT:
-        sources = [sources[i] for i in np.linspace(0, len(sources) - 1, LOOKED_AT).astype(int)]
+    if not check and len(sources) > MOST_OPENED:
+        sources = [sources[i] for i in np.linspace(0, len(sources) - 1, MOST_OPENED).astype(int)]
     found: dict[Path, tuple[int, int]] = {}
     turned = 0
     for source in sources:

@@ -39,8 +39,8 @@ def read_visual_genome(path: Path, images: Path) -> Scenes:
 
 def _add(boxes: BoxList, entry: Any, where: str, rows: dict[str, int]) -> None:
     """Adds an object under each of its names, or a region under its phrase."""
-    said = entry.get("names") or entry.get("name") or entry.get("phrase") or ()
-    names = [spoken(name).lower().rstrip(".") for name in ([said] if isinstance(said, str) else said)]
+    given = entry.get("names") or entry.get("name") or entry.get("phrase") or ()
+    names = [spoken(name).lower().rstrip(".") for name in ([given] if isinstance(given, str) else given)]
     names = list(dict.fromkeys(filter(None, names)))
     if not names:
         boxes.broken.append(f"{where}: has no name")
@@ -51,7 +51,7 @@ def _add(boxes: BoxList, entry: Any, where: str, rows: dict[str, int]) -> None:
     except (TypeError, ValueError):
         corners = ()
     for name in names:
-        boxes.add(where, rows.setdefault(name, len(rows)), corners, shown=values)
+        boxes.add(where, rows.setdefault(name, len(rows)), corners, as_given=values)
 
 
 def _list(path: Path) -> list[dict[str, Any]]:

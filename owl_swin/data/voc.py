@@ -8,7 +8,7 @@ from owl_swin.data.scene import BoxList, Scene, Scenes
 from owl_swin.files import read_text
 
 # VOC writes some names as one word, which a text encoder does not know.
-SAID = {
+SPOKEN = {
     "aeroplane": "aeroplane, airplane",
     "diningtable": "dining table",
     "motorbike": "motorbike, motorcycle",
@@ -38,7 +38,7 @@ def read_voc(path: Path, images: str) -> Scenes:
     rows = {name: row for row, name in enumerate(sorted(seen))}
     there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     scenes = [_scene(file, root, folder, there, rows, broken) for file, root in records]
-    return Scenes(scenes, [spoken_names(SAID.get(name, name)) or [name] for name in rows], broken)
+    return Scenes(scenes, [spoken_names(SPOKEN.get(name, name)) or [name] for name in rows], broken)
 
 
 def annotation_files(path: Path) -> list[Path]:
@@ -64,7 +64,7 @@ def _scene(
             boxes.unknown.append(rows[name])
         else:
             corners = [_text(node, f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
-            boxes.add(where, rows[name], _from_one(corners), shown=corners)
+            boxes.add(where, rows[name], _from_one(corners), as_given=corners)
     stated = _text(root, "filename").replace("\\", "/").rsplit("/", 1)[-1]
     candidates = [stated, *(file.stem + suffix for suffix in PICTURE_SUFFIXES)]
     name = next((name for name in candidates if name in there), stated or f"{file.stem}.jpg")

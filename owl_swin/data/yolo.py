@@ -109,7 +109,7 @@ def _scene(picture: Path, rows: dict[int, int], broken: list[str]) -> Scene:
             broken.append(f"{where}: not fractions of the picture {line[:60]!r}")
             boxes.unknown.append(rows[label])
         else:
-            boxes.add(where, rows[label], _corners(values), shown=line[:60])
+            boxes.add(where, rows[label], _corners(values), as_given=line[:60])
     return boxes.scene(picture)
 
 

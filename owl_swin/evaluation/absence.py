@@ -10,7 +10,7 @@ from owl_swin.data.truth import counted_boxes, one_category_a_name, read_truth
 from owl_swin.detector import Detector
 from owl_swin.errors import DataError
 from owl_swin.evaluation.answers import Answers, collect_answers
-from owl_swin.evaluation.asking import make_ask
+from owl_swin.evaluation.class_queries import make_class_queries
 from owl_swin.evaluation.exemplar_bank import without_exemplar
 from owl_swin.evaluation.precision import average_precision, interval, resampled_weights
 from owl_swin.evaluation.report import Interval, Report
@@ -51,9 +51,11 @@ def evaluate_absence(
     if not 0 < recall <= 1:
         raise DataError(f"recall must lie in (0, 1], got {recall}")
     truth = one_category_a_name(read_truth(annotations, images, classes))
-    shown_in = exemplar_images if exemplar_images is not None else images
-    ask = make_ask(detector, truth, route=route, shots=shots, exemplars=exemplars, exemplar_images=shown_in)
-    answers = collect_answers(detector, truth, ask, nms_iou=nms_iou, progress=progress)
+    folder = exemplar_images if exemplar_images is not None else images
+    queries_for = make_class_queries(
+        detector, truth, route=route, shots=shots, exemplars=exemplars, exemplar_images=folder
+    )
+    answers = collect_answers(detector, truth, queries_for, nms_iou=nms_iou, progress=progress)
     judged, notes = without_exemplar(truth, answers.asked) if route == "exemplar" else (truth, [])
     precision = average_precision(judged, answers.rows, draws=draws)
     figures, intervals, counts, details = absence_figures(answers, recall=recall, draws=draws)

@@ -10,7 +10,7 @@ from torch import Tensor
 from owl_swin.boxes import pairwise_iou, xywh_to_xyxy
 from owl_swin.data.truth import counted_boxes
 from owl_swin.detector import Detector
-from owl_swin.evaluation.asking import Ask
+from owl_swin.evaluation.class_queries import ClassQueries
 from owl_swin.evaluation.detection import MAX_DETECTIONS
 from owl_swin.evaluation.sets import Progress, coco_rows, encode_set, in_annotated_pixels
 
@@ -50,7 +50,7 @@ class Answers:
 def collect_answers(
     detector: Detector,
     truth: dict[str, Any],
-    ask: Ask,
+    queries_for: ClassQueries,
     *,
     nms_iou: float | None = 0.5,
     progress: Progress | None = None,
@@ -69,7 +69,7 @@ def collect_answers(
     best, present, rows, broken = [], [], [], []  # type: ignore[var-annotated]
     columns: list[tuple[int, int, float, bool]] = []
     for record, encoded in encode_set(detector, truth, broken, progress):
-        queries = ask(record)
+        queries = queries_for(record)
         if queries is None:
             continue
         own = boxes.get(record["id"], [])
@@ -84,7 +84,7 @@ def collect_answers(
         corners, labels = in_annotated_pixels(found, record), found.labels.cpu()
         for query, label in enumerate(asked):
             mine = (labels == query).nonzero()[:, 0]
-            fate = fates(corners[mine], [a for a in own if label_of[a["category_id"]] == label])
+            fate = are_right(corners[mine], [a for a in own if label_of[a["category_id"]] == label])
             for i, right in zip(mine.tolist(), fate, strict=True):
                 if right is not None:
                     columns.append((place, label, float(found.scores[i]), right))
@@ -103,7 +103,7 @@ def collect_answers(
     )
 
 
-def fates(boxes_xyxy: Tensor, annotations: list[dict[str, Any]]) -> list[bool | None]:
+def are_right(boxes_xyxy: Tensor, annotations: list[dict[str, Any]]) -> list[bool | None]:
     """Of each answer [N, 4], the best first: is it right, as COCO matches at IoU 0.50; None where a crowd is.
 
     An answer takes the box that it overlaps most of those that no better answer took.
@@ -121,9 +121,9 @@ def fates(boxes_xyxy: Tensor, annotations: list[dict[str, Any]]) -> list[bool | 
     free = ~crowd
     out: list[bool | None] = []
     for row, share in zip(overlap, inside, strict=True):
-        left = torch.where(free, row, -1.0)
-        if len(left) and left.max() >= RIGHT_IOU:
-            free[left.argmax()] = False
+        untaken = torch.where(free, row, -1.0)
+        if len(untaken) and untaken.max() >= RIGHT_IOU:
+            free[untaken.argmax()] = False
             out.append(True)
         else:
             out.append(None if bool((crowd & (share >= RIGHT_IOU)).any()) else False)

@@ -13,7 +13,7 @@ from owl_swin.data.truth import counted_boxes, one_category_a_name, read_truth
 from owl_swin.detector import Detector
 from owl_swin.errors import DataError
 from owl_swin.evaluation.answers import KEPT, Answers, collect_answers
-from owl_swin.evaluation.asking import make_ask
+from owl_swin.evaluation.class_queries import make_class_queries
 from owl_swin.evaluation.exemplar_bank import without_exemplar
 from owl_swin.evaluation.precision import average_precision, interval, resampled_weights
 from owl_swin.evaluation.report import Interval, Report
@@ -194,8 +194,8 @@ def _answers(
     progress: Progress | None,
 ) -> tuple[Answers, dict[str, Any]]:
     truth = one_category_a_name(read_truth(annotations, images, classes))
-    ask = make_ask(detector, truth, route=route)
-    return collect_answers(detector, truth, ask, nms_iou=nms_iou, progress=progress), truth
+    queries_for = make_class_queries(detector, truth, route=route)
+    return collect_answers(detector, truth, queries_for, nms_iou=nms_iou, progress=progress), truth
 
 
 def _interval(answers: Answers, scores: np.ndarray, draws: int) -> Interval | None:

@@ -59,34 +59,34 @@ def evaluate_classification(
 
     ``annotations`` is a manifest of tile sheets, or a COCO-like file whose image records carry ``label`` (then
     ``images`` is their folder). A class may have several names, separated by commas; prompts and names are averaged.
-    With ``classes``, only pictures of these classes are asked, and only these are answers. A picture that cannot be
+    With ``classes``, only pictures of these classes are tested, and only these are answers. A picture that cannot be
     read is left out and listed in ``broken``.
 
-    ``pictures`` and ``among`` choose by a manifest's list of held-out classes which pictures are asked and which names
+    ``pictures`` and ``among`` choose by a manifest's list of held-out classes which pictures are tested and which names
     are the answers: "all", "trained" or "heldout". With ``examples``, another such file, classes are shown by its
     pictures and not named.
     """
     data = read_named(Path(annotations), Path(images) if images else None, split)
     if classes is None:
-        wanted, asked = _group(data, among, annotations), set(_group(data, pictures, annotations))
+        candidates, tested = _group(data, among, annotations), set(_group(data, pictures, annotations))
     else:
-        wanted = find_classes(classes, [", ".join(names) for names in data.names], annotations)
-        asked = set(wanted)
-    asked &= set(wanted)
-    position = {label: place for place, label in enumerate(wanted)}
-    names = [data.names[label] for label in wanted]
+        candidates = find_classes(classes, [", ".join(names) for names in data.names], annotations)
+        tested = set(candidates)
+    tested &= set(candidates)
+    position = {label: place for place, label in enumerate(candidates)}
+    names = [data.names[label] for label in candidates]
     broken: list[str] = []
-    if examples is None or not wanted:
-        fits = class_embeddings(detector, names) if wanted else torch.empty(0)
+    if examples is None or not candidates:
+        fits = class_embeddings(detector, names) if candidates else torch.empty(0)
     else:
         folder = example_images if example_images is not None else images
         fits = shown_classes(detector, names, Path(examples), Path(folder) if folder else None, broken)
     places: list[int] = []
     best: list[list[int]] = []
-    total = sum(label in asked for label in data.labels)
-    for embeds, labels in _encoded(detector, data, asked, broken):
+    total = sum(label in tested for label in data.labels)
+    for embeds, labels in _encoded(detector, data, tested, broken):
         if len(labels):
-            best += (embeds @ fits.T).topk(min(5, len(wanted)), dim=-1).indices.tolist()
+            best += (embeds @ fits.T).topk(min(5, len(candidates)), dim=-1).indices.tolist()
             places += [position[label] for label in labels]
         if progress is not None:
             progress(min(len(places) + len(broken), total), total)
@@ -97,10 +97,10 @@ def evaluate_classification(
     titles = class_titles(names)
     hits = {place: first[np.array(places) == place] for place in sorted(set(places))}
     return Report(
-        protocol=f"zero-shot classification of {pictures} classes among {len(wanted)}, each "
+        protocol=f"zero-shot classification of {pictures} classes among {len(candidates)}, each "
         + (f"named, {len(TEMPLATES)} templates averaged" if examples is None else "shown by other pictures"),
         annotations=Path(annotations).name,
-        counts={"n_images": len(places), "n_classes": len(wanted)},
+        counts={"n_images": len(places), "n_classes": len(candidates)},
         figures={"top1": _percent(first), "top5": _percent(among_five)},
         intervals={"top1": _interval(first)},
         per_class={titles[place]: _percent(own) for place, own in hits.items()},
@@ -165,16 +165,16 @@ def read_named(path: Path, images: Path | None, split: str) -> NamedPictures:
 
 
 def _files(
-    files: Sequence[tuple[Path, int]], asked: Collection[int], broken: list[str]
+    files: Sequence[tuple[Path, int]], tested: Collection[int], broken: list[str]
 ) -> Iterator[tuple[ImageSource, int]]:
-    yield from ((source, label) for source, label in files if label in asked)
+    yield from ((source, label) for source, label in files if label in tested)
 
 
 def _encoded(
-    detector: Detector, data: NamedPictures, asked: Collection[int], broken: list[str]
+    detector: Detector, data: NamedPictures, tested: Collection[int], broken: list[str]
 ) -> Iterator[tuple[Tensor, list[int]]]:
     """Embeddings [n, E] and labels of the pictures of some labels, a batch at a time."""
-    samples = data.pictures(asked, broken)
+    samples = data.pictures(tested, broken)
     while batch := list(islice(samples, BATCH)):
         encoded = encode_pictures(detector, [partial(_same, source) for source, _ in batch], broken)
         known = [(one, label) for one, (_, label) in zip(encoded, batch, strict=True) if one is not None]

@@ -6,7 +6,7 @@ from typing import Any
 
 from owl_swin.data.truth import counted_boxes, read_truth
 from owl_swin.detector import Detector
-from owl_swin.evaluation.asking import encode_classes
+from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.precision import average_precision
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress, coco_rows, encode_set

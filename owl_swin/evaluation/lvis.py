@@ -8,7 +8,7 @@ from typing import Any
 from owl_swin.data.truth import counted_boxes, read_truth
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage
-from owl_swin.evaluation.asking import encode_classes
+from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.precision import (
     interval,
     mean_over_classes,

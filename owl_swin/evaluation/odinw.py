@@ -50,7 +50,7 @@ def evaluate_odinw(
     if not sets:
         raise DataError(skipped[0])
     rows: list[dict[str, Any]] = []
-    resampled = []
+    resampled: list[np.ndarray] = []
     broken: list[str] = []
     for name, truth in sets:
         own: list[str] = []

@@ -9,7 +9,7 @@ import numpy as np
 from owl_swin.data.truth import class_ids, counted_boxes, one_category_a_name, read_truth
 from owl_swin.detector import Detector
 from owl_swin.errors import DataError
-from owl_swin.evaluation.asking import encode_classes
+from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.detection import MAX_DETECTIONS
 from owl_swin.evaluation.exemplar_bank import make_bank, without_exemplar
 from owl_swin.evaluation.precision import (

@@ -9,7 +9,7 @@ import numpy as np
 from owl_swin.data.truth import class_ids, counted_boxes, only_categories, read_truth
 from owl_swin.detector import Detector
 from owl_swin.errors import DataError
-from owl_swin.evaluation.asking import encode_classes
+from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.detection import MAX_DETECTIONS
 from owl_swin.evaluation.precision import (
     average_precision,

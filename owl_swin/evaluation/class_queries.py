@@ -1,4 +1,4 @@
-"""How the classes of a set are asked for: by name, or by an exemplar of another picture."""
+"""Queries for the classes of a set: by name, or by an exemplar of another picture."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +11,11 @@ from owl_swin.evaluation.exemplar_bank import make_bank
 from owl_swin.queries import Query
 from owl_swin.types import QueryEmbeddings
 
-# (record of the asked picture) → queries, whose names are the set's own, or None when it cannot be asked.
-Ask = Callable[[dict[str, Any]], QueryEmbeddings | None]
+# (record of a picture) → queries for it, whose names are the set's own, or None when there are none.
+ClassQueries = Callable[[dict[str, Any]], QueryEmbeddings | None]
 
 
-def class_query(category: dict[str, Any]) -> str | Query:
+def text_query(category: dict[str, Any]) -> str | Query:
     """What a class is asked by: each of its names, as training says them ("sofa, couch" are two)."""
     name = category["name"]
     names = category.get("names") or spoken_names(name) or [name]
@@ -26,11 +26,11 @@ def encode_classes(detector: Detector, truth: dict[str, Any]) -> QueryEmbeddings
     """Queries for all classes of a set, called by its own names; None for a set without classes."""
     if not truth["categories"]:
         return None
-    encoded = detector.encode_queries([class_query(category) for category in truth["categories"]])
+    encoded = detector.encode_queries([text_query(category) for category in truth["categories"]])
     return QueryEmbeddings(encoded.query_embeds, tuple(category["name"] for category in truth["categories"]))
 
 
-def make_ask(
+def make_class_queries(
     detector: Detector,
     truth: dict[str, Any],
     *,
@@ -38,8 +38,8 @@ def make_ask(
     shots: int = 1,
     exemplars: str | Path | None = None,
     exemplar_images: str | Path | None = None,
-) -> Ask:
-    """Asks for every class of the set, by "text" or by "exemplar" (``shots`` of them, drawn once for each picture)."""
+) -> ClassQueries:
+    """Queries for every class of the set, by "text" or by "exemplar" (``shots``, drawn once for each picture)."""
     if route == "exemplar":
         bank = make_bank(detector, truth, exemplars, exemplar_images)
         names = [category["name"] for category in truth["categories"]]
