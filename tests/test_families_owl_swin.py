@@ -10,7 +10,6 @@ from conftest import TINY, make_tiny_model
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from owl_swin import files
 from owl_swin.errors import CheckpointError
 from owl_swin.families.owl_swin import checkpoint_path, load_checkpoint, save_checkpoint
 from owl_swin.families.weights import ROW_SCALE, dequantise, quantise_rows, read_tensors
@@ -120,7 +119,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_half_written(tiny_mo
 
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"old")
-    monkeypatch.setattr(files, "save_file", full_disk)
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
     with pytest.raises(CheckpointError, match=r"cannot write the model here .*No space left"):
         save_checkpoint(path, tiny_model, {})
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]

@@ -23,7 +23,7 @@ from training_data import (
     write_labelled,
 )
 
-from owl_swin import Detector, files
+from owl_swin import Detector
 from owl_swin.boxes import pairwise_iou
 from owl_swin.cli.main import main
 from owl_swin.config import ModelConfig, read_toml
@@ -201,7 +201,7 @@ def test_an_interrupted_save_leaves_the_old_state(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", cut_off)
+        patch.setattr("safetensors.torch.save_file", cut_off)
         with pytest.raises(CheckpointError, match=r"cannot write the state of the run here \(no space"):
             train(config)
     assert not list(Path(config.output).glob("*.part"))

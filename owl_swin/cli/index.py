@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from owl_swin.cli import options
 from owl_swin.index.match import IndexProgress, IndexReport
 from owl_swin.index.store import NoArchiveError
 
@@ -32,8 +33,8 @@ def index(
             "if it is not there. Object storage has no locks: one machine at a time may write to an archive there.",
         ),
     ],
-    model: Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")] = "nano",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
+    model: options.Model = "nano",
+    device: options.Device = "auto",
     image_size: Annotated[
         int | None, typer.Option(help="Longer side in pixels. None: the archive's, or the model's for a new one.")
     ] = None,

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from owl_swin.cli import options
 from owl_swin.cli.asking import Asked, add_saved, make_queries
+from owl_swin.cli.printing import printable
+from owl_swin.cli.table import table_lines
 from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.files import make_folder_of, write_image
 from owl_swin.index.match import Match
@@ -36,19 +39,13 @@ class Format(StrEnum):
 def search(
     archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="What `owl-swin index --to` made.")],
     query: Annotated[list[str] | None, typer.Option(help="What to find; repeat it.")] = None,
-    queries: Annotated[str | None, typer.Option(help="Several at once, separated by commas.")] = None,
-    like: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PHOTO[@X0,Y0,X1,Y1]", help="A picture of what to find, or the box in it; repeat it."),
-    ] = None,
-    negative: Annotated[
-        list[str] | None,
-        typer.Option("--not", metavar="PHOTO[@BOX]|TEXT", help="What it is not, as in `owl-swin detect`; repeat it."),
-    ] = None,
-    join: Annotated[bool, typer.Option("--join", help="The texts describe the thing of --like.")] = False,
-    weight: Annotated[float, typer.Option(help="With --join, how much --like counts against the texts, 0 to 1.")] = 0.5,
-    name: Annotated[str | None, typer.Option(help="What the thing of --like is called.")] = None,
-    query_file: Annotated[list[Path] | None, typer.Option(help="Queries that --save-query kept; repeat it.")] = None,
+    queries: options.TextList = None,
+    like: options.Like = None,
+    negative: options.Negative = None,
+    join: options.Join = False,
+    weight: options.Weight = 0.5,
+    name: options.Name = None,
+    query_file: options.QueryFiles = None,
     more_like: Annotated[
         list[str] | None, typer.Option(metavar="REGION", help="A region of the archive, by its id; repeat it.")
     ] = None,
@@ -74,7 +71,7 @@ def search(
         ),
     ] = False,
     model: Annotated[str, typer.Option(help="The model that the archive was made with.")] = "nano",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
+    device: options.Device = "auto",
     format: Annotated[Format, typer.Option(help="Form of the output.")] = Format.TABLE,
     save: Annotated[
         Path | None, typer.Option(metavar="SHEET.jpg", help="A sheet of the pictures with their boxes.")
@@ -158,11 +155,12 @@ def _save_sheet(index: "RegionIndex", found: list[list[Match]], path: Path) -> N
 
 def _json_lines(names: tuple[str, ...], found: list[list[Match]], offset: int) -> Iterator[str]:
     corners = ("xmin", "ymin", "xmax", "ymax")
-    for name, matches in zip(names, found, strict=True):
+    for index, (name, matches) in enumerate(zip(names, found, strict=True)):
         for place, match in enumerate(matches, start=offset + 1):
             yield json.dumps(
                 {
                     "query": name,
+                    "query_index": index,
                     "place": place,
                     "score": round(match.score, 6),
                     "image": match.path,
@@ -184,16 +182,11 @@ def _table(names: tuple[str, ...], found: list[list[Match]], offset: int) -> Ite
         for name, matches in zip(names, found, strict=True)
         for place, match in enumerate(matches, start=offset + 1)
     ]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows] if rows else []:
-        cells = [
-            cell.ljust(width) if i in (0, 7) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+    if rows:
+        yield from table_lines(head, rows, left=(0, 7))
     for name, matches in zip(names, found, strict=True):
         if not matches:
-            yield f"{name}: nothing found"
+            yield f"{printable(name)}: nothing found"
 
 
 def _time(option: str, text: str | None) -> float | None:
