@@ -295,6 +295,25 @@ def test_the_documentation_shows_every_path_and_loads_nothing(app):
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/model", "/docs"])
+def test_what_answers_get_answers_head(app, path):
+    assert ask(app, "HEAD", path).status_code == 200
+
+
+def test_every_form_field_is_documented(app):
+    paths = ask(app, "GET", "/openapi.json").json()["paths"]
+    form = paths["/v1/detect"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert form.keys() == {"request", "images", "query", "threshold", "nms_iou", "objectness", "top_k", "files"}
+    assert form["top_k"]["minimum"] == 1 and form["threshold"]["maximum"] == 1
+
+
+def test_two_queries_of_one_name_are_told_apart_by_their_index(app):
+    queries = [{"name": "mug", "texts": ["a red mug"]}, {"name": "mug", "texts": ["a blue cup"]}]
+    answer = detect(app, images=[{"content": b64(CAT)}], queries=queries, threshold=[0.0, 0.0], nms_iou=None)
+    rows = answer.json()["results"][0]["detections"]
+    assert {(row["query"], row["label"]) for row in rows} == {(0, "mug"), (1, "mug")}
+
+
 def test_the_examples_of_the_documentation_are_answered(app):
     schemas = ask(app, "GET", "/openapi.json").json()["components"]["schemas"]
     for path, name in [("/v1/detect", "DetectIn"), ("/v1/embed", "EmbedIn")]:

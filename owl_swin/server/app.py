@@ -2,24 +2,38 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match, Mount, Route
 
 from owl_swin.detector import Detector
 from owl_swin.errors import MissingExtraError
-from owl_swin.server.documentation import docs_page, openapi_document
-from owl_swin.server.problems import Problem, problem_of_http
+from owl_swin.server.documentation import BODY_CODES, DETECT_EXAMPLE, answers, body, describe_routes, docs_page
+from owl_swin.server.problems import Problem, problem_of_fields, problem_of_http
 from owl_swin.server.reading import SMALL_BYTES, Form, Reader, parse, take_apart
-from owl_swin.server.schemas import Body, DetectIn, EmbedIn, ImagesIn, SearchIn
+from owl_swin.server.schemas import (
+    Body,
+    DetectIn,
+    DetectOut,
+    EmbedIn,
+    EmbedOut,
+    HealthOut,
+    ImagesIn,
+    ImagesOut,
+    ModelOut,
+    SearchIn,
+    SearchOut,
+)
 from owl_swin.server.security import ClientGone, Guard
 from owl_swin.server.serving import Serving, embedded
 from owl_swin.server.settings import ServerSettings
@@ -27,9 +41,7 @@ from owl_swin.server.uploads import Uploads
 from owl_swin.types import QueryEmbeddings
 
 Model = TypeVar("Model", bound=Body)
-Handler = Callable[[Request], Awaitable[Response]]
 
-THUMBNAIL_SIDES_PX = (16, 2048)
 # Answers may hold the names of private pictures: nobody on the way keeps them.
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -60,14 +72,20 @@ def create_app(
     uploads = None if blocks is None else Uploads(Path(blocks.GRADIO_CACHE), serving.settings.max_uploads_bytes)
     app.add_middleware(Guard, serving=serving, uploads=uploads)
 
-    async def as_problem(request: Request, error: HTTPException) -> Response:
-        raise problem_of_http(error)
+    async def as_problem(request: Request, error: Exception) -> Response:
+        if isinstance(error, RequestValidationError):
+            raise problem_of_fields(error.errors())
+        raise problem_of_http(error)  # type: ignore[arg-type]
 
-    app.add_exception_handler(HTTPException, as_problem)  # type: ignore[arg-type]
-    document = openapi_document(serving.settings)
-    _add_pages(app, serving, document)
+    app.add_exception_handler(HTTPException, as_problem)
+    app.add_exception_handler(RequestValidationError, as_problem)
+    _add_pages(app, serving)
     _add_work(app, serving)
     app.add_route("/v1/{rest:path}", _nothing, methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+    document = describe_routes(app, with_token=bool(serving.settings.token))
+    for route in app.routes:  # as Starlette does, and FastAPI does not; after the document, which need not say it
+        if isinstance(route, Route) and route.methods == {"GET"}:
+            route.methods.add("HEAD")
     app.openapi = lambda: document  # type: ignore[method-assign]
     return app if blocks is None else _with_demo(app, blocks, serving)
 
@@ -91,9 +109,8 @@ def _with_demo(app: FastAPI, blocks: Any, serving: Serving) -> FastAPI:
     return app
 
 
-def _add_pages(app: FastAPI, serving: Serving, document: dict[str, Any]) -> None:
+def _add_pages(app: FastAPI, serving: Serving) -> None:
     """What answers at once: health, figures, the model, the documentation."""
-    page = docs_page(document)
 
     async def healthz(request: Request) -> Response:
         alive = serving.batcher.alive
@@ -110,14 +127,36 @@ def _add_pages(app: FastAPI, serving: Serving, document: dict[str, Any]) -> None
         return JSONResponse(await asyncio.to_thread(serving.about))
 
     async def openapi(request: Request) -> Response:
-        return JSONResponse(document)
+        return JSONResponse(app.openapi())
 
     async def docs(request: Request) -> Response:
+        page = docs_page(app.openapi())
         return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
-    pages = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics, "/v1/model": model}
-    for path, page_of in {**pages, "/openapi.json": openapi, "/docs": docs}.items():
-        app.add_route(path, page_of, methods=["GET"])
+    add = partial(app.add_api_route, methods=["GET"])
+    for path, check, summary in (
+        ("/healthz", healthz, "Whether the process lives"),
+        ("/readyz", readyz, "Whether it takes requests"),
+    ):
+        described = answers(HealthOut, "shutting_down")
+        add(path, check, operation_id=path[1:], summary=summary, openapi_extra={"security": []}, **described)
+    add(
+        "/v1/model",
+        model,
+        operation_id="model",
+        summary="The model, and the limits of this server",
+        **answers(ModelOut),
+    )
+    add(
+        "/metrics",
+        metrics,
+        operation_id="metrics",
+        summary="Figures for Prometheus",
+        response_class=PlainTextResponse,
+        **answers(None),
+    )
+    add("/openapi.json", openapi, include_in_schema=False)
+    add("/docs", docs, include_in_schema=False)
 
 
 def _add_work(app: FastAPI, serving: Serving) -> None:
@@ -174,22 +213,44 @@ def _add_work(app: FastAPI, serving: Serving) -> None:
 
             return _json(await _in_time(request, add(), limits.timeout_s))
 
-    async def thumbnail(request: Request) -> Response:
-        size = request.query_params.get("size", "256")
-        low, high = THUMBNAIL_SIDES_PX
-        if not (size.isascii() and size.isdigit() and len(size) < 6 and low <= int(size) <= high):
-            raise Problem("invalid_request", f"size must be a whole number of pixels from {low} to {high}")
+    async def thumbnail(
+        request: Request,
+        image_id: str,
+        size: Annotated[int, Query(ge=16, le=2048, description="Longer side in pixels.")] = 256,
+    ) -> Response:
         async with serving.room(1):
-            image_id = request.path_params["image_id"][:255]
-            content = await _in_time(request, serving.archive.thumbnail(image_id, int(size)), limits.timeout_s)
+            content = await _in_time(request, serving.archive.thumbnail(image_id[:255], size), limits.timeout_s)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
-    work: dict[str, Handler] = {
-        "/v1/detect": detect, "/v1/embed": embed, "/v1/search": search, "/v1/images": add_images,
-    }  # fmt: skip
-    for path, handler in work.items():
-        app.add_route(path, handler, methods=["POST"])
-    app.add_route("/v1/images/{image_id}", thumbnail, methods=["GET"])
+    archive = ("no_archive", "invalid_archive")
+    add = partial(app.add_api_route, methods=["POST"])
+    add(
+        "/v1/detect", detect, operation_id="detect", summary="Find things in pictures",
+        description="One result a picture, in order; nothing found is an empty list. The same pictures and queries of "
+        "several requests are encoded once.",
+        **answers(DetectOut, *BODY_CODES, example=DETECT_EXAMPLE), **body(DetectIn),
+    )  # fmt: skip
+    add(
+        "/v1/embed", embed, operation_id="embed", summary="Encode queries to keep",
+        description='The result goes into "saved" of a later request, or into a file; ask with Accept: '
+        "application/octet-stream for the file itself.",
+        **answers(EmbedOut, *BODY_CODES, media="application/octet-stream"), **body(EmbedIn),
+    )  # fmt: skip
+    add(
+        "/v1/search", search, operation_id="search", summary="Search the archive",
+        description="Where else is this thing? Needs --index.",
+        **answers(SearchOut, *BODY_CODES, *archive), **body(SearchIn),
+    )  # fmt: skip
+    add(
+        "/v1/images", add_images, operation_id="add_images", summary="Add pictures to the archive",
+        description="They are found by the next search. Needs --index.",
+        **answers(ImagesOut, *BODY_CODES, *archive, "archive_busy"), **body(ImagesIn),
+    )  # fmt: skip
+    codes = ("no_archive", "no_such_image", "invalid_request", "busy", "shutting_down", "timeout")
+    app.add_api_route(
+        "/v1/images/{image_id}", thumbnail, methods=["GET"], operation_id="thumbnail", response_class=Response,
+        summary="A picture of the archive, small", **answers(None, *codes, media="image/jpeg"),
+    )  # fmt: skip
 
 
 async def _read(request: Request, serving: Serving, model: type[Model]) -> tuple[Model, Reader]:
@@ -204,15 +265,15 @@ async def _read(request: Request, serving: Serving, model: type[Model]) -> tuple
             raise ClientGone
         chunks.append(message.get("body", b""))
         more = message.get("more_body", False)
-    body = b"".join(chunks)
+    content = b"".join(chunks)
     serving.check_room()
 
     def read() -> tuple[Model, Form]:
         one_query = "query" in model.model_fields
-        form = take_apart(body, request.headers.get("content-type", ""), one_query=one_query)
+        form = take_apart(content, request.headers.get("content-type", ""), one_query=one_query)
         return parse(model, form.told, serving.settings.max_json_values), form
 
-    asked, form = read() if len(body) <= SMALL_BYTES else await serving.in_parser(read)
+    asked, form = read() if len(content) <= SMALL_BYTES else await serving.in_parser(read)
     return asked, Reader(form, serving.settings, fetch=serving.fetch, hold=serving.hold, in_thread=serving.in_parser)
 
 

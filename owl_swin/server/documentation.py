@@ -1,14 +1,17 @@
-"""The OpenAPI document, made of the schemas and the settings, and a page that shows it without any script."""
+"""What FastAPI cannot know of the routes, for the OpenAPI document that it writes, and a page of it without scripts."""
 
 import html
 import json
 from typing import Any
 
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from owl_swin.server.problems import CODES, MEDIA_TYPE
-from owl_swin.server.schemas import MODELS, DetectIn, SearchIn
-from owl_swin.server.settings import ServerSettings
+from owl_swin.server.reading import FORM_FIELDS
+from owl_swin.server.schemas import Body, DetectIn, EmbedIn, ImagesIn, ProblemOut, SearchIn
 
 Json = dict[str, Any]
 
@@ -26,82 +29,67 @@ BODY_CODES = (
 )  # fmt: skip
 DOOR_CODES = ("invalid_header", "unauthorized", "wrong_host", "cross_origin", "internal")
 BINARY: Json = {"type": "string", "format": "binary"}
+REF = "#/components/schemas/{model}"
 
 
-def openapi_document(settings: ServerSettings) -> Json:
-    """/openapi.json: every path with its bodies, answers, error codes and examples."""
-    _, schemas = models_json_schema(
-        [(model, "validation") for model in MODELS], ref_template="#/components/schemas/{model}"
-    )
-    components: Json = {"schemas": schemas["$defs"], "responses": {}}
-    if settings.token:
-        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-    document: Json = {
-        "openapi": "3.1.0",
-        "info": {"title": "owl_swin", "version": "1", "description": ABOUT},
-        "paths": {**_work(), **_pages()},
-        "components": components,
-    }
-    if settings.token:
+def describe_routes(app: FastAPI, *, with_token: bool) -> Json:
+    """/openapi.json: as FastAPI writes it, with the bodies that the routes read themselves."""
+    document = get_openapi(title="owl_swin", version="1", description=ABOUT, routes=app.routes)
+    # The routes read their bodies themselves, JSON or a form, so that FastAPI has not met these models.
+    models = [(model, "validation") for model in (DetectIn, EmbedIn, SearchIn, ImagesIn, ProblemOut)]
+    _, schemas = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
+    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+    if with_token:
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
     return document
 
 
-def _work() -> Json:
-    """The paths that wait for the model or the archive."""
-    archive = ("no_archive", "invalid_archive")
-    file = {"application/octet-stream": {"schema": BINARY}}
-    operations = {
-        "/v1/detect": _operation(
-            "detect",
-            "Find things in pictures",
-            "One result a picture, in order; nothing found is an empty list. The same pictures and queries of "
-            "several requests are encoded once.",
-            _body("DetectIn", _detect_form()),
-            _answer("DetectOut", DETECT_EXAMPLE),
-        ),
-        "/v1/embed": _operation(
-            "embed",
-            "Encode queries to keep",
-            'The result goes into "saved" of a later request, or into a file; ask with Accept: '
-            "application/octet-stream for the file itself.",
-            _body("EmbedIn", {"query": _texts()}),
-            {**_answer("EmbedOut"), **file},
-        ),
-        "/v1/search": _operation(
-            "search",
-            "Search the archive",
-            "Where else is this thing? Needs --index.",
-            _body("SearchIn", _search_form()),
-            _answer("SearchOut"),
-            archive,
-        ),
-        "/v1/images": _operation(
-            "add_images",
-            "Add pictures to the archive",
-            "They are found by the next search. Needs --index.",
-            _body("ImagesIn", {"images": _images()}),
-            _answer("ImagesOut"),
-            (*archive, "archive_busy"),
-        ),
-    }
-    return {
-        **{path: {"post": operation} for path, operation in operations.items()},
-        "/v1/images/{image_id}": {"get": _thumbnail()},
-    }
+def answers(model: type[BaseModel] | None, *codes: str, example: Json | None = None, media: str = "") -> Json:
+    """What ``app.add_api_route`` needs for the answers of a route: its model, or its kind of content, and its codes."""
+    responses: Json = {200: {"description": "As asked"}}
+    if media:
+        responses[200]["content"] = {media: {"schema": BINARY}}
+    if example is not None:
+        responses[200].setdefault("content", {})["application/json"] = {"example": example}
+    for code in (*DOOR_CODES, *codes):
+        status, title = CODES[code]
+        content = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model="ProblemOut")}}}
+        entry = responses.setdefault(status, {"description": "", "content": content})
+        entry["description"] += f"{', ' if entry['description'] else ''}`{code}`: {title}"
+        if status == 503:
+            entry["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}}
+    return {"response_model": model, "responses": responses}
 
 
-def _pages() -> Json:
-    """The paths that answer at once."""
-    text: Json = {"text/plain": {"schema": {"type": "string"}}}
-    model, health = _answer("ModelOut"), _answer("HealthOut")
-    operations = {
-        "/v1/model": _operation("model", "The model, and the limits of this server", "", None, model),
-        "/healthz": _operation("healthz", "Whether the process lives", "", None, health, health=True),
-        "/readyz": _operation("readyz", "Whether it takes requests", "", None, health, health=True),
-        "/metrics": _operation("metrics", "Figures for Prometheus", "", None, text),
+def body(model: type[Body]) -> Json:
+    """The body of a route as JSON, or as a form whose part ``request`` is that JSON, or of plain fields."""
+    reference = {"$ref": REF.format(model=model.__name__)}
+    files = {"type": "array", "items": BINARY, "description": 'Files that {"file": FILENAME} of the JSON names.'}
+    form = {"type": "object", "properties": {"request": reference, **_plain_fields(model), "files": files}}
+    content = {
+        "application/json": {"schema": reference},
+        "multipart/form-data": {"schema": form, "encoding": {"request": {"contentType": "application/json"}}},
     }
-    return {path: {"get": operation} for path, operation in operations.items()}
+    return {"openapi_extra": {"requestBody": {"required": True, "content": content}}}
+
+
+def _plain_fields(model: type[Body]) -> Json:
+    """The fields of a form in place of ``request``; one leaves out what it does not mean."""
+    own = model.model_json_schema()["properties"]
+    text: Json = {"type": "string", "description": "A text to find, in place of request."}
+    fields: Json = {}
+    if "images" in own:
+        fields["images"] = {"type": "array", "items": BINARY, "description": "The pictures, one part each."}
+    if "queries" in own:
+        fields["query"] = {"type": "array", "items": text}
+    if "query" in own:
+        fields["query"] = text
+    for name in FORM_FIELDS:
+        if name in own:
+            kind = own[name].get("anyOf", [own[name]])[0]
+            fields[name] = {**kind, "description": own[name].get("description", "")}
+    return fields
 
 
 DETECT_EXAMPLE = {
@@ -122,111 +110,6 @@ DETECT_EXAMPLE = {
     ]
 }
 
-
-def _ref(name: str) -> Json:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _answer(name: str, example: Json | None = None) -> Json:
-    content: Json = {"schema": _ref(name)}
-    return {"application/json": content if example is None else {**content, "example": example}}
-
-
-def _images() -> Json:
-    return {"type": "array", "items": BINARY, "description": "The pictures, one part each."}
-
-
-def _texts() -> Json:
-    return {"type": "array", "items": {"type": "string"}, "description": "Texts to find, in place of request."}
-
-
-def _search_form() -> Json:
-    """The fields of SearchIn, of which a form leaves out what it does not mean; of its queries it has the text."""
-    own = SearchIn.model_json_schema()["properties"]
-    plain = {
-        name: {**field.get("anyOf", [field])[0], "description": field.get("description", "")}
-        for name, field in own.items()
-        if name != "query"
-    }
-    return {"query": {"type": "string", "description": "The text to find, in place of request."}, **plain}
-
-
-def _detect_form() -> Json:
-    own = DetectIn.model_json_schema()["properties"]
-    plain = {name: {"type": "number", "description": own[name]["description"]} for name in ("threshold", "nms_iou")}
-    return {
-        "images": _images(),
-        "query": _texts(),
-        **plain,
-        "top_k": {"type": "integer", "minimum": 1, "description": own["top_k"]["description"]},
-    }
-
-
-def _body(name: str, plain: Json) -> Json:
-    """A body as JSON, or as a form whose part ``request`` is that JSON."""
-    files = {"type": "array", "items": BINARY, "description": 'Files that {"file": FILENAME} of the JSON names.'}
-    form = {"type": "object", "properties": {"request": _ref(name), **plain, "files": files}}
-    return {
-        "required": True,
-        "content": {
-            "application/json": {"schema": _ref(name)},
-            "multipart/form-data": {"schema": form, "encoding": {"request": {"contentType": "application/json"}}},
-        },
-    }
-
-
-def _operation(
-    identity: str,
-    summary: str,
-    description: str,
-    body: Json | None,
-    content: Json,
-    codes: tuple[str, ...] = (),
-    *,
-    health: bool = False,
-) -> Json:
-    codes = (*DOOR_CODES, *(BODY_CODES if body else ()), *(("shutting_down",) if health else ()), *codes)
-    operation: Json = {"operationId": identity, "summary": summary, "responses": _responses(content, codes)}
-    if health:
-        operation["security"] = []
-    if description:
-        operation["description"] = description
-    if body:
-        operation["requestBody"] = body
-    return operation
-
-
-def _thumbnail() -> Json:
-    operation = _operation(
-        "thumbnail",
-        "A picture of the archive, small",
-        "",
-        None,
-        {"image/jpeg": {"schema": BINARY}},
-        ("no_archive", "no_such_image", "invalid_request", "busy", "shutting_down", "timeout"),
-    )
-    size = {"type": "integer", "minimum": 16, "maximum": 2048, "default": 256}
-    operation["parameters"] = [
-        {"name": "image_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}},
-        {"name": "size", "in": "query", "schema": size, "description": "Longer side in pixels."},
-    ]
-    return operation
-
-
-def _responses(content: Json, codes: tuple[str, ...]) -> Json:
-    """200, and each status with the codes that it may carry."""
-    responses: Json = {"200": {"description": "As asked", "content": content}}
-    for code in codes:
-        status, title = CODES[code]
-        entry = responses.setdefault(
-            str(status), {"description": "", "content": {MEDIA_TYPE: {"schema": _ref("ProblemOut")}}}
-        )
-        entry["description"] += f"{', ' if entry['description'] else ''}`{code}`: {title}"
-        if status == 503:
-            entry["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}}
-    return responses
-
-
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
     "code,pre{font:14px/1.4 ui-monospace,monospace}pre{overflow:auto;padding:.7rem;border:1px solid #8886}"
@@ -236,7 +119,10 @@ STYLE = (
 
 
 def docs_page(document: Json) -> str:
-    """/docs: the document as a page, for people. It loads nothing, so that it also opens without the internet."""
+    """/docs: the document as a page, for people.
+
+    Not FastAPI's own, which loads its scripts from another site: this one also opens without the internet.
+    """
     parts = [f"<p>{_text(ABOUT)}</p><p>For programs: <a href='openapi.json'>openapi.json</a></p>"]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
@@ -295,5 +181,3 @@ def _kind(field: Json) -> str:
 
 def _text(text: str) -> str:
     """Plain text as HTML; what stands between backticks is code."""
-    pieces = html.escape(text).split("`")
-    return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))

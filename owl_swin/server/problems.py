@@ -130,6 +130,11 @@ def problem_of_validation(error: ValidationError) -> Problem:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     if any(one["type"] == "json_invalid" for one in found):
         return Problem("invalid_json", found[0]["msg"])
+    return problem_of_fields(found)
+
+
+def problem_of_fields(found: Sequence[Any]) -> Problem:
+    """What is wrong with fields, as pydantic lists it."""
     errors = [
         {"pointer": pointer(one["loc"]), "detail": one["msg"].removeprefix("Value error, ")}
         for one in found[:MOST_ERRORS]

@@ -259,8 +259,3 @@ class ProblemOut(BaseModel):
     detail: str
     errors: list[FieldError] = []
     instance: str = ""
-
-
-MODELS: tuple[type[BaseModel], ...] = (
-    DetectIn, EmbedIn, SearchIn, ImagesIn, DetectOut, EmbedOut, SearchOut, ImagesOut, ModelOut, HealthOut, ProblemOut,
-)  # fmt: skip
