@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from owl_swin.attention import BlockAttention
     from owl_swin.detector import Detector
     from owl_swin.encoded import EncodedImage, PreparedImage
     from owl_swin.errors import (
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from owl_swin.postprocess import DetectOptions
     from owl_swin.queries import Query
     from owl_swin.render import draw_detections, draw_heat_map
-    from owl_swin.types import BlockAttention, Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
+    from owl_swin.types import Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
 
 __all__ = [
     "ArchiveError",
@@ -70,7 +71,7 @@ __version__ = "0.1.0"
 # A public name is looked up in its module when it is first asked for: `owl-swin --help` needs no torch.
 _MODULES = {
     "ArchiveError": "owl_swin.errors",
-    "BlockAttention": "owl_swin.types",
+    "BlockAttention": "owl_swin.attention",
     "CheckpointError": "owl_swin.errors",
     "Classification": "owl_swin.types",
     "ConfigError": "owl_swin.errors",

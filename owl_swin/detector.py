@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_swin.attention import BlockAttention
 from owl_swin.classification import TEMPLATES, check_classes, prompts
 from owl_swin.encoded import EncodedImage, PreparedImage
 from owl_swin.encoder import Encoder, Picture, check_batch_size, check_many
@@ -24,7 +25,7 @@ from owl_swin.postprocess import DetectOptions, DetectSettings, detect_options, 
 from owl_swin.queries import Queries, Query, as_queries, encode_queries, queries_per_image
 from owl_swin.runtime import pick_device, pick_dtype
 from owl_swin.scoring import score
-from owl_swin.types import BlockAttention, Classification, Detections, PatchLogitInputs, QueryEmbeddings
+from owl_swin.types import Classification, Detections, PatchLogitInputs, QueryEmbeddings
 
 # The class-free mode gives its boxes this name.
 ANYTHING = "object"
@@ -162,15 +163,16 @@ class Detector:
             encoded = encode_queries(asked, self._encoder.texts, self.encode_exemplars)
         return replace(encoded, fingerprint=self.fingerprint)
 
-    def load_queries(self, path: str | Path) -> QueryEmbeddings:
-        """Queries that ``QueryEmbeddings.save`` wrote; a damaged file or another model's queries raise QueryError."""
-        queries = QueryEmbeddings.load(path)
+    def load_queries(self, path: str | Path | bytes) -> QueryEmbeddings:
+        """Queries that ``QueryEmbeddings.save`` wrote, or the bytes of such a file; a damaged one or another model's
+        queries raise QueryError."""
+        queries, where = QueryEmbeddings.load(path), "saved queries" if isinstance(path, bytes) else path
         if not queries.fingerprint:
-            raise QueryError(f"{path}: says not which model made these queries; encode them with this one")
+            raise QueryError(f"{where}: says not which model made these queries; encode them with this one")
         try:
             self.check_queries(queries)
         except QueryError as error:
-            raise QueryError(f"{path}: {error}") from None
+            raise QueryError(f"{where}: {error}") from None
         return queries
 
     def check_queries(self, queries: QueryEmbeddings) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from owl_swin.attention import BlockAttention
 from owl_swin.encoded import EncodedImage, PreparedImage, View
 from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.exemplar import Exemplar, check_box, most_object_like, patch_of_box
@@ -19,7 +20,7 @@ from owl_swin.frame import HW, Crop
 from owl_swin.image import ImageSource, open_image
 from owl_swin.models.network import Pretrained, Spec
 from owl_swin.runtime import ForkGuard, placed
-from owl_swin.types import BlockAttention, ImageEmbeddings
+from owl_swin.types import ImageEmbeddings
 
 Picture = ImageSource | PreparedImage | EncodedImage
 

@@ -128,6 +128,20 @@ def near_name(path: str) -> str | None:
     return os.path.join(folder, near[0]) if near else None
 
 
+def parse_safetensors(
+    content: bytes, where: str, *, error: type[OwlSwinError]
+) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """Tensors and metadata of a file's content; one that is damaged or cut off raises ``error``."""
+    from safetensors.torch import load
+
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return tensors, header.get("__metadata__") or {}
+    except (ValueError, SafetensorError) as reason:
+        raise error(f"{where}: not a whole safetensors file ({reason})") from None
+
+
 def remove_parts(folder: Path) -> None:
     """Removes what writers that were killed left unfinished in a folder that only this process writes to."""
     for part in folder.glob(".*.part"):

@@ -2,14 +2,18 @@
 
 import io
 import os
+import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from owl_swin.errors import ImageError
+
+if TYPE_CHECKING:
+    import torch
 
 # Pillow's own line between a large picture and a decompression bomb.
 MAX_PIXELS = 89_478_485
@@ -26,7 +30,9 @@ PICTURE_SUFFIXES = (
     *(".heif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 )
 
-ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
+ImageSource = Union[str, os.PathLike, bytes, bytearray, memoryview, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
+# Bits a pixel of grey that cameras and scanners put into 16: the least that hold the brightest pixel are taken.
+GREY_BITS = (8, 12, 16)
 
 
 def is_picture_name(path: str | os.PathLike[str]) -> bool:
@@ -35,25 +41,24 @@ def is_picture_name(path: str | os.PathLike[str]) -> bool:
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """A picture as RGB, upright (EXIF orientation applied), from a path, file bytes, a PIL picture or an array.
+    """A picture as RGB, upright (EXIF orientation applied), of a path, bytes, an open file, PIL, an array or a tensor.
 
-    Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8. Transparent parts become white, 16-bit grey becomes 8-bit.
+    Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] and tensors [H, W] or [C, H, W]: uint8, uint16, or floats in
+    [0, 1] or up to 255. Transparent parts become white, 16-bit grey becomes 8-bit: of 12 bits, if its values are.
     Whatever cannot be read raises ImageError with one sentence.
     """
-    if not isinstance(source, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
-        raise ImageError(
-            f"a picture is a path, the bytes of a file, a PIL picture or a uint8 array, got {type(source).__name__}"
-        )
     name = str(source) if isinstance(source, (str, os.PathLike)) else "picture"
     try:
         with warnings.catch_warnings():
             # What Pillow warns of (large pictures, damaged EXIF) is read all the same, or refused below.
             warnings.simplefilter("ignore")
+            if "torch" in sys.modules and isinstance(source, sys.modules["torch"].Tensor):
+                return _to_rgb(_from_array(_of_tensor(source)))
             if isinstance(source, np.ndarray):
                 return _to_rgb(_from_array(source))
             if isinstance(source, Image.Image):
                 return _to_rgb(_checked_size(source, name))
-            content = source if isinstance(source, bytes) else _read(Path(source))
+            content = _content(source)
             if not content:
                 raise ImageError(f"{name}: the file is empty")
             with Image.open(io.BytesIO(content), formats=_formats()) as image:
@@ -68,6 +73,25 @@ def open_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"{name}: not a picture in a format that is read here (JPEG, PNG, WebP, …)") from None
     except Exception as error:  # Pillow's decoders have no root in common: OSError, SyntaxError, struct.error, …
         raise ImageError(f"{name}: the picture is damaged or cut off ({error})") from None
+
+
+def _content(source: Any) -> bytes:
+    """The bytes of a file, from its path, an open binary file or a buffer."""
+    if isinstance(source, (str, os.PathLike)):
+        return _read(Path(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    if not callable(getattr(source, "read", None)):
+        raise ImageError(
+            "a picture is a path, the bytes of a file, an open file, a PIL picture, an array or a tensor, "
+            f"got {type(source).__name__}"
+        )
+    content = source.read(MAX_FILE_BYTES + 1)
+    if not isinstance(content, bytes):
+        raise ImageError('the open file gives no bytes; open it in binary mode, open(path, "rb")')
+    if len(content) > MAX_FILE_BYTES:
+        raise ImageError(f"the open file has more than {MAX_FILE_BYTES} bytes, the largest picture file that is read")
+    return content
 
 
 def _formats() -> list[str]:
@@ -97,14 +121,53 @@ def _checked_size(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+def _of_tensor(tensor: "torch.Tensor") -> np.ndarray[Any, Any]:
+    """A tensor [H, W] or [C, H, W] of any device as an array [H, W] or [H, W, C]."""
+    if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)):
         raise ImageError(
-            f"an array picture must be uint8 [H, W], [H, W, 3] or [H, W, 4], got {array.dtype} {list(array.shape)}"
+            f"a tensor picture must be [H, W], [1, H, W], [3, H, W] or [4, H, W], got {list(tensor.shape)}"
+        )
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # numpy knows no bfloat16
+    return (tensor if tensor.ndim == 2 else tensor.permute(1, 2, 0)).numpy()
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(
+            f"an array picture must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {array.dtype} {list(array.shape)}"
         )
     if 0 in array.shape:
         raise ImageError(f"the picture has no pixels ({array.shape[1]}x{array.shape[0]})")
-    return _checked_size(Image.fromarray(array), "picture")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:  # before any copy
+        height, width = array.shape[:2]
+        raise ImageError(f"{width}x{height} is more than {MAX_PIXELS} pixels, the largest picture that is read")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.dtype == np.uint16:
+        array = _to_8_bits(array)
+    elif array.dtype.kind == "f":
+        array = _of_floats(array)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"an array picture must be uint8, uint16 or floats, got {array.dtype} {list(array.shape)}")
+    return Image.fromarray(array)
+
+
+def _of_floats(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Fractions, or values up to 255, as uint8; what was normalised for a network, or is no number, is refused."""
+    low, high = float(array.min()), float(array.max())
+    if not 0 <= low <= high <= 255:  # NaN fails this too
+        raise ImageError(f"a picture of floats must hold values in [0, 1], or in [0, 255], got {low:g} to {high:g}")
+    return (array.astype(np.float32) * (255 if high <= 1 else 1)).round().astype(np.uint8)
+
+
+def _to_8_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """16-bit values as uint8; values that are all of 12 or 8 bits are taken as such, or they would be black."""
+    highest = int(values.max(initial=0))
+    bits = next((bits for bits in GREY_BITS if highest < 2**bits), GREY_BITS[-1])
+    scaled = values.astype(np.float32) * np.float32(255 / (2**bits - 1))
+    return scaled.clip(0, 255).round().astype(np.uint8)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -112,8 +175,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey, as PNG and TIFF hold it
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray((values / 257).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image), nan=0.0, posinf=255.0, neginf=0.0)
         values = values * 255 if values.max(initial=0) <= 1 else values

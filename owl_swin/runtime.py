@@ -56,20 +56,31 @@ def placed(network: Any, device: torch.device, dtype: torch.dtype | None) -> Any
 class ForkGuard:
     """Lets a model be used in a process that was forked after it was loaded.
 
-    The threads that PyTorch computes with are not there after a fork, and waiting for them never ends.
+    The threads that PyTorch computes with are not there after a fork, and waiting for them never ends; so a process
+    that is forked from one with a guard computes with one thread.
     """
+
+    _watching = False
+    _threads_before_fork = 1
 
     def __init__(self) -> None:
         self._process = os.getpid()
+        if not ForkGuard._watching and hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=ForkGuard._compute_alone)
+            ForkGuard._watching = True
+
+    @staticmethod
+    def _compute_alone() -> None:
+        ForkGuard._threads_before_fork = torch.get_num_threads()
+        if ForkGuard._threads_before_fork > 1:
+            torch.set_num_threads(1)
 
     def check(self) -> None:
-        """In a forked process, computes with one thread from now on, and says so once."""
-        if os.getpid() == self._process:
-            return
-        self._process = os.getpid()
-        if torch.get_num_threads() > 1:
-            torch.set_num_threads(1)
-            logger.warning(
-                "this process was forked after the model was loaded and computes with one thread; "
-                "start processes with the method 'spawn' to use more"
-            )
+        """Says once, in a forked process, that it computes with one thread."""
+        if os.getpid() != self._process:
+            self._process = os.getpid()
+            if ForkGuard._threads_before_fork > 1:
+                logger.warning(
+                    "this process was forked after the model was loaded and computes with one thread; "
+                    "start processes with the method 'spawn' to use more"
+                )

@@ -6,22 +6,22 @@ Boxes inside the network are cxcywh in [0, 1] of the model frame; boxes that a c
 caller's picture.
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from owl_swin.errors import QueryError
-from owl_swin.files import read_safetensors, write_safetensors
+from owl_swin.files import write_bytes
 from owl_swin.formats import to_dicts, to_pandas, to_supervision
+from owl_swin.query_file import QueryFile, read_query_file
 
 # Where a query comes from.
 ROUTES = ("text", "exemplar")
-QUERY_FORMAT = "owl_swin-queries-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,35 +63,6 @@ class ImageEmbeddings(PatchLogitInputs):
             objectness_logits=change(self.objectness_logits),
             grid_hw=self.grid_hw,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class BlockAttention:
-    """What the patches of one picture attend to in one Swin block; ``stage`` and ``block`` count from 0.
-
-    ``grid_hw`` is the map of patches there, cut in windows of ``window_hw`` after moving it up and left by
-    ``shift_hw``. ``patches [W, N]`` says which patch of the map, row by row, each place of each window is, -1 for one
-    that only fills a window up. ``weights [W, heads, N, N]``: a row is one patch and adds up to 1.
-    """
-
-    stage: int
-    block: int
-    grid_hw: tuple[int, int]
-    window_hw: tuple[int, int]
-    shift_hw: tuple[int, int]
-    patches: Tensor
-    weights: Tensor
-
-    def of_patch(self, row: int, column: int) -> Tensor:
-        """Where one patch looks: weights [heads, h, w] over the whole map, 0 outside its window."""
-        height, width = self.grid_hw
-        if not (0 <= row < height and 0 <= column < width):
-            raise QueryError(f"this map has {height} rows and {width} columns of patches, got ({row}, {column})")
-        window, place = (self.patches == row * width + column).nonzero()[0].tolist()
-        here = self.patches[window]
-        out = self.weights.new_zeros(self.weights.shape[1], height * width)
-        out[:, here[here >= 0]] = self.weights[window, :, place][:, here >= 0]
-        return out.view(-1, height, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,62 +186,42 @@ class QueryEmbeddings:
             self.fingerprint if self.fingerprint == other.fingerprint else "",
         )
 
+    def to_bytes(self) -> bytes:
+        """The content of the file that save() writes."""
+        extras = self.extras
+        parts = None if extras is None else (extras.embeds, extras.owners, extras.shares, extras.routes)
+        return QueryFile(self.query_embeds, self.names, self.routes, parts, self.fingerprint).to_bytes()
+
     def save(self, path: str | Path) -> None:
         """Writes the queries to one small safetensors file, whole or not at all; load() gives them back to the bit."""
-        tensors = {"query_embeds": self.query_embeds}
-        if self.extras is not None:
-            extras = self.extras
-            tensors |= {"extra_embeds": extras.embeds, "extra_owners": extras.owners, "extra_shares": extras.shares}
-        told = {
-            "names": self.names,
-            "routes": self.routes,
-            "extra_routes": self.extras.routes if self.extras is not None else (),
-            "fingerprint": self.fingerprint,
-        }
-        write_safetensors(
-            Path(path),
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            {"format": QUERY_FORMAT, "queries": json.dumps(told)},
-            what="the queries",
-            error=QueryError,
-        )
+        write_bytes(Path(path), self.to_bytes(), what="the queries", error=QueryError)
 
     @classmethod
-    def load(cls, path: str | Path) -> "QueryEmbeddings":
-        """Queries of a file that save() wrote, on the CPU.
+    def load(cls, path: str | Path | bytes) -> "QueryEmbeddings":
+        """Queries of a file that save() wrote, or of its bytes, on the CPU.
 
         A file that is damaged, cut off, of another kind, or whose embeddings are not finite and of unit length raises
         QueryError. ``Detector.load_queries`` also checks that they are of its model.
         """
-        tensors, metadata = read_safetensors(Path(path), error=QueryError)
-        if metadata.get("format") != QUERY_FORMAT:
-            raise QueryError(
-                f"{path}: holds no queries (format {metadata.get('format')!r}, expected {QUERY_FORMAT!r}); "
-                "QueryEmbeddings.save and --save-query write such files"
-            )
+        where = "saved queries" if isinstance(path, bytes) else str(path)
         try:
-            told = json.loads(metadata["queries"])
-            names, routes, extra_routes = (_strings(told[key]) for key in ("names", "routes", "extra_routes"))
-            (mark,) = _strings([told["fingerprint"]])
-            embeds = _unit_rows(tensors.pop("query_embeds"))
-            extras = None
-            if extra_routes or "extra_embeds" in tensors:
-                owners, shares = tensors.pop("extra_owners"), tensors.pop("extra_shares")
-                if owners.dtype != torch.int64 or shares.dtype != torch.float32:
-                    raise QueryError(f"expected int64 owners and float32 shares, got {owners.dtype} and {shares.dtype}")
-                extras = ExtraEmbeddings(_unit_rows(tensors.pop("extra_embeds")), owners, shares, extra_routes)
-            if tensors:
-                raise QueryError(f"unexpected {', '.join(sorted(tensors)[:3])}")
-            if len(routes) != len(names):
-                raise QueryError(f"{len(names)} names have {len(routes)} routes")
-            return cls(embeds, names, routes, extras, mark)
+            held = read_query_file(path, where)
+            extras = None if held.extras is None else ExtraEmbeddings(*held.extras)
+            return cls(held.embeds, held.names, held.routes, extras, held.fingerprint)
         except QueryError as error:
-            raise QueryError(f"{path}: damaged queries: {error}") from None
+            sentence = str(error)
+            raise QueryError(
+                sentence if sentence.startswith(where) else f"{where}: damaged queries: {sentence}"
+            ) from None
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise QueryError(f"{path}: damaged queries ({type(error).__name__}: {error})") from None
+            raise QueryError(f"{where}: damaged queries ({type(error).__name__}: {error})") from None
 
 
-@dataclass(frozen=True, slots=True)
+# What Detections has a row of for each detection.
+COLUMNS = ("boxes", "scores", "labels", "patches")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Detections:
     """What was found in one picture, best score first. Nothing found is an empty Detections.
 
@@ -302,15 +253,63 @@ class Detections:
         for box, score, label in rows:
             yield Detection(self.names[label], score, (box[0], box[1], box[2], box[3]), label)
 
-    def __getitem__(self, keep: Tensor | slice) -> "Detections":
-        """A part of the detections, by mask, indices or slice."""
-        return replace(
-            self,
-            boxes=self.boxes[keep],
-            scores=self.scores[keep],
-            labels=self.labels[keep],
-            patches=self.patches[keep],
-        )
+    @overload
+    def __getitem__(self, keep: int) -> "Detection": ...
+
+    @overload
+    def __getitem__(self, keep: Tensor | slice | Sequence[int]) -> "Detections": ...
+
+    def __getitem__(self, keep: Any) -> "Detection | Detections":
+        """One detection by its number, or a part of them by mask, indices or slice."""
+        if isinstance(keep, Integral) and not isinstance(keep, bool):
+            row = range(len(self))[int(keep)]  # IndexError past the end, from the end where negative
+            return next(iter(self[row : row + 1]))
+        return replace(self, **{name: getattr(self, name)[keep] for name in COLUMNS})
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all that was found is the same, to the bit."""
+        if not isinstance(other, Detections):
+            return NotImplemented
+        same = (self.names, self.image_hw, self.best) == (other.names, other.image_hw, other.best)
+        return same and all(torch.equal(getattr(self, name), getattr(other, name)) for name in COLUMNS)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def empty(cls, names: Sequence[str] = (), image_hw: tuple[int, int] = (0, 0)) -> "Detections":
+        """Nothing found in a picture of that size, asked for these names."""
+        rows = torch.zeros(0, dtype=torch.long)
+        return cls(torch.zeros(0, 4), torch.zeros(0), rows, tuple(names), tuple(image_hw), rows)  # type: ignore[arg-type]
+
+    @classmethod
+    def merge(cls, parts: "Sequence[Detections]") -> "Detections":
+        """Several results for one picture as one, best score first; nothing is suppressed.
+
+        Where the parts have the same names, labels stay; else the names of all stand one after another. Parts of
+        pictures of different sizes, or none at all, raise QueryError.
+        """
+        sizes = {part.image_hw for part in parts}
+        if len(sizes) != 1:
+            shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes)) or "nothing"
+            raise QueryError(f"only results for one picture can be merged, got {shown}")
+        alike = len({part.names for part in parts}) == 1
+        names = parts[0].names if alike else sum((part.names for part in parts), ())
+        starts = [0 if alike else sum(len(part.names) for part in parts[:i]) for i in range(len(parts))]
+        place = parts[0].boxes.device
+        labels = torch.cat([part.labels.to(place) + start for part, start in zip(parts, starts, strict=True)])
+        rows = {name: torch.cat([getattr(part, name).to(place) for part in parts]) for name in COLUMNS}
+        bests = [
+            replace(part.best, query=part.best.query + start)
+            for part, start in zip(parts, starts, strict=True)
+            if part.best is not None
+        ]
+        best = max(bests, key=lambda one: one.score, default=None)
+        order = rows["scores"].argsort(descending=True, stable=True)
+        return cls(names=names, image_hw=parts[0].image_hw, best=best, **(rows | {"labels": labels}))[order]
+
+    def to(self, device: str | torch.device) -> "Detections":
+        """The same with its tensors on another device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in COLUMNS})
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """The shape of transformers' zero-shot-object-detection pipeline, with boxes to a hundredth of a pixel and the
@@ -347,19 +346,3 @@ class Classification:
         """(name, probability), the likeliest first."""
         order = self.probabilities.argsort(descending=True, stable=True).tolist()
         return [(self.names[i], float(self.probabilities[i])) for i in order]
-
-
-def _strings(values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise QueryError("names, routes and fingerprint must be texts")
-    return tuple(values)
-
-
-def _unit_rows(embeds: Tensor) -> Tensor:
-    if embeds.dtype != torch.float32 or embeds.ndim != 2:
-        raise QueryError(f"expected float32 embeddings [rows, E], got {embeds.dtype} {list(embeds.shape)}")
-    if not embeds.isfinite().all():
-        raise QueryError("a query embedding holds NaN or infinity")
-    if not ((embeds.norm(dim=1) - 1).abs() < 1e-3).all():
-        raise QueryError("a query embedding is not of unit length")
-    return embeds

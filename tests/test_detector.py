@@ -335,7 +335,7 @@ def test_settings_that_mean_nothing_are_refused(detector, picture, wrong, senten
             detector.detect(picture, queries, **wrong)
 
 
-@pytest.mark.parametrize("image", [encode(noise(60, 90), "JPEG")[:700], "missing.jpg", np.zeros((4, 4, 3)), None])
+@pytest.mark.parametrize("image", [encode(noise(60, 90), "JPEG")[:700], "missing.jpg", np.full((4, 4, 3), -1.0), None])
 def test_what_is_no_picture_is_refused(detector, image):
     with pytest.raises(ImageError):
         detector.detect(image, ["cat"])
@@ -405,6 +405,13 @@ def test_classes_of_both_kinds_are_refused(detector, picture, names, sentence):
 def test_names_and_templates_that_mean_nothing_are_refused(detector, picture, names, templates, sentence):
     with pytest.raises(QueryError, match=sentence):
         detector.classify(picture, names, templates=templates)
+
+
+@pytest.mark.parametrize("single", [Exemplar(b"x" * 9_000_000), Query("mug", ["mug"], [Exemplar(b"x" * 9_000_000)])])
+def test_a_single_class_outside_a_list_gets_a_short_sentence(detector, picture, single):
+    with pytest.raises(QueryError, match=r"names must be a list, got a single \w+; write \[\w+\]") as caught:
+        detector.classify(picture, single)
+    assert len(str(caught.value)) < 200 and len(repr(single)) < 300
 
 
 # --- Where it comes from -------------------------------------------------------------------------------------------

@@ -118,9 +118,63 @@ def test_pictures_of_every_usual_format_are_read(form):
     assert open_image(encode(noise(32, 32), form)).size == (32, 32)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 3), (2, 3, 4)])
-def test_arrays_are_height_width_and_colours(shape):
-    assert open_image(np.full(shape, 255, np.uint8)).size == (3, 2)
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1), (2, 3, 3), (2, 3, 4)])
+@pytest.mark.parametrize(
+    "dtype, value, expected",
+    [
+        (np.uint8, 255, 255),
+        (np.uint16, 65_535, 255),
+        (np.uint16, 4095, 255),
+        (np.float32, 1.0, 255),
+        (np.float64, 0.4, 102),
+        (np.float16, 102.0, 102),
+    ],
+)
+def test_arrays_are_height_width_and_colours(shape, dtype, value, expected):
+    opened = open_image(np.full(shape, value, dtype))
+    assert opened.size == (3, 2)
+    if shape[-1] != 4 or expected == 255:  # else partly transparent
+        assert corner(opened) == (expected,) * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 3), (3, 2, 3)])
+def test_tensors_are_colours_height_and_width(shape, dtype):
+    tensor = torch.full(shape, 1.0 if dtype.is_floating_point else 255).to(dtype)
+    tensor[..., 0] = 0
+    opened = open_image(tensor.requires_grad_(dtype.is_floating_point))
+    assert opened.size == (3, 2)
+    assert (corner(opened), opened.getpixel((1, 0))) == ((0, 0, 0), (255, 255, 255))
+
+
+def test_a_tensor_is_the_picture_that_it_was_made_of(picture):
+    tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    for source in (tensor, tensor / 255):
+        assert np.array_equal(open_image(source), picture)
+
+
+@pytest.mark.parametrize("wrap", [bytearray, memoryview, io.BytesIO], ids=["bytearray", "memoryview", "file"])
+def test_buffers_and_open_files_are_read(picture, wrap):
+    assert np.array_equal(open_image(wrap(encode(picture))), picture)
+
+
+def test_a_file_that_is_open_as_text_is_refused():
+    with pytest.raises(ImageError, match="open it in binary mode"):
+        open_image(io.StringIO("text"))
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ((0, 2048, 4095), (0, 128, 255)),  # 12 bits
+        ((0, 128, 255), (0, 128, 255)),  # 8 bits
+        ((0, 4096, 65_535), (0, 16, 255)),
+    ],
+)
+def test_grey_of_fewer_bits_than_its_file_is_not_black(values, expected, form):
+    content = encode(Image.fromarray(np.array([values], np.uint16)), form)
+    assert tuple(open_image(content).getpixel((x, 0))[0] for x in range(3)) == expected
 
 
 def test_arrays_may_be_views():
@@ -199,8 +253,13 @@ def test_a_file_beyond_every_picture_is_not_read(tmp_path):
 @pytest.mark.parametrize(
     "array, sentence",
     [
-        (np.zeros((2, 3, 3), np.float32), r"must be uint8 .* got float32 \[2, 3, 3\]"),
-        (np.zeros((2, 3), bool), "got bool"),
+        (np.full((2, 3, 3), -0.1), r"values in \[0, 1\], or in \[0, 255\], got -0.1 to -0.1"),
+        (np.full((2, 3), np.nan), "got nan"),
+        (np.full((2, 3), 256.0), "got 256 to 256"),
+        (np.zeros((2, 3), bool), "must be uint8, uint16 or floats, got bool"),
+        (np.zeros((2, 3), np.int64), "got int64"),
+        (torch.zeros(2, 3, 3), r"a tensor picture must be .*\[3, H, W\] .* got \[2, 3, 3\]"),
+        (torch.zeros(1, 3, 2, 3), r"got \[1, 3, 2, 3\]"),
         (np.zeros((3, 8, 8), np.uint8), r"got uint8 \[3, 8, 8\]"),  # channels first
         (np.zeros((8,), np.uint8), r"got uint8 \[8\]"),
         (np.zeros((1, 2, 3, 3), np.uint8), r"got uint8 \[1, 2, 3, 3\]"),
@@ -214,7 +273,7 @@ def test_wrong_arrays_are_refused(array, sentence):
         open_image(array)
 
 
-@pytest.mark.parametrize("source", [None, 3, torch.zeros(3, 4, 4), bytearray(b"x")])
+@pytest.mark.parametrize("source", [None, 3, ["a.jpg"]])
 def test_what_is_no_source_is_refused(source):
     with pytest.raises(ImageError, match=f"a picture is a path, .* got {type(source).__name__}"):
         open_image(source)

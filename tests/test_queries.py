@@ -252,6 +252,18 @@ def test_queries_come_back_to_the_bit(detector, mug, picture, tmp_path):
         assert torch.equal(found.boxes, expected.boxes)
 
 
+def test_queries_are_bytes_without_a_disk(detector, mug, tmp_path):
+    queries = detector.encode_queries(["cat", mug])
+    queries.save(tmp_path / "mug.safetensors")
+    content = queries.to_bytes()
+    for loaded in (detector.load_queries(content), detector.load_queries((tmp_path / "mug.safetensors").read_bytes())):
+        assert torch.equal(loaded.query_embeds, queries.query_embeds) and loaded.names == queries.names
+        assert torch.equal(loaded.extras.embeds, queries.extras.embeds) and loaded.routes == queries.routes
+    for broken in (b"", content[:100], content[:-1], b"\xff" * 50):
+        with pytest.raises(QueryError, match=r"^saved queries: not a whole safetensors file"):
+            QueryEmbeddings.load(broken)
+
+
 def test_texts_alone_come_back_without_extras(detector, tmp_path):
     detector.encode_queries(["cat"]).save(tmp_path / "q.safetensors")
     assert detector.load_queries(tmp_path / "q.safetensors").extras is None

@@ -2,13 +2,15 @@
 
 import dataclasses
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from owl_swin.attention import BlockAttention
 from owl_swin.errors import MissingExtraError, QueryError
-from owl_swin.types import BlockAttention, Classification, Detection, Detections, QueryEmbeddings
+from owl_swin.types import Classification, Detection, Detections, QueryEmbeddings
 
 
 def detections(n: int = 3) -> Detections:
@@ -56,6 +58,72 @@ def test_a_part_keeps_rows_together_and_names_whole(keep, expected):
     assert part.labels.tolist() == expected
     assert part.names == ("cat", "caterpillar", "cat")
     assert len(part.boxes) == len(part.scores) == len(part.patches) == len(expected)
+
+
+def test_one_detection_is_taken_by_its_number():
+    found = detections()
+    assert found[0] == Detection("caterpillar", pytest.approx(0.9), (0, 0, 10, 10), 1)
+    assert [found[i] for i in range(3)] == list(found)
+    assert found[-1] == found[np.int64(2)]
+    for past in (3, -4):
+        with pytest.raises(IndexError):
+            found[past]
+    with pytest.raises(IndexError):
+        detections(0)[0]
+
+
+def test_equal_detections_are_equal():
+    assert detections() == detections()
+    assert detections(0) == detections(0) != detections(1)
+    assert detections() != replace(detections(), names=("cat", "caterpillar", "dog"))
+    assert detections() != replace(detections(), scores=torch.tensor([0.9, 0.5, 0.26]))
+    assert detections() != list(detections())
+
+
+def test_empty_detections_are_made_without_tensors():
+    assert Detections.empty(("cat", "caterpillar", "cat"), (40, 50)) == detections(0)
+    assert Detections.empty().to_dicts() == []
+    assert Detections.empty(image_hw=(4, 5)).image_hw == (4, 5)
+
+
+def test_results_of_the_same_queries_are_merged_best_first():
+    merged = Detections.merge([detections(), detections(1), detections(0)])
+    assert merged.names == ("cat", "caterpillar", "cat")
+    assert merged.scores.tolist() == pytest.approx([0.9, 0.9, 0.5, 0.25])
+    assert merged.labels.tolist() == [1, 1, 0, 2]
+    assert Detections.merge([detections()]) == detections()
+
+
+def test_results_of_other_queries_are_merged_with_all_names():
+    dog = Detection("dog", 0.95, (1, 1, 2, 2), 0)
+    other = Detections(
+        torch.tensor([[1.0, 1, 2, 2]]),
+        torch.tensor([0.6]),
+        torch.tensor([0]),
+        ("dog",),
+        (40, 50),
+        torch.tensor([7]),
+        dog,
+    )
+    merged = Detections.merge([detections(2), other])
+    assert merged.names == ("cat", "caterpillar", "cat", "dog")
+    assert [(one.name, one.query) for one in merged] == [("caterpillar", 1), ("dog", 3), ("cat", 0)]
+    assert merged.patches.tolist() == [0, 7, 1]
+    assert merged.best == replace(dog, query=3)
+
+
+@pytest.mark.parametrize(
+    "parts, got", [([], "nothing"), ([detections(), replace(detections(), image_hw=(1, 2))], "2x1, 50x40")]
+)
+def test_results_for_several_pictures_are_not_merged(parts, got):
+    with pytest.raises(QueryError, match=f"only results for one picture can be merged, got {got}"):
+        Detections.merge(parts)
+
+
+def test_detections_go_to_a_device_whole():
+    there = detections().to("meta")
+    assert {tensor.device.type for tensor in (there.boxes, there.scores, there.labels, there.patches)} == {"meta"}
+    assert detections().to("cpu") == detections()
 
 
 @pytest.mark.parametrize("field", ["boxes", "scores", "labels", "patches"])

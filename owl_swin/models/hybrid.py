@@ -5,10 +5,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from owl_swin.attention import BlockAttention
 from owl_swin.config import SwinConfig
 from owl_swin.models.stem import ConvStem
 from owl_swin.models.swin import PatchMerging, SwinBlock, block_attention, drop_path_rates, init_linear, swin_stage
-from owl_swin.types import BlockAttention
 
 
 class HybridSwin(nn.Module):

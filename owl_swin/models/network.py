@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from owl_swin.attention import BlockAttention
 from owl_swin.config import CalibrationConfig
 from owl_swin.frame import Preprocess
-from owl_swin.types import BlockAttention, ImageEmbeddings
+from owl_swin.types import ImageEmbeddings
 
 
 @dataclass(frozen=True, slots=True)

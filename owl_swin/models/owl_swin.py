@@ -4,13 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from owl_swin.attention import BlockAttention
 from owl_swin.config import ModelConfig
 from owl_swin.models.heads import BoxHead, ClassHead, ObjectnessHead, PatchFusion
 from owl_swin.models.hybrid import HybridSwin
 from owl_swin.models.network import Spec, fingerprint
 from owl_swin.models.swin import SwinEncoder
 from owl_swin.models.text import TextEncoder
-from owl_swin.types import BlockAttention, ImageEmbeddings
+from owl_swin.types import ImageEmbeddings
 
 # Longest vector (scale · embedding, scale · shift) of a patch that a trained model of this family gives.
 SEARCH_NORM = 16.0
@@ -50,7 +51,7 @@ class OwlSwin(nn.Module):
             has_masks=False,
             search_norm=SEARCH_NORM,
             calibration=config.calibration,
-            alignment_scale=float(self.alignment_log_scale.exp().clamp(max=100)),
+            alignment_scale=float(self.alignment_log_scale.detach().exp().clamp(max=100)),
         )
 
     def encode_patches(self, pixels: Tensor) -> Tensor:

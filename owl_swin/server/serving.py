@@ -4,14 +4,12 @@ import asyncio
 import base64
 import json
 import math
-import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial, reduce
 from operator import add
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -238,24 +236,14 @@ class Serving:
         return Exemplar(picture, box, blob.name)
 
     def _load(self, blob: Blob) -> QueryEmbeddings:
-        with tempfile.TemporaryDirectory(prefix="owl_swin-") as folder:
-            path = Path(folder) / "queries.safetensors"
-            path.write_bytes(blob.content)
-            try:
-                return self.detector.load_queries(path)
-            except QueryError as error:
-                raise QueryError(f"{blob.where}: {str(error).replace(f'{path}: ', '')}") from None
+        try:
+            return self.detector.load_queries(blob.content)
+        except QueryError as error:
+            raise QueryError(f"{blob.where}: {str(error).removeprefix('saved queries: ')}") from None
 
     async def save(self, queries: QueryEmbeddings) -> bytes:
         """The file that ``QueryEmbeddings.save`` writes."""
-
-        def saved() -> bytes:
-            with tempfile.TemporaryDirectory(prefix="owl_swin-") as folder:
-                path = Path(folder) / "queries.safetensors"
-                queries.save(path)
-                return path.read_bytes()
-
-        return await self.work().read(saved)
+        return await self.work().read(queries.to_bytes)
 
     # --- Archive --------------------------------------------------------------------------------------------------
 
