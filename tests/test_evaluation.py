@@ -647,3 +647,35 @@ def test_few_boxes_of_many_classes_do_not_lift_the_interval_off_the_figure():
     low, high = figures["ci95"]
     assert low < figures["AP50"] < high
     assert low + high < plain.sum() - 1
+
+
+# --- What has to be said with a figure -------------------------------------------------------------------------------
+
+
+def test_why_there_is_no_average_precision_is_said(tmp_path):
+    annotation = {"image_id": 0, "category_id": 1, "bbox": BOX}
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    path = one_picture(tmp_path, annotations=[annotation], categories=categories)
+    result = evaluate_detection(FakeDetector({}), path, tmp_path, classes=["dog"])
+    assert result["AP"] is None and result["notes"] == ["no average precision: no box of 1 classes is in 1 pictures"]
+    assert evaluate_detection(FakeDetector({}), path, tmp_path, classes=["cat"])["notes"] == []
+
+
+def test_a_protocol_that_does_not_fit_the_set_says_so(tmp_path):
+    annotation = {"image_id": 0, "category_id": 1, "bbox": BOX}
+    path = one_picture(tmp_path, annotations=[annotation])
+    assert "use detect" in evaluate_lvis(FakeDetector({}), path, tmp_path)["notes"][0]
+    record = {"id": 0, "file_name": "0.png", "width": 100, "height": 100, "neg_category_ids": []}
+    path = one_picture(tmp_path, annotations=[annotation], images=[record])
+    assert evaluate_lvis(FakeDetector({}), path, tmp_path)["notes"] == []
+    assert "use lvis" in evaluate_detection(FakeDetector({}), path, tmp_path)["notes"][0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reading_a_file_changes_no_figure(tmp_path, seed):
+    data, rows = random_case(seed)
+    for i, record in enumerate(data["images"]):
+        Image.new("L", (100, 100)).save(tmp_path / f"{i}.png")
+        record["file_name"] = f"{i}.png"
+    read = read_truth(write_json(tmp_path / "set.json", data), tmp_path)
+    assert measured(read, rows) == measured(data, rows)

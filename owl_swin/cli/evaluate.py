@@ -259,6 +259,9 @@ def calibrate(
         if path is not None:
             make_folder_of(path)
     detector = _detector(model, device, image_size, json_out)
+    network = detector.model
+    if to is not None and not isinstance(network, OwlSwin):
+        raise OwlSwinError(f"{model}: --to writes models of owl_swin's own kind, this is of another")
     result, cure = evaluate_calibration(
         detector,
         annotations,
@@ -277,12 +280,7 @@ def calibrate(
         content = io.BytesIO()
         draw_reliability(panels).save(content, "PNG")
         write_bytes(plot, content.getvalue(), what="the plot")
-    if to is not None:
-        network = detector.model
-        if not isinstance(network, OwlSwin):
-            raise OwlSwinError(
-                f"{model}: --to writes models of owl_swin's own kind, this is a {type(network).__name__}"
-            )
+    if to is not None and isinstance(network, OwlSwin):
         network.config = replace(network.config, calibration=calibrated(network.config.calibration, cure, by))
         save_checkpoint(to, network, detector.card)
 

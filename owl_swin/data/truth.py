@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from owl_swin.data.broken import left_out, reading
-from owl_swin.data.coco import read_coco_file
+from owl_swin.data.coco import LVIS_LISTS, read_coco_file
 from owl_swin.data.naming import find_classes
 from owl_swin.data.scene import missing_files
 from owl_swin.errors import DataError
@@ -36,7 +36,17 @@ def read_truth(
     if not background:
         used = {annotation["category_id"] for annotation in file.annotations}
         truth = only_categories(truth, [c["id"] for c in file.categories if c["id"] != 0 or 0 in used])
-    return truth if classes is None else only_categories(truth, class_ids(truth, classes, path))
+    if classes is not None:
+        truth = only_categories(truth, class_ids(truth, classes, path))
+    if truth["images"] and not counted_boxes(truth):
+        n_classes, n_images = len(truth["categories"]), len(truth["images"])
+        truth["notes"].append(f"no average precision: no box of {n_classes} classes is in {n_images} pictures")
+    return truth
+
+
+def is_federated(truth: dict[str, Any]) -> bool:
+    """Whether the set says of its pictures which classes were looked for, as LVIS does."""
+    return any(LVIS_LISTS[0] in record for record in truth["images"])
 
 
 def check_pictures(sources: Sequence[Path], where: Path) -> None:

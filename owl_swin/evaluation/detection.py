@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from owl_swin.data.truth import counted_boxes, read_truth
+from owl_swin.data.truth import counted_boxes, is_federated, read_truth
 from owl_swin.detector import Detector
 from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.precision import average_precision
@@ -34,6 +34,9 @@ def evaluate_detection(
     broken: list[str] = []
     rows = ask_by_name(detector, truth, broken, nms_iou=nms_iou, progress=progress)
     precision = average_precision(truth, rows, draws=draws)
+    federated = (
+        "the file says which classes were looked for in a picture, and here all others count as absent; use lvis"
+    )
     return Report(
         protocol=f"COCO box AP, text queries by class name, {MAX_DETECTIONS} detections a picture, NMS {nms_iou}",
         annotations=Path(annotations).name,
@@ -41,7 +44,7 @@ def evaluate_detection(
         figures=precision.figures,
         intervals=precision.intervals,
         per_class=precision.per_class,
-        notes=tuple(truth["notes"]),
+        notes=(*truth["notes"], *([federated] if is_federated(truth) else [])),
         broken=tuple(broken),
     )
 

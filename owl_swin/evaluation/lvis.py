@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from owl_swin.data.truth import counted_boxes, read_truth
+from owl_swin.data.truth import counted_boxes, is_federated, read_truth
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage
 from owl_swin.evaluation.class_queries import encode_classes
@@ -62,6 +62,9 @@ def evaluate_lvis(
     if fixed:
         other, _ = lvis_figures(truth, best.rows(), max_detections=PER_CLASS)
         figures |= {f"{key}_fixed": value for key, value in other.items()}
+    notes = [*truth["notes"]]
+    if truth["images"] and not is_federated(truth):
+        notes.append("no picture says which classes are absent, so a class counts only where it is; use detect")
     drawn = mean_over_classes(resampled_ap50(truth, rows, draws=draws, max_detections=PER_IMAGE, lvis=True))
     return Report(
         protocol=f"LVIS box AP, text queries by class name, {PER_IMAGE} detections a picture"
@@ -72,7 +75,7 @@ def evaluate_lvis(
         figures=figures,
         intervals={"AP50": interval(drawn, figures["AP50"])},
         per_class=classwise,
-        notes=tuple(truth["notes"]),
+        notes=tuple(notes),
         broken=tuple(broken),
     )
 

@@ -78,7 +78,10 @@ def evaluate_split(
         figures=precision.figures | own,
         intervals=precision.intervals | {key: interval(drawn[key], figure) for key, figure in own.items()},
         per_class=precision.per_class,
-        notes=tuple(truth["notes"]),
+        notes=(
+            *truth["notes"],
+            *(f"no {key}: none of its classes has a box" for key, value in own.items() if value is None),
+        ),
         broken=tuple(broken),
     )
 
