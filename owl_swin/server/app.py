@@ -164,24 +164,24 @@ def _add_work(app: FastAPI, serving: Serving) -> None:
     limits = serving.settings
 
     async def detect(request: Request) -> Response:
-        asked, reader = await _read(request, serving, DetectIn)
-        if asked.top_k > limits.max_top_k:
+        fields, reader = await _read(request, serving, DetectIn)
+        if fields.top_k > limits.max_top_k:
             raise Problem("invalid_request", f"#/top_k: at most {limits.max_top_k} boxes a picture")
-        options = {name: getattr(asked, name) for name in ("threshold", "nms_iou", "objectness", "top_k")}
+        options = {name: getattr(fields, name) for name in ("threshold", "nms_iou", "objectness", "top_k")}
 
         async def find() -> bytes:
-            blobs, queries = await reader.pictures(asked.images), await reader.queries(asked.queries)
+            blobs, queries = await reader.pictures(fields.images), await reader.queries(fields.queries)
             return await serving.detect(blobs, queries, **options)
 
-        async with _room(serving, reader, reader.n_pictures(asked.images) + 1):
+        async with _room(serving, reader, reader.n_pictures(fields.images) + 1):
             results = await _in_time(request, find(), limits.timeout_s)
         return Response(results, media_type="application/json", headers=NO_STORE)
 
     async def embed(request: Request) -> Response:
-        asked, reader = await _read(request, serving, EmbedIn)
+        fields, reader = await _read(request, serving, EmbedIn)
 
         async def encode() -> QueryEmbeddings:
-            return await serving.encode(await reader.queries(asked.queries) or [])
+            return await serving.encode(await reader.queries(fields.queries) or [])
 
         async with _room(serving, reader, 1):
             made = await _in_time(request, encode(), limits.timeout_s)
@@ -192,24 +192,24 @@ def _add_work(app: FastAPI, serving: Serving) -> None:
         return _json(embedded(made, saved))
 
     async def search(request: Request) -> Response:
-        asked, reader = await _read(request, serving, SearchIn)
-        options = asked.model_dump(exclude={"query", "like_region"})
+        fields, reader = await _read(request, serving, SearchIn)
+        options = fields.model_dump(exclude={"query", "like_region"})
 
         async def find() -> list[dict[str, Any]]:
-            query = await reader.queries([asked.query]) if asked.query is not None else None
-            return await serving.search(query[0] if query else None, asked.like_region, **options)
+            query = await reader.queries([fields.query]) if fields.query is not None else None
+            return await serving.search(query[0] if query else None, fields.like_region, **options)
 
         async with _room(serving, reader, 1):
             matches = await _in_time(request, find(), limits.timeout_s)
         return _json({"matches": matches})
 
     async def add_images(request: Request) -> Response:
-        asked, reader = await _read(request, serving, ImagesIn)
-        async with _room(serving, reader, reader.n_pictures(asked.images)):
+        fields, reader = await _read(request, serving, ImagesIn)
+        async with _room(serving, reader, reader.n_pictures(fields.images)):
 
             async def add() -> dict[str, Any]:
                 # What is stored is stored whole, also when the client does not wait to hear it.
-                return await serving.add_images(await reader.pictures(asked.images))
+                return await serving.add_images(await reader.pictures(fields.images))
 
             return _json(await _in_time(request, add(), limits.timeout_s))
 
@@ -271,10 +271,10 @@ async def _read(request: Request, serving: Serving, model: type[Model]) -> tuple
     def read() -> tuple[Model, Form]:
         one_query = "query" in model.model_fields
         form = take_apart(content, request.headers.get("content-type", ""), one_query=one_query)
-        return parse(model, form.told, serving.settings.max_json_values), form
+        return parse(model, form.json, serving.settings.max_json_values), form
 
-    asked, form = read() if len(content) <= SMALL_BYTES else await serving.in_parser(read)
-    return asked, Reader(form, serving.settings, fetch=serving.fetch, hold=serving.hold, in_thread=serving.in_parser)
+    fields, form = read() if len(content) <= SMALL_BYTES else await serving.in_parser(read)
+    return fields, Reader(form, serving.settings, fetch=serving.fetch, hold=serving.hold, in_thread=serving.in_parser)
 
 
 @asynccontextmanager

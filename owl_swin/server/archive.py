@@ -47,8 +47,8 @@ class Archive:
         """Matches of one query, or of a region that an earlier search found, best first."""
 
         def find() -> list[dict[str, Any]]:
-            asked = query if query is not None else self._index.more_like(like_region)
-            return [_match(one) for one in self._index.search(asked, **options)]
+            wanted = query if query is not None else self._index.more_like(like_region)
+            return [_match(one) for one in self._index.search(wanted, **options)]
 
         return await self._in(self._threads, find)
 

@@ -45,7 +45,7 @@ class Batcher:
     ``encode`` gets pictures of one shape, at most ``max_batch``, and gives back one encoding each, in order. Lanes take
     turns, and within one the oldest work is next; others of its shape join it, also younger ones, and it waits at most
     ``max_wait_s`` for them. A work whose future was cancelled is dropped unless it runs already. With several
-    ``workers``, ``on_start`` is told before each batch how many of them are at work, this one included.
+    ``workers``, ``on_start`` gets before each batch how many of them are at work, this one included.
     """
 
     def __init__(

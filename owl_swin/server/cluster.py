@@ -98,17 +98,17 @@ def serve_on_ray(recipe: Recipe, *, replicas: int, access_log: bool = False) -> 
     recipe.check()
     from ray import serve
 
-    told = threading.Event()
+    stopping = threading.Event()
     with _on_ray(access_log) as own:
         for sig in (signal.SIGTERM, signal.SIGINT):  # after Ray, whose own handler aborts the process
-            signal.signal(sig, lambda *_: told.set())
+            signal.signal(sig, lambda *_: stopping.set())
         where = _start_serve(recipe.settings, access_log)
         try:
             serve.run(application, name=NAME, route_prefix="/", logging_config={"enable_access_log": access_log})
             print(
                 f"owl-swin: listening on http://{where} ({replicas} replicas; API: /docs)", file=sys.stderr, flush=True
             )
-            told.wait()
+            stopping.wait()
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"Ray could not start the application: {reason}") from None

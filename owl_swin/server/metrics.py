@@ -14,8 +14,8 @@ LATENCIES_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 
 
-class Watched(Protocol):
-    """What is read when somebody looks."""
+class Gauged(Protocol):
+    """What is read when /metrics is asked for."""
 
     waiting: int
     held_bytes: int
@@ -27,7 +27,7 @@ class Watched(Protocol):
 class Metrics:
     """Counts what happens; /metrics shows it."""
 
-    def __init__(self, watched: Watched):
+    def __init__(self, gauged: Gauged):
         self._registry = CollectorRegistry()
         common: dict[str, Any] = {"registry": self._registry}
         self._requests = Counter(
@@ -44,7 +44,7 @@ class Metrics:
             "owl_swin_model_seconds", "What one batch took in the thread of the model.", buckets=LATENCIES_S, **common
         )
         self._dropped = Counter("owl_swin_dropped", "Works whose client went away before they ran.", **common)
-        self._registry.register(_Live(watched))  # type: ignore[arg-type]
+        self._registry.register(_Live(gauged))  # type: ignore[arg-type]
         ProcessCollector(registry=self._registry)
 
     def on_batch(self, works: Sequence[Work], seconds: float) -> None:
@@ -71,21 +71,21 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 class _Live:
     """Figures that are read at the moment of asking."""
 
-    def __init__(self, watched: Watched):
-        self._watched = watched
+    def __init__(self, gauged: Gauged):
+        self._gauged = gauged
 
     def collect(self):
         """The families, for the registry."""
-        watched = self._watched
-        yield GaugeMetricFamily("owl_swin_queue_length", "Works that wait for the model.", len(watched.batcher))
-        yield GaugeMetricFamily("owl_swin_works", "Works of all requests that have not ended.", watched.waiting)
-        yield GaugeMetricFamily("owl_swin_held_bytes", "Bytes of bodies that are held.", watched.held_bytes)
-        asked = CounterMetricFamily("owl_swin_cache_lookups", "Lookups in the caches.", labels=["cache", "found"])
+        gauged = self._gauged
+        yield GaugeMetricFamily("owl_swin_queue_length", "Works that wait for the model.", len(gauged.batcher))
+        yield GaugeMetricFamily("owl_swin_works", "Works of all requests that have not ended.", gauged.waiting)
+        yield GaugeMetricFamily("owl_swin_held_bytes", "Bytes of bodies that are held.", gauged.held_bytes)
+        lookups = CounterMetricFamily("owl_swin_cache_lookups", "Lookups in the caches.", labels=["cache", "found"])
         size = GaugeMetricFamily("owl_swin_cache_bytes", "Bytes in the caches.", labels=["cache"])
         for name in ("images", "queries"):
-            cache = getattr(watched, name)
-            asked.add_metric([name, "yes"], cache.hits)
-            asked.add_metric([name, "no"], cache.misses)
+            cache = getattr(gauged, name)
+            lookups.add_metric([name, "yes"], cache.hits)
+            lookups.add_metric([name, "no"], cache.misses)
             size.add_metric([name], cache.n_bytes)
-        yield asked
+        yield lookups
         yield size

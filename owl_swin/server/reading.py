@@ -1,4 +1,4 @@
-"""From the body of a request to what is asked: fields checked, files found, limits held. No model here."""
+"""From the body of a request to its fields and files: checked, found, within limits. No model here."""
 
 import asyncio
 import base64
@@ -62,7 +62,7 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ExemplarFile:
     """An exemplar: a file and the box in it."""
 
     blob: Blob
@@ -70,38 +70,38 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class AskedQuery:
+class QueryParts:
     """One query with its files at hand."""
 
     name: str
     texts: tuple[str, ...]
-    exemplars: tuple[Shown, ...]
-    negatives: tuple[str | Shown, ...]
+    exemplars: tuple[ExemplarFile, ...]
+    negatives: tuple[str | ExemplarFile, ...]
     weight: float
 
     def key(self) -> bytes:
         """Hash of everything that decides its embeddings."""
 
-        def told(part: str | Shown) -> list:
+        def identity(part: str | ExemplarFile) -> list:
             return ["text", part] if isinstance(part, str) else [content_key(part.blob.content).hex(), part.box_xyxy]
 
-        parts = [self.name, self.texts, [told(e) for e in self.exemplars], [told(n) for n in self.negatives]]
+        parts = [self.name, self.texts, [identity(e) for e in self.exemplars], [identity(n) for n in self.negatives]]
         return hashlib.sha256(json.dumps([*parts, self.weight]).encode()).digest()
 
-    def shown(self) -> list[Shown]:
+    def all_exemplars(self) -> list[ExemplarFile]:
         """All its exemplars, negative ones too."""
-        return [*self.exemplars, *(part for part in self.negatives if isinstance(part, Shown))]
+        return [*self.exemplars, *(part for part in self.negatives if isinstance(part, ExemplarFile))]
 
 
 # A query, or the bytes of a file of saved ones.
-Asked = AskedQuery | Blob
+QuerySource = QueryParts | Blob
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """A body taken apart: its JSON, and the uploaded files."""
 
-    told: bytes
+    json: bytes
     images: tuple[Part, ...] = ()
     files: tuple[Part, ...] = ()
 
@@ -121,41 +121,41 @@ def take_apart(body: bytes, content_type: str, *, one_query: bool = False) -> Fo
     for part in parts:
         named.setdefault(part.name, []).append(part)
     images, files = named.pop("images", []), named.pop("files", [])
-    told = _form_fields(named, one_query)
+    fields = _form_fields(named, one_query)
     requests = named.pop("request", [])
-    if len(requests) > 1 or (requests and told):
+    if len(requests) > 1 or (requests and fields):
         raise Problem("invalid_request", 'a form has one part "request", or plain fields in its place')
     if named:
         known = ", ".join(("request", "images", "files", "query", *FORM_FIELDS))
         raise Problem("invalid_request", f"unknown part {next(iter(named))[:80]!r}; a form has {known}")
-    return Form(requests[0].content if requests else json.dumps(told).encode(), tuple(images), tuple(files))
+    return Form(requests[0].content if requests else json.dumps(fields).encode(), tuple(images), tuple(files))
 
 
 def _form_fields(named: dict[str, list[Part]], one_query: bool) -> dict[str, Any]:
     """The plain fields, which are taken out of ``named``."""
-    told: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     try:
         if "query" in named:
             texts = [part.content.decode() for part in named.pop("query")]
             if one_query and len(texts) > 1:
                 raise Problem("invalid_request", f"the field query comes {len(texts)} times, a search is for one")
-            told |= {"query": texts[0]} if one_query else {"queries": texts}
+            fields |= {"query": texts[0]} if one_query else {"queries": texts}
         for field, read in FORM_FIELDS.items():
             if field in named:
                 parts = named.pop(field)
                 if len(parts) > 1:
                     raise Problem("invalid_request", f"the field {field} comes {len(parts)} times")
-                told[field] = read(parts[0].content[:2000].decode())
+                fields[field] = read(parts[0].content[:2000].decode())
     except ValueError as error:
         raise Problem("invalid_request", f"a field of the form cannot be read: {str(error)[:200]}") from None
-    return told
+    return fields
 
 
-def parse(model: type[Model], told: bytes, max_values: int) -> Model:
+def parse(model: type[Model], content: bytes, max_values: int) -> Model:
     """The fields of a request, checked; of a body with more values than that nothing is read."""
-    check_n_values(told, max_values)
+    check_n_values(content, max_values)
     try:
-        return model.model_validate_json(told)
+        return model.model_validate_json(content)
     except ValidationError as error:
         raise problem_of_validation(error) from None
 
@@ -206,7 +206,7 @@ class Reader:
             ]
         return await all_of([self._blob(one, f"images[{i}]") for i, one in enumerate(listed)])
 
-    async def queries(self, listed: Sequence[AnyQuery] | None) -> list[Asked] | None:
+    async def queries(self, listed: Sequence[AnyQuery] | None) -> list[QuerySource] | None:
         """The queries with their files."""
         if listed is None:
             return None
@@ -221,38 +221,42 @@ class Reader:
         full = [one for one in listed if isinstance(one, QueryIn)]
         for one in full:
             texts += [*one.texts, *(part for part in one.negatives if isinstance(part, str))]
-        n_shown = sum(len(q.exemplars) + sum(isinstance(p, ExemplarIn) for p in q.negatives) for q in full)
+        n_exemplars = sum(len(q.exemplars) + sum(isinstance(p, ExemplarIn) for p in q.negatives) for q in full)
         if max(len(listed), len(texts)) > limits.max_queries:
             n = max(len(listed), len(texts))
             raise Problem("too_many_queries", f"got {n} queries or texts, at most {limits.max_queries} a request")
         n_saved = sum(isinstance(one, SavedIn) for one in listed)
         if n_saved > limits.max_exemplars:  # each is a file to read, as an exemplar is
             raise Problem("too_many_queries", f"got {n_saved} saved files, at most {limits.max_exemplars} a request")
-        if n_shown > limits.max_exemplars:
-            raise Problem("too_many_queries", f"got {n_shown} exemplars, at most {limits.max_exemplars} a request")
+        if n_exemplars > limits.max_exemplars:
+            raise Problem("too_many_queries", f"got {n_exemplars} exemplars, at most {limits.max_exemplars} a request")
         for text in texts:
             if len(text) > limits.max_query_chars:
                 raise Problem(
                     "invalid_query", f"a text has {len(text)} characters, at most {limits.max_query_chars} are read"
                 )
 
-    async def _query(self, one: AnyQuery, where: str) -> Asked:
+    async def _query(self, one: AnyQuery, where: str) -> QuerySource:
         if isinstance(one, str):
-            return AskedQuery(one, (one,), (), (), 0.5)
+            return QueryParts(one, (one,), (), (), 0.5)
         if isinstance(one, SavedIn):
             return await self._blob(one.saved, f"{where}.saved")
-        exemplars = [await self._shown(shown, f"{where}.exemplars[{i}]") for i, shown in enumerate(one.exemplars)]
+        exemplars = [
+            await self._exemplar(exemplar, f"{where}.exemplars[{i}]") for i, exemplar in enumerate(one.exemplars)
+        ]
         negatives = [
-            part if isinstance(part, str) else await self._shown(part, f"{where}.negatives[{i}]")
+            part if isinstance(part, str) else await self._exemplar(part, f"{where}.negatives[{i}]")
             for i, part in enumerate(one.negatives)
         ]
         name = one.name
         if name is None:
             name = one.texts[0] if one.texts else exemplars[0].blob.name if exemplars else "query"
-        return AskedQuery(name, tuple(one.texts), tuple(exemplars), tuple(negatives), one.weight)
+        return QueryParts(name, tuple(one.texts), tuple(exemplars), tuple(negatives), one.weight)
 
-    async def _shown(self, shown: ExemplarIn, where: str) -> Shown:
-        return Shown(await self._blob(shown.image, where), None if shown.box is None else tuple(shown.box))
+    async def _exemplar(self, exemplar: ExemplarIn, where: str) -> ExemplarFile:
+        return ExemplarFile(
+            await self._blob(exemplar.image, where), None if exemplar.box is None else tuple(exemplar.box)
+        )
 
     async def _blob(self, file: File, where: str) -> Blob:
         if file.url is not None:

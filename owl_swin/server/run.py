@@ -43,7 +43,7 @@ class GuardedProtocol(H11Protocol):
         self._linger_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client comes in; one too many is told so and closed."""
+        """A client comes in; one too many gets 503 and is closed."""
         super().connection_made(transport)
         if len(self.connections) > self.settings.max_connections:
             problem = Problem("busy", "too many connections; come again later", headers={"Retry-After": "5"})
@@ -146,20 +146,20 @@ class PortionedProtocol(asyncio.BufferedProtocol):
 
 
 class DrainingServer(uvicorn.Server):
-    """Told to stop, it finishes what it took, tells new requests so for a moment, and ends with code 0."""
+    """On a signal it finishes what it took, tells new requests so for a moment, and ends with code 0."""
 
     def __init__(self, config: uvicorn.Config, serving: Serving, end_streams: Callable[[], None]):
         super().__init__(config)
         self.serving, self._end_streams = serving, end_streams
-        self._told_at: float | None = None
+        self._draining_since: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listens, once the model is warm."""
         await super().startup(sockets)
         for listening in sockets or ():
             host, port = listening.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            print(f"owl-swin: listening on http://{shown}:{port} (API: /docs)", file=sys.stderr, flush=True)
+            name = f"[{host}]" if ":" in host else host
+            print(f"owl-swin: listening on http://{name}:{port} (API: /docs)", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -175,23 +175,23 @@ class DrainingServer(uvicorn.Server):
                 signal.signal(sig, handler)
 
     def _on_signal(self, sig: int, frame: object) -> None:
-        if self._told_at is not None:
+        if self._draining_since is not None:
             self.should_exit = self.force_exit = True
             return
         self.drain()
 
     def drain(self) -> None:
         """Takes nothing new from now on, and ends when what runs is done."""
-        self._told_at = time.monotonic()
+        self._draining_since = time.monotonic()
         self.serving.draining = True
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
-        if self._told_at is not None and not self.should_exit:
-            told_s = time.monotonic() - self._told_at
+        if self._draining_since is not None and not self.should_exit:
+            draining_s = time.monotonic() - self._draining_since
             settings = self.serving.settings
-            idle = self.serving.waiting == 0 and told_s >= settings.drain_s
-            self.should_exit = idle or told_s >= settings.stop_timeout_s
+            idle = self.serving.waiting == 0 and draining_s >= settings.drain_s
+            self.should_exit = idle or draining_s >= settings.stop_timeout_s
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -36,7 +36,7 @@ class File(Body):
 
 
 class ExemplarIn(Body):
-    """A thing, shown in a picture."""
+    """A picture of a thing."""
 
     image: File
     box: Annotated[list[float], Field(min_length=4, max_length=4, fail_fast=True)] | None = Field(
@@ -56,7 +56,7 @@ def _kind_of_query(value: Any) -> str:
 
 
 class QueryIn(Body):
-    """One thing to look for: told by texts, shown by exemplars, or both, and what it is not."""
+    """One thing to look for: texts, exemplars, or both, and what it is not."""
 
     name: str | None = Field(None, max_length=255, description="What its boxes are called; left out, the first text.")
     texts: Many[str] = Field([], description="Texts that all mean this thing.")

@@ -30,7 +30,7 @@ from owl_swin.server.metrics import Metrics
 from owl_swin.server.pictures import Cost, Picture, check_picture, content_key, read_exemplar, read_picture
 from owl_swin.server.problems import Problem, busy
 from owl_swin.server.readers import Readers
-from owl_swin.server.reading import Asked, AskedQuery, Blob, Shown, all_of
+from owl_swin.server.reading import Blob, ExemplarFile, QueryParts, QuerySource, all_of
 from owl_swin.server.settings import ServerSettings
 from owl_swin.server.turns import Lane
 from owl_swin.types import Detections, QueryEmbeddings
@@ -139,12 +139,12 @@ class Serving:
 
     # --- Detection ------------------------------------------------------------------------------------------------
 
-    async def detect(self, blobs: Sequence[Blob], asked: list[Asked] | None, **options: Any) -> bytes:
+    async def detect(self, blobs: Sequence[Blob], sources: list[QuerySource] | None, **options: Any) -> bytes:
         """The answer as JSON: one record a picture, in order, as ``owl-swin detect --format jsonl`` writes them."""
         work = self.work()
         heads = await all_of([work.read(partial(self._head, blob)) for blob in blobs])
         work.count_pixels(heads)
-        queries = await self.encode(asked, work) if asked is not None else None
+        queries = await self.encode(sources, work) if sources is not None else None
         detect_options(None, options).thresholds((ANYTHING,) if queries is None else queries.names)
         found = [self._detect_one(*pair, queries, options, work) for pair in zip(blobs, heads, strict=True)]
         return b'{"results": [' + b", ".join(await all_of(found)) + b"]}"
@@ -184,11 +184,11 @@ class Serving:
 
     # --- Queries --------------------------------------------------------------------------------------------------
 
-    async def encode(self, asked: Sequence[Asked], work: "Work | None" = None) -> QueryEmbeddings:
+    async def encode(self, sources: Sequence[QuerySource], work: "Work | None" = None) -> QueryEmbeddings:
         """The queries, in order: neighbours that are fresh are encoded together, saved ones are read."""
         work = work or self.work()
-        runs: list[list[AskedQuery] | Blob] = []
-        for one in asked:
+        runs: list[list[QueryParts] | Blob] = []
+        for one in sources:
             if isinstance(one, Blob):
                 runs.append(one)
             elif runs and isinstance(runs[-1], list):
@@ -202,7 +202,7 @@ class Serving:
             made.append(
                 await (work.read(partial(self._load, run)) if isinstance(run, Blob) else self._fresh(run, work))
             )
-            total += _n_asked(made[-1], saved=is_saved)
+            total += _n_queries(made[-1], saved=is_saved)
             # After each, not at the end: a small file may hold many.
             if total > self.settings.max_queries:
                 raise Problem(
@@ -211,28 +211,28 @@ class Serving:
                 )
         return reduce(add, made)
 
-    async def _fresh(self, run: list[AskedQuery], work: "Work") -> QueryEmbeddings:
-        shown = [one for query in run for one in query.shown()]
-        key = await work.read(partial(_key_of_run, run)) if shown else _key_of_run(run)
+    async def _fresh(self, run: list[QueryParts], work: "Work") -> QueryEmbeddings:
+        files = [one for query in run for one in query.all_exemplars()]
+        key = await work.read(partial(_key_of_run, run)) if files else _key_of_run(run)
         if (known := self.queries.get(key)) is not None:
             return known
         most = self.settings.max_pixels
         costs = await all_of(
-            [work.read(partial(check_picture, one.blob.content, one.blob.where, max_pixels=most)) for one in shown]
+            [work.read(partial(check_picture, one.blob.content, one.blob.where, max_pixels=most)) for one in files]
         )
         work.count_pixels([Head(b"", cost) for cost in costs])
-        pairs = zip(shown, costs, strict=True)
+        pairs = zip(files, costs, strict=True)
         cut = await all_of([work.read(partial(self._cut, one), cost.decoded) for one, cost in pairs])
-        exemplars = dict(zip(map(id, shown), cut, strict=True))
+        exemplars = dict(zip(map(id, files), cut, strict=True))
         queries = [_as_query(query, exemplars) for query in run]
         made = await work.ask_model(None, lambda _: self.detector.encode_queries(queries))
         self.queries.put(key, made)
         return made
 
-    def _cut(self, shown: Shown) -> Exemplar:
+    def _cut(self, exemplar: ExemplarFile) -> Exemplar:
         """What the model needs of an exemplar, decoded and cut here, since the threads of the model are few."""
-        blob, size, most = shown.blob, self.detector.image_size, self.settings.max_pixels
-        picture, box = read_exemplar(blob.content, blob.where, shown.box_xyxy, image_size=size, max_pixels=most)
+        blob, size, most = exemplar.blob, self.detector.image_size, self.settings.max_pixels
+        picture, box = read_exemplar(blob.content, blob.where, exemplar.box_xyxy, image_size=size, max_pixels=most)
         return Exemplar(picture, box, blob.name)
 
     def _load(self, blob: Blob) -> QueryEmbeddings:
@@ -247,7 +247,7 @@ class Serving:
 
     # --- Archive --------------------------------------------------------------------------------------------------
 
-    async def search(self, query: Asked | None, like_region: str | None, **options: Any) -> list[dict[str, Any]]:
+    async def search(self, query: QuerySource | None, like_region: str | None, **options: Any) -> list[dict[str, Any]]:
         """Matches of the archive, best first."""
         archive = self.archive.attached()
         embeddings = await self.encode([query]) if query is not None else None
@@ -327,20 +327,20 @@ def embedded(queries: QueryEmbeddings, saved: bytes) -> dict[str, Any]:
     }
 
 
-def _n_asked(queries: QueryEmbeddings, *, saved: bool) -> int:
+def _n_queries(queries: QueryEmbeddings, *, saved: bool) -> int:
     """Queries, and what saved ones have beside their first embedding; of fresh ones that was counted by its files."""
     extras = queries.extras if saved else None
     return len(queries) + (len(extras.embeds) if extras is not None else 0)
 
 
-def _key_of_run(run: list[AskedQuery]) -> bytes:
+def _key_of_run(run: list[QueryParts]) -> bytes:
     return content_key(b"".join(query.key() for query in run))
 
 
-def _as_query(asked: AskedQuery, cut: dict[int, Exemplar]) -> Query:
-    """The query of exemplars that were cut; ``cut`` finds them by the identity of what was shown."""
-    negatives = [part if isinstance(part, str) else cut[id(part)] for part in asked.negatives]
-    return Query(asked.name, asked.texts, [cut[id(one)] for one in asked.exemplars], negatives, asked.weight)
+def _as_query(parts: QueryParts, cut: dict[int, Exemplar]) -> Query:
+    """The query of exemplars that were cut; ``cut`` finds them by the identity of their files."""
+    negatives = [part if isinstance(part, str) else cut[id(part)] for part in parts.negatives]
+    return Query(parts.name, parts.texts, [cut[id(one)] for one in parts.exemplars], negatives, parts.weight)
 
 
 def _bytes_of_image(encoded: EncodedImage) -> int:

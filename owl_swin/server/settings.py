@@ -1,4 +1,4 @@
-"""What a server may be told: where it listens, who may ask, and how much of anything it takes."""
+"""The settings of a server: where it listens, who may ask, and how much of anything it takes."""
 
 import ipaddress
 import math
@@ -52,7 +52,7 @@ class ServerSettings:
     head_timeout_s: float = 10.0
     body_timeout_s: float = 10.0
     stop_timeout_s: float = 30.0
-    # For so long a server that was told to stop still says so, instead of closing its door at once.
+    # For so long a server that is to stop still says so, instead of closing its door at once.
     drain_s: float = 1.0
     # Hosts, or host:port, that pictures may be fetched from.
     url_hosts: tuple[str, ...] = ()
