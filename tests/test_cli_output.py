@@ -89,6 +89,29 @@ def test_a_misspelt_picture_is_named(detect, folder):  # noqa: F811
     assert_one_sentence(detect("b.png", "--like", "bb.png"), "did you mean b.png?")
 
 
+@pytest.mark.parametrize(
+    "arguments, near",
+    [
+        (["train", "finetune.tml"], "finetune.toml"),
+        (["info", "weights.safetensor"], "weights.safetensors"),
+        (["detect", "b.png", "--model", "./weight.safetensors"], "./weights.safetensors"),
+        (["detect", "b.png", "--model=weight.safetensors"], "weights.safetensors"),
+        (["eval", "detect", "--annotations", "tests.json", "--images", "."], "test.json"),
+    ],
+)
+def test_a_misspelt_file_of_any_command_is_named(owl_swin, folder, arguments, near):  # noqa: F811
+    for name in ("finetune.toml", "weights.safetensors", "test.json"):
+        (folder / name).touch()
+    assert_one_sentence(owl_swin(*arguments), f"did you mean {near}?")
+
+
+def test_no_other_file_is_named_where_one_cannot_be_written(owl_swin, model_file, folder):  # noqa: F811
+    (folder / "out2").touch()
+    run = owl_swin("export", model_file, "--to", "notes.txt/out.safetensors")
+    assert_one_sentence(run, "cannot write")
+    assert "did you mean" not in run.err
+
+
 def test_an_address_is_fetched_only_where_it_is_allowed(detect, monkeypatch, tmp_path):  # noqa: F811
     asked = []
 

@@ -8,6 +8,7 @@ import typer
 
 from owl_swin.cli.printing import OneLine, drop_stdout, say
 from owl_swin.errors import OwlSwinError
+from owl_swin.files import near_name
 
 app = typer.Typer(
     name="owl-swin",
@@ -32,7 +33,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()  # what cannot be written is found out here, not while Python ends
     except OwlSwinError as error:
-        say(str(error))
+        say(_with_near_name(str(error)))
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our stdout has gone, as with `| head`
         drop_stdout()
@@ -44,6 +45,17 @@ def main() -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _with_near_name(sentence: str) -> str:
+    """What went wrong, and the file that is probably meant where the sentence is about one that is not there."""
+    if "did you mean" in sentence or "cannot write" in sentence:
+        return sentence
+    for argument in sys.argv[1:]:
+        path = argument.partition("=")[2] if argument.startswith("--") else argument
+        if path and sentence.startswith(f"{path}: ") and (near := near_name(path)):
+            return f"{sentence}; did you mean {near}?"
+    return sentence
 
 
 def _register() -> None:
