@@ -7,31 +7,33 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
+from processes import forked
 from safetensors.torch import load_file
 from training_data import TINY_MODEL, align_settings, detect_settings, to_toml, write_captions, write_labelled
 
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import ConfigError
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.training.distributed import started_process
-
-PROGRAM = """
-import sys
-from owl_swin.config import read_toml
 from owl_swin.training.config import TrainConfig
+from owl_swin.training.distributed import started_process
 from owl_swin.training.loop import train
-train(read_toml(sys.argv[1], TrainConfig))
-"""
 
 
-def start(toml: Path, **env: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(toml)], env={**os.environ, "OMP_NUM_THREADS": "1", **env}
-    )
+def _train(toml: str, env: dict[str, str]) -> None:
+    os.environ.update(env)
+    train(read_toml(toml, TrainConfig))
+
+
+def start(toml: Path, **env: str) -> BaseProcess:
+    """A process that trains, one of several where ``env`` says so as `torchrun` does."""
+    process = forked.Process(target=_train, args=(str(toml), env))
+    process.start()
+    return process
 
 
 def run(folder: Path, settings: dict, processes: int = 1) -> Path:
@@ -48,8 +50,9 @@ def run(folder: Path, settings: dict, processes: int = 1) -> Path:
             port = str(free.getsockname()[1])
         common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         started = [start(toml, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(processes)]
-    codes = [process.wait(timeout=240) for process in started]
-    assert codes == [0] * processes
+    for process in started:
+        process.join(240)
+    assert [process.exitcode for process in started] == [0] * processes
     return Path(settings["output"])
 
 
@@ -119,10 +122,11 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path, processes):
     if processes == 1:
         deadline = time.monotonic() + 120
         while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
-            assert victim.poll() is None and time.monotonic() < deadline
+            assert victim.is_alive() and time.monotonic() < deadline
             time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    victim.kill()
+    victim.join()
+    assert victim.exitcode == -signal.SIGKILL
     # Half a line, as a machine that lost its power leaves it.
     metrics.parent.mkdir(exist_ok=True)
     with open(metrics, "a") as file:

@@ -1,7 +1,6 @@
 """The archive of regions: what goes in, what stays, what comes out, and that nothing harms it."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ import torch
 from archives import counts, fill, held
 from conftest import make_tiny_model
 from picture_files import BAD_FILES, encode, noise
+from processes import forked
 
 from owl_swin import ArchiveError, Detector, Exemplar, ImageError, Query, QueryError, RegionIndex
 from owl_swin.index.folder import read_picture, walk
@@ -469,10 +469,6 @@ def test_an_archive_that_vanishes_is_one_sentence_and_can_be_made_again(tmp_path
 
 
 # --- Processes that die or compete ---------------------------------------------------------------------------------
-# They are forked from a server that has torch imported, but no threads yet.
-
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["owl_swin.detector", "conftest", "pyarrow.dataset", "pydantic"])
 
 
 def _tiny() -> Detector:
@@ -519,7 +515,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(tmp_path, detector, ref
     uri, folder = str(tmp_path / "a.lance"), str(tmp_path / "photos")
     # A part is four changes, of which the first names it and the last says that it is complete.
     for step in (1, 2, 3, 6):
-        killed = processes.Process(target=_index_until, args=(uri, folder, step))
+        killed = forked.Process(target=_index_until, args=(uri, folder, step))
         killed.start()
         killed.join(60)
         assert killed.exitcode == -signal.SIGKILL, step
@@ -527,9 +523,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(tmp_path, detector, ref
         index.add_folder(folder)
         assert held(index) == reference
         (tmp_path / "photos" / "0.png").write_bytes(encode(noise(70, 70, seed=33)))
-    changing = processes.Process(
-        target=_index_until, args=(uri, folder, 2)
-    )  # the regions are new, their picture is old
+    changing = forked.Process(target=_index_until, args=(uri, folder, 2))  # the regions are new, their picture is old
     changing.start()
     changing.join(60)
     assert changing.exitcode == -signal.SIGKILL
@@ -549,8 +543,8 @@ def _hold(uri: str, folder: str, begun, seconds: float) -> None:
 
 def test_a_second_writer_says_so_or_waits_and_a_dead_one_holds_nothing(tmp_path, detector, reference):
     uri, folder = str(tmp_path / "a.lance"), str(tmp_path / "photos")
-    begun = processes.Event()
-    first = processes.Process(target=_hold, args=(uri, folder, begun, 60))
+    begun = forked.Event()
+    first = forked.Process(target=_hold, args=(uri, folder, begun, 60))
     first.start()
     assert begun.wait(60)
     with RegionIndex.open(uri, detector) as index:
@@ -585,8 +579,8 @@ def _fill_disk(uri: str, folder: str, told) -> None:
 
 def test_a_full_disk_is_one_sentence_and_the_archive_stays_usable(tmp_path, detector, reference):
     uri, folder = str(tmp_path / "a.lance"), str(tmp_path / "photos")
-    told = processes.Queue()
-    writer = processes.Process(target=_fill_disk, args=(uri, folder, told))
+    told = forked.Queue()
+    writer = forked.Process(target=_fill_disk, args=(uri, folder, told))
     writer.start()
     sentence = told.get(timeout=60)
     writer.join(60)
