@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from owl_swin.config import PADDINGS, SwinConfig
 from owl_swin.families.swin_weights import SWIN_SIZES, swin_config
 from owl_swin.models import swin
-from owl_swin.models.swin import DropPath, SwinBlock, SwinEncoder, cut_windows, join_windows, window_plan
+from owl_swin.models.swin import DropPath, SwinBlock, SwinEncoder
+from owl_swin.models.windows import PLAN_BYTES, cut_windows, join_windows, window_plan
 
 pytestmark = pytest.mark.numeric
 
@@ -307,6 +308,42 @@ def test_neighbours_meet_only_through_the_shift():
         name: (m(pixels)[0] - m(changed)[0])[:, :, 4:].abs().max() for name, m in [("one", encoder), ("two", shifted)]
     }
     assert right["one"] == 0 and right["two"] > 1e-3
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_the_plan_of_a_huge_map_is_small(padding):
+    """A mask for each window of a picture of 4096 pixels a side would take 200 MiB."""
+    plan = window_plan((1024, 1024), 7, True, padding, CPU)
+    assert sum(part.nbytes for part in plan if isinstance(part, torch.Tensor)) < 2**20
+    assert len(plan.mask) <= 9 and len(plan.kinds) == len(plan.kind) == 147**2
+
+
+@pytest.mark.parametrize("padding", ["masked", "torchvision"])
+@pytest.mark.parametrize("map_hw", [(20, 33), (8, 30), (3, 40)])
+def test_every_window_has_the_mask_that_its_patches_make(map_hw, padding):
+    """A mask of its own for each window, from the regions that the shift brings together and the filled-in patches."""
+    window = 4
+    plan = window_plan(map_hw, window, True, padding, CPU)
+    rows = torch.arange(map_hw[0] * map_hw[1], dtype=torch.float).view(1, *map_hw, 1) + 1
+    numbers = cut_windows(rows, plan)[0, ..., 0].long()  # 0: filled in
+    masks = plan.mask[plan.kind] if plan.mask is not None else torch.zeros(1).expand(len(numbers), 1, 1)
+    for patches, mask in zip(numbers, masks, strict=True):
+        y, x = (patches - 1) // map_hw[1], (patches - 1) % map_hw[1]
+        near = ((y[:, None] - y).abs() < plan.window_hw[0]) & ((x[:, None] - x).abs() < plan.window_hw[1])
+        real = patches > 0
+        both = real[:, None] & real
+        assert torch.equal((mask == 0).expand(len(patches), -1)[both], near[both])  # no patch sees one across the map
+        if padding == "masked":
+            assert (mask.expand(len(patches), -1)[:, ~real] != 0).all()
+
+
+def test_plans_are_kept_up_to_a_bound_in_bytes():
+    window_plan.cache_clear()
+    for side in range(100, 400, 3):
+        window_plan((side, side + 1), 12, True, "masked", CPU)
+    held = window_plan.cache
+    assert 1 < len(held) < 100 and held.currsize <= PLAN_BYTES
+    window_plan.cache_clear()
 
 
 # --- Stochastic depth ----------------------------------------------------------------------------------------------

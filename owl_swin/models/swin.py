@@ -5,8 +5,7 @@ attention and MLP of a window touch nothing outside it) and puts the map togethe
 stream through the block in chunks that stay in the processor's cache.
 """
 
-from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,115 +13,11 @@ from torch import Tensor, nn
 
 from owl_swin.attention import BlockAttention
 from owl_swin.config import SwinConfig
+from owl_swin.models.windows import WindowPlan, cut_windows, join_windows, window_plan
 
 # Numbers (tokens times channels) in one chunk of windows. On two AVX-512 cores Swin-T took 0.87 s for a 768x768 picture
 # in chunks of this size, 1.06 s in one piece and 1.42 s in chunks an eighth as large.
 CHUNK_VALUES = 262_144
-MASKED = -100.0
-
-
-class WindowPlan(NamedTuple):
-    """How a map of one size is cut into windows. N = window height * width, W = number of windows."""
-
-    window_hw: tuple[int, int]
-    shift_hw: tuple[int, int]
-    padded_hw: tuple[int, int]
-    pad_after_shift: bool
-    relative_index: Tensor  # [N, N] rows of the bias table
-    mask: Tensor | None  # [W, N, N], 0 or MASKED; None where every patch of a window sees every other
-    valid: Tensor | None  # [W, N, 1], 0 for filled-in patches that must enter the attention as zeros; None: all 1
-
-
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # a plan made while detecting may serve training later
-def window_plan(map_hw: tuple[int, int], window: int, shifted: bool, padding: str, device: torch.device) -> WindowPlan:
-    """The plan of one block for a map of size ``map_hw``; ``padding`` as in SwinConfig."""
-    window_hw, shift_hw = _window_and_shift(map_hw, window, shifted, padding)
-    padded_hw = tuple(-(-size // m) * m for size, m in zip(map_hw, window_hw, strict=True))
-    pad_after_shift = padding == "timm"
-    has_padding = padded_hw != map_hw
-
-    real = F.pad(torch.ones(map_hw), (0, padded_hw[1] - map_hw[1], 0, padded_hw[0] - map_hw[0]))  # [H, W], 1 or 0
-    if not pad_after_shift:
-        real = torch.roll(real, (-shift_hw[0], -shift_hw[1]), (0, 1))
-    real = _cut(real[None, ..., None], window_hw)[0]  # [W, N, 1]
-    mask = None
-    if any(shift_hw) or (has_padding and padding == "masked"):
-        region = torch.zeros(padded_hw)
-        for axis, (m, shift) in enumerate(zip(window_hw, shift_hw, strict=True)):
-            if shift:
-                region = region.movedim(axis, 0)
-                region = 3 * region
-                region[-m:-shift] += 1
-                region[-shift:] += 2
-                region = region.movedim(0, axis)
-        region = _cut(region[None, ..., None], window_hw)[0, ..., 0]  # [W, N]
-        seen = region[:, None, :] == region[:, :, None]  # [W, N, N]
-        if padding == "masked":
-            seen = seen & (real[:, None, :, 0] == 1)
-        mask = torch.where(seen, 0.0, MASKED).to(device)
-    valid = real.to(device) if has_padding and padding != "masked" else None
-    index = _relative_index(window_hw, window).to(device)
-    return WindowPlan(window_hw, shift_hw, padded_hw, pad_after_shift, index, mask, valid)  # type: ignore[arg-type]
-
-
-def _window_and_shift(
-    map_hw: tuple[int, int], window: int, shifted: bool, padding: str
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    half = window // 2 if shifted else 0
-    if padding == "torchvision":  # whole windows always; no shift along a side that one window covers
-        return (window, window), tuple(0 if size <= window else half for size in map_hw)  # type: ignore[return-value]
-    if padding == "transformers" and min(map_hw) <= window:  # one small side switches both
-        return (min(map_hw), min(map_hw)), (0, 0)
-    window_hw = tuple(min(size, window) for size in map_hw)
-    shift_hw = tuple(0 if size <= window else half for size in map_hw)
-    return window_hw, shift_hw  # type: ignore[return-value]
-
-
-def _relative_index(window_hw: tuple[int, int], table_window: int) -> Tensor:
-    """Row of the bias table for each pair of patches [N, N]; smaller windows use the middle of the table."""
-    rows, cols = torch.meshgrid(torch.arange(window_hw[0]), torch.arange(window_hw[1]), indexing="ij")
-    rows, cols = rows.flatten(), cols.flatten()
-    row_distance = rows[:, None] - rows[None, :] + table_window - 1
-    col_distance = cols[:, None] - cols[None, :] + table_window - 1
-    return row_distance * (2 * table_window - 1) + col_distance
-
-
-def _cut(x: Tensor, window_hw: tuple[int, int]) -> Tensor:
-    """[B, H, W, C] → windows [B, W, N, C]."""
-    batch, height, width, channels = x.shape
-    m, n = window_hw
-    x = x.reshape(batch, height // m, m, width // n, n, channels).transpose(2, 3)
-    return x.reshape(batch, (height // m) * (width // n), m * n, channels)
-
-
-def _join(windows: Tensor, window_hw: tuple[int, int], map_hw: tuple[int, int]) -> Tensor:
-    """Windows [B, W, N, C] → [B, H, W, C]."""
-    batch, _, _, channels = windows.shape
-    (m, n), (height, width) = window_hw, map_hw
-    x = windows.reshape(batch, height // m, width // n, m, n, channels).transpose(2, 3)
-    return x.reshape(batch, height, width, channels)
-
-
-def cut_windows(x: Tensor, plan: WindowPlan) -> Tensor:
-    """[B, H, W, C] → windows [B, W, N, C], filled with zeros to whole windows and cyclically shifted."""
-    pad = (0, 0, 0, plan.padded_hw[1] - x.shape[2], 0, plan.padded_hw[0] - x.shape[1])
-    back = (-plan.shift_hw[0], -plan.shift_hw[1])
-    if plan.pad_after_shift:
-        x = F.pad(torch.roll(x, back, (1, 2)), pad)
-    else:
-        x = F.pad(x, pad) if any(pad) else x
-        x = torch.roll(x, back, (1, 2)) if any(back) else x
-    return _cut(x, plan.window_hw)
-
-
-def join_windows(windows: Tensor, plan: WindowPlan, map_hw: tuple[int, int]) -> Tensor:
-    """Inverse of ``cut_windows``."""
-    x = _join(windows, plan.window_hw, plan.padded_hw)
-    if plan.pad_after_shift:
-        return torch.roll(x[:, : map_hw[0], : map_hw[1]], plan.shift_hw, (1, 2))
-    x = torch.roll(x, plan.shift_hw, (1, 2)) if any(plan.shift_hw) else x
-    return x[:, : map_hw[0], : map_hw[1]] if plan.padded_hw != map_hw else x
 
 
 class DropPath(nn.Module):
@@ -150,8 +45,8 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def bias(self, plan: WindowPlan) -> Tensor:
-        """What is added to the attention logits: [1, heads, N, N], or [W, heads, N, N] with a mask."""
+    def biases(self, plan: WindowPlan) -> Tensor:
+        """What is added to the attention logits in each kind of window: [K, heads, N, N]."""
         n = plan.relative_index.shape[0]
         bias = self.relative_position_bias_table[plan.relative_index.flatten()].view(n, n, -1).permute(2, 0, 1)[None]
         return bias if plan.mask is None else bias + plan.mask[:, None]
@@ -207,28 +102,29 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         windows = cut_windows(x, plan)  # [B, W, N, C]
-        bias = self.attn.bias(plan)
+        biases, count = self.attn.biases(plan), windows.shape[1]
         chunk = max(1, CHUNK_VALUES // (windows.shape[0] * windows.shape[2] * windows.shape[3]))
-        if torch.is_grad_enabled() or windows.shape[1] <= chunk or torch.compiler.is_compiling():
-            windows = self._in_windows(windows, bias, plan.valid)
-        else:
-            parts = []
-            for i in range(0, windows.shape[1], chunk):
-                here = slice(i, i + chunk)
-                valid = plan.valid if plan.valid is None else plan.valid[here]
-                parts.append(self._in_windows(windows[:, here], bias if len(bias) == 1 else bias[here], valid))
-            windows = torch.cat(parts, 1)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            chunk = count
+        parts = []
+        for i in range(0, count, chunk):
+            bias, valid = plan.of(biases, i, i + chunk), plan.of(plan.valid, i, i + chunk)
+            parts.append(self._in_windows(windows[:, i : i + chunk], bias, valid))
+        windows = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return join_windows(windows, plan, (x.shape[1], x.shape[2]))
 
     def attention(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """What the block attends to in a map [B, H, W, C]: [B, W, heads, N, N]."""
         windows = self.norm1(cut_windows(x, plan))
-        return self.attn.weights(windows if plan.valid is None else windows * plan.valid, self.attn.bias(plan))
+        count = windows.shape[1]
+        valid = plan.of(plan.valid, 0, count)
+        bias = plan.of(self.attn.biases(plan), 0, count)
+        return self.attn.weights(windows if valid is None else windows * valid, bias)
 
     def _in_windows(self, windows: Tensor, bias: Tensor, valid: Tensor | None) -> Tensor:
         normed = self.norm1(windows)
         if valid is not None:
-            normed = normed * valid
+            normed = normed * valid.to(normed.dtype)
         windows = windows + self.drop_path(self.attn(normed, bias))
         return windows + self.drop_path(self.mlp(self.norm2(windows)))
 
