@@ -33,7 +33,9 @@ class Route(StrEnum):
     EXEMPLAR = "exemplar"
 
 
-Annotations = Annotated[Path, typer.Option(help="COCO JSON with boxes.")]
+Annotations = Annotated[
+    Path, typer.Option(help="COCO JSON with boxes; or YOLO's data.yaml, or a folder of Pascal VOC.")
+]
 Images = Annotated[Path, typer.Option(help="Folder of the pictures.")]
 Model = Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]

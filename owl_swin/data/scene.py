@@ -173,6 +173,14 @@ def read_header(source: Path) -> tuple[tuple[int, int], int]:
             return (0, 0), 1
 
 
+def upright_size(source: Path) -> tuple[int, int] | None:
+    """(width, height) of a picture as it is shown, without decoding it; None if it cannot be read."""
+    (width, height), orientation = read_header(source)
+    if not width:
+        return None
+    return (height, width) if orientation in UNTURN else (width, height)
+
+
 def _png_has_exif(source: Path) -> bool:
     """Whether a PNG has an EXIF chunk, wherever it stands."""
     with open(source, "rb") as file:

@@ -4,11 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from owl_swin.data.broken import left_out, reading
-from owl_swin.data.coco import LVIS_LISTS, read_coco_file
+from owl_swin.data.coco import LVIS_LISTS, CocoFile, read_coco_file
+from owl_swin.data.guess import guess_kind
 from owl_swin.data.naming import find_classes
-from owl_swin.data.scene import missing_files
+from owl_swin.data.scene import missing_files, upright_size
+from owl_swin.data.voc import read_voc
+from owl_swin.data.yolo import read_yolo
 from owl_swin.errors import DataError
+
+BOX_FORMS = ("yolo", "voc")
 
 
 def read_truth(
@@ -16,12 +23,16 @@ def read_truth(
 ) -> dict[str, Any]:
     """A set in COCO's form, as CocoFile has it: "images", "categories", "annotations"; "notes" say what was left out.
 
+    The file is in COCO's or LVIS' form; or it is YOLO's data.yaml or list of classes, or a folder or
+    list of Pascal VOC.
+
     With ``classes``, only these and their annotations. A category of id 0 without boxes, which Roboflow's exports add
     for the whole, goes unless ``background``. A set of whose pictures or annotations none is there raises DataError.
     """
     path = Path(annotations)
+    kind = guess_kind(str(path)) if path.suffix != ".json" else None
     with reading(path, "a COCO detection file"):
-        file = read_coco_file(path, Path(images))
+        file = _as_coco(path, kind, Path(images)) if kind in BOX_FORMS else read_coco_file(path, Path(images))
     if file.images and file.categories and file.n_annotations and not file.annotations:
         many = f"none of its {file.n_annotations} annotations"
         raise DataError(f"{path}: {many} can be used; the first problem: {file.broken[0]}")
@@ -42,6 +53,37 @@ def read_truth(
         n_classes, n_images = len(truth["categories"]), len(truth["images"])
         truth["notes"].append(f"no average precision: no box of {n_classes} classes is in {n_images} pictures")
     return truth
+
+
+def _as_coco(path: Path, kind: str | None, images: Path) -> CocoFile:
+    """A set in YOLO's or VOC's form. Where boxes of a class may be missing in a picture, as VOC's difficult things are,
+    no answer of the class is false there: a crowd of it fills the picture."""
+    scenes = read_yolo(path, str(images), "") if kind == "yolo" else read_voc(path, str(images))
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, scene in enumerate(scenes.scenes, start=1):
+        width, height = scene.stated_wh or (1, 1)
+        scale = np.ones(4)
+        if (width, height) == (1, 1):
+            width, height = upright_size(scene.source) or (1, 1)
+            scale = np.array([width, height] * 2) if scene.stated_wh else scale
+        record = {"id": number, "file_name": scene.source.name, "source": scene.source}
+        records.append(record | {"width": width, "height": height})
+        for label, box in zip(scene.labels.tolist(), scene.boxes.astype(float) * scale, strict=True):
+            annotations.append(_annotation(number, label, box))
+        whole = np.array([0, 0, width, height], dtype=float)
+        annotations += [_annotation(number, label, whole, iscrowd=1) for label in scene.unknown.tolist()]
+    categories = [
+        {"id": number, "name": ", ".join(names), "names": names, "synonyms": []}
+        for number, names in enumerate(scenes.names, start=1)
+    ]
+    return CocoFile(records, categories, annotations, [], scenes.broken, len(annotations))
+
+
+def _annotation(image_id: int, label: int, xyxy: np.ndarray, iscrowd: int = 0) -> dict[str, Any]:
+    x0, y0, x1, y1 = xyxy.tolist()
+    sides = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+    return {"image_id": image_id, "category_id": label + 1, "iscrowd": iscrowd, **sides}
 
 
 def is_federated(truth: dict[str, Any]) -> bool:

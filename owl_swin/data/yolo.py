@@ -22,7 +22,7 @@ def read_yolo(path: Path, images: str, split: str) -> Scenes:
     """
     path = next((path / name for name in YAML_NAMES + LIST_NAMES if (path / name).is_file()), path)
     if path.suffix in (".yaml", ".yml"):
-        classes, places = _read_yaml(path, split)
+        classes, places = _read_yaml(path, "" if images else split)
     else:
         names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         classes = dict(enumerate(names))
@@ -46,7 +46,7 @@ def label_file(picture: Path) -> Path:
 
 
 def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path]]:
-    """Class names by number, and the folders or lists of the split's pictures."""
+    """Class names by number, and the folders or lists of the split's pictures (no split: none)."""
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError:
@@ -60,6 +60,8 @@ def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path]]:
     classes = {
         int(number): str(name) for number, name in (names.items() if isinstance(names, dict) else enumerate(names))
     }
+    if not split:
+        return classes, []
     keys = {"val": ("val", "valid", "validation")}.get(split, (split,))
     places: Any = next((content[key] for key in keys if content.get(key)), None)
     if places is None:

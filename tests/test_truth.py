@@ -1,0 +1,70 @@
+"""Sets in other forms than COCO's, as an evaluation compares answers with them."""
+
+import pytest
+from fake_detector import FakeDetector
+from picture_files import turned
+from PIL import Image
+from test_readers import picture, voc_object, write_voc
+
+from owl_swin.data.truth import counted_boxes, one_category_a_name, read_truth
+from owl_swin.errors import DataError
+from owl_swin.evaluation.detection import evaluate_detection
+
+
+def write_yolo(root, names="[cat, 'sofa, couch']", **labels):
+    """A YOLO set of pictures of 100 x 50 with their label files."""
+    (root / "labels").mkdir(parents=True)
+    (root / "data.yaml").write_text(f"names: {names}\n")
+    for stem, lines in labels.items():
+        picture(root / "images" / f"{stem}.png")
+        (root / "labels" / f"{stem}.txt").write_text(lines)
+    return root / "data.yaml"
+
+
+def test_boxes_of_a_yolo_set_are_in_pixels_of_the_pictures(tmp_path):
+    path = write_yolo(tmp_path, a="1 0.2 0.4 0.2 0.4\n", b="")
+    truth = read_truth(path, tmp_path / "images")
+    assert [(r["file_name"], r["width"], r["height"]) for r in truth["images"]] == [
+        ("a.png", 100, 50),
+        ("b.png", 100, 50),
+    ]
+    [annotation] = truth["annotations"]
+    assert annotation["bbox"] == pytest.approx([10, 10, 20, 20], abs=1e-4) and annotation["area"] == pytest.approx(400)
+    detector = FakeDetector({"a.png": [([10, 10, 30, 30], 0.9, "sofa, couch")]})
+    result = evaluate_detection(detector, path, tmp_path / "images")
+    assert result["AP"] == 100 and result["n_images"] == 2 and detector.queries[1].texts == ("sofa", "couch")
+
+
+def test_boxes_of_a_yolo_set_are_of_the_pictures_as_shown(tmp_path):
+    path = write_yolo(tmp_path, a="0 0.5 0.25 1 0.5\n")
+    (tmp_path / "images" / "a.png").write_bytes(turned(Image.new("RGB", (100, 50)), 6))
+    [annotation] = read_truth(path, tmp_path / "images")["annotations"]
+    assert annotation["bbox"] == pytest.approx([0, 0, 100, 25])
+
+
+def test_what_voc_calls_difficult_is_neither_found_nor_false(tmp_path):
+    hard = voc_object("dog", (61, 11, 90, 40), difficult=1)
+    root = write_voc(tmp_path, a=voc_object("cat", (11, 11, 30, 30)) + hard, b=voc_object("dog", (11, 11, 30, 30)))
+    told = {
+        "a.jpg": [([10, 10, 30, 30], 0.9, "cat"), ([60, 10, 90, 40], 0.95, "dog"), ([0, 0, 9, 9], 0.93, "dog")],
+        "b.jpg": [([10, 10, 30, 30], 0.9, "dog")],
+    }
+    result = evaluate_detection(FakeDetector(told), root, root / "JPEGImages")
+    assert result["AP"] == 100 and result["n_boxes"] == 2 and result["notes"] == []
+
+
+def test_a_wrong_folder_of_a_voc_set_is_said(tmp_path):
+    root = write_voc(tmp_path, a=voc_object())
+    with pytest.raises(DataError, match="none of its 1 pictures is there"):
+        read_truth(root, tmp_path / "elsewhere")
+
+
+def test_categories_of_one_name_are_made_one():
+    truth = {
+        "images": [],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}, {"id": 8, "name": "cat"}],
+        "annotations": [{"category_id": i, "iscrowd": i == 5} for i in (8, 5, 3)],
+    }
+    one = one_category_a_name(truth)
+    assert [c["id"] for c in one["categories"]] == [3, 5]
+    assert [a["category_id"] for a in one["annotations"]] == [3, 5, 3] and len(counted_boxes(one)) == 2
