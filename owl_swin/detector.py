@@ -168,11 +168,11 @@ class Detector:
         queries raise QueryError."""
         queries, where = QueryEmbeddings.load(path), "saved queries" if isinstance(path, bytes) else path
         if not queries.fingerprint:
-            raise QueryError(f"{where}: says not which model made these queries; encode them with this one")
+            raise QueryError("says not which model made these queries; encode them with this one", of=where)
         try:
             self.check_queries(queries)
         except QueryError as error:
-            raise QueryError(f"{where}: {error}") from None
+            raise QueryError(error.reason, of=where) from None
         return queries
 
     def check_queries(self, queries: QueryEmbeddings) -> None:

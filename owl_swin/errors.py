@@ -15,7 +15,15 @@ OwlSwinError (a ValueError)
 
 
 class OwlSwinError(ValueError):
-    """Root of the errors above; its text is one sentence for a person."""
+    """Root of the errors above; its text is one sentence for a person.
+
+    ``of`` is what it is about, a path or a place in a request, and ``reason`` the sentence without that, for who knows
+    a better name for it.
+    """
+
+    def __init__(self, reason: str, *, of: object = ""):
+        super().__init__(f"{of}: {reason}" if of else reason)
+        self.reason, self.of = reason, of
 
 
 class ConfigError(OwlSwinError):

@@ -111,7 +111,7 @@ def read_safetensors(path: Path, *, error: type[OwlSwinError]) -> "tuple[dict[st
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as reason:
-        raise error(f"{path}: not a whole safetensors file ({reason})") from None
+        raise error(f"not a whole safetensors file ({reason})", of=path) from None
 
 
 def near_name(path: str) -> str | None:
@@ -139,7 +139,7 @@ def parse_safetensors(
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return tensors, header.get("__metadata__") or {}
     except (ValueError, SafetensorError) as reason:
-        raise error(f"{where}: not a whole safetensors file ({reason})") from None
+        raise error(f"not a whole safetensors file ({reason})", of=where) from None
 
 
 def remove_parts(folder: Path) -> None:

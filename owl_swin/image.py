@@ -60,7 +60,7 @@ def open_image(source: ImageSource) -> Image.Image:
                 return _to_rgb(_checked_size(source, name))
             content = _content(source)
             if not content:
-                raise ImageError(f"{name}: the file is empty")
+                raise ImageError("the file is empty", of=name)
             with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 _checked_size(image, name)
                 image.load()
@@ -68,11 +68,11 @@ def open_image(source: ImageSource) -> Image.Image:
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"{name}: has more than {MAX_PIXELS} pixels, the largest picture that is read") from None
+        raise ImageError(f"has more than {MAX_PIXELS} pixels, the largest picture that is read", of=name) from None
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture in a format that is read here (JPEG, PNG, WebP, …)") from None
+        raise ImageError("not a picture in a format that is read here (JPEG, PNG, WebP, …)", of=name) from None
     except Exception as error:  # Pillow's decoders have no root in common: OSError, SyntaxError, struct.error, …
-        raise ImageError(f"{name}: the picture is damaged or cut off ({error})") from None
+        raise ImageError(f"the picture is damaged or cut off ({error})", of=name) from None
 
 
 def _content(source: Any) -> bytes:
@@ -103,21 +103,23 @@ def _formats() -> list[str]:
 def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise ImageError(f"{path}: has more than {MAX_FILE_BYTES} bytes, the largest picture file that is read")
+            raise ImageError(f"has more than {MAX_FILE_BYTES} bytes, the largest picture file that is read", of=path)
         return path.read_bytes()
     except ImageError:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError(f"{path}: cannot read this file ({reason})") from None
+        raise ImageError(f"cannot read this file ({reason})", of=path) from None
 
 
 def _checked_size(image: Image.Image, name: str) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels, the largest picture that is read")
+        raise ImageError(
+            f"{width}x{height} is more than {MAX_PIXELS} pixels, the largest picture that is read", of=name
+        )
     if not width or not height:
-        raise ImageError(f"{name}: the picture has no pixels ({width}x{height})")
+        raise ImageError(f"the picture has no pixels ({width}x{height})", of=name)
     return image
 
 

@@ -52,8 +52,9 @@ def read_query_file(source: str | Path | bytes, where: str) -> QueryFile:
         tensors, metadata = read_safetensors(Path(source), error=QueryError)
     if metadata.get("format") != FORMAT:
         raise QueryError(
-            f"{where}: holds no queries (format {metadata.get('format')!r}, expected {FORMAT!r}); "
-            "QueryEmbeddings.save and --save-query write such files"
+            f"holds no queries (format {metadata.get('format')!r}, expected {FORMAT!r}); "
+            "QueryEmbeddings.save and --save-query write such files",
+            of=where,
         )
     return _from_tensors(tensors, json.loads(metadata["queries"]))
 

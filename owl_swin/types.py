@@ -209,12 +209,11 @@ class QueryEmbeddings:
             extras = None if held.extras is None else ExtraEmbeddings(*held.extras)
             return cls(held.embeds, held.names, held.routes, extras, held.fingerprint)
         except QueryError as error:
-            sentence = str(error)
-            raise QueryError(
-                sentence if sentence.startswith(where) else f"{where}: damaged queries: {sentence}"
-            ) from None
+            if error.of:  # it says of which file already
+                raise
+            raise QueryError(f"damaged queries: {error.reason}", of=where) from None
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise QueryError(f"{where}: damaged queries ({type(error).__name__}: {error})") from None
+            raise QueryError(f"damaged queries ({type(error).__name__}: {error})", of=where) from None
 
 
 # What Detections has a row of for each detection.

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import re
 
 import numpy as np
@@ -291,3 +292,18 @@ def test_an_opened_pil_picture_that_cannot_be_decoded_is_refused(content, senten
 def test_a_pil_picture_without_pixels_is_refused():
     with pytest.raises(ImageError, match="no pixels"):
         open_image(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_the_reason_of_an_error_is_apart_from_what_it_is_about(name, tmp_path):
+    content, _ = BAD_FILES[name]
+    path = tmp_path / "picture: b.jpg"
+    path.write_bytes(content)
+    errors = []
+    for source in (content, path):
+        with pytest.raises(ImageError) as caught:
+            open_image(source)
+        errors.append(caught.value)
+    assert errors[0].reason == errors[1].reason
+    assert (errors[1].of, str(errors[1])) == (str(path), f"{path}: {errors[1].reason}")
+    assert pickle.loads(pickle.dumps(errors[1])).reason == errors[1].reason

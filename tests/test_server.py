@@ -111,10 +111,9 @@ def test_a_picture_shrunk_while_it_waits_gives_the_same_to_the_bit(tiny_model, i
     detector = Detector(tiny_model, device="cpu", image_size=image_size)
     for hw in [(300, 200), (31, 977), (1, 5), (96, 96)]:
         file = encode(noise(*hw))
-        picture = read_picture(file, "x", image_size=image_size, max_pixels=10**6, key=content_key(file))
-        assert picture.frame == Frame.fit(hw, image_size)
-        (encoded,) = detector.encode_images([picture.image])
-        found, expected = detector.detect(picture.own(encoded), ["cat"], **ALL), detector.detect(file, ["cat"], **ALL)
+        picture = read_picture(detector, file, "x", max_pixels=10**6, key=content_key(file))
+        assert picture.prepared.frames == (Frame.fit(hw, image_size),)
+        found, expected = (detector.detect(one, ["cat"], **ALL) for one in (picture.prepared, file))
         assert torch.equal(found.boxes, expected.boxes) and torch.equal(found.scores, expected.scores)
 
 
@@ -396,7 +395,7 @@ def test_a_server_that_stops_finishes_what_runs_and_refuses_what_is_new(tiny_mod
 def test_a_failure_of_the_model_is_one_request_s_and_shows_no_inside(tiny_model, caplog):
     class Failing(Detector):
         def encode_images(self, images, **options):
-            if any(image.getpixel((0, 0)) == (255, 0, 0) for image in images):
+            if any(image.pixels[0][:, 0, 0].tolist() == [255, 0, 0] for image in images):
                 raise RuntimeError("secret /etc/path")
             return super().encode_images(images, **options)
 

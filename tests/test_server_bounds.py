@@ -10,11 +10,13 @@ import httpx
 import pytest
 from http_client import ask, b64, detect, read_answer, running
 from picture_files import encode, noise, turned
-from PIL import Image
+from PIL import ExifTags, Image
 
 from owl_swin.detector import Detector
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import Exemplar
+from owl_swin.image import open_image
+from owl_swin.server import pictures
 from owl_swin.server.app import create_app
 from owl_swin.server.batching import Batcher
 from owl_swin.server.pictures import check_picture, content_key, read_exemplar, read_picture
@@ -271,33 +273,28 @@ def test_a_jpeg_costs_less_memory_than_other_pictures(form, n_pixels):
 def test_a_large_jpeg_is_decoded_small_and_answers_nearly_as_the_direct_call(detector, monkeypatch):
     smooth = noise(240, 160, seed=2).resize((1600, 2400), Image.Resampling.BICUBIC)
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[ExifTags.Base.Orientation] = 6
     content = encode(smooth.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
-    decoded = []
-    load = Image.Image.load
-    from PIL import JpegImagePlugin
+    opened = []
 
-    monkeypatch.setattr(
-        JpegImagePlugin.JpegImageFile, "load", lambda self: decoded.append(self.size) or super(type(self), self).load()
-    )
-    picture = read_picture(content, "x", image_size=96, max_pixels=10**7, key=content_key(content))
-    monkeypatch.undo()
-    assert load is Image.Image.load
-    assert decoded and max(decoded[0]) <= 2400 // 8
-    assert picture.frame.image_hw == (2400, 1600)
-    (encoded,) = detector.encode_images([picture.image])
-    ours, theirs = (
-        detector.detect(picture.own(encoded), ["a"], threshold=0.0),
-        detector.detect(content, ["a"], threshold=0.0),
-    )
+    def remember(image):
+        opened.append(image.size)
+        return open_image(image)
+
+    monkeypatch.setattr(pictures, "open_image", remember)
+    picture = read_picture(detector, content, "x", max_pixels=10**7, key=content_key(content))
+    assert opened == [(2400 // 8, 1600 // 8)]
+    assert picture.prepared.frames[0].image_hw == (2400, 1600)
+    ours, theirs = (detector.detect(one, ["a"], threshold=0.0) for one in (picture.prepared, content))
     assert float((ours.scores[:20] - theirs.scores[:20]).abs().max()) < 0.02
 
 
-def test_a_grey_picture_is_shrunk_before_it_becomes_rgb_and_is_the_same_to_the_bit(detector):
-    content = encode(noise(700, 500).convert("L"))
-    picture = read_picture(content, "x", image_size=96, max_pixels=10**7, key=content_key(content))
-    (ours,), (theirs,) = detector.encode_images([picture.image]), detector.encode_images([content])
-    assert ours.embeddings.class_embeds.equal(theirs.embeddings.class_embeds)
+def test_a_wide_jpeg_is_decoded_small_too(detector):
+    content = encode(noise(320, 6400), "JPEG")
+    picture = read_picture(detector, content, "x", max_pixels=10**7, key=b"")
+    assert picture.prepared.frames[0].image_hw == (320, 6400)
+    (found,) = detector.detect(picture.prepared, threshold=0.0, nms_iou=None, top_k=1)
+    assert 0 <= found.box_xyxy[0] <= found.box_xyxy[2] <= 6400
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

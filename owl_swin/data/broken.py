@@ -53,7 +53,7 @@ def reasons(broken: Sequence[str]) -> dict[str, int]:
 
 def image_reason(error: ImageError) -> str:
     """Why a picture out of an archive, which has no path, cannot be read."""
-    return str(error).removeprefix("picture: ")
+    return error.reason
 
 
 def _reason(sentence: str) -> str:

@@ -104,7 +104,7 @@ def open_content(content: bytes) -> Image.Image:
     try:
         return open_image(content)
     except ImageError as error:
-        raise ImageError(str(error).removeprefix("picture: ")) from None
+        raise ImageError(error.reason) from None
 
 
 def encode_files(

@@ -5,15 +5,16 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from PIL import ExifTags, Image
 
-from owl_swin.encoded import EncodedImage, View
+from owl_swin.detector import Detector
+from owl_swin.encoded import PreparedImage
 from owl_swin.errors import ImageError
 from owl_swin.exemplar import check_box
-from owl_swin.frame import Frame
+from owl_swin.frame import HW
 from owl_swin.image import open_image
 from owl_swin.server.problems import Problem
 
@@ -31,23 +32,15 @@ ON_ITS_SIDE = (5, 6, 7, 8)
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture in the size that the model sees, and the frame that leads back to the caller's pixels.
-
-    ``key`` is the hash of its file.
-    """
+    """A picture in the size of the model; ``key`` is the hash of its file."""
 
     key: bytes
-    image: Image.Image
-    frame: Frame
+    prepared: PreparedImage
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> HW:
         """Pictures of one model size share a batch."""
-        return self.frame.model_hw
-
-    def own(self, encoded: EncodedImage) -> EncodedImage:
-        """The encoding of ``image`` as that of the whole picture."""
-        return EncodedImage((View(encoded.embeddings, self.frame),))
+        return self.prepared.frames[0].model_hw
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,31 +74,32 @@ def check_picture(content: bytes, where: str, *, max_pixels: int) -> Cost:
         return Cost(pixels, pixels if image.mode in ("1", "L", "RGB") else 2 * pixels)
 
 
-def read_picture(content: bytes, where: str, *, image_size: int, max_pixels: int, key: bytes) -> Picture:
-    """A file as the picture that the model sees; one that cannot be read raises Problem or ImageError."""
+def read_picture(detector: Detector, content: bytes, where: str, *, max_pixels: int, key: bytes) -> Picture:
+    """A file as the picture that the model is given; one that cannot be read raises Problem.
+
+    Pictures wait in the size of the model, not their own: the queue stays small, and the threads of the model only run
+    the model. But for JPEGs that were decoded at a part of their size it is to the bit what the detector makes itself.
+    """
     with _opened(content, where, max_pixels) as image:
-        frame = Frame.fit(_upright_hw(image), image_size)
-        gap = DRAFT_GAP * max(frame.model_hw)
-        image.draft(None, (gap, gap))  # of other formats than JPEG this does nothing
-        # Pictures wait in the size of the model, not their own: the queue stays small, and resizing is done by the
-        # threads that read. The detector then finds nothing left to resize, so that its result is the same to the bit.
-        fits = Frame.fit(frame.model_hw, image_size).model_hw == frame.model_hw
-        grey = image.mode == "L" and "transparency" not in image.info and _orientation(image) == 1
-        if fits and grey:  # as RGB it would take three times the memory, for the same result
-            image = _loaded(image, where).resize(frame.model_hw[::-1], Image.Resampling.BILINEAR)
-        upright = _upright(image, where)
-        if fits and not grey:
-            upright = upright.resize(frame.model_hw[::-1], Image.Resampling.BILINEAR)
-    return Picture(key, upright, frame)
+        image_hw = _upright_hw(image)
+        _draft(image, detector.image_size)
+        prepared = detector.prepare(_upright(image, where))
+    frames = tuple(replace(frame, image_hw=image_hw) for frame in prepared.frames)
+    return Picture(key, PreparedImage(frames, prepared.pixels))
 
 
 def read_exemplar(
     content: bytes, where: str, box_xyxy: Sequence[float] | None, *, image_size: int, max_pixels: int
 ) -> tuple[Image.Image, tuple[float, ...] | None]:
-    """What the model needs of an exemplar: without a box the picture in the model's size, else what is around the box,
-    and the box in it. A box that shows nothing of the picture raises QueryError."""
+    """What the model needs of an exemplar: a picture not much larger than the model's, and the box in it.
+
+    With a box it is what is around the box. A box that shows nothing of the picture raises QueryError.
+    """
     if box_xyxy is None:
-        return read_picture(content, where, image_size=image_size, max_pixels=max_pixels, key=b"").image, None
+        with _opened(content, where, max_pixels) as image:
+            _draft(image, image_size)
+            upright = _upright(image, where)
+        return upright.reduce(max(1, max(upright.size) // (DRAFT_GAP * image_size))), None
     with _opened(content, where, max_pixels) as image:
         upright = _upright(image, where)
     inside = check_box(box_xyxy, (upright.height, upright.width)).tolist()
@@ -118,11 +112,9 @@ def read_exemplar(
         min(upright.width, int(x1 + reach) + 1),
         min(upright.height, int(y1 + reach) + 1),
     )
-    cut = upright.crop(crop)
     factor = max(1, int(side // EXEMPLAR_PX))
-    if factor > 1:
-        cut = cut.reduce(factor)
-    return cut, tuple((value - start) / factor for value, start in zip(inside, (*crop[:2], *crop[:2]), strict=True))
+    corners = zip(inside, (*crop[:2], *crop[:2]), strict=True)
+    return upright.crop(crop).reduce(factor), tuple((value - start) / factor for value, start in corners)
 
 
 @contextmanager
@@ -164,15 +156,13 @@ def _upright(image: Image.Image, where: str) -> Image.Image:
     try:
         return open_image(image)
     except ImageError as error:
-        raise Problem("invalid_image", f"{where}: {str(error).removeprefix('picture: ')}") from None
+        raise Problem("invalid_image", f"{where}: {error.reason}") from None
 
 
-def _loaded(image: Image.Image, where: str) -> Image.Image:
-    try:
-        image.load()
-    except Exception as error:  # Pillow's decoders have no error in common
-        raise Problem("invalid_image", f"{where}: the picture is damaged or cut off ({error})") from None
-    return image
+def _draft(image: Image.Image, image_size: int) -> None:
+    """Has a JPEG decoded at a part of its size; other formats are decoded whole."""
+    scale = DRAFT_GAP * image_size / max(image.size)
+    image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 def _orientation(image: Image.Image) -> int:

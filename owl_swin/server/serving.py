@@ -168,14 +168,14 @@ class Serving:
         return Head(key, check_picture(blob.content, blob.where, max_pixels=self.settings.max_pixels))
 
     def _read(self, blob: Blob, head: Head) -> Picture:
-        size, most = self.detector.image_size, self.settings.max_pixels
-        return read_picture(blob.content, blob.where, image_size=size, max_pixels=most, key=head.key)
+        most = self.settings.max_pixels
+        return read_picture(self.detector, blob.content, blob.where, max_pixels=most, key=head.key)
 
     def _encode(self, pictures: Sequence[Picture]) -> list[EncodedImage]:
         """Encodings of pictures of one shape; the same picture of several clients is encoded once."""
         unique = {picture.key: picture for picture in pictures}
-        encoded = self.detector.encode_images([p.image for p in unique.values()], batch_size=len(unique))
-        made = {key: picture.own(one) for (key, picture), one in zip(unique.items(), encoded, strict=True)}
+        encoded = self.detector.encode_images([p.prepared for p in unique.values()], batch_size=len(unique))
+        made = dict(zip(unique, encoded, strict=True))
         self.metrics.batch_size.observe(len(unique))
         if self.settings.cache_bytes:
             for key, one in made.items():
@@ -239,7 +239,7 @@ class Serving:
         try:
             return self.detector.load_queries(blob.content)
         except QueryError as error:
-            raise QueryError(f"{blob.where}: {str(error).removeprefix('saved queries: ')}") from None
+            raise QueryError(error.reason, of=blob.where) from None
 
     async def save(self, queries: QueryEmbeddings) -> bytes:
         """The file that ``QueryEmbeddings.save`` writes."""
