@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from owl_swin.config import ModelConfig
 from owl_swin.detector import Detector
 from owl_swin.errors import ArchiveError, MissingExtraError
 from owl_swin.index.paths import from_text, to_text
 from owl_swin.index.regions import EncodedFile, PictureRegions, encode_files
 from owl_swin.index.update import Engine
-from owl_swin.models.owl_swin import OwlSwin
 
 # Pictures that a worker is given at a time.
 BATCH = 16
@@ -48,9 +46,8 @@ def ray_engine(detector: Detector, regions: int, *, address: str | None = None, 
             encoded = ray.data.from_items([{"path": name} for name in names]).map_batches(
                 _Worker,
                 fn_constructor_kwargs={
-                    "config": detector.model.config,
-                    "weights": ray.put({name: value.cpu() for name, value in detector.model.state_dict().items()}),
-                    "image_size": detector.image_size,
+                    "detector": ray.put(detector.to("cpu")),
+                    "device": "cuda" if gpus else "cpu",
                     "regions": regions,
                 },
                 batch_size=BATCH,
@@ -70,13 +67,11 @@ def ray_engine(detector: Detector, regions: int, *, address: str | None = None, 
 class _Worker:
     """Reads and encodes the pictures of a batch of paths."""
 
-    def __init__(self, config: ModelConfig, weights: Any, image_size: int, regions: int):
+    def __init__(self, detector: Any, device: str, regions: int):
+        """``detector`` is Ray's reference to one."""
         import ray
 
-        model = OwlSwin(config)
-        model.load_state_dict(ray.get(weights))
-        self._detector = Detector(model.requires_grad_(False), image_size=image_size)
-        self._regions = regions
+        self._detector, self._regions = ray.get(detector).to(device), regions
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         paths = [from_text(text) for text in batch["path"]]
