@@ -1,4 +1,4 @@
-"""Which IP addresses are of the open internet, by IANA's registries of addresses for special purposes."""
+"""What is a URL, and which IP addresses are of the open internet, by IANA's registries of special purposes."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -29,6 +29,11 @@ SPECIAL_V6 = tuple(
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # An interface identifier that begins so holds an IPv4 address, to which a router sends on (ISATAP, RFC 5214).
 ISATAP = (0x00005EFE, 0x02005EFE)
+
+
+def is_url(name: str) -> bool:
+    """Whether a text is an http(s) URL rather than a path."""
+    return name.lower().startswith(("http://", "https://"))
 
 
 def is_public(address: str) -> bool:

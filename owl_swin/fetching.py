@@ -38,11 +38,6 @@ def fetch(
     raise NotFetchedError("the URL was redirected too often")
 
 
-def is_address(source: str) -> bool:
-    """Whether a text is an http(s) URL rather than a path."""
-    return source.lower().startswith(("http://", "https://"))
-
-
 def _fetch_once(
     url: str,
     allowed: Collection[str] | None,

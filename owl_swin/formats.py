@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote
 
-from owl_swin.errors import MissingExtraError, OwlSwinError
+from owl_swin.addresses import is_url
+from owl_swin.errors import MissingExtraError, OwlSwinError, QueryError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 # The keys of a box in transformers' pipelines.
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 CSV_COLUMNS = ("image", "width", "height", "query", "label", "score", *CORNERS)
+
+
+PathName = str | os.PathLike[str]
 
 
 class Found(Protocol):
@@ -65,14 +69,14 @@ def to_dicts(found: Found) -> list[dict[str, Any]]:
     ]
 
 
-def to_record(name: str, found: Found, *, grid_hw: tuple[int, int] | None = None) -> dict[str, Any]:
+def to_record(name: PathName, found: Found, *, grid_hw: tuple[int, int] | None = None) -> dict[str, Any]:
     """One line of JSON: the picture, its size, and the rows of to_dicts().
 
     With ``grid_hw``, rows and columns of the grid of patches, each detection also says which patch answered, counted
     from 0 row by row.
     """
     height, width = found.image_hw
-    record: dict[str, Any] = {"image": name, "width": width, "height": height}
+    record: dict[str, Any] = {"image": os.fspath(name), "width": width, "height": height}
     rows = to_dicts(found)
     if grid_hw is not None:
         record["grid"] = list(grid_hw)
@@ -80,7 +84,7 @@ def to_record(name: str, found: Found, *, grid_hw: tuple[int, int] | None = None
     return {**record, "detections": rows}
 
 
-def to_coco(names: Sequence[str], results: Sequence[Found]) -> dict[str, Any]:
+def to_coco(names: Sequence[PathName], results: Sequence[Found]) -> dict[str, Any]:
     """A COCO data set whose annotations carry a score: boxes are [x, y, width, height], ids count from 1.
 
     Every query is a category, also where two have one name; pictures that were asked for one name share its category.
@@ -89,7 +93,7 @@ def to_coco(names: Sequence[str], results: Sequence[Found]) -> dict[str, Any]:
     categories: dict[tuple[str, int], int] = {}  # a name and how often it came before in the picture's list → id
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, (name, found) in enumerate(zip(names, results, strict=True), start=1):
+    for image_id, (name, found) in enumerate(_pairs(names, results), start=1):
         height, width = found.image_hw
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         before: Counter[str] = Counter()
@@ -117,7 +121,7 @@ def to_coco(names: Sequence[str], results: Sequence[Found]) -> dict[str, Any]:
 
 
 def to_label_studio(
-    names: Sequence[str],
+    names: Sequence[PathName],
     results: Sequence[Found],
     *,
     model_version: str = "owl_swin",
@@ -129,7 +133,7 @@ def to_label_studio(
     picture by the address under which Label Studio serves it. Another name raises OwlSwinError.
     """
     tasks = []
-    for name, found in zip(names, results, strict=True):
+    for name, found in _pairs(names, results):
         height, width = found.image_hw
         rows: list[dict[str, Any]] = []
         for number, row in enumerate(_rows(found), start=1):
@@ -155,14 +159,14 @@ def to_label_studio(
                 }
             )
         best = max((row["score"] for row in rows), default=0.0)
-        image = name if root is None else label_studio_address(name, root)
+        image = name if root is None or is_url(name) else label_studio_address(name, root)
         tasks.append(
             {"data": {"image": image}, "predictions": [{"model_version": model_version, "score": best, "result": rows}]}
         )
     return tasks
 
 
-def label_studio_address(name: str | os.PathLike[str], root: str | os.PathLike[str]) -> str:
+def label_studio_address(name: PathName, root: str | os.PathLike[str]) -> str:
     """Where Label Studio serves a file of this machine, whose LOCAL_FILES_DOCUMENT_ROOT is ``root``."""
     try:
         path, top = Path(os.path.abspath(name)), Path(os.path.abspath(root))  # noqa: PTH100
@@ -221,7 +225,7 @@ def yolo_data(names: Sequence[str]) -> str:
     return "\n".join([*lines, *(f"  {index}: {_yaml_text(name)}" for index, name in enumerate(names))]) + "\n"
 
 
-def to_voc(name: str, found: Found) -> str:
+def to_voc(name: PathName, found: Found) -> str:
     """The XML file of a picture in Pascal VOC form: corners count from 1 and the last pixel is inside.
 
     Beside VOC's elements each object has a ``score`` and the index of its ``query``.
@@ -229,7 +233,7 @@ def to_voc(name: str, found: Found) -> str:
     height, width = found.image_hw
     root = ET.Element("annotation")
     path = Path(name)
-    _add_texts(root, {"folder": path.parent.name, "filename": path.name, "path": name})
+    _add_texts(root, {"folder": path.parent.name, "filename": path.name, "path": os.fspath(name)})
     _add_texts(ET.SubElement(root, "size"), {"width": width, "height": height, "depth": 3})
     _add_texts(root, {"segmented": 0})
     for row in _rows(found):
@@ -244,7 +248,7 @@ def to_voc(name: str, found: Found) -> str:
     return ET.tostring(root, encoding="unicode") + "\n"
 
 
-def to_csv(names: Sequence[str], results: Sequence[Found], *, header: bool = True) -> str:
+def to_csv(names: Sequence[PathName], results: Sequence[Found], *, header: bool = True) -> str:
     """A row a detection: picture, its size, index and name of the query, score, and corners in pixels.
 
     Texts with a comma, quote or line break stand in quotes (RFC 4180).
@@ -253,7 +257,7 @@ def to_csv(names: Sequence[str], results: Sequence[Found], *, header: bool = Tru
     writer = csv.writer(text, lineterminator="\n")
     if header:
         writer.writerow(CSV_COLUMNS)
-    for name, found in zip(names, results, strict=True):
+    for name, found in _pairs(names, results):
         height, width = found.image_hw
         for row in _rows(found):
             corners = [round(value, 2) for value in row.box_xyxy]
@@ -292,6 +296,16 @@ def to_pandas(found: Found) -> Any:
         "patch": found.patches.cpu().numpy(),
     }
     return pandas.DataFrame(columns)
+
+
+def _pairs(names: Sequence[PathName], results: Sequence[Found]) -> Iterator[tuple[str, Found]]:
+    """Each picture's name with its detections."""
+    if isinstance(names, (str, os.PathLike)) or hasattr(results, "image_hw"):
+        raise QueryError("expected a list of names and a list of Detections; for one picture write [name], [found]")
+    if len(names) != len(results):
+        raise QueryError(f"expected a name for each Detections, got {len(names)} names for {len(results)}")
+    for name, found in zip(names, results, strict=True):
+        yield os.fspath(name), found
 
 
 def _rows(found: Found) -> Iterator[_Row]:

@@ -6,9 +6,9 @@ import threading
 import pytest
 from picture_files import encode, noise
 
-from owl_swin.addresses import is_public
+from owl_swin.addresses import is_public, is_url
 from owl_swin.errors import AddressRefusedError, NotFetchedError
-from owl_swin.fetching import fetch, is_address
+from owl_swin.fetching import fetch
 
 PICTURE = encode(noise(60, 90))
 
@@ -139,6 +139,6 @@ def test_a_url_that_cannot_be_read_is_refused(url, sentence):
         fetch(url, None, max_bytes=10**5)
 
 
-def test_what_is_an_address():
-    assert is_address("HTTPS://example.com/a.png") and is_address("http://x")
-    assert not is_address("http.png") and not is_address("file:///a.png") and not is_address("C:/http://a")
+def test_what_is_a_url():
+    assert is_url("HTTPS://example.com/a.png") and is_url("http://x")
+    assert not is_url("http.png") and not is_url("file:///a.png") and not is_url("C:/http://a")

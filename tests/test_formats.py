@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 import torch
 
 from owl_swin.data.voc import read_voc
 from owl_swin.data.yolo import read_yolo
-from owl_swin.errors import OwlSwinError
+from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.formats import (
     label_studio_address,
     label_studio_interface,
@@ -209,10 +210,26 @@ def test_every_form_is_plain_json(form):
     assert json.loads(json.dumps(form(["a.jpg"], [ONE]))) == form(["a.jpg"], [ONE])
 
 
-@pytest.mark.parametrize("form", [to_coco, to_label_studio])
+@pytest.mark.parametrize("form", [to_coco, to_label_studio, to_csv])
 def test_a_name_for_each_result(form):
-    with pytest.raises(ValueError, match=r"zip\(\)"):
+    with pytest.raises(QueryError, match="a name for each Detections, got 1 names for 2"):
         form(["a.jpg"], [ONE, TWO])
+    for names, results in (("a.jpg", [ONE]), (["a.jpg"], ONE), (Path("a.jpg"), ONE)):
+        with pytest.raises(QueryError, match=r"for one picture write \[name\], \[found\]"):
+            form(names, results)
+
+
+def test_a_name_may_be_a_path():
+    path = Path("photos") / "a.jpg"
+    assert to_record(path, ONE) == to_record("photos/a.jpg", ONE)
+    assert to_voc(path, ONE) == to_voc("photos/a.jpg", ONE)
+    for form in (to_coco, to_label_studio, to_csv):
+        assert form([path], [ONE]) == form(["photos/a.jpg"], [ONE])
+
+
+def test_label_studio_shows_a_picture_on_the_internet_where_it_is(tmp_path):
+    (task,) = to_label_studio(["https://example.com/a.jpg"], [ONE], root=tmp_path)
+    assert task["data"]["image"] == "https://example.com/a.jpg"
 
 
 def test_fiftyone_s_boxes_are_corner_and_size_in_parts_of_the_picture():

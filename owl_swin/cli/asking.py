@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from owl_swin.addresses import is_url
 from owl_swin.cli.pictures import open_picture
 from owl_swin.errors import OwlSwinError, QueryError
-from owl_swin.fetching import is_address
 from owl_swin.image import is_picture_name
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _exemplar(option: str, argument: str, allow_url: bool) -> "Exemplar":
 def _negative(argument: str, allow_url: bool) -> "str | Exemplar":
     """A picture, when a file of that name is there, or the argument has a box or ends as pictures do; else a text."""
     path, box = _split_box(argument)
-    shown = box is not None or is_picture_name(path) or is_file(path) or (allow_url and is_address(path))
+    shown = box is not None or is_picture_name(path) or is_file(path) or (allow_url and is_url(path))
     return _exemplar("--not", argument, allow_url) if shown else argument
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from owl_swin.addresses import is_url
 from owl_swin.cli import options
 from owl_swin.cli.asking import Asked, add_saved, check_query_file, make_queries
 from owl_swin.cli.pictures import STDIN, find_pictures, open_picture
@@ -14,7 +15,6 @@ from owl_swin.cli.printing import Progress, note, say
 from owl_swin.cli.results import Drawings, Format, Results, make_results
 from owl_swin.cli.thresholds import read_thresholds, say_nothing
 from owl_swin.errors import ImageError, OwlSwinError
-from owl_swin.fetching import is_address
 from owl_swin.files import make_folder_of
 from owl_swin.formats import label_studio_address, label_studio_interface
 
@@ -237,7 +237,7 @@ def _check_below(sources: Sequence[str], root: Path) -> None:
     for source in sources:
         if source == STDIN:
             raise OwlSwinError("-: a picture on stdin has no address that Label Studio could serve; name its file")
-        if not is_address(source):
+        if not is_url(source):
             label_studio_address(source, root)
 
 
@@ -245,7 +245,7 @@ def _check_apart(sources: Sequence[str], folder: Path) -> None:
     """A drawing has the name of its picture, so in the same folder it would take the picture's place."""
     if not folder.is_dir():
         return
-    of_folder = {Path(source).parent: source for source in sources if source != STDIN and not is_address(source)}
+    of_folder = {Path(source).parent: source for source in sources if source != STDIN and not is_url(source)}
     for beside, source in of_folder.items():
         if beside.is_dir() and beside.samefile(folder):
             raise OwlSwinError(f"{source}: lies in the folder of --save and could be overwritten; name another folder")

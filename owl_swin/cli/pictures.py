@@ -8,9 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from owl_swin.addresses import is_url
 from owl_swin.cli.printing import say
 from owl_swin.errors import ImageError
-from owl_swin.fetching import fetch, is_address
+from owl_swin.fetching import fetch
 from owl_swin.files import near_name
 from owl_swin.image import is_picture_name, open_image
 from owl_swin.index.folder import walk
@@ -29,7 +30,7 @@ def find_pictures(arguments: Sequence[str], *, allow_url: bool = False) -> list[
     """
     found: list[str] = []
     for argument in arguments:
-        if is_address(argument):
+        if is_url(argument):
             _check_allowed(argument, allow_url)
             found.append(argument)
         else:
@@ -46,7 +47,7 @@ def open_picture(source: str, *, allow_url: bool = False) -> Image.Image:
         if not content:
             raise ImageError("-: nothing came in on stdin; send a picture there, as in `owl-swin detect - < photo.jpg`")
         return open_image(content)
-    if is_address(source):
+    if is_url(source):
         _check_allowed(source, allow_url)
         try:
             content = fetch(source, None, max_bytes=MOST_BYTES, timeout_s=FETCH_TIMEOUT_S, redirects=REDIRECTS)
