@@ -42,6 +42,10 @@ class Tokenizer:
                 logger.warning("query %r is longer than %d tokens and was cut", _shorten(text), self.context_length)
         return ids
 
+    def readings(self) -> dict[int, str]:
+        """What every id of the small tower's tokenizer stands for, spaces cut off."""
+        return {i: self._encode.decode([i]).strip() for i in range(self._encode.vocab_size)}
+
     def _is_cut(self, text: str, row: Tensor) -> bool:
         # With room for one more token, only a text that was cut ends elsewhere. SigLIP's padding is not 0.
         longer = self._encode([text], context_length=self.context_length + 1)[0]

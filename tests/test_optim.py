@@ -6,7 +6,7 @@ from conftest import make_tiny_model
 from torch.testing import assert_close
 
 from owl_swin.training.config import OptimConfig
-from owl_swin.training.optim import build_optimizer, part_of, set_learning_rate, update_ema
+from owl_swin.training.optim import average_of, build_optimizer, freeze, part_of, set_learning_rate
 
 pytestmark = pytest.mark.numeric
 
@@ -94,15 +94,29 @@ def test_schedule_without_warm_up_starts_at_the_peak_and_stays_at_the_end(model)
     assert set_learning_rate(optimizer, config, 15, 10) == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("step, decay", [(0, 0.1), (8, 0.5), (10_000, 0.9)])
+@pytest.mark.parametrize("step, decay", [(0, 0.0), (8, 0.5), (10_000, 0.9)])
 def test_average_moves_by_what_the_decay_leaves(model, step, decay):
-    build_optimizer(model, OptimConfig(image_lr=1e-3, text_lr=0.0))
-    ema = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    freeze(model, OptimConfig(image_lr=1e-3, text_lr=0.0))
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(2.0)
-    update_ema(ema, model, 0.9, step)
-    assert_close(ema["fusion.mix.weight"], torch.full_like(ema["fusion.mix.weight"], 2 * (1 - decay)))
-    frozen = ema["text_encoder.tower.ln_final.weight"]
-    assert torch.equal(frozen, torch.zeros_like(frozen))
-    assert not any(average.requires_grad for average in ema.values())
+        model.fusion.mix.weight.zero_()
+    average = average_of(model, 0.9)
+    average.n_averaged.fill_(step)
+    frozen = model.text_encoder.tower.ln_final.weight.clone()
+    with torch.no_grad():
+        model.fusion.mix.weight.fill_(2.0)
+    average.update_parameters(model)
+    mean = average.module
+    assert_close(mean.fusion.mix.weight, torch.full_like(mean.fusion.mix.weight, 2 * (1 - decay)))
+    assert torch.equal(mean.text_encoder.tower.ln_final.weight, frozen)
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+    assert int(average.n_averaged) == step + 1
+
+
+def test_without_a_decay_the_average_is_the_model_to_the_bit(model):
+    average = average_of(model, 0.0)
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update_parameters(model)
+    assert all(torch.equal(p, average.module.state_dict()[name]) for name, p in model.named_parameters())

@@ -32,12 +32,13 @@ from owl_swin.errors import CheckpointError, ConfigError, DataError
 from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.training.align import AlignTask, _shares, random_theta, random_views
 from owl_swin.training.config import OptimConfig, TrainConfig
 from owl_swin.training.detect import DetectTask
 from owl_swin.training.distributed import Process
-from owl_swin.training.initial import load_init
-from owl_swin.training.loop import _prefetched, copy_pooled_to_class_head, train
+from owl_swin.training.initial import copy_pooled_to_class_head, load_init
+from owl_swin.training.loop import _prefetched, train
+from owl_swin.training.tasks.align import AlignTask, _shares
+from owl_swin.training.views import random_theta, random_views
 
 ALONE = Process(0, 1, torch.device("cpu"))
 

@@ -69,16 +69,21 @@ def paste(
     print(paste_scenes(found, photographs, to, pictures=pictures, most_things=most_things, seed=seed))
 
 
-def distil(config: Annotated[Path, typer.Argument(help="A TOML file, as configs/train/distil_text.toml.")]) -> None:
+def distil(
+    config: Annotated[Path, typer.Argument(help="A TOML file, as configs/train/distil_text.toml.")],
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Go on with other settings than the run began with.")
+    ] = False,
+) -> None:
     """Distil a sentence encoder into the small text tower.
 
     Example: owl-swin distil configs/train/distil_text.toml
     """
     from owl_swin.config import read_toml
-    from owl_swin.training.distil_text import DistilConfig
     from owl_swin.training.distil_text import distil as run
+    from owl_swin.training.tasks.text import DistilConfig
 
-    print(run(read_toml(config, DistilConfig)))
+    print(run(read_toml(config, DistilConfig), allow_changes=allow_changes))
 
 
 def export(

@@ -4,7 +4,7 @@ import csv
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,21 @@ def tar_entries(shard: Path, broken: list[str]) -> Iterator[Captioned]:
     broken += [f"{shard.name} {key}: caption without a picture" for key in sorted(texts.keys() - pictures.keys())]
     for key in sorted(pictures):
         yield f"{shard.name} {key}", pictures[key], texts.get(key, ())
+
+
+def tar_captions(paths: Sequence[str]) -> Iterator[str]:
+    """Only the captions of webdataset shards; a shard that cannot be read to its end raises DataError."""
+    for shard in (one for path in paths for one in shards(path, "train")):
+        texts: dict[str, tuple[str, ...]] = {}
+        try:
+            with tarfile.open(shard) as tar:
+                for member in tar:
+                    if member.name.lower().endswith((".json", ".txt")):
+                        _read_member(tar, member, {}, texts)
+        except (OSError, tarfile.TarError, EOFError) as error:
+            raise DataError(f"{shard}: no shard of captions ({getattr(error, 'strerror', None) or error})") from None
+        for own in texts.values():
+            yield from own
 
 
 def shards(path: str, split: str) -> list[Path]:

@@ -1,28 +1,34 @@
 """The detection task: scenes with boxes and names, matched and scored as OWL-ViT does (arXiv:2205.06230)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from owl_swin.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
+from owl_swin.config import ModelConfig
 from owl_swin.data.scenes import PictureCache, Scene, Scenes, load_scenes
 from owl_swin.frame import exemplar_side, normalise
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
 from owl_swin.scoring import raw_logits
-from owl_swin.training.align import AlignBatch, AlignTask, jitter_colours
 from owl_swin.training.augment import Annotated, Canvas, mosaic
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
 from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, encode_exemplars, stack
+from owl_swin.training.initial import copy_pooled_to_class_head
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
 from owl_swin.training.matcher import MATCHERS
 from owl_swin.training.naming import DenseNames, name_loss
+from owl_swin.training.preview import draw_preview
 from owl_swin.training.sampling import SceneSampler
+from owl_swin.training.tasks.align import AlignBatch, AlignTask
+from owl_swin.training.tasks.image import ImageTask
 from owl_swin.training.texts import TextBank, prompted
+from owl_swin.training.views import jitter_colours
 from owl_swin.types import ImageEmbeddings
 
 # Height and width of a batch in fractions of image_size: square, landscape, portrait.
@@ -49,12 +55,14 @@ class DetectBatch:
     exemplars: ExemplarBatch | None = None
 
 
-class DetectTask:
+class DetectTask(ImageTask):
     """Draws a set by weight for each scene; positives are the scene's names, negatives other names of its own set that
     are known to be absent."""
 
     def __init__(self, config: TrainConfig, model: OwlSwin, process: Process):
-        self.config, self.process = config, process
+        self.config, self.model, self.process = config, model, process
+        if config.detect.fresh_class_head:
+            copy_pooled_to_class_head(model)
         cache = PictureCache(int(config.cache_gib * 2**30))
         self.sets: list[Scenes] = [load_scenes(data, cache) for data in config.data]
         weights = np.array([data.weight for data in config.data])
@@ -64,6 +72,7 @@ class DetectTask:
         self.rows = [
             np.array([places.setdefault(tuple(own), len(places)) for own in scenes.names]) for scenes in self.sets
         ]
+        self.names = [own[0] for own in places]
         self.bank = TextBank(prompted(list(places)), model, trainable=config.optim.text_lr > 0)
         self.samplers = [SceneSampler(own, data.repeat) for own, data in zip(self.sets, config.data, strict=True)]
         self.name_weights = torch.ones(len(places))
@@ -114,6 +123,18 @@ class DetectTask:
             align=self.align.batch(index) if self.align else None,
             exemplars=self._exemplars(shown, classes, index) if self.draws else None,
         )
+
+    def preview(self, averaged: nn.Module, batch: DetectBatch) -> Image.Image:
+        """What the averaged model finds in the scenes of a batch, each asked for the names that it holds."""
+        scenes = []
+        for pixels, columns in zip(batch.pixels, batch.labels, strict=True):
+            scenes.append((pixels, list(dict.fromkeys(self.names[int(batch.classes[column])] for column in columns))))
+        assert isinstance(averaged, OwlSwin)
+        return draw_preview(averaged, scenes, self.config.image_size)
+
+    def result_config(self) -> ModelConfig:
+        """A model that learned to detect is used at the size that it learned at."""
+        return replace(self.model.config, image_size=self.config.image_size)
 
     def _exemplars(
         self, shown: list[tuple[int, np.ndarray, list[Scene]]], classes: Tensor, index: int

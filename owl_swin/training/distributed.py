@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.swa_utils import AveragedModel
 
 from owl_swin.errors import ConfigError
 
@@ -59,18 +60,7 @@ def share(step: nn.Module, process: Process, how: str) -> nn.Module:
     comes: for models that do not fit.
     """
     if how == "fsdp" and dist.is_initialized():
-        from torch.distributed.fsdp import fully_shard
-
-        for module in step.modules():  # FSDP slices no numbers without an axis
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                if parameter.ndim == 0:
-                    row = nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad)
-                    setattr(module, name, row)
-        mesh = dist.init_device_mesh(process.device.type, (process.world,))
-        for name, module in step.named_modules():
-            if type(module).__name__ in ("SwinBlock", "ResidualAttentionBlock") and name:
-                fully_shard(module, mesh=mesh)
-        fully_shard(step, mesh=mesh)
+        _slice(step, process)
         return step
     if process.world == 1:
         return step
@@ -78,6 +68,27 @@ def share(step: nn.Module, process: Process, how: str) -> nn.Module:
     return nn.parallel.DistributedDataParallel(
         step, device_ids=[process.device.index] if on_gpu else None, find_unused_parameters=True
     )
+
+
+def share_average(average: AveragedModel, process: Process, how: str) -> AveragedModel:
+    """The average, sliced as ``share`` slices the model that it follows."""
+    if how == "fsdp" and dist.is_initialized():
+        _slice(average.module, process)
+    return average
+
+
+def _slice(module: nn.Module, process: Process) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    for part in module.modules():  # FSDP slices no numbers without an axis
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if parameter.ndim == 0:
+                setattr(part, name, nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad))
+    mesh = dist.init_device_mesh(process.device.type, (process.world,))
+    for name, part in module.named_modules():
+        if type(part).__name__ in ("SwinBlock", "ResidualAttentionBlock") and name:
+            fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
 
 
 def mean_over_processes(values: dict[str, Tensor], process: Process) -> dict[str, float]:

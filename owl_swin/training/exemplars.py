@@ -12,7 +12,7 @@ from owl_swin.data.scenes import Scene, Scenes, readable
 from owl_swin.exemplar import patch_of_box
 from owl_swin.frame import EXEMPLAR_MARGIN, exemplar_frame, normalise
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
-from owl_swin.training.align import jitter_colours
+from owl_swin.training.views import jitter_colours
 
 # Surroundings of a crop, in shares of the box's longer side: what a query has, changed by this factor at most.
 MARGIN_CHANGE = 2.0

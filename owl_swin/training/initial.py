@@ -80,7 +80,16 @@ def _published_text(model: OwlSwin, name: str) -> dict[str, Tensor]:
     return {key: value for key, value in published.state_dict().items() if key in own}
 
 
+def copy_pooled_to_class_head(model: OwlSwin) -> None:
+    """Lets every patch start from the picture-wide projection that alignment has learned."""
+    model.class_head.embed.load_state_dict(model.image_projection.state_dict())
+
+
 @torch.no_grad()
 def blended(trained: dict[str, Tensor], old: dict[str, Tensor], share: float) -> dict[str, Tensor]:
     """Weights between the trained and the old ones: ``share`` 0 is all trained, 1 all old."""
-    return {key: torch.lerp(value.float(), old[key].to(value.device).float(), share) for key, value in trained.items()}
+    mixed = {
+        key: torch.lerp(trained[key].float(), value.to(trained[key].device).float(), share)
+        for key, value in old.items()
+    }
+    return {**trained, **mixed}

@@ -1,55 +1,69 @@
-"""The training loop: one command, one TOML, one process or many; resumable to the bit."""
+"""The training loop: any task, one process or many; resumable to the bit."""
 
-import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from owl_swin.config import ModelConfig, read_toml, to_mapping
+from owl_swin.config import to_mapping
 from owl_swin.errors import OwlSwinError
-from owl_swin.families.owl_swin import save_checkpoint
-from owl_swin.files import make_folder, remove_parts
-from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.training.align import AlignTask
-from owl_swin.training.config import TrainConfig
-from owl_swin.training.detect import DetectTask
-from owl_swin.training.distributed import Process, mean_over_processes, share, started_process, whole
-from owl_swin.training.initial import blended, load_init
+from owl_swin.files import make_folder, remove_parts, write_image
+from owl_swin.training.config import OptimConfig, TrainConfig
+from owl_swin.training.distributed import Process, mean_over_processes, share, share_average, started_process, whole
+from owl_swin.training.initial import blended
 from owl_swin.training.journal import Journal
-from owl_swin.training.optim import build_optimizer, learning_rates, part_of, set_learning_rate, update_ema
-from owl_swin.training.preview import draw_preview
+from owl_swin.training.optim import average_of, build_optimizer, freeze, set_learning_rate
 from owl_swin.training.state import RunState, load_state, save_state
+from owl_swin.training.tasks import Task
+from owl_swin.training.tasks.build import build_task
 
 
-class Task(Protocol):
-    """What is trained: batches as a function of their index, losses of a batch, and the parameters only these need."""
+@dataclass(frozen=True, slots=True)
+class LoopConfig:
+    """What the loop itself needs to know of a run; TrainConfig says what each means.
 
-    @property
-    def extra(self) -> nn.Module: ...
+    ``evaluate_every`` steps and at the end, the task measures itself on what it keeps back (0: never).
+    """
 
-    def batch(self, index: int) -> Any: ...
+    output: str
+    steps: int
+    optim: OptimConfig
+    seed: int = 0
+    accumulate: int = 1
+    precision: str = "float32"
+    shard: str = "ddp"
+    blend: float = 0.0
+    tensorboard: bool = False
+    preview_every: int = 0
+    evaluate_every: int = 0
+    log_every: int = 20
+    checkpoint_minutes: float = 5.0
 
-    def losses(self, model: OwlSwin, encode_patches: Callable[[Tensor], Tensor], batch: Any) -> dict[str, Tensor]: ...
+    @classmethod
+    def of(cls, config: TrainConfig) -> "LoopConfig":
+        """The loop's part of a run's settings."""
+        own = {field.name: getattr(config, field.name) for field in fields(cls) if hasattr(config, field.name)}
+        return cls(**own)
 
 
 class TrainStep(nn.Module):
     """Model and task as one module, so that its gradients can be averaged over processes."""
 
-    def __init__(self, model: OwlSwin, task: Task, encode_patches: Callable[[Tensor], Tensor]):
+    def __init__(self, task: Task):
         super().__init__()
-        self.model, self.extra = model, task.extra
-        self._task, self._encode_patches = task, encode_patches
+        self.model, self.extra = task.model, task.extra
+        self._task = task
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
-        return self._task.losses(self.model, self._encode_patches, batch)
+        return self._task.step_losses(batch)
 
 
 def train(config: TrainConfig, *, stop_after: int | None = None, allow_changes: bool = False) -> Path:
@@ -60,42 +74,46 @@ def train(config: TrainConfig, *, stop_after: int | None = None, allow_changes: 
     others where ``allow_changes`` says so. Under `torchrun` the processes share the work.
     """
     with started_process(config.device) as process:
-        return _train(config, process, stop_after, allow_changes)
+        make_folder(Path(config.output))
+        task = build_task(config, process)
+        settings = to_mapping(config) | {"model_config": to_mapping(task.model.config)}
+        return run_task(
+            task, LoopConfig.of(config), process, settings, stop_after=stop_after, allow_changes=allow_changes
+        )
 
 
-def _train(config: TrainConfig, process: Process, stop_after: int | None, allow_changes: bool) -> Path:
-    output = Path(config.output)
+def run_task(
+    task: Task,
+    config: LoopConfig,
+    process: Process,
+    settings: Mapping[str, Any],
+    *,
+    stop_after: int | None = None,
+    allow_changes: bool = False,
+) -> Path:
+    """Trains a task to its end, from where its folder's state says; ``settings`` are what a later call must repeat."""
+    output, model = Path(config.output), task.model
     make_folder(output)
     if process.first:
         remove_parts(output)
-    torch.manual_seed(config.seed)
-    model = OwlSwin(read_toml(config.model, ModelConfig)).to(process.device)
-    for path in config.init:
-        load_init(model, path)
-    if config.logit_scale:
-        torch.nn.init.constant_(model.alignment_log_scale, math.log(config.logit_scale))
     old = {name: p.detach().clone() for name, p in model.named_parameters()} if config.blend else {}
-    if config.task == "detect" and config.detect.fresh_class_head:
-        copy_pooled_to_class_head(model)
-    task = build_task(config, model, process)
     task.extra.to(process.device)
-    freeze(model, config)
-    encode_patches = torch.compile(model.encode_patches) if config.compile else model.encode_patches
-    step_module = share(TrainStep(model, task, encode_patches), process, config.shard)
+    freeze(model, config.optim)
+    average = share_average(average_of(model, config.optim.ema_decay), process, config.shard)
+    step_module = share(TrainStep(task), process, config.shard)
     optimizer = build_optimizer(model, config.optim, task.extra)
-    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
-    run = RunState(model, task.extra, ema, optimizer)
+    run = RunState(model, task.extra, average, optimizer)
+    settings = {**settings, "processes": process.world}
     state_path = output / "state.safetensors"
-    settings = to_mapping(config) | {"model_config": to_mapping(model.config), "processes": process.world}
     first = load_state(state_path, run, settings=settings, allow_changes=allow_changes) if state_path.exists() else 0
     last = max(first, config.steps if stop_after is None else min(config.steps, first + stop_after))
     trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     def save(step: int) -> None:
         save_state(state_path, run, step=step, settings=settings, process=process)
-        weights = {name: whole(value) for name, value in ema.items()}
+        weights = {name: whole(value.detach()) for name, value in average.module.state_dict().items()}
         if process.first:
-            save_average(output / "model.safetensors", config, blended(weights, old, config.blend) if old else weights)
+            task.write_result(output, blended(weights, old, config.blend) if old else weights)
 
     def journal() -> Journal | nullcontext:
         if not process.first:
@@ -103,13 +121,13 @@ def _train(config: TrainConfig, process: Process, stop_after: int | None, allow_
         return Journal(output, first=first, steps=config.steps, tensorboard=config.tensorboard)
 
     model.train()
-    saved = started = time.monotonic()
+    saved = time.monotonic()
     # Drawn before the thread that draws the others starts: a set is read by one thread at a time.
     sample = task.batch(0) if config.preview_every else None
     batches = _prefetched(task, first * config.accumulate, last * config.accumulate)
     with journal() as book:
         for step in range(first, last):
-            torch.manual_seed(config.seed * 7_919 + step + 104_729 * process.rank)
+            torch.manual_seed(_seed(config.seed, step, process.rank))
             factor = set_learning_rate(optimizer, config.optim, step, config.steps)
             losses = _gradients(step_module, batches, config, process)
             if not losses["loss"].isfinite():
@@ -120,17 +138,20 @@ def _train(config: TrainConfig, process: Process, stop_after: int | None, allow_
             norm = whole(torch.nn.utils.clip_grad_norm_(trained, config.optim.clip_norm))
             optimizer.step()
             optimizer.zero_grad()
-            update_ema(ema, model, config.optim.ema_decay, step)
+            average.update_parameters(model)
             if book:
                 book.advance(step + 1)
-            if step % config.log_every == 0 or step + 1 == last:
+            measured = _is_turn(step + 1, config.evaluate_every) or (config.evaluate_every > 0 and step + 1 == last)
+            if measured or step % config.log_every == 0 or step + 1 == last:
                 numbers = {k: round(v, 5) for k, v in mean_over_processes(losses, process).items()}
                 numbers |= {"grad_norm": round(norm.item(), 4), "lr_factor": round(factor, 5)}
                 if book:
-                    rate = (step + 1 - first) / (time.monotonic() - started)
-                    book.write(step, numbers | {"steps_per_s": round(rate, 3)})
-            if book and isinstance(task, DetectTask) and _is_turn(step + 1, config.preview_every):
-                book.picture(step, draw_preview(output / f"found-{step + 1}.jpg", model, ema, task, sample))
+                    book.write(step, numbers | (task.evaluate(average.module) if measured else {}))
+            if book and _is_turn(step + 1, config.preview_every):
+                picture = task.preview(average.module, sample)
+                if picture is not None:
+                    write_image(output / f"found-{step + 1}.jpg", picture)
+                    book.picture(step, picture)
             if _due(saved, config.checkpoint_minutes, process):
                 save(step + 1)
                 saved = time.monotonic()
@@ -138,19 +159,31 @@ def _train(config: TrainConfig, process: Process, stop_after: int | None, allow_
     return output
 
 
-def _gradients(step_module: nn.Module, batches: Iterator[Any], config: TrainConfig, process: Process) -> dict:
+def _gradients(step_module: nn.Module, batches: Iterator[Any], config: LoopConfig, process: Process) -> dict:
     """Adds up the gradients of ``accumulate`` passes; returns the mean of their losses."""
     mean: dict[str, Tensor] = {}
     for turn in range(config.accumulate):
         batch = next(batches)
         together = turn + 1 == config.accumulate or not hasattr(step_module, "no_sync")
-        with nullcontext() if together else step_module.no_sync():  # type: ignore[operator]
-            with torch.autocast(process.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                losses = step_module(batch)
-            (losses["loss"] / config.accumulate).backward()
+        try:
+            with nullcontext() if together else step_module.no_sync():  # type: ignore[operator]
+                with torch.autocast(process.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                    losses = step_module(batch)
+                (losses["loss"] / config.accumulate).backward()
+        except torch.OutOfMemoryError as error:
+            reason = str(error).split(". ")[0]
+            raise OwlSwinError(
+                f"{process.device} has too little memory for this batch ({reason}); lower batch_size or image_size, "
+                "and raise accumulate to learn from as many pictures a step"
+            ) from None
         for name, value in losses.items():
             mean[name] = mean.get(name, 0.0) + value.detach() / config.accumulate
     return mean
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    """A seed for what a step draws in a process; no two steps, processes or runs share one by their sum."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _is_turn(step: int, every: int) -> bool:
@@ -165,36 +198,6 @@ def _due(saved: float, minutes: float, process: Process) -> bool:
     flag = torch.tensor(float(due), device=process.device)
     torch.distributed.broadcast(flag, 0)
     return bool(flag)
-
-
-def freeze(model: OwlSwin, config: TrainConfig) -> None:
-    """Parts whose learning rate is 0 stop requiring gradients."""
-    rates = learning_rates(config.optim)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(rates[part_of(name)] > 0)
-
-
-def save_average(path: Path, config: TrainConfig, weights: dict[str, Tensor]) -> None:
-    """Writes averaged weights as a model file; what learned to detect is used at the size it learned at."""
-    model_config = read_toml(config.model, ModelConfig)
-    if config.task == "detect":
-        model_config = replace(model_config, image_size=config.image_size)
-    averaged = OwlSwin(model_config)
-    averaged.load_state_dict({k: weights[k].cpu().reshape(v.shape) for k, v in averaged.named_parameters()})
-    output = Path(config.output)
-    save_checkpoint(path, averaged, {"name": output.name, "recipe": f"`owl-swin train` into {output}"})
-
-
-def copy_pooled_to_class_head(model: OwlSwin) -> None:
-    """Lets every patch start from the picture-wide projection that alignment has learned."""
-    model.class_head.embed.load_state_dict(model.image_projection.state_dict())
-
-
-def build_task(config: TrainConfig, model: OwlSwin, process: Process) -> Task:
-    """The task that a run's ``task`` names."""
-    if config.task == "align":
-        return AlignTask(config, model, config.data, config.batch_size, process)
-    return DetectTask(config, model, process)
 
 
 def _prefetched(task: Task, first: int, last: int, *, ahead: int = 3) -> Iterator[Any]:

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from owl_swin.training.config import OptimConfig
 
@@ -22,18 +23,25 @@ def learning_rates(config: OptimConfig) -> dict[str, float]:
     return {"image": config.image_lr, "stem": config.stem_lr, "text": config.text_lr, "heads": config.heads_lr}
 
 
+def freeze(model: nn.Module, config: OptimConfig) -> None:
+    """Parts whose learning rate is 0 stop requiring gradients."""
+    rates = learning_rates(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(rates[part_of(name)] > 0)
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig, extra: nn.Module | None = None) -> torch.optim.AdamW:
     """AdamW with a group for each learning rate, with and without decay; parts at rate 0 stop requiring gradients.
 
     ``extra`` holds what only the training task needs; it learns at the rate of the heads.
     """
+    freeze(model, config)
     rates = learning_rates(config)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     named = [*model.named_parameters(), *([] if extra is None else extra.named_parameters(prefix="extra"))]
     for name, parameter in named:
         part = part_of(name)
-        parameter.requires_grad_(rates[part] > 0)
-        if rates[part] > 0:
+        if parameter.requires_grad and rates[part] > 0:
             decayed = parameter.ndim > 1 and "bias_table" not in name and "embedding" not in name
             groups.setdefault((part, decayed), []).append(parameter)
     return torch.optim.AdamW(
@@ -57,9 +65,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, ste
     return factor
 
 
-@torch.no_grad()
-def update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
-    """Moves the average towards the model; the decay warms up so that early steps are forgotten."""
-    decay = min(decay, (1 + step) / (10 + step))
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    torch._foreach_lerp_([ema[name] for name, _ in trained], [p.detach() for _, p in trained], 1 - decay)
+def average_of(model: nn.Module, decay: float) -> AveragedModel:
+    """A moving average of the model, for now its copy; the decay warms up so that early steps are forgotten."""
+
+    @torch.no_grad()
+    def move(averages: list[Tensor], values: list[Tensor], steps: Tensor) -> None:
+        warm = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        torch._foreach_lerp_(averages, values, 1 - warm)
+
+    return AveragedModel(model, multi_avg_fn=move).requires_grad_(False)

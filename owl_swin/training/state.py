@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.files import read_safetensors, write_safetensors
@@ -19,7 +20,7 @@ logger = logging.getLogger("owl_swin")
 # What changes nothing that is learned: where files lie, what is shown and kept, and the arithmetic's place.
 FREE_SETTINGS = frozenset(
     {"output", "model", "init", "blend", "device", "compile", "shard", "tensorboard", "preview_every", "log_every"}
-    | {"checkpoint_minutes"}
+    | {"checkpoint_minutes", "cache_gib"}
 )
 # A damaged file may hold anything.
 MALFORMED = (RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError)
@@ -27,11 +28,11 @@ MALFORMED = (RuntimeError, KeyError, TypeError, ValueError, IndexError, Attribut
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """The moving parts of a run. ``ema`` maps names of the model's parameters to their averages."""
+    """The moving parts of a run."""
 
     model: nn.Module
     extra: nn.Module
-    ema: dict[str, Tensor]
+    average: AveragedModel
     optimizer: torch.optim.Optimizer
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -48,7 +49,7 @@ def save_state(path: Path, run: RunState, *, step: int, settings: Mapping[str, A
     """
     tensors = {f"model.{k}": v for k, v in run.model.state_dict().items()}
     tensors |= {f"extra.{k}": v for k, v in run.extra.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in run.ema.items()}
+    tensors |= {f"ema.{k}": v for k, v in run.average.module.named_parameters()}
     for name, parameter in run.parameters().items():
         moments = run.optimizer.state.get(parameter, {})
         tensors |= {f"optim.{name}.{k}": v for k, v in moments.items()}
@@ -76,8 +77,9 @@ def load_state(path: Path, run: RunState, *, settings: Mapping[str, Any], allow_
             own = module.state_dict()
             given = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             module.load_state_dict({k: sliced_like(v, own[k]) for k, v in given.items()})
-        for key in run.ema:
-            run.ema[key].copy_(sliced_like(tensors[f"ema.{key}"], run.ema[key]))
+        run.average.n_averaged.fill_(step)
+        for name, averaged in run.average.module.named_parameters():
+            averaged.copy_(sliced_like(tensors[f"ema.{name}"], averaged))
     except MALFORMED:
         raise CheckpointError(
             f"{path}: the state of a run with another model; give this run a folder of its own"

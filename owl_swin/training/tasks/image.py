@@ -1,0 +1,67 @@
+"""What tasks on pictures share: the model that they start from and the model file that they end with."""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from owl_swin.config import ModelConfig, read_toml
+from owl_swin.families.owl_swin import save_checkpoint
+from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.training.config import TrainConfig
+from owl_swin.training.initial import load_init
+
+
+def start_model(config: TrainConfig, device: torch.device) -> OwlSwin:
+    """The model of a run's configuration with the weights that it starts from."""
+    torch.manual_seed(config.seed)
+    model = OwlSwin(read_toml(config.model, ModelConfig)).to(device)
+    for source in config.init:
+        load_init(model, source)
+    if config.logit_scale:
+        nn.init.constant_(model.alignment_log_scale, math.log(config.logit_scale))
+    return model
+
+
+class ImageTask:
+    """A task that trains a whole OwlSwin."""
+
+    config: TrainConfig
+    model: OwlSwin
+
+    @cached_property
+    def encode_patches(self) -> Callable[[Tensor], Tensor]:
+        """Pixels [B, 3, H, W] → fused patches, compiled where the run says so."""
+        return torch.compile(self.model.encode_patches) if self.config.compile else self.model.encode_patches
+
+    def losses(self, model: OwlSwin, encode_patches: Callable[[Tensor], Tensor], batch: Any) -> dict[str, Tensor]:
+        """The losses of a batch by ``model``; each task has its own."""
+        raise NotImplementedError
+
+    def step_losses(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of a batch by the model that is trained."""
+        return self.losses(self.model, self.encode_patches, batch)
+
+    def evaluate(self, averaged: nn.Module) -> dict[str, float]:
+        """Nothing: pictures that are kept back are for `owl-swin eval`."""
+        return {}
+
+    def preview(self, averaged: nn.Module, batch: Any) -> Image.Image | None:
+        """Nothing to draw."""
+        return None
+
+    def result_config(self) -> ModelConfig:
+        """The configuration of the model file that the run ends with."""
+        return self.model.config
+
+    def write_result(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Writes model.safetensors."""
+        averaged = OwlSwin(self.result_config())
+        averaged.load_state_dict({k: weights[k].cpu().reshape(v.shape) for k, v in averaged.state_dict().items()})
+        card = {"name": folder.name, "recipe": f"`owl-swin train` into {folder}"}
+        save_checkpoint(folder / "model.safetensors", averaged, card)
