@@ -290,6 +290,7 @@ def test_the_documentation_shows_every_path_and_loads_nothing(app):
     assert len(paths) == 9
     for path in paths:
         assert path in page.text
+    assert "Find things in pictures" in page.text and "<code>code</code>" in page.text and ">None" not in page.text
     assert "<script" not in page.text and "http" not in page.text.replace("http-equiv", "")
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
 

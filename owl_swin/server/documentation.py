@@ -47,14 +47,14 @@ def describe_routes(app: FastAPI, *, with_token: bool) -> Json:
 
 def answers(model: type[BaseModel] | None, *codes: str, example: Json | None = None, media: str = "") -> Json:
     """What ``app.add_api_route`` needs for the answers of a route: its model, or its kind of content, and its codes."""
-    responses: Json = {200: {"description": "As asked"}}
+    responses: dict[int, Json] = {200: {"description": "As asked"}}
     if media:
         responses[200]["content"] = {media: {"schema": BINARY}}
     if example is not None:
         responses[200].setdefault("content", {})["application/json"] = {"example": example}
     for code in (*DOOR_CODES, *codes):
         status, title = CODES[code]
-        content = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model="ProblemOut")}}}
+        content: Json = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model="ProblemOut")}}}
         entry = responses.setdefault(status, {"description": "", "content": content})
         entry["description"] += f"{', ' if entry['description'] else ''}`{code}`: {title}"
         if status == 503:
@@ -181,3 +181,5 @@ def _kind(field: Json) -> str:
 
 def _text(text: str) -> str:
     """Plain text as HTML; what stands between backticks is code."""
+    pieces = html.escape(text).split("`")
+    return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))

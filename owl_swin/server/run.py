@@ -128,8 +128,22 @@ class PortionedProtocol(asyncio.BufferedProtocol):
         self._inner = GuardedProtocol(*arguments, **named)
         self._inner.settings = self.settings
         self._buffer = bytearray(READ_BYTES)
-        self.pause_writing, self.resume_writing = self._inner.pause_writing, self._inner.resume_writing
-        self.connection_made, self.connection_lost = self._inner.connection_made, self._inner.connection_lost
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client comes in."""
+        self._inner.connection_made(transport)  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self._inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly."""
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        self._inner.resume_writing()
 
     def get_buffer(self, sizehint: int) -> bytearray:
         """Where the next bytes go."""

@@ -155,8 +155,8 @@ class Serving:
         def answer(encoded: EncodedImage) -> Detections:
             return self.detector.detect(encoded, queries, **options)
 
-        if head.known is not None:
-            found = await work.ask_model(None, lambda _: answer(head.known))
+        if (known := head.known) is not None:
+            found = await work.ask_model(None, lambda _: answer(known))
         else:
             found = await work.ask_model(await work.read(partial(self._read, blob, head), head.cost.decoded), answer)
         return await work.read(lambda: json.dumps(to_record(blob.name, found)).encode())
