@@ -194,6 +194,15 @@ def test_the_set_that_is_judged_on_is_not_fitted_on(tmp_path):
         evaluate_calibration(FakeDetector({}), path, tmp_path, fit=[path])
 
 
+def test_a_set_to_fit_on_that_is_not_there_is_said_before_any_work(tmp_path):
+    path, detector = write_set(tmp_path, [(0, "a", BOX)]), FakeDetector({})
+    other = write_set(tmp_path, [(0, "a", BOX)]).rename(tmp_path / "other.json")
+    write_set(tmp_path, [(0, "a", BOX)])
+    with pytest.raises(DataError, match=r"other\.json: none of its 4 pictures is there"):
+        evaluate_calibration(detector, path, tmp_path, fit=[other], fit_images=[tmp_path / "elsewhere"])
+    assert detector.asked is None
+
+
 @pytest.mark.parametrize("n_images", [0, 1])
 def test_sets_of_no_and_one_picture(tmp_path, n_images):
     told = {"0.png": [(XYXY, 0.9, "a")]}

@@ -1,5 +1,7 @@
 """Sets in other forms than COCO's, as an evaluation compares answers with them."""
 
+import logging
+
 import pytest
 from fake_detector import FakeDetector
 from picture_files import turned
@@ -57,6 +59,14 @@ def test_a_wrong_folder_of_a_voc_set_is_said(tmp_path):
     root = write_voc(tmp_path, a=voc_object())
     with pytest.raises(DataError, match="none of its 1 pictures is there"):
         read_truth(root, tmp_path / "elsewhere")
+
+
+def test_pictures_that_are_not_there_are_said_before_the_others_are_asked(tmp_path, caplog):
+    root = write_voc(tmp_path, a=voc_object(), b=voc_object())
+    (root / "JPEGImages" / "b.jpg").unlink()
+    with caplog.at_level(logging.WARNING, "owl_swin"):
+        read_truth(root, root / "JPEGImages")
+    assert "1 of 2 pictures are not there, the first is " in caplog.text and "b.jpg" in caplog.text
 
 
 def test_categories_of_one_name_are_made_one():

@@ -1,5 +1,6 @@
 """What an evaluation compares answers with: a COCO or LVIS file through the reader that training has too."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from owl_swin.data.voc import read_voc
 from owl_swin.data.yolo import read_yolo
 from owl_swin.errors import DataError
 
+logger = logging.getLogger("owl_swin")
+
+# Kinds of sets in other forms than COCO's.
 BOX_FORMS = ("yolo", "voc")
 
 
@@ -92,11 +96,17 @@ def is_federated(truth: dict[str, Any]) -> bool:
 
 
 def check_pictures(sources: Sequence[Path], where: Path) -> None:
-    """Raises DataError when there are pictures and none of their files is there, as with a wrong folder."""
-    if sources and len(missing_files(sources)) == len(set(sources)):
+    """Raises DataError when there are pictures and none of their files is there, as with a wrong folder; warns when
+    some are not."""
+    missing = list(missing_files(sources))
+    if missing and len(missing) == len(set(sources)):
         raise DataError(
             f"{where}: none of its {len(sources)} pictures is there, the first would be {sources[0]}; "
             "name the folder of the pictures"
+        )
+    if missing:
+        logger.warning(
+            "%s: %d of %d pictures are not there, the first is %s", where, len(missing), len(sources), missing[0]
         )
 
 

@@ -57,22 +57,20 @@ def evaluate_calibration(
     bin's mean score, share of right answers and number of answers. With ``fit`` these are after the cure, d_ece_before
     and reliability_before are the model's own, and temperature and bias are the cure.
     """
-    answers, truth = _answers(detector, annotations, images, classes, route, nms_iou, progress)
+    truth = one_category_a_name(read_truth(annotations, images, classes))
+    fit_truths = _fit_sets(annotations, images, fit, fit_images)
+
+    def answers_of(one: dict[str, Any]) -> Answers:
+        queries_for = make_class_queries(detector, one, route=route)
+        return collect_answers(detector, one, queries_for, nms_iou=nms_iou, progress=progress)
+
+    answers, parts = answers_of(truth), [answers_of(one) for one in fit_truths]
+    broken = [sentence for part in (answers, *parts) for sentence in part.broken]
     cure = Platt()
     figures: dict[str, float | None] = {}
     intervals: dict[str, Interval | None] = {}
     fitted: dict[str, Any] = {}
-    broken = [*answers.broken]
-    if fit:
-        folders = [*fit_images] or [images]
-        if len(folders) not in (1, len(fit)):
-            raise DataError(f"{len(fit)} sets to fit on have {len(folders)} folders of pictures; name one, or one each")
-        parts = []
-        for path, folder in zip(fit, folders * (len(fit) if len(folders) == 1 else 1), strict=True):
-            if Path(path).resolve() == Path(annotations).resolve():
-                raise DataError(f"{path}: is the file that is judged on; fit on another one")
-            parts.append(_answers(detector, path, folder, None, route, nms_iou, progress)[0])
-        broken += [sentence for part in parts for sentence in part.broken]
+    if parts:
         where = ", ".join(map(str, fit))
         cure = fit_platt(
             np.concatenate([part.score for part in parts]), np.concatenate([part.right for part in parts]), where=where
@@ -98,7 +96,7 @@ def evaluate_calibration(
         intervals=precision.intervals | {"d_ece": _interval(answers, scores, draws)} | intervals,
         per_class=precision.per_class,
         details=fitted | {"reliability": _rows(after)},
-        notes=(*truth["notes"], *notes),
+        notes=(*truth["notes"], *notes, *(note for one in fit_truths for note in one["notes"])),
         broken=tuple(broken),
     )
     return report, cure
@@ -184,18 +182,19 @@ def to_logits(scores: np.ndarray) -> np.ndarray:
     return np.log(inside / (1 - inside))
 
 
-def _answers(
-    detector: Detector,
-    annotations: str | Path,
-    images: str | Path,
-    classes: Sequence[str] | None,
-    route: str,
-    nms_iou: float | None,
-    progress: Progress | None,
-) -> tuple[Answers, dict[str, Any]]:
-    truth = one_category_a_name(read_truth(annotations, images, classes))
-    queries_for = make_class_queries(detector, truth, route=route)
-    return collect_answers(detector, truth, queries_for, nms_iou=nms_iou, progress=progress), truth
+def _fit_sets(
+    annotations: str | Path, images: str | Path, fit: Sequence[str | Path], fit_images: Sequence[str | Path]
+) -> list[dict[str, Any]]:
+    """The sets to fit on, each with the folder of its pictures; none of them is the set that is judged on."""
+    folders = [*fit_images] or [images]
+    if fit and len(folders) not in (1, len(fit)):
+        raise DataError(f"{len(fit)} sets to fit on have {len(folders)} folders of pictures; name one, or one each")
+    truths = []
+    for path, folder in zip(fit, folders * (len(fit) if len(folders) == 1 else 1), strict=True) if fit else ():
+        if Path(path).resolve() == Path(annotations).resolve():
+            raise DataError(f"{path}: is the file that is judged on; fit on another one")
+        truths.append(one_category_a_name(read_truth(path, folder)))
+    return truths
 
 
 def _interval(answers: Answers, scores: np.ndarray, draws: int) -> Interval | None:
