@@ -1,32 +1,32 @@
 """Box mathematics. Pure functions on tensors; nothing here knows of images or models.
 
-Two forms: ``xyxy`` is (x0, y0, x1, y1), ``cxcywh`` is (centre x, centre y, width, height).
+Two forms: ``xyxy`` is (x0, y0, x1, y1), ``cxcywh`` is (centre x, centre y, width, height). Areas and overlaps are our
+own: torchvision's are negative or NaN, also in the gradient, for boxes that are empty or inverted.
 """
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """[..., 4] cxcywh → [..., 4] xyxy."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], -1)
+    return box_convert(boxes, "cxcywh", "xyxy")
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """[..., 4] xyxy → [..., 4] cxcywh."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([(low + high) / 2, high - low], -1)
+    return box_convert(boxes, "xyxy", "cxcywh")
 
 
 def xywh_to_xyxy(boxes: Tensor) -> Tensor:
     """[..., 4] as COCO writes them (corner and size) → [..., 4] xyxy."""
-    return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
+    return box_convert(boxes, "xywh", "xyxy")
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
     """[..., 4] xyxy → [..., 4] as COCO writes them (corner and size)."""
-    return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
+    return box_convert(boxes, "xyxy", "xywh")
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -59,16 +59,7 @@ def paired_giou(a: Tensor, b: Tensor) -> Tensor:
 
 def clip(boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:
     """xyxy boxes [..., 4] cut to the picture, x in [0, width] and y in [0, height]."""
-    height, width = image_hw
-    return torch.stack(
-        [
-            boxes[..., 0].clamp(0, width),
-            boxes[..., 1].clamp(0, height),
-            boxes[..., 2].clamp(0, width),
-            boxes[..., 3].clamp(0, height),
-        ],
-        -1,
-    )
+    return clip_boxes_to_image(boxes, image_hw)
 
 
 def _intersection_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

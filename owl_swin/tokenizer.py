@@ -16,7 +16,7 @@ MAX_CHARACTERS = 2_000
 
 
 class Tokenizer:
-    """Ids of open_clip's tokenizer. Text that is too long is cut, with a warning, never refused.
+    """Ids of open_clip's tokenizer. Text that is too long is cut, with one warning a text, never refused.
 
     A published model, ``open_clip_name``, brings its own context length.
     """
@@ -39,7 +39,7 @@ class Tokenizer:
         ids = self._encode(cleaned)
         for text, row in zip(cleaned, ids, strict=True):
             if row[-1] != 0 and self._is_cut(text, row):
-                logger.warning("query %r is longer than %d tokens and was cut", _shorten(text), self.context_length)
+                warn_once(f"query {_shorten(text)!r} is longer than {self.context_length} tokens and was cut")
         return ids
 
     def readings(self) -> dict[int, str]:
@@ -63,9 +63,7 @@ def clean_text(text: str) -> str:
     if not isinstance(text, str):
         raise QueryError(f"a text query must be a string, got {type(text).__name__}")
     if len(text) > MAX_CHARACTERS:
-        logger.warning(
-            "query %r has %d characters; only the first %d are read", _shorten(text), len(text), MAX_CHARACTERS
-        )
+        warn_once(f"query {_shorten(text)!r} has {len(text)} characters; only the first {MAX_CHARACTERS} are read")
         text = text[:MAX_CHARACTERS]
     visible = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
     cleaned = " ".join(visible.split())
@@ -73,6 +71,12 @@ def clean_text(text: str) -> str:
     if all(unicodedata.category(c) in ("Cf", "Zs") for c in cleaned):
         raise QueryError(f"a text query must name something, got {_shorten(text)!r}")
     return cleaned
+
+
+@lru_cache(maxsize=1024)
+def warn_once(sentence: str) -> None:
+    """Logs a warning the first time, so that a text asked of a thousand pictures is named once."""
+    logger.warning(sentence)
 
 
 def _shorten(text: str, limit: int = 60) -> str:

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from owl_swin.config import TextConfig
 from owl_swin.errors import ConfigError, QueryError
 from owl_swin.models.text import TextEncoder
-from owl_swin.tokenizer import MAX_CHARACTERS, Tokenizer, clean_text, get_tokenizer
+from owl_swin.tokenizer import MAX_CHARACTERS, Tokenizer, clean_text, get_tokenizer, warn_once
 
 START, END = 49406, 49407
 
@@ -25,6 +25,7 @@ def tokenizer():
 
 @pytest.fixture
 def warnings_of(caplog):
+    warn_once.cache_clear()
     caplog.set_level(logging.WARNING, "owl_swin")
     return lambda: [record.getMessage() for record in caplog.records]
 

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from owl_swin.attention import BlockAttention
 from owl_swin.config import SwinConfig
@@ -18,20 +19,6 @@ from owl_swin.models.windows import WindowPlan, cut_windows, join_windows, windo
 # Numbers (tokens times channels) in one chunk of windows. On two AVX-512 cores Swin-T took 0.87 s for a 768x768 picture
 # in chunks of this size, 1.06 s in one piece and 1.42 s in chunks an eighth as large.
 CHUNK_VALUES = 262_144
-
-
-class DropPath(nn.Module):
-    """Leaves a residual branch out for whole pictures at random (stochastic depth, arXiv:1603.09382)."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * (keep / (1 - self.rate)).to(x.dtype)
 
 
 class WindowAttention(nn.Module):
@@ -98,7 +85,8 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         hidden = int(dim * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
-        self.drop_path = DropPath(drop_path)
+        # Leaves the branch out for whole pictures at random (arXiv:1603.09382).
+        self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         windows = cut_windows(x, plan)  # [B, W, N, C]
