@@ -18,6 +18,11 @@ from owl_swin.cli.main import app, main
 from owl_swin.detector import Detector
 
 COMMANDS = [command.name for command in app.registered_commands]
+SUBCOMMANDS = [
+    f"{group.name} {command.name or command.callback.__name__}"
+    for group in app.registered_groups
+    for command in group.typer_instance.registered_commands
+]
 
 
 @dataclass
@@ -75,9 +80,9 @@ def assert_one_sentence(run: Run, sentence: str) -> None:
 # --- Help ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *SUBCOMMANDS])
 def test_the_help_of_each_command_holds_an_example(owl_swin, command):
-    run = owl_swin(command, "--help")
+    run = owl_swin(*command.split(), "--help")
     assert run.code == 0
     assert f"Example: owl-swin {command} " in " ".join(run.out.split())
 

@@ -15,7 +15,7 @@ from owl_swin.cli import pictures as module
 from owl_swin.cli.pictures import find_pictures, near_name
 from owl_swin.cli.printing import printable
 from owl_swin.cli.table import table_lines
-from owl_swin.cli.thresholds import reached_threshold, read_thresholds, say_nothing
+from owl_swin.cli.thresholds import nothing_sentence, reached_threshold, read_thresholds
 from owl_swin.data.voc import read_voc
 from owl_swin.data.yolo import read_yolo
 from owl_swin.errors import ImageError, NotFetchedError, QueryError
@@ -204,11 +204,11 @@ def test_the_threshold_that_is_offered_is_reached(score, expected):
 
 def test_with_thresholds_by_name_the_offer_is_for_the_name():
     best = Detection("a dog", 0.0734, (0, 0, 1, 1), 0)
-    assert say_nothing(best, [0.2, 0.2]) == "nothing at 0.20; best: a dog 0.07 (use --threshold 0.07)"
-    assert say_nothing(best, [0.2, 0.125]).endswith(
+    assert nothing_sentence(best, [0.2, 0.2]) == "nothing at 0.20; best: a dog 0.07 (use --threshold 0.07)"
+    assert nothing_sentence(best, [0.2, 0.125]).endswith(
         'at 0.125 or above; best: a dog 0.07 (use --threshold "a dog=0.07")'
     )
-    assert say_nothing(None, [0.2]) == "nothing found"
+    assert nothing_sentence(None, [0.2]) == "nothing found"
 
 
 # --- Forms ---------------------------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ import typer
 
 from owl_swin.addresses import is_url
 from owl_swin.cli import options
-from owl_swin.cli.asking import Asked, add_saved, check_query_file, make_queries
 from owl_swin.cli.pictures import STDIN, find_pictures, open_picture
 from owl_swin.cli.printing import Progress, note, say
+from owl_swin.cli.query_options import QueryOptions, add_saved, check_query_file, make_queries
 from owl_swin.cli.results import Drawings, Format, Results, make_results
-from owl_swin.cli.thresholds import read_thresholds, say_nothing
+from owl_swin.cli.thresholds import nothing_sentence, read_thresholds
 from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.files import make_folder_of
 from owl_swin.formats import label_studio_address, label_studio_interface
@@ -64,7 +64,7 @@ def detect(
         float, typer.Option(help="Of boxes of one query that overlap by more, keep the best; 1 keeps all.")
     ] = 0.5,
     nms_across: Annotated[
-        bool, typer.Option("--nms-across", help="Of boxes of all queries that overlap by more than --nms-iou as well.")
+        bool, typer.Option("--nms-across", help="Boxes of different queries compete too: one thing, one box.")
     ] = False,
     objectness: Annotated[
         float | None, typer.Option(help="Lowest objectness of a patch that may answer, 0 to 1.")
@@ -104,7 +104,7 @@ def detect(
     """
     _check_output(format, to, label_studio_root, explain and save is None)
     asked = make_queries(
-        Asked(query or (), queries, like or (), negative or (), name, join, weight), allow_url=allow_url
+        QueryOptions(query or (), queries, like or (), negative or (), name, join, weight), allow_url=allow_url
     )
     if save_query is not None:
         check_query_file(save_query, asked)
@@ -127,7 +127,7 @@ def detect(
     thresholds = read_thresholds(threshold or (), names)
 
     def nothing(found: "Detections") -> str:
-        return say_nothing(found.best, thresholds)
+        return nothing_sentence(found.best, thresholds)
 
     results = make_results(
         format,

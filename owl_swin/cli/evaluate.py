@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from owl_swin.cli.asking import is_file
+from owl_swin.cli.query_options import is_file
 from owl_swin.errors import DataError, OwlSwinError
 from owl_swin.files import make_folder_of, read_text, write_bytes, write_json
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from owl_swin.cli import options
-from owl_swin.cli.asking import Asked, add_saved, make_queries
 from owl_swin.cli.printing import printable
+from owl_swin.cli.query_options import QueryOptions, add_saved, make_queries
 from owl_swin.cli.table import table_lines
 from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.files import make_folder_of, write_image
@@ -83,7 +83,7 @@ def search(
 
     By example: owl-swin search photos.lance --like mug.jpg@40,60,210,300 --not "a cup" --newer-than 2024-01-01
     """
-    asked = make_queries(Asked(query or (), queries, like or (), negative or (), name, join, weight))
+    asked = make_queries(QueryOptions(query or (), queries, like or (), negative or (), name, join, weight))
     if not (asked or query_file or more_like or evaluate):
         raise QueryError("say with --query or --like what to find")
     if save is not None:

@@ -40,7 +40,7 @@ def read_thresholds(values: Sequence[str], names: Sequence[str]) -> list[float]:
     return [by_name.get(name, default) for name in names]
 
 
-def say_nothing(best: "Detection | None", thresholds: Sequence[float]) -> str:
+def nothing_sentence(best: "Detection | None", thresholds: Sequence[float]) -> str:
     """What to say of a picture in which nothing reached its threshold: the best answer and the threshold it needs."""
     if best is None:
         return "nothing found"

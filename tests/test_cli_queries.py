@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from picture_files import encode, noise
 from PIL import Image
 
-from owl_swin.cli.asking import Asked, make_queries
 from owl_swin.cli.main import main
+from owl_swin.cli.query_options import QueryOptions, make_queries
 from owl_swin.detector import Detector
 from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.exemplar import Exemplar
@@ -52,7 +52,7 @@ def detect(monkeypatch, capsys, model_file):
     return run
 
 
-def names(asked: Asked) -> list[str]:
+def names(asked: QueryOptions) -> list[str]:
     return [query.name if isinstance(query, Query) else query for query in make_queries(asked)]
 
 
@@ -62,14 +62,14 @@ def names(asked: Asked) -> list[str]:
 @pytest.mark.parametrize(
     "asked, expected",
     [
-        (Asked(), []),
-        (Asked(["cat", "cat"], "dog, owl"), ["cat", "cat", "dog", "owl"]),
-        (Asked(["cat"], like=["mug.png", "mug2.png"]), ["cat", "mug"]),
-        (Asked(["cat"], like=["mug.png@10,12,50,44"], name="it"), ["cat", "it"]),
-        (Asked(["cat", "dog"], like=["mug.png"], join=True), ["cat"]),
-        (Asked(["cat", "dog"], join=True, name="pet"), ["pet"]),
-        (Asked(["cat"], negative=["dog"]), ["cat"]),
-        (Asked(["cat", "dog"], like=["mug.png"], negative=["cup"]), ["cat", "dog", "mug"]),
+        (QueryOptions(), []),
+        (QueryOptions(["cat", "cat"], "dog, owl"), ["cat", "cat", "dog", "owl"]),
+        (QueryOptions(["cat"], like=["mug.png", "mug2.png"]), ["cat", "mug"]),
+        (QueryOptions(["cat"], like=["mug.png@10,12,50,44"], name="it"), ["cat", "it"]),
+        (QueryOptions(["cat", "dog"], like=["mug.png"], join=True), ["cat"]),
+        (QueryOptions(["cat", "dog"], join=True, name="pet"), ["pet"]),
+        (QueryOptions(["cat"], negative=["dog"]), ["cat"]),
+        (QueryOptions(["cat", "dog"], like=["mug.png"], negative=["cup"]), ["cat", "dog", "mug"]),
     ],
 )
 def test_texts_come_first_and_all_examples_are_one_query(asked, expected):
@@ -78,7 +78,7 @@ def test_texts_come_first_and_all_examples_are_one_query(asked, expected):
 
 def test_the_parts_of_the_query_are_those_given():
     (query,) = make_queries(
-        Asked(
+        QueryOptions(
             ["red mug"],
             None,
             ["mug.png@10,12,50,44", "mug2.png"],
@@ -112,40 +112,40 @@ def test_the_parts_of_the_query_are_those_given():
     ],
 )
 def test_a_box_stands_after_the_last_at_of_a_name_that_may_hold_others(like, box):
-    (query,) = make_queries(Asked(like=[like]))
+    (query,) = make_queries(QueryOptions(like=[like]))
     assert query.exemplars[0].box_xyxy == box
 
 
 @pytest.mark.parametrize("text", ["a cup", "me@home", "me@1", "@", "1,2,3,4", "x" * 5000])
 def test_what_is_no_picture_is_not_meant_as_text(text):
-    (query,) = make_queries(Asked(like=["mug.png"], negative=[text]))
+    (query,) = make_queries(QueryOptions(like=["mug.png"], negative=[text]))
     assert query.negatives == (text,)
 
 
 @pytest.mark.parametrize(
     "asked, sentence",
     [
-        (Asked(["cat"], name="it"), "--name is for the query of --like, --join or --not"),
-        (Asked(join=True), "there is no text"),
-        (Asked(like=["mug.png"], join=True), "there is no text"),
-        (Asked(negative=["dog"]), "say with --query or --like what it is"),
-        (Asked(["cat", "dog"], negative=["owl"]), "there are 2 texts; give it one --query, or --join"),
-        (Asked(queries=" , "), "--queries names nothing"),
-        (Asked(["a"], like=["mug.png"], join=True, weight=2), "weight of the query 'a' must be a number in"),
-        (Asked(like=["missing.png"]), "missing.png: cannot read this file"),
-        (Asked(like=["missing.png@1,2,3,4"]), "missing.png: cannot read this file"),
-        (Asked(like=["broken.png"]), "broken.png: not a picture"),
-        (Asked(like=[""]), "cannot read this file"),
-        (Asked(like=["nul\0.png@1,2,3,4"]), "null"),
-        (Asked(like=["mug.png@"]), "after @ stand four numbers, xmin,ymin,xmax,ymax in pixels, got ''"),
-        (Asked(like=["mug.png@1,2,x,4"]), "after @ stand four numbers"),
-        (Asked(like=["mug.png@1,2,3"]), "--like mug.png@1,2,3: an exemplar's box is four numbers"),
-        (Asked(like=["mug.png@1"]), "four numbers"),
-        (Asked(like=["mug.png@nan,2,3,4"]), "finite"),
-        (Asked(like=["mug.png@50,12,10,44"]), "xmin < xmax"),
-        (Asked(like=["mug.png@100,12,150,44"]), "covers no pixel of the picture, which is 90x60"),
-        (Asked(["cat"], negative=["missing.png"]), "missing.png: cannot read this file"),
-        (Asked(["cat"], negative=["mug.png@5,5,4,9"]), "--not mug.png@5,5,4,9: an exemplar's box is"),
+        (QueryOptions(["cat"], name="it"), "--name is for the query of --like, --join or --not"),
+        (QueryOptions(join=True), "there is no text"),
+        (QueryOptions(like=["mug.png"], join=True), "there is no text"),
+        (QueryOptions(negative=["dog"]), "say with --query or --like what it is"),
+        (QueryOptions(["cat", "dog"], negative=["owl"]), "there are 2 texts; give it one --query, or --join"),
+        (QueryOptions(queries=" , "), "--queries names nothing"),
+        (QueryOptions(["a"], like=["mug.png"], join=True, weight=2), "weight of the query 'a' must be a number in"),
+        (QueryOptions(like=["missing.png"]), "missing.png: cannot read this file"),
+        (QueryOptions(like=["missing.png@1,2,3,4"]), "missing.png: cannot read this file"),
+        (QueryOptions(like=["broken.png"]), "broken.png: not a picture"),
+        (QueryOptions(like=[""]), "cannot read this file"),
+        (QueryOptions(like=["nul\0.png@1,2,3,4"]), "null"),
+        (QueryOptions(like=["mug.png@"]), "after @ stand four numbers, xmin,ymin,xmax,ymax in pixels, got ''"),
+        (QueryOptions(like=["mug.png@1,2,x,4"]), "after @ stand four numbers"),
+        (QueryOptions(like=["mug.png@1,2,3"]), "--like mug.png@1,2,3: an exemplar's box is four numbers"),
+        (QueryOptions(like=["mug.png@1"]), "four numbers"),
+        (QueryOptions(like=["mug.png@nan,2,3,4"]), "finite"),
+        (QueryOptions(like=["mug.png@50,12,10,44"]), "xmin < xmax"),
+        (QueryOptions(like=["mug.png@100,12,150,44"]), "covers no pixel of the picture, which is 90x60"),
+        (QueryOptions(["cat"], negative=["missing.png"]), "missing.png: cannot read this file"),
+        (QueryOptions(["cat"], negative=["mug.png@5,5,4,9"]), "--not mug.png@5,5,4,9: an exemplar's box is"),
     ],
 )
 def test_options_that_mean_nothing_get_one_sentence(asked, sentence):
@@ -157,7 +157,7 @@ def test_options_that_mean_nothing_get_one_sentence(asked, sentence):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.text() | st.builds("{}@{}".format, st.sampled_from(["mug.png", "a@b", ""]), st.text("0123456789.,-@einfa")))
 def test_whatever_is_written_is_a_query_or_one_sentence(argument):
-    for asked in (Asked(like=[argument]), Asked(["cat"], negative=[argument])):
+    for asked in (QueryOptions(like=[argument]), QueryOptions(["cat"], negative=[argument])):
         try:
             (query,) = make_queries(asked)
         except OwlSwinError as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QueryOptions:
     """The options that say what to find, as they were written."""
 
     query: Sequence[str] = ()
@@ -29,7 +29,7 @@ class Asked:
     weight: float = 0.5
 
 
-def make_queries(asked: Asked, *, allow_url: bool = False) -> "list[str | Query]":
+def make_queries(asked: QueryOptions, *, allow_url: bool = False) -> "list[str | Query]":
     """The queries in the order in which they are asked; options that contradict one another raise QueryError.
 
     Every text is a query of its own. All of ``like`` are one more, after the texts, to which ``negative`` belongs;
