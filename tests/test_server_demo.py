@@ -27,6 +27,13 @@ def app(detector):
     app.state.serving.close()
 
 
+@pytest.fixture(scope="module")
+def pages(detector):
+    app = create_app(detector, demo=build_demo)
+    yield app
+    app.state.serving.close()
+
+
 def folder(n_files: int, n_bytes: int) -> list:
     return [("files", (f"{i}.png", PICTURE + bytes(n_bytes - len(PICTURE)))) for i in range(n_files)]
 
@@ -51,6 +58,13 @@ def test_what_would_stay_in_memory_has_a_small_bound(app):
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
     broken = ask(app, "POST", "/gradio_api/upload", content=b"x" * 99, headers={"Content-Type": FORM})
     assert (broken.status_code, broken.json()["code"]) == (400, "invalid_multipart")
+
+
+@pytest.mark.parametrize("path", ["queue/join", "run/predict", "call/x", "api/predict", "component_server"])
+@pytest.mark.parametrize("body", [b"[" + b"1," * 90_000 + b"1]", b'{"data": [' + b"[[]]," * 30_000 + b"1]}"])
+def test_a_body_of_many_values_for_the_pages_is_refused(pages, path, body):
+    answer = ask(pages, "POST", f"/gradio_api/{path}", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_complex")
 
 
 def test_uploads_of_all_visitors_have_a_bound_together_and_the_oldest_go_first(detector):

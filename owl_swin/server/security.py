@@ -6,7 +6,7 @@ import time
 import traceback
 import uuid
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,6 +15,7 @@ from owl_swin.server.head import OPEN_PATHS, check_head, headers_of, too_large
 from owl_swin.server.multipart import PlainGauge
 from owl_swin.server.problems import Problem, problem_of
 from owl_swin.server.serving import Serving
+from owl_swin.server.structure import ValueCounter
 from owl_swin.server.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -24,9 +25,17 @@ PATHS = frozenset(("/v1/detect", "/v1/embed", "/v1/search", "/v1/images", "/v1/m
 API = "/v1/"
 # Where the pages of the demo send photos. Gradio writes them to disk as they come and bounds each.
 UPLOAD = "/gradio_api/upload"
+# Most values in the JSON of a page: the names of a folder of some thousand uploads.
+PAGE_VALUES = 50_000
 # A client that reads nothing may keep an answer for so long.
 SEND_TIMEOUT_S = 30.0
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+
+
+class Gauge(Protocol):
+    """What reads a body along with who it is for; what it refuses raises Problem."""
+
+    def write(self, data: bytes) -> None: ...
 
 
 class ClientGone(Exception):
@@ -53,7 +62,9 @@ class Guard:
         max_bytes = self._settings.max_body_bytes if uploads is None else self._settings.max_upload_bytes
         try:
             check_head(scope, self._settings, max_bytes)
-            gauge = None
+            gauge: Gauge | None = None
+            if self._uploads is not None and not scope["path"].startswith(API):
+                gauge = ValueCounter(PAGE_VALUES)  # Gradio reads what comes in the loop that serves everybody
             if uploads is not None:
                 gauge = PlainGauge(headers_of(scope).get("content-type", ""))
                 length = headers_of(scope).get("content-length", self._settings.max_body_bytes)
@@ -100,11 +111,11 @@ def _failure(error: BaseException) -> str:
 class _Body:
     """The body of one request, counted as it comes in: no length that a client claims is believed.
 
-    It stays in memory until the request has ended, unless there is a gauge: then its files go to disk.
+    It stays in memory until the request has ended, or its files go to disk as ``uploads``.
     """
 
     def __init__(
-        self, receive: Receive, serving: Serving, max_bytes: int, gauge: PlainGauge | None, uploads: Uploads | None
+        self, receive: Receive, serving: Serving, max_bytes: int, gauge: Gauge | None, uploads: Uploads | None
     ):
         self._receive, self._serving, self._settings = receive, serving, serving.settings
         self._max_bytes, self._gauge = max_bytes, gauge
