@@ -15,10 +15,10 @@ from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import ConfigError
 from owl_swin.frame import SwinPreprocess
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.training.detect import DetectTask
 from owl_swin.training.distributed import Process
 from owl_swin.training.exemplars import cut_out
 from owl_swin.training.initial import load_init
+from owl_swin.training.tasks.detect import DetectTask
 
 pytestmark = pytest.mark.numeric
 

@@ -33,11 +33,11 @@ from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import OptimConfig, TrainConfig
-from owl_swin.training.detect import DetectTask
 from owl_swin.training.distributed import Process
 from owl_swin.training.initial import copy_pooled_to_class_head, load_init
 from owl_swin.training.loop import _prefetched, train
 from owl_swin.training.tasks.align import AlignTask, _shares
+from owl_swin.training.tasks.detect import DetectTask
 from owl_swin.training.views import random_theta, random_views
 
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -282,7 +282,7 @@ def test_no_two_draws_of_a_batch_share_a_stream_of_random_numbers(tmp_path, monk
     honest, streams = np.random.default_rng, []
 
     def recording(seed):
-        streams.append(tuple(np.random.SeedSequence(seed).generate_state(4)))  # (5, 3) and (5, 3, 0) are one
+        streams.append(tuple(np.random.SeedSequence(seed).generate_state(4)))
         return honest(seed)
 
     monkeypatch.setattr(np.random, "default_rng", recording)

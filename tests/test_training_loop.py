@@ -6,15 +6,17 @@ import os
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from owl_swin.errors import OwlSwinError
+from owl_swin.files import write_safetensors
 from owl_swin.training import journal
 from owl_swin.training.config import OptimConfig
 from owl_swin.training.distributed import Process
 from owl_swin.training.journal import Journal
-from owl_swin.training.loop import LoopConfig, _seed, run_task
+from owl_swin.training.loop import LoopConfig, run_task
+from owl_swin.training.streams import stream_seed
 
 ALONE = Process(0, 1, torch.device("cpu"))
 
@@ -46,7 +48,8 @@ class Line:
         return Image.new("RGB", (4, 4)) if len(batch) == 16 else None
 
     def write_result(self, folder, weights):
-        save_file({name: value.contiguous() for name, value in weights.items()}, folder / "line.safetensors")
+        tensors = {name: value.contiguous() for name, value in weights.items()}
+        write_safetensors(folder / "line.safetensors", tensors, {}, what="the line", error=OwlSwinError)
 
 
 def loop_config(folder, **changes):
@@ -111,9 +114,43 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 
 def test_no_two_steps_processes_or_seeds_draw_alike():
     """The seed was a sum: seed 1 at step 0 drew as seed 0 at step 7919."""
-    keys = [(seed, step, rank) for seed in (0, 1) for step in (0, 1, 7_919, 104_729) for rank in (0, 1)]
-    assert len({_seed(*key) for key in keys}) == len(keys)
-    assert all(0 <= _seed(*key) < 2**63 for key in keys)
+    keys = [(seed, step, rank) for seed in (0, 1) for step in (0, 1, 7_919, 104_729, 1_000_003) for rank in (0, 1)]
+    keys += [(seed, index) for seed in (0, 1) for index in (0, 1, 1_000_003)]
+    assert len({stream_seed(*key) for key in keys}) == len(keys)
+    assert all(0 <= stream_seed(*key) < 2**63 for key in keys)
+
+
+# --- A kill at any moment ------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What nothing on the way catches, as nothing catches a kill."""
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_run_stopped_at_any_step_of_any_write_goes_on_to_the_bit(tmp_path, monkeypatch, call, number):
+    config = loop_config(tmp_path / "run", steps=4, log_every=1, checkpoint_minutes=0.0)
+    straight = run_task(Line(), loop_config(tmp_path / "straight", steps=4, log_every=1), ALONE, {})
+    honest, count = getattr(os, call), 0
+
+    def stop(*args, **kwargs):
+        nonlocal count
+        written = call != "open" or str(args[0]).endswith(".part")
+        count += written
+        if written and count == number:
+            raise Killed
+        return honest(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, stop)
+        with pytest.raises(Killed):
+            run_task(Line(), config, ALONE, {})
+    folder = run_task(Line(), config, ALONE, {})
+    assert lines(folder) == lines(straight)
+    for file in ("state.safetensors", "line.safetensors"):
+        ours, theirs = load_file(folder / file), load_file(straight / file)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 # --- Progress ------------------------------------------------------------------------------------------------------

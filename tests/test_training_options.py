@@ -15,10 +15,10 @@ from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TeacherConfig
-from owl_swin.training.detect import DetectTask
 from owl_swin.training.distributed import Process
 from owl_swin.training.initial import blended, load_init
 from owl_swin.training.loop import train
+from owl_swin.training.tasks.detect import DetectTask
 from owl_swin.training.teacher import TeacherHead, distillation_losses, teacher_maps
 from owl_swin.training.texts import PROMPTS, TextBank, prompted
 

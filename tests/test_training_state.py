@@ -14,12 +14,12 @@ from training_data import detect_settings, train_config
 from owl_swin.cli.main import app
 from owl_swin.errors import CheckpointError, ConfigError, OwlSwinError
 from owl_swin.training.cache import kept_tensors
-from owl_swin.training.detect import DetectTask
 from owl_swin.training.distributed import Process
 from owl_swin.training.journal import Journal
 from owl_swin.training.loop import train
 from owl_swin.training.optim import average_of
 from owl_swin.training.state import RunState, load_state, save_state
+from owl_swin.training.tasks.detect import DetectTask
 
 ALONE = Process(0, 1, torch.device("cpu"))
 SETTINGS = {"task": "detect", "seed": 0, "steps": 10, "optim": {"image_lr": 0.1}, "data": [{"path": "a"}]}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from owl_swin.training.initial import blended
 from owl_swin.training.journal import Journal
 from owl_swin.training.optim import average_of, build_optimizer, freeze, set_learning_rate
 from owl_swin.training.state import RunState, load_state, save_state
+from owl_swin.training.streams import stream_seed
 from owl_swin.training.tasks import Task
 from owl_swin.training.tasks.build import build_task
 
@@ -127,7 +127,7 @@ def run_task(
     batches = _prefetched(task, first * config.accumulate, last * config.accumulate)
     with journal() as book:
         for step in range(first, last):
-            torch.manual_seed(_seed(config.seed, step, process.rank))
+            torch.manual_seed(stream_seed(config.seed, step, process.rank))
             factor = set_learning_rate(optimizer, config.optim, step, config.steps)
             losses = _gradients(step_module, batches, config, process)
             if not losses["loss"].isfinite():
@@ -179,11 +179,6 @@ def _gradients(step_module: nn.Module, batches: Iterator[Any], config: LoopConfi
         for name, value in losses.items():
             mean[name] = mean.get(name, 0.0) + value.detach() / config.accumulate
     return mean
-
-
-def _seed(seed: int, step: int, rank: int) -> int:
-    """A seed for what a step draws in a process; no two steps, processes or runs share one by their sum."""
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _is_turn(step: int, every: int) -> bool:

@@ -13,6 +13,7 @@ from owl_swin.data.pictures import Pictures, load_pictures
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
+from owl_swin.training.streams import stream_seed
 from owl_swin.training.tasks.image import ImageTask
 from owl_swin.training.teacher import TeacherHead, distillation_losses, teacher_maps
 from owl_swin.training.texts import TextBank, prompted
@@ -79,7 +80,7 @@ class AlignTask(ImageTask):
     def batch(self, index: int) -> AlignBatch:
         """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the
         same, and so that the processes together see what one would with all their pictures."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
+        generator = torch.Generator().manual_seed(stream_seed(self.config.seed, index))
         parts = []
         for owner, (pictures, bank, count) in enumerate(zip(self.sets, self.banks, self.counts, strict=True)):
             everywhere = count * self.process.world

@@ -1,10 +1,10 @@
 """The task that a run's settings name."""
 
 from owl_swin.training.config import TrainConfig
-from owl_swin.training.detect import DetectTask
 from owl_swin.training.distributed import Process
 from owl_swin.training.tasks import Task
 from owl_swin.training.tasks.align import AlignTask
+from owl_swin.training.tasks.detect import DetectTask
 from owl_swin.training.tasks.image import start_model
 
 

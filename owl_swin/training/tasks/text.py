@@ -32,6 +32,7 @@ from owl_swin.training import sentences
 from owl_swin.training.cache import kept_tensors
 from owl_swin.training.distributed import Process
 from owl_swin.training.sentences import principal_directions
+from owl_swin.training.streams import stream_seed
 
 PROMPTS = (
     "a {}", "the {}", "a photo of a {}", "a photo of the {}", "a picture of a {}", "an image of a {}", "{} in a scene",
@@ -109,7 +110,7 @@ class TextTask:
 
     def batch(self, index: int) -> TextBatch:
         """This process's share of a batch: a function of the seed and the index alone."""
-        rng = np.random.default_rng((self.config.seed, index))
+        rng = np.random.default_rng(stream_seed(self.config.seed, index))
         count = self.config.batch_size * self.process.world
         rows = np.searchsorted(self.chances, rng.random(count), side="right").clip(max=len(self.texts) - 1)
         prompts = rng.integers(2 * len(PROMPTS), size=count)  # half of the time none

@@ -25,6 +25,7 @@ from owl_swin.training.matcher import MATCHERS
 from owl_swin.training.naming import DenseNames, name_loss
 from owl_swin.training.preview import draw_preview
 from owl_swin.training.sampling import SceneSampler
+from owl_swin.training.streams import stream_seed
 from owl_swin.training.tasks.align import AlignBatch, AlignTask
 from owl_swin.training.tasks.image import ImageTask
 from owl_swin.training.texts import TextBank, prompted
@@ -92,7 +93,7 @@ class DetectTask(ImageTask):
         """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the
         same, and so that the processes together see the scenes that one would. Exemplars are of a process's own
         scenes."""
-        config, rng = self.config, np.random.default_rng((self.config.seed, index, 0, 2))
+        config, rng = self.config, np.random.default_rng(stream_seed(self.config.seed, index))
         colours = torch.from_numpy(rng.random((config.batch_size * self.process.world, 3), dtype=np.float32))
         shape = SHAPES[rng.integers(len(SHAPES))]
         longer = config.image_size * config.detect.scales[rng.integers(len(config.detect.scales))]
@@ -101,7 +102,7 @@ class DetectTask(ImageTask):
         canvases, asked, labels, shown = [], [], [], []
         first = self.process.rank * config.batch_size
         for place in range(first, first + config.batch_size):
-            rng = np.random.default_rng((config.seed, index, place))
+            rng = np.random.default_rng(stream_seed(config.seed, index, place))
             owner = int(rng.choice(len(self.sets), p=self.odds))
             canvas, drawn = self._canvas(owner, hw, rng)
             canvases.append(canvas)
@@ -140,7 +141,7 @@ class DetectTask(ImageTask):
         self, shown: list[tuple[int, np.ndarray, list[Scene]]], classes: Tensor, index: int
     ) -> ExemplarBatch:
         """Crops of things in the scenes ``shown`` (set, names and pictures of each), or of others called the same."""
-        rng = np.random.default_rng((self.config.seed, index, self.process.rank, 1))
+        rng = np.random.default_rng(stream_seed(self.config.seed, index, self.process.rank, 1))
         with_things = [scene for scene in shown if len(scene[1])]
         crops, labels = [], []
         for place in rng.permutation(len(with_things))[: self.config.detect.exemplars]:
