@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from training_data import NAMES, one_shape, write_captions, write_json, write_labelled, write_shapes
 
-from owl_swin.cli.evaluate import app, figures_table
+from owl_swin.cli.evaluate import app
+from owl_swin.cli.evaluation_options import figures_table
 from owl_swin.cli.main import main
 from owl_swin.config import CalibrationConfig
 from owl_swin.evaluation.report import Report
@@ -45,6 +46,7 @@ def test_the_protocols_are_these():
         "calibrate",
         "classify",
         "detect",
+        "diagnose",
         "lvis",
         "odinw",
         "oneshot",

@@ -1,22 +1,33 @@
 """`owl-swin eval PROTOCOL`: measuring a model under a stated protocol. JSON on stdout, a table on stderr."""
 
 import io
-import json
-import sys
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from owl_swin.cli.query_options import is_file
+from owl_swin.cli.evaluation_options import (
+    Annotations,
+    By,
+    Classes,
+    Device,
+    ExemplarImages,
+    Exemplars,
+    Images,
+    ImageSize,
+    JsonOut,
+    Model,
+    Nms,
+    Route,
+    checked_nms,
+    chosen_names,
+    evaluated_detector,
+    finish,
+    show_progress,
+)
 from owl_swin.errors import DataError, OwlSwinError
-from owl_swin.files import make_folder_of, read_text, write_bytes, write_json
-
-if TYPE_CHECKING:
-    from owl_swin.detector import Detector
-    from owl_swin.evaluation.report import Report
+from owl_swin.files import make_folder_of, write_bytes
 
 app = typer.Typer(
     help="Measure a model under a stated protocol; figures in percent, with 95 % intervals over pictures.",
@@ -24,28 +35,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
-class Route(StrEnum):
-    """How classes are asked for."""
-
-    TEXT = "text"
-    EXEMPLAR = "exemplar"
-
-
-Annotations = Annotated[
-    Path, typer.Option(help="COCO JSON with boxes; or YOLO's data.yaml, or a folder of Pascal VOC.")
-]
-Images = Annotated[Path, typer.Option(help="Folder of the pictures.")]
-Model = Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
-ImageSize = Annotated[int | None, typer.Option(help="Longer side in pixels; by default the model's own.")]
-Classes = Annotated[str | None, typer.Option(help="Only these: names with commas, or a file with one a line.")]
-Nms = Annotated[float, typer.Option(help="Of boxes of one class that overlap by more, keep the best; 1 keeps all.")]
-JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
-Exemplars = Annotated[Path | None, typer.Option(help="COCO JSON whose boxes are the exemplars; else other pictures'.")]
-ExemplarImages = Annotated[Path | None, typer.Option(help="Folder of the exemplars' pictures, if another.")]
-By = Annotated[Route, typer.Option("--with", help="Ask by class name or by an exemplar of another picture.")]
 
 
 @app.command()
@@ -65,9 +54,35 @@ def detect(
     """
     from owl_swin.evaluation.detection import evaluate_detection
 
-    detector = _detector(model, device, image_size, json_out)
-    settings: dict[str, Any] = {"classes": _names(classes), "nms_iou": _nms(nms_iou), "progress": _progress}
-    _finish(evaluate_detection(detector, annotations, images, **settings), json_out)
+    detector = evaluated_detector(model, device, image_size, json_out)
+    settings: dict[str, Any] = {
+        "classes": chosen_names(classes),
+        "nms_iou": checked_nms(nms_iou),
+        "progress": show_progress,
+    }
+    finish(evaluate_detection(detector, annotations, images, **settings), json_out)
+
+
+@app.command()
+def diagnose(
+    annotations: Annotations,
+    images: Images,
+    model: Model = "nano",
+    classes: Classes = None,
+    threshold: Annotated[float | None, typer.Option(help="Score to show; by default that of detection.")] = None,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Where a detector fails: boxes that are reached, that are named right, that pass the threshold.
+
+    Example: owl-swin eval diagnose --annotations test.json --images pictures
+    """
+    from owl_swin.evaluation.diagnosis import evaluate_diagnosis
+
+    detector = evaluated_detector(model, device, image_size, json_out)
+    settings: dict[str, Any] = {"classes": chosen_names(classes), "threshold": threshold, "progress": show_progress}
+    finish(evaluate_diagnosis(detector, annotations, images, **settings), json_out)
 
 
 @app.command()
@@ -88,14 +103,14 @@ def lvis(
     """
     from owl_swin.evaluation.lvis import evaluate_lvis
 
-    detector = _detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out)
     settings: dict[str, Any] = {
-        "classes": _names(classes),
+        "classes": chosen_names(classes),
         "fixed": fixed,
-        "nms_iou": _nms(nms_iou),
-        "progress": _progress,
+        "nms_iou": checked_nms(nms_iou),
+        "progress": show_progress,
     }
-    _finish(evaluate_lvis(detector, annotations, images, **settings), json_out)
+    finish(evaluate_lvis(detector, annotations, images, **settings), json_out)
 
 
 @app.command()
@@ -114,8 +129,17 @@ def odinw(
     """
     from owl_swin.evaluation.odinw import evaluate_odinw
 
-    detector = _detector(model, device, image_size, json_out)
-    _finish(evaluate_odinw(detector, annotations, split=split, nms_iou=_nms(nms_iou), progress=_progress), json_out)
+    detector = evaluated_detector(model, device, image_size, json_out)
+    finish(
+        evaluate_odinw(
+            detector,
+            annotations,
+            split=split,
+            nms_iou=checked_nms(nms_iou),
+            progress=show_progress,
+        ),
+        json_out,
+    )
 
 
 @app.command()
@@ -136,9 +160,19 @@ def split(
     """
     from owl_swin.evaluation.open_vocabulary import evaluate_split
 
-    detector = _detector(model, device, image_size, json_out)
-    lists: dict[str, Any] = {"base": _names(base) or [], "novel": _names(novel) or []}
-    _finish(evaluate_split(detector, annotations, images, **lists, nms_iou=_nms(nms_iou), progress=_progress), json_out)
+    detector = evaluated_detector(model, device, image_size, json_out)
+    lists: dict[str, Any] = {"base": chosen_names(base) or [], "novel": chosen_names(novel) or []}
+    finish(
+        evaluate_split(
+            detector,
+            annotations,
+            images,
+            **lists,
+            nms_iou=checked_nms(nms_iou),
+            progress=show_progress,
+        ),
+        json_out,
+    )
 
 
 @app.command()
@@ -168,26 +202,26 @@ def oneshot(
     """
     from owl_swin.evaluation.oneshot import evaluate_oneshot
 
-    detector = _detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out)
     result = evaluate_oneshot(
         detector,
         annotations,
         images,
-        classes=_names(classes),
+        classes=chosen_names(classes),
         exemplars=exemplars,
         exemplar_images=exemplar_images,
         shots=shots,
         draws=draws,
-        seen=_names(seen) or (),
-        unseen=_names(unseen) or (),
+        seen=chosen_names(seen) or (),
+        unseen=chosen_names(unseen) or (),
         absent=absent,
         with_text=with_text,
         weight=weight,
         negatives=negatives,
-        nms_iou=_nms(nms_iou),
-        progress=_progress,
+        nms_iou=checked_nms(nms_iou),
+        progress=show_progress,
     )
-    _finish(result, json_out)
+    finish(result, json_out)
 
 
 @app.command()
@@ -211,20 +245,20 @@ def absence(
     """
     from owl_swin.evaluation.absence import evaluate_absence
 
-    detector = _detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out)
     result = evaluate_absence(
         detector,
         annotations,
         images,
-        classes=_names(classes),
+        classes=chosen_names(classes),
         recall=recall,
         route=by,
         exemplars=exemplars,
         exemplar_images=exemplar_images,
-        nms_iou=_nms(nms_iou),
-        progress=_progress,
+        nms_iou=checked_nms(nms_iou),
+        progress=show_progress,
     )
-    _finish(result, json_out)
+    finish(result, json_out)
 
 
 @app.command()
@@ -260,7 +294,7 @@ def calibrate(
     for path in (to, plot):
         if path is not None:
             make_folder_of(path)
-    detector = _detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out)
     network = detector.model
     if to is not None and not isinstance(network, OwlSwin):
         raise OwlSwinError(f"{model}: --to writes models of owl_swin's own kind, this is of another")
@@ -268,14 +302,14 @@ def calibrate(
         detector,
         annotations,
         images,
-        classes=_names(classes),
+        classes=chosen_names(classes),
         fit=fit or (),
         fit_images=fit_images or (),
         route=by,
-        nms_iou=_nms(nms_iou),
-        progress=_progress,
+        nms_iou=checked_nms(nms_iou),
+        progress=show_progress,
     )
-    _finish(result, json_out)  # what is fitted on a part of the pictures is not written
+    finish(result, json_out)  # what is fitted on a part of the pictures is not written
     if plot is not None:
         before, after = result.details.get("reliability_before"), result.details["reliability"]
         panels = {"before": before, "after": after} if before else {"as it is": after}
@@ -308,10 +342,10 @@ def classify(
     """
     from owl_swin.evaluation.classification import evaluate_classification
 
-    detector = _detector(model, device, image_size, json_out)
-    settings: dict[str, Any] = {"split": split, "classes": _names(classes), "pictures": pictures, "among": among}
+    detector = evaluated_detector(model, device, image_size, json_out)
+    settings: dict[str, Any] = {"split": split, "classes": chosen_names(classes), "pictures": pictures, "among": among}
     settings |= {"examples": examples, "example_images": example_images}
-    _finish(evaluate_classification(detector, annotations, images, progress=_progress, **settings), json_out)
+    finish(evaluate_classification(detector, annotations, images, progress=show_progress, **settings), json_out)
 
 
 @app.command()
@@ -330,64 +364,5 @@ def retrieve(
     """
     from owl_swin.evaluation.retrieval import evaluate_retrieval
 
-    detector = _detector(model, device, image_size, json_out)
-    _finish(evaluate_retrieval(detector, annotations, images, split=split, progress=_progress), json_out)
-
-
-def figures_table(report: "Report") -> list[str]:
-    """The figures of a report as lines, each with its 95 % interval where there is one, and a line for each set."""
-    lines = []
-    for name, value in report.figures.items():
-        interval, text = report.intervals.get(name), "none" if value is None else f"{value:.2f}"
-        lines.append(f"{name:<20} {text:>7}" + (f"  ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""))
-    for row in report.details.get("sets", ()):
-        figures = ("none" if row[key] is None else f"{row[key]:.2f}" for key in ("AP", "AP50"))
-        lines.append("{:<40} {:>7} {:>7}".format(row["set"], *figures))
-    return [line.rstrip() for line in lines]
-
-
-def _detector(model: str, device: str, image_size: int | None, json_out: Path | None) -> "Detector":
-    from owl_swin.detector import Detector
-
-    if json_out is not None:  # a place that cannot be written is said before the long part, not after it
-        make_folder_of(json_out)
-    return Detector.from_pretrained(model, device=device, image_size=image_size)
-
-
-def _finish(report: "Report", json_out: Path | None) -> None:
-    """Writes and prints the report; with pictures that could not be read it ends in a sentence and exit code 2."""
-    result = report.to_json()
-    if json_out is not None:
-        write_json(json_out, result, what="the result")
-    for line in figures_table(report):
-        print(line, file=sys.stderr)
-    for sentence in report.notes:
-        print(f"owl-swin: note: {sentence}", file=sys.stderr)
-    print(json.dumps(result, indent=2))
-    if report.broken:
-        more = f', and {len(report.broken) - 1} more, listed under "broken"' if len(report.broken) > 1 else ""
-        raise DataError(f"these figures are not of the whole set: {report.broken[0]}{more}")
-
-
-def _names(value: str | None) -> list[str] | None:
-    """Names separated by commas, or the lines of a file; None when nothing was said."""
-    if value is None:
-        return None
-    try:
-        lines = read_text(value).splitlines() if is_file(value) else value.split(",")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{value}: cannot be read as a list of names ({error})") from None
-    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not names:
-        raise DataError(f"{value!r} names no class; separate names with commas, or give a file with one a line")
-    return names
-
-
-def _nms(value: float) -> float | None:
-    return None if value == 1 else value
-
-
-def _progress(done: int, total: int) -> None:
-    if done % 50 == 0 or done == total:
-        end = "\n" if done == total or not sys.stderr.isatty() else "\r"
-        print(f"{done}/{total} pictures", end=end, file=sys.stderr, flush=True)
+    detector = evaluated_detector(model, device, image_size, json_out)
+    finish(evaluate_retrieval(detector, annotations, images, split=split, progress=show_progress), json_out)
