@@ -240,9 +240,10 @@ class Detector:
     ) -> Detections:
         """Boxes of everything in the picture that answers a query; without queries, of all that looks like a thing.
 
-        Boxes are xyxy pixels of the upright picture. Nothing found is an empty Detections. What DetectOptions holds can
-        be given here too: ``threshold``, ``nms_iou``, ``nms_across``, ``objectness``, ``max_detections`` (or
-        ``top_k``). ``image_size`` is that of the constructor and ``tiles`` those of prepare(), for this picture alone.
+        Boxes are xyxy pixels of the upright picture. Nothing found is an empty Detections, whose ``best`` says what a
+        lower threshold would show. What DetectOptions holds can be given here too: ``threshold``, ``nms_iou``,
+        ``nms_across``, ``objectness``, ``max_detections`` (or ``top_k``). ``image_size`` is that of the constructor and
+        ``tiles`` those of prepare(), for this picture alone.
         """
         if isinstance(image, (list, tuple)):
             raise QueryError(f"detect takes one picture, got a list of {len(image)}; call detect_batch for several")

@@ -214,7 +214,7 @@ def test_pictures_and_boards_tell_how_a_run_goes(tmp_path):
     folder = train(train_config(settings))
     for step in (2, 4):
         with Image.open(folder / f"found-{step}.jpg") as picture:
-            assert picture.size == (960, 640) and len(set(picture.convert("L").tobytes())) > 50
+            assert picture.width == 8 + 3 * 328 and len(set(picture.convert("L").tobytes())) > 50
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
     told = [(event.step, event.value) for event in board.Scalars("loss")]
     assert [step for step, _ in told] == [0, 1, 2, 3]

@@ -1,5 +1,6 @@
 """`owl-swin detect`: pictures in, boxes out."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from owl_swin.cli import options
 from owl_swin.cli.pictures import STDIN, find_pictures, open_picture
 from owl_swin.cli.printing import Progress, note, say
 from owl_swin.cli.query_options import QueryOptions, add_saved, check_query_file, make_queries
-from owl_swin.cli.results import Drawings, Format, Results, make_results
+from owl_swin.cli.results import Drawings, Format, Results, Streamed, make_results
 from owl_swin.cli.thresholds import nothing_sentence, read_thresholds
 from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.files import make_folder_of
@@ -179,7 +180,9 @@ class _Run:
     def over(self, sources: Sequence[str]) -> int:
         """Detects in all pictures and says how many could not be read; Ctrl-C ends it with what is finished."""
         try:
-            with Progress(len(sources), with_bar=len(sources) > BATCH) as progress:
+            # A bar and results that come one after another would write into one another's lines on a terminal.
+            with_bar = len(sources) > BATCH and not (sys.stdout.isatty() and isinstance(self.results, Streamed))
+            with Progress(len(sources), with_bar=with_bar) as progress:
                 for start in range(0, len(sources), BATCH):
                     self._batch(list(self._opened(sources[start : start + BATCH])))
                     progress.show(self.done + self.failed)

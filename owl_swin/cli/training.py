@@ -8,6 +8,7 @@ import typer
 
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import make_folder, make_folder_of
+from owl_swin.image import is_picture_name
 
 
 def train(
@@ -60,7 +61,7 @@ def paste(
 
     if not on.is_dir():
         raise OwlSwinError(f"{on}: not a folder of photographs")
-    photographs = sorted(p for p in on.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+    photographs = sorted(path for path in on.iterdir() if is_picture_name(path))
     wanted, unwanted = (
         [name.strip() for name in (given or "").split(",") if name.strip()] for given in (names, without)
     )

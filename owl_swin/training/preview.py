@@ -8,29 +8,30 @@ from torch import Tensor
 
 from owl_swin.detector import Detector
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.render import draw_detections
+from owl_swin.render import draw_detections, picture_grid
 
-SCENES = 6
+SCENES, COLUMNS = 6, 3
 TILE_PX = 320
 # Low, so that a young model shows what it believes.
 THRESHOLD = 0.15
 
 
 def draw_preview(model: OwlSwin, scenes: Sequence[tuple[Tensor, list[str]]], image_size: int) -> Image.Image:
-    """Draws a model's answers on the first scenes: uint8 pixels [3, H, W], and the names to ask for in each."""
+    """Draws a model's answers on the first scenes: uint8 pixels [3, H, W], and the names to ask for, below each."""
     copy = OwlSwin(model.config)
     copy.load_state_dict(model.state_dict())
     detector = Detector(copy, device="cpu", image_size=image_size)
-    sheet = Image.new("RGB", (3 * TILE_PX, 2 * TILE_PX), "white")
-    for place, (pixels, names) in enumerate(scenes[:SCENES]):
+    cells, texts = [], []
+    for pixels, names in scenes[:SCENES]:
         picture = _enlarged(pixels)
         if names:
             with torch.inference_mode():
                 found = detector.detect(picture, names, threshold=THRESHOLD, nms_iou=0.5)
             picture = draw_detections(picture, found)
         picture.thumbnail((TILE_PX, TILE_PX))
-        sheet.paste(picture, (place % 3 * TILE_PX, place // 3 * TILE_PX))
-    return sheet
+        cells.append(picture)
+        texts.append(", ".join(names))
+    return picture_grid(cells, texts, cell=TILE_PX, columns=COLUMNS, lines=2)
 
 
 def _enlarged(pixels: Tensor) -> Image.Image:
