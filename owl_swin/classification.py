@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from owl_swin.errors import QueryError
+from owl_swin.errors import QueryError, brief
 from owl_swin.exemplar import Exemplar
 from owl_swin.queries import Query, as_query
 from owl_swin.tokenizer import clean_text
@@ -19,19 +19,19 @@ def check_classes(names: Any, templates: Sequence[str]) -> tuple[list[Query], bo
     negatives, and texts beside examples.
     """
     if isinstance(names, str):
-        raise QueryError(f"names must be a list of texts, got the single text {names!r}; write [{names!r}]")
+        raise QueryError(f"names must be a list of texts, got the single text {brief(names)}; write [{brief(names)}]")
     if isinstance(names, (Exemplar, Query)):
         kind = type(names).__name__
         raise QueryError(f"names must be a list, got a single {kind}; write [{kind.lower()}]")
     if not templates or any("{}" not in template for template in templates):
-        raise QueryError(f"every template must hold {{}} where the name goes, got {list(templates)}")
+        raise QueryError(f"every template must hold {{}} where the name goes, got {brief(list(templates))}")
     classes = [as_query(name) for name in names]
     if not classes:
         raise QueryError("the list of names is empty; give the names that the picture may have")
     for one in classes:
         if one.negatives or (one.texts and one.exemplars):
             raise QueryError(
-                f"a class of whole pictures is texts or examples alone; the query {one.name!r} has other parts"
+                f"a class of whole pictures is texts or examples alone; the query {brief(one.name)} has other parts"
             )
     shown = {bool(one.exemplars) for one in classes}
     if len(shown) > 1:

@@ -14,7 +14,7 @@ from owl_swin.attention import BlockAttention
 from owl_swin.classification import TEMPLATES, check_classes, prompts
 from owl_swin.encoded import EncodedImage, PreparedImage
 from owl_swin.encoder import Encoder, Picture, check_batch_size, check_many
-from owl_swin.errors import OwlSwinError, QueryError
+from owl_swin.errors import OwlSwinError, QueryError, brief
 from owl_swin.exemplar import Exemplar, combine, picture_of
 from owl_swin.families import load, of_module
 from owl_swin.frame import Crop, check_image_size
@@ -226,7 +226,10 @@ class Detector:
 
         ``image_size`` as in the constructor, for this picture alone: a larger one has more windows.
         """
-        return self._encoder.attention(self.prepare(image, image_size=image_size))
+        prepared = self._prepared(image, image_size, None)
+        if isinstance(prepared, EncodedImage):
+            raise QueryError("attention takes the picture itself, and not what was encoded of it")
+        return self._encoder.attention(prepared)
 
     def detect(
         self,
@@ -316,7 +319,7 @@ class Detector:
         ...     print(found.to_dicts())
         """
         if on_error not in ("raise", "return"):
-            raise QueryError(f'on_error must be "raise" or "return", got {on_error!r}')
+            raise QueryError(f'on_error must be "raise" or "return", got {brief(on_error)}')
         check_many(images, "stream", "detect")
         chosen, asked = detect_options(options, settings), self._as_embeddings(queries)
         encoded = self._encoder.stream(images, self.image_size, check_batch_size(batch_size), on_error)

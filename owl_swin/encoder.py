@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from owl_swin.attention import BlockAttention
 from owl_swin.encoded import EncodedImage, PreparedImage, View
-from owl_swin.errors import OwlSwinError, QueryError
+from owl_swin.errors import OwlSwinError, QueryError, brief
 from owl_swin.exemplar import Exemplar, check_box, most_object_like, patch_of_box
 from owl_swin.frame import HW, Crop
 from owl_swin.image import ImageSource, open_image
@@ -151,7 +151,7 @@ def check_tile(tile: Crop, image_hw: HW) -> Crop:
     if not whole or not (0 <= x0 < x1 <= image_hw[1] and 0 <= y0 < y1 <= image_hw[0]):
         raise QueryError(
             f"a tile is xmin, ymin, xmax, ymax in whole pixels inside the picture, which is "
-            f"{image_hw[1]}x{image_hw[0]}, got {tile!r}"
+            f"{image_hw[1]}x{image_hw[0]}, got {brief(tile)}"
         )
     return int(x0), int(y0), int(x1), int(y1)
 
@@ -168,5 +168,5 @@ def check_many(images: Any, called: str, single: str) -> Iterable[Any]:
 def check_batch_size(batch_size: int) -> int:
     """At least one picture, in whole numbers."""
     if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise QueryError(f"batch_size must be at least 1, got {batch_size!r}")
+        raise QueryError(f"batch_size must be at least 1, got {brief(batch_size)}")
     return int(batch_size)

@@ -67,3 +67,11 @@ class MissingExtraError(OwlSwinError):
 
     def __init__(self, what: str, extra: str):
         super().__init__(f"{what} needs packages that are not installed: pip install 'owl_swin[{extra}]'")
+
+
+def brief(value: object, limit: int = 200) -> str:
+    """How a wrong value stands in a sentence: as Python writes it, but not the megabytes of a picture."""
+    if isinstance(value, (bytes, bytearray, memoryview)) and len(value) > limit:
+        return f"{len(value)} bytes"
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from owl_swin.boxes import area, clip, cxcywh_to_xyxy, pairwise_iou
-from owl_swin.errors import QueryError
+from owl_swin.errors import QueryError, brief
 from owl_swin.frame import square_around
 from owl_swin.image import ImageSource, open_image
 from owl_swin.types import ImageEmbeddings
@@ -33,8 +33,8 @@ class Exemplar:
     name: str = "exemplar"
 
     def __repr__(self) -> str:
-        shown = self.image if isinstance(self.image, (str, os.PathLike)) else f"<{type(self.image).__name__}>"
-        return f"Exemplar({str(shown)!r}, {self.box_xyxy!r}, {self.name!r})"
+        image = str(self.image) if isinstance(self.image, (str, os.PathLike)) else f"<{type(self.image).__name__}>"
+        return f"Exemplar({image!r}, {brief(self.box_xyxy)}, {brief(self.name)})"
 
 
 def check_box(box_xyxy: Sequence[float], image_hw: tuple[int, int]) -> Tensor:
@@ -48,17 +48,17 @@ def check_box(box_xyxy: Sequence[float], image_hw: tuple[int, int]) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         values = []
     if len(values) != 4 or isinstance(box_xyxy, str):
-        raise QueryError(f"an exemplar's box is four numbers, xmin, ymin, xmax, ymax in pixels, got {box_xyxy!r}")
+        raise QueryError(f"an exemplar's box is four numbers, xmin, ymin, xmax, ymax in pixels, got {brief(box_xyxy)}")
     box = torch.tensor(values, dtype=torch.float32)
-    told = ", ".join(f"{v:g}" for v in values)
+    shown = ", ".join(f"{v:g}" for v in values)
     if not box.isfinite().all():
-        raise QueryError(f"an exemplar's box must hold finite numbers, got ({told})")
+        raise QueryError(f"an exemplar's box must hold finite numbers, got ({shown})")
     if box[2] <= box[0] or box[3] <= box[1]:
-        raise QueryError(f"an exemplar's box is xmin, ymin, xmax, ymax with xmin < xmax and ymin < ymax, got ({told})")
+        raise QueryError(f"an exemplar's box is xmin, ymin, xmax, ymax with xmin < xmax and ymin < ymax, got ({shown})")
     inside = clip(box, image_hw)
     if area(inside) < 0.5:
         height, width = image_hw
-        raise QueryError(f"the exemplar's box ({told}) covers no pixel of the picture, which is {width}x{height}")
+        raise QueryError(f"the exemplar's box ({shown}) covers no pixel of the picture, which is {width}x{height}")
     return inside
 
 

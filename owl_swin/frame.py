@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from owl_swin.boxes import clip, cxcywh_to_xyxy, xyxy_to_cxcywh
-from owl_swin.errors import QueryError
+from owl_swin.errors import QueryError, brief
 
 # Mean and deviation that torchvision, timm and the published Swin weights use.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -186,7 +186,9 @@ def crop_hw(crop_xyxy: Crop) -> HW:
 def check_image_size(size: int) -> int:
     """The longer side of the model frame; anything but 32 to 4096 pixels raises QueryError."""
     if not isinstance(size, Integral) or isinstance(size, bool) or not FRAME_MULTIPLE <= size <= MAX_FRAME_SIDE:
-        raise QueryError(f"image_size must be a whole number from {FRAME_MULTIPLE} to {MAX_FRAME_SIDE}, got {size!r}")
+        raise QueryError(
+            f"image_size must be a whole number from {FRAME_MULTIPLE} to {MAX_FRAME_SIDE}, got {brief(size)}"
+        )
     return int(size)
 
 

@@ -10,15 +10,13 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from owl_swin.boxes import area
-from owl_swin.errors import QueryError
+from owl_swin.errors import QueryError, brief
 from owl_swin.frame import HW
 from owl_swin.types import Detection, Detections
 
 # Candidates that compete in non-maximum suppression: its cost is quadratic.
 NMS_CANDIDATES = 3000
 DEFAULT_THRESHOLD = 0.2
-# A message shows so much of a wrong value.
-MAX_SHOWN = 200
 
 Threshold = float | Sequence[float] | Mapping[str, float]
 
@@ -46,7 +44,7 @@ class DetectOptions:
                 check_fraction(name, getattr(self, name))
         most = self.max_detections
         if not isinstance(most, Integral) or most < 1:
-            raise QueryError(f"max_detections or top_k must be a whole number, at least 1, got {_shown(most)}")
+            raise QueryError(f"max_detections or top_k must be a whole number, at least 1, got {brief(most)}")
 
     def thresholds(self, names: Sequence[str]) -> Tensor:
         """Thresholds [Q] of queries called so; those that are for other queries, or for more or fewer, raise
@@ -54,7 +52,7 @@ class DetectOptions:
         if isinstance(self.threshold, Mapping):
             unknown = [name for name in self.threshold if name not in names]
             if unknown:
-                raise QueryError(f"threshold names {_shown(unknown[0])}, which is none of the queries")
+                raise QueryError(f"threshold names {brief(unknown[0])}, which is none of the queries")
             return torch.tensor([self.threshold.get(name, DEFAULT_THRESHOLD) for name in names], dtype=torch.float32)
         if isinstance(self.threshold, tuple) and len(self.threshold) != len(names):
             raise QueryError(
@@ -128,7 +126,7 @@ def _best(scores: Tensor, boxes: Tensor, possible: Tensor, names: Sequence[str])
 def check_fraction(name: str, value: float) -> None:
     """Refuses a setting that is no number in [0, 1]."""
     if not isinstance(value, Real) or not 0 <= value <= 1:  # NaN fails this too
-        raise QueryError(f"{name} must be a number in [0, 1], got {_shown(value)}")
+        raise QueryError(f"{name} must be a number in [0, 1], got {brief(value)}")
 
 
 def _checked_threshold(threshold: Any) -> float | tuple[float, ...] | dict[str, float]:
@@ -136,20 +134,15 @@ def _checked_threshold(threshold: Any) -> float | tuple[float, ...] | dict[str, 
     if isinstance(threshold, Mapping):
         for name, value in threshold.items():
             if not isinstance(name, str):
-                raise QueryError(f"threshold must name queries by their texts, got {_shown(name)}")
-            check_fraction(f"the threshold of {_shown(name)}", value)
+                raise QueryError(f"threshold must name queries by their texts, got {brief(name)}")
+            check_fraction(f"the threshold of {brief(name)}", value)
         return {name: float(value) for name, value in threshold.items()}
     try:
         values = torch.as_tensor(threshold, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         values = torch.zeros(0, 0)
     if values.ndim > 1:
-        raise QueryError(f"threshold must be a number in [0, 1] or one a query, got {_shown(threshold)}")
+        raise QueryError(f"threshold must be a number in [0, 1] or one a query, got {brief(threshold)}")
     if not ((values >= 0) & (values <= 1)).all():  # NaN fails this too
-        raise QueryError(f"threshold must lie in [0, 1], got {_shown(threshold)}")
+        raise QueryError(f"threshold must lie in [0, 1], got {brief(threshold)}")
     return float(values) if values.ndim == 0 else tuple(values.tolist())
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"

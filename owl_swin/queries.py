@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_swin.errors import QueryError
+from owl_swin.errors import QueryError, brief
 from owl_swin.exemplar import Exemplar
 from owl_swin.tokenizer import clean_text
 from owl_swin.types import ExtraEmbeddings, QueryEmbeddings
@@ -17,7 +17,7 @@ from owl_swin.types import ExtraEmbeddings, QueryEmbeddings
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One thing to look for, told by texts, shown by exemplars, or both; ``name`` is what its detections are called.
+    """One thing to look for, named by texts, shown by exemplars, or both; ``name`` is what its detections are called.
 
     ``negatives``, texts or exemplars, are what it is not: its score goes down where one of them fits as well or better.
     ``weight`` in [0, 1] is how much the exemplars count against the texts when there are both. A query without texts
@@ -40,11 +40,12 @@ class Query:
         kinds = {"texts": (str,), "exemplars": (Exemplar,), "negatives": (str, Exemplar)}
         for field, kind in kinds.items():
             object.__setattr__(self, field, _parts(self.name, field, getattr(self, field), kind))
+        query = f"the query {brief(self.name)}"
         if not self.texts and not self.exemplars:
             only = "only negatives" if self.negatives else "neither texts nor exemplars"
-            raise QueryError(f"the query {self.name!r} has {only}; give it at least one text or exemplar to look for")
+            raise QueryError(f"{query} has {only}; give it at least one text or exemplar to look for")
         if not isinstance(self.weight, Real) or not 0 <= self.weight <= 1:  # NaN fails this too
-            raise QueryError(f"the weight of the query {self.name!r} must be a number in [0, 1], got {self.weight!r}")
+            raise QueryError(f"the weight of {query} must be a number in [0, 1], got {brief(self.weight)}")
 
 
 Queries = Sequence[str | Exemplar | Query] | QueryEmbeddings | None
@@ -68,16 +69,18 @@ def as_query(query: str | Exemplar | Query) -> Query:
 def as_queries(queries: object) -> list[Query]:
     """A list of queries; a single one that is no list, or an empty list, raises QueryError."""
     if isinstance(queries, str):
-        raise QueryError(f"queries must be a list of texts, got the single text {queries!r}; write [{queries!r}]")
+        raise QueryError(
+            f"queries must be a list of texts, got the single text {brief(queries)}; write [{brief(queries)}]"
+        )
     if isinstance(queries, (Exemplar, Query)):
         kind = type(queries).__name__.lower()
         raise QueryError(f"queries must be a list, got a single {kind}; write [{kind}]")
     if not isinstance(queries, Iterable):
         raise QueryError(f"queries must be a list of texts, Exemplars and Queries, got {type(queries).__name__}")
-    asked = [as_query(query) for query in queries]
-    if not asked:
+    made = [as_query(query) for query in queries]
+    if not made:
         raise QueryError("the list of queries is empty; leave queries out to find anything that looks like a thing")
-    return asked
+    return made
 
 
 def queries_per_image(
@@ -158,10 +161,10 @@ def _mean(embeds: Tensor) -> Tensor:
 
 def _parts(name: str, field: str, parts: object, kind: tuple[type, ...]) -> tuple:
     """The parts as a tuple; a single part that is no list, or one of another kind, raises QueryError."""
-    told = " or ".join({str: "texts", Exemplar: "Exemplars"}[k] for k in kind)
-    wanted = f"{field} of the query {name!r} must be a list of {told}"
+    kinds = " or ".join({str: "texts", Exemplar: "Exemplars"}[k] for k in kind)
+    wanted = f"{field} of the query {brief(name)} must be a list of {kinds}"
     if isinstance(parts, (str, Exemplar)):
-        single = f"the single text {parts!r}" if isinstance(parts, str) else "a single exemplar"
+        single = f"the single text {brief(parts)}" if isinstance(parts, str) else "a single exemplar"
         raise QueryError(f"{wanted}, got {single}; put it in [ ]")
     if not isinstance(parts, Sequence):
         raise QueryError(f"{wanted}, got {type(parts).__name__}")

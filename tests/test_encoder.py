@@ -19,6 +19,7 @@ from owl_swin.errors import ConfigError, ImageError, QueryError
 from owl_swin.exemplar import Exemplar
 from owl_swin.image import open_image
 from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.queries import Query
 from owl_swin.runtime import pick_device
 from owl_swin.types import Detections
 
@@ -111,6 +112,13 @@ def test_a_list_in_place_of_one_picture_says_what_to_call(detector, picture):
         detector.detect([picture, picture], ["cat"])
 
 
+def test_one_at_a_time_gives_what_each_gives_alone_to_the_bit(detector):
+    pictures = [noise(60 + i % 2, 90, seed=i) for i in range(6)]
+    alone = [detector.detect(picture, ["cat", "dog"], **ALL) for picture in pictures]
+    assert detector.detect_batch(pictures, ["cat", "dog"], batch_size=1, **ALL) == alone
+    assert list(detector.stream(pictures, ["cat", "dog"], batch_size=1, **ALL)) == alone
+
+
 # --- Sizes and tiles -----------------------------------------------------------------------------------------------
 
 
@@ -155,6 +163,34 @@ def test_size_and_tiles_of_what_was_encoded_cannot_change(detector, picture):
         for settings in ({"image_size": 64}, {"tiles": [(0, 0, 9, 9)]}):
             with pytest.raises(QueryError, match="prepared or encoded already"):
                 detector.detect(ready, ["cat"], **settings)
+
+
+BYTES = b"x" * 9_000_000
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda d, p: d.detect(p, ["cat"], threshold=BYTES),
+        lambda d, p: d.detect(p, ["cat"], nms_iou=BYTES),
+        lambda d, p: d.detect(p, ["cat"], top_k=BYTES),
+        lambda d, p: d.detect(p, ["cat"], image_size=BYTES),
+        lambda d, p: d.detect(p, ["cat"], tiles=[BYTES]),
+        lambda d, p: d.detect(p, [Exemplar(p, BYTES)]),
+        lambda d, p: d.detect(p, "x" * 9_000_000),
+        lambda d, p: d.detect_batch([p], ["cat"], batch_size=BYTES),
+        lambda d, p: d.detect_batch(BYTES, ["cat"]),
+        lambda d, p: d.classify(p, "x" * 9_000_000),
+        lambda d, p: d.classify(p, ["cat"], templates=["x" * 9_000_000]),
+        lambda d, p: Query("x" * 9_000_000),
+        lambda d, p: Query("mug", texts="x" * 9_000_000),
+        lambda d, p: d.encode_queries([BYTES]),
+    ],
+)
+def test_no_wrong_value_fills_the_screen(detector, picture, ask):
+    with pytest.raises(QueryError) as caught:
+        ask(detector, picture)
+    assert len(str(caught.value)) < 1000
 
 
 # --- Where it computes ---------------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from owl_swin.attention import BlockAttention
 from owl_swin.config import SwinConfig
 from owl_swin.models.windows import WindowPlan, cut_windows, join_windows, window_plan
 
-# Numbers (tokens times channels) in one chunk of windows. On two AVX-512 cores Swin-T took 0.87 s for a 768x768 picture
-# in chunks of this size, 1.06 s in one piece and 1.42 s in chunks an eighth as large.
+# Numbers (tokens times channels) in one chunk of windows: what stays in the cache of a processor core.
 CHUNK_VALUES = 262_144
 
 
@@ -63,8 +62,7 @@ class WindowAttention(nn.Module):
     def _with_gradient(self, windows: Tensor, bias: Tensor) -> Tensor:
         """The same written out: where the bias wants a gradient, PyTorch has no fused kernel on CPUs.
 
-        Its fallback looks for rows that are wholly masked, of which there are none: a training step at 64 px took 1.37
-        times as long.
+        Its fallback looks for rows that are wholly masked, of which there are none, and that takes time.
         """
         batch, count, n, channels = windows.shape
         qkv = self.qkv(windows).view(batch * count, n, 3, self.num_heads, -1)
@@ -163,14 +161,14 @@ class SwinEncoder(nn.Module):
 
     def attention(self, pixels: Tensor) -> list[BlockAttention]:
         """What every patch of one picture [1, 3, H, W] attends to, block after block: the same pass, looked into."""
-        x, seen = self._embed(pixels), []
+        x, maps = self._embed(pixels), []
         for stage, blocks in enumerate(self.stages):
             if stage:
                 x = self.merges[stage - 1](x)
             for i, block in enumerate(cast(nn.ModuleList, blocks)):
                 attention, x = block_attention(cast(SwinBlock, block), x, stage, i, self.config)
-                seen.append(attention)
-        return seen
+                maps.append(attention)
+        return maps
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         x = self._embed(pixels)
