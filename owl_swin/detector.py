@@ -170,24 +170,10 @@ class Detector:
         if not queries.fingerprint:
             raise QueryError("says not which model made these queries; encode them with this one", of=where)
         try:
-            self.check_queries(queries)
+            queries.check_model(self.spec.embed_dim, self.fingerprint)
         except QueryError as error:
             raise QueryError(error.reason, of=where) from None
         return queries
-
-    def check_queries(self, queries: QueryEmbeddings) -> None:
-        """Refuses, with QueryError, queries that another model made."""
-        embed_dim = self.spec.embed_dim
-        if queries.query_embeds.shape[1] != embed_dim:
-            raise QueryError(
-                f"these query embeddings have {queries.query_embeds.shape[1]} dimensions, the model has {embed_dim}; "
-                "encode the queries with the same model"
-            )
-        if queries.fingerprint and queries.fingerprint != self.fingerprint:
-            raise QueryError(
-                f"these queries were made by another model (weights {queries.fingerprint[:12]}, this model has "
-                f"{self.fingerprint[:12]}); encode them with this one"
-            )
 
     @torch.no_grad()
     def encode_exemplars(self, exemplars: Sequence[Exemplar]) -> Tensor:
@@ -205,7 +191,7 @@ class Detector:
         ``patches`` are those of an encoded picture or stored regions. ``scoring.score`` says how texts, exemplars and
         negatives of one query are joined.
         """
-        self.check_queries(queries)
+        queries.check_model(self.spec.embed_dim, self.fingerprint)
         if isinstance(patches, EncodedImage):
             patches = patches.patches()
         return score(patches, queries, self.spec.calibration)

@@ -158,6 +158,19 @@ class QueryEmbeddings:
             extras=extras if extras is not None and len(extras) else None,
         )
 
+    def check_model(self, embed_dim: int, fingerprint: str) -> None:
+        """Refuses, with QueryError, to be scored by a model of other dimensions or weights."""
+        if self.query_embeds.shape[1] != embed_dim:
+            raise QueryError(
+                f"these query embeddings have {self.query_embeds.shape[1]} dimensions, the model has {embed_dim}; "
+                "encode the queries with the same model"
+            )
+        if self.fingerprint and self.fingerprint != fingerprint:
+            raise QueryError(
+                f"these queries were made by another model (weights {self.fingerprint[:12]}, this model has "
+                f"{fingerprint[:12]}); encode them with this one"
+            )
+
     def __add__(self, other: "QueryEmbeddings") -> "QueryEmbeddings":
         """These queries and then the others; those of two models, or of two sizes, raise QueryError."""
         if self.fingerprint and other.fingerprint and self.fingerprint != other.fingerprint:

@@ -353,6 +353,17 @@ def test_one_query_at_a_time(filled, detector):
         filled.search(detector.encode_queries(["a", "b"]))
 
 
+def test_queries_of_another_model_are_refused(filled, detector):
+    queries = detector.encode_queries(["a"])
+    for other, sentence in (
+        (replace(queries, fingerprint="f" * 64), "made by another model"),
+        (replace(queries, query_embeds=torch.eye(8)[:1]), "have 8 dimensions, the model has 16"),
+    ):
+        for search in (filled.search, filled.search_all):
+            with pytest.raises(QueryError, match=sentence):
+                search(other)
+
+
 def test_uploads_are_kept_and_never_taken_for_paths(index, photos):
     content = encode(noise(60, 90, seed=90))
     big = encode(noise(400, 400, seed=91), "BMP")
@@ -397,7 +408,7 @@ def test_another_models_archive_is_refused(uri, detector, index):
     index.close()
     with pytest.raises(ArchiveError, match="of the model 'tiny_for_tests'"):
         RegionIndex.open(uri, Detector(make_tiny_model(seed=1), device="cpu"))
-    with pytest.raises(ArchiveError, match="seen at 96 pixels"):
+    with pytest.raises(ArchiveError, match="encoded at 96 pixels"):
         RegionIndex.open(uri, Detector(detector.model, device="cpu", image_size=128))
     RegionIndex.open(uri, detector).close()
 

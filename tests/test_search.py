@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -133,7 +134,11 @@ def test_the_table_and_nothing_found(kept, run):
     assert head.split() == ["query", "place", "score", "xmin", "ymin", "xmax", "ymax", "picture"]
     assert first.split()[:2] == ["dog", "1"] and second.endswith(".png")
     code, out, err = run("search", kept, "--query", "dog", "--threshold", "1", "--save", "sheet.jpg")
-    assert (code, out) == (0, "dog: nothing found\n") and "not written" in err
+    assert code == 0 and "not written" in err
+    (lower,) = re.fullmatch(r"dog: nothing found; best: (\S+) \(use --threshold \1\)\n", out).groups()
+    assert first.split()[0] in run("search", kept, "--query", "dog", "--threshold", lower)[1]
+    assert run("search", kept, "--query", "dog", "--offset", "999")[1] == "dog: nothing found\n"
+    assert run("search", kept, "--query", "dog", "--offset", "999", "--threshold", "1e-9")[1] == "dog: nothing found\n"
 
 
 def test_the_contact_sheet_shows_the_boxes_also_of_pictures_that_are_gone(archive, run):
@@ -162,6 +167,15 @@ def test_filters_of_time_and_place(archive, run):
     assert found("--newer-than", "2999-01-01") == set() == found("--min-size", "90")
 
 
+def test_no_name_of_a_file_breaks_a_line(tmp_path, run):
+    folder = tmp_path / "new\nline"
+    fill_photos(folder)
+    (folder / "broken.jpg").rename(folder / "bro\nken.jpg")
+    code, out, err = run("index", folder, "--to", tmp_path / "a.lance")
+    assert code == 0 and [line.count(": ") for line in out.splitlines()] == [1, 1]
+    assert len(err.splitlines()) == 1 and r"new\nline/bro\nken.jpg: not a picture" in err
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -171,10 +185,15 @@ def test_filters_of_time_and_place(archive, run):
         (("search", "a.lance", "--query", "x", "--limit", "0"), "limit must be a whole number"),
         (("search", "a.lance", "--query", "x", "--save", "sheet.gif"), "must end in .jpg or .png"),
         (("search", "a.lance", "--more-like", "x-1"), "no region 'x-1'"),
+        (("search", "a.lance", "--query", "x", "--older-than", "99999999999y"), "--older-than wants a date"),
+        (("search", "a.lance", "--eval", "--save", "sheet.jpg"), "--eval gives figures instead of answers"),
         (("index", "nowhere", "--to", "a.lance"), "cannot be read"),
+        (("index", "photos/0.png", "--to", "a.lance"), "expected a folder of pictures, got a file"),
+        (("index", "photos", "--to", "a.lance", "--workers", "2"), "are for --engine ray"),
+        (("index", "photos", "--to", "a.lance", "--engine", "ray", "--workers", "0"), "--workers must be at least 1"),
         (("index", "photos", "--to", "photos"), "other things in it"),
         (("index", "photos", "--to", "b.lance", "--forget"), "there is no archive here"),
-        (("index", "photos", "--to", "a.lance", "--image-size", "64"), "seen at 96 pixels"),
+        (("index", "photos", "--to", "a.lance", "--image-size", "64"), "encoded at 96 pixels"),
     ],
 )
 def test_mistakes_are_one_sentence(kept, run, arguments, sentence):

@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 
 from owl_swin.cli import options
+from owl_swin.cli.printing import LINE_S, emit_line, note, printable, say
+from owl_swin.errors import QueryError
 from owl_swin.index.match import IndexProgress, IndexReport
 from owl_swin.index.store import NoArchiveError
-
-# Seconds between two lines of progress where there is no terminal to draw a bar on.
-LINE_S = 10.0
 
 
 class Engine(StrEnum):
@@ -57,6 +56,10 @@ def index(
 
     Example: owl-swin index Photos --to photos.lance
     """
+    if engine is Engine.LOCAL and not (ray_address is None and workers is None):
+        raise QueryError("--ray-address and --workers are for --engine ray; give it too, or leave them out")
+    if workers is not None and workers < 1:
+        raise QueryError(f"--workers must be at least 1, got {workers}")
     from owl_swin.detector import Detector
     from owl_swin.index.region_index import RegionIndex, read_card
 
@@ -69,7 +72,7 @@ def index(
     with RegionIndex.open(to, detector, create=not forget) as archive:
         for folder in folders:
             if forget:
-                print(f"{folder}: {archive.forget(folder, wait=wait, waiting=waiting)} pictures forgotten")
+                emit_line(f"{folder}: {archive.forget(folder, wait=wait, waiting=waiting)} pictures forgotten")
                 continue
             encode = None
             if engine is Engine.RAY:
@@ -81,10 +84,10 @@ def index(
                     folder, progress=progress.show, regions=regions, engine=encode, wait=wait, waiting=waiting
                 )
             for path, reason in report.skipped:
-                print(f"owl-swin: {path}: {reason}", file=sys.stderr)
-            print(f"{folder}: {_summary(report)}", flush=True)
+                say(f"{path}: {reason}")
+            emit_line(f"{folder}: {_summary(report)}")
         stats = archive.stats()
-        print(f"{to}: {stats.n_regions} regions of {stats.n_images} pictures")
+        emit_line(f"{to}: {stats.n_regions} regions of {stats.n_images} pictures")
 
 
 class _Progress:
@@ -92,12 +95,13 @@ class _Progress:
 
     def __init__(self, folder: str):
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._tty = sys.stderr.isatty()
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
         self._bar = Progress(*columns, console=Console(stderr=True), disable=not self._tty)
-        self._task = self._bar.add_task(_printable(folder), total=None, figures="")
+        self._task = self._bar.add_task(escape(printable(folder)), total=None, figures="")
         self._folder = folder
         self._line = time.monotonic()
 
@@ -116,7 +120,7 @@ class _Progress:
             self._bar.update(self._task, completed=now.done, total=now.total, figures=figures)
         elif time.monotonic() - self._line > LINE_S:
             self._line = time.monotonic()
-            print(f"{self._folder}: {now.done} of {now.total} pictures, {figures}", file=sys.stderr, flush=True)
+            note(f"{self._folder}: {now.done} of {now.total} pictures, {figures}")
 
 
 def _summary(report: IndexReport) -> str:
@@ -127,13 +131,9 @@ def _summary(report: IndexReport) -> str:
 
 
 def _say_waiting(holder: str) -> None:
-    print(f"owl-swin: waiting for {holder}, which is writing to the archive", file=sys.stderr, flush=True)
+    say(f"waiting for {holder}, which is writing to the archive")
 
 
 def _duration(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode().replace("[", r"\[")

@@ -40,6 +40,11 @@ def emit(text: str) -> None:
         raise OwlSwinError(f"the output cannot be written ({error.strerror})") from None
 
 
+def emit_line(text: str) -> None:
+    """One line on stdout, whatever a name in it holds."""
+    emit(printable(text) + "\n")
+
+
 def drop_stdout() -> None:
     """Lets what is left in the buffer of stdout go nowhere, since Python writes it once more when it ends."""
     with suppress(OSError, ValueError):  # a stdout that is no file has no buffer to be written at the end

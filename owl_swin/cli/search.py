@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from owl_swin.cli import options
-from owl_swin.cli.printing import printable
+from owl_swin.cli.printing import emit, note, printable
 from owl_swin.cli.query_options import QueryOptions, add_saved, make_queries
 from owl_swin.cli.table import table_lines
+from owl_swin.cli.thresholds import reached_threshold
 from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.files import make_folder_of, write_image
 from owl_swin.index.match import Match
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from owl_swin.types import QueryEmbeddings
 
 AGE = re.compile(r"(\d+(?:\.\d+)?)([hdwy])")
+# The best answer, whatever its score.
+LOWEST = {"threshold": 0.0, "limit": 1, "offset": 0}
 HOURS = {"h": 1, "d": 24, "w": 24 * 7, "y": 24 * 365.25}
 
 
@@ -86,6 +88,8 @@ def search(
     asked = make_queries(QueryOptions(query or (), queries, like or (), negative or (), name, join, weight))
     if not (asked or query_file or more_like or evaluate):
         raise QueryError("say with --query or --like what to find")
+    if evaluate and (save is not None or format is not Format.TABLE):
+        raise QueryError("--eval gives figures instead of answers; leave --save and --format out")
     if save is not None:
         _check_sheet(save)
     settings: dict[str, Any] = {
@@ -119,7 +123,7 @@ def search(
 
 
 def _detector_of(archive: str, model: str, device: str) -> "Detector":
-    """The detector at the size at which the archive's pictures were seen."""
+    """The detector at the size at which the archive's pictures were encoded."""
     from owl_swin.detector import Detector
     from owl_swin.index.region_index import read_card
 
@@ -135,9 +139,17 @@ def _answer(
     """Prints what each query finds, and returns it."""
     from owl_swin.index.ranking import one_query
 
-    found = [index.search(one_query(encoded, i), **settings) for i in range(len(encoded))]
-    for line in (_json_lines if format is Format.JSONL else _table)(encoded.names, found, settings["offset"]):
-        print(line, flush=True)
+    found: list[list[Match]] = []
+    best: list[Match | None] = []  # of queries that nothing answers, what would with a lower threshold
+    for i, name in enumerate(encoded.names):
+        query = one_query(encoded, i)
+        found.append(index.search(query, **settings))
+        lower = [] if found[-1] else index.search(query, **settings | LOWEST)
+        best.append(lower[0] if lower and lower[0].score < settings["threshold"] else None)
+        if format is Format.JSONL:
+            emit("".join(line + "\n" for line in _json_lines(i, name, found[-1], settings["offset"])))
+    if format is Format.TABLE:
+        emit("".join(line + "\n" for line in _table(encoded.names, found, best, settings["offset"])))
     return found
 
 
@@ -145,37 +157,37 @@ def _save_sheet(index: "RegionIndex", found: list[list[Match]], path: Path) -> N
     from owl_swin.index.sheet import sheet_of_matches
 
     if not any(found):
-        print(f"nothing was found, so {path} is not written", file=sys.stderr)
+        note(f"nothing was found, so {path} is not written")
         return
     matches = [match for one in found for match in one]
     sheet = sheet_of_matches(index, matches, [number for number, one in enumerate(found) for _ in one])
     write_image(path, sheet, what="the sheet")
-    print(f"wrote {path}", file=sys.stderr)
+    note(f"wrote {path}")
 
 
-def _json_lines(names: tuple[str, ...], found: list[list[Match]], offset: int) -> Iterator[str]:
-    corners = ("xmin", "ymin", "xmax", "ymax")
-    for index, (name, matches) in enumerate(zip(names, found, strict=True)):
-        for place, match in enumerate(matches, start=offset + 1):
-            yield json.dumps(
-                {
-                    "query": name,
-                    "query_index": index,
-                    "place": place,
-                    "score": round(match.score, 6),
-                    "image": match.path,
-                    "box": {c: round(v, 2) for c, v in zip(corners, match.box_xyxy, strict=True)},
-                    "width": match.width,
-                    "height": match.height,
-                    "objectness": round(match.objectness, 6),
-                    "modified": match.modified,
-                    "image_id": match.image_id,
-                    "region": match.region,
-                }
-            )
+def _json_lines(query_index: int, name: str, matches: list[Match], offset: int) -> Iterator[str]:
+    from owl_swin.formats import CORNERS
+
+    for place, match in enumerate(matches, start=offset + 1):
+        yield json.dumps(
+            {
+                "query": name,
+                "query_index": query_index,
+                "place": place,
+                "score": round(match.score, 6),
+                "image": match.path,
+                "box": {c: round(v, 2) for c, v in zip(CORNERS, match.box_xyxy, strict=True)},
+                "width": match.width,
+                "height": match.height,
+                "objectness": round(match.objectness, 6),
+                "modified": match.modified,
+                "image_id": match.image_id,
+                "region": match.region,
+            }
+        )
 
 
-def _table(names: tuple[str, ...], found: list[list[Match]], offset: int) -> Iterator[str]:
+def _table(names: tuple[str, ...], found: list[list[Match]], best: list[Match | None], offset: int) -> Iterator[str]:
     head = ("query", "place", "score", "xmin", "ymin", "xmax", "ymax", "picture")
     rows = [
         (name, str(place), f"{match.score:.3f}", *(f"{value:.0f}" for value in match.box_xyxy), match.path)
@@ -184,18 +196,22 @@ def _table(names: tuple[str, ...], found: list[list[Match]], offset: int) -> Ite
     ]
     if rows:
         yield from table_lines(head, rows, left=(0, 7))
-    for name, matches in zip(names, found, strict=True):
+    for name, matches, lower in zip(names, found, best, strict=True):
         if not matches:
-            yield f"{printable(name)}: nothing found"
+            hint = ""
+            if lower is not None:
+                score = reached_threshold(lower.score)
+                hint = f"; best: {score} (use --threshold {score})"
+            yield f"{printable(name)}: nothing found{hint}"
 
 
 def _time(option: str, text: str | None) -> float | None:
     """Seconds since 1970 of a date, or of an age from now."""
     if text is None:
         return None
-    if age := AGE.fullmatch(text):
-        return (datetime.now() - timedelta(hours=float(age[1]) * HOURS[age[2]])).timestamp()
     try:
+        if age := AGE.fullmatch(text):
+            return (datetime.now() - timedelta(hours=float(age[1]) * HOURS[age[2]])).timestamp()
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
         raise QueryError(

@@ -34,6 +34,8 @@ def absolute(folder: str | os.PathLike[str]) -> str:
 def checked_folder(folder: str | os.PathLike[str]) -> str:
     """The folder as an absolute path; what is none raises ArchiveError."""
     path = absolute(folder)
+    if os.path.isfile(path):  # noqa: PTH113
+        raise ArchiveError(f"{path}: expected a folder of pictures, got a file; name the folder that it lies in")
     try:
         with os.scandir(path):
             return path

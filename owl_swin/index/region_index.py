@@ -70,6 +70,7 @@ class RegionIndex:
 
     def __init__(self, store: Store, detector: Detector):
         self._store, self._detector, self._calibration = store, detector, detector.spec.calibration
+        self._card = store.card()
         self._writing = threading.Lock()
 
     @classmethod
@@ -93,8 +94,8 @@ class RegionIndex:
         if found.image_size != card.image_size:
             store.close()
             raise ArchiveError(
-                f"{uri}: its pictures were seen at {found.image_size} pixels, this model is set to {card.image_size}; "
-                f"give image_size={found.image_size}, or make a new archive"
+                f"{uri}: its pictures were encoded at {found.image_size} pixels, this model is set to "
+                f"{card.image_size}; give image_size={found.image_size}, or make a new archive"
             )
         return cls(store, detector)
 
@@ -213,7 +214,7 @@ class RegionIndex:
 
     def search_all(self, queries: QueryEmbeddings, *, limit: int = 10) -> list[list[Match]]:
         """The best regions of each of several queries, every region scored, in one pass over the archive."""
-        self._detector.check_queries(queries)
+        queries.check_model(self._card.embed_dim, self._card.fingerprint)
         found = best_of_all(self._store, self._calibration, queries, RegionFilter(), Choice(), _whole("limit", limit))
         return [to_matches(scores, rows) for scores, rows in found]
 
@@ -304,7 +305,7 @@ class RegionIndex:
 
     def _encode(self, query: str | Exemplar | Query | QueryEmbeddings) -> QueryEmbeddings:
         embeds = query if isinstance(query, QueryEmbeddings) else self._detector.encode_queries([query])
-        self._detector.check_queries(embeds)
+        embeds.check_model(self._card.embed_dim, self._card.fingerprint)
         if len(embeds) != 1:
             raise QueryError(f"an archive is asked one query at a time, got {len(embeds)}")
         return embeds
