@@ -12,19 +12,25 @@ from PIL import Image
 from training_data import (
     COLOURS,
     NAMES,
+    detect_settings,
     grey_noise,
     one_shape,
+    train_config,
     write_captions,
     write_json,
     write_labelled,
     write_shapes,
 )
 
+from owl_swin.config import ModelConfig, read_toml
 from owl_swin.data.config import DataConfig
 from owl_swin.data.pictures import load_pictures
 from owl_swin.data.scenes import PictureCache, Scene, Scenes, load_scenes, read_coco, readable
 from owl_swin.errors import DataError
+from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.training.distributed import Process
 from owl_swin.training.sampling import SceneSampler
+from owl_swin.training.tasks.detect import DetectTask
 
 CATEGORIES = [{"id": 90, "name": "cat"}, {"id": 7, "name": "dog"}]  # gaps, and not in order
 
@@ -214,6 +220,16 @@ def test_all_sets_of_a_run_share_one_bound(tmp_path):
         scenes.scenes[0].source.unlink()
     assert readable(first, first.scenes[0]) is not None and readable(second, second.scenes[0]) is None
     assert cache.bytes == cache.max_bytes
+
+
+def test_a_run_sets_the_bound_of_all_its_sets(tmp_path):
+    settings = detect_settings(tmp_path, cache_gib=0.5)
+    config = train_config(settings | {"data": 2 * settings["data"]})
+    task = DetectTask(config, OwlSwin(read_toml(config.model, ModelConfig)), Process(0, 1, torch.device("cpu")))
+    first, second = task.sets
+    assert first.cache is second.cache and first.cache.max_bytes == 2**29
+    task.batch(0)
+    assert 0 < first.cache.bytes < 2**29
 
 
 # --- Unreadable pictures -------------------------------------------------------------------------------------------

@@ -445,6 +445,7 @@ def test_an_unknown_key_gets_a_suggestion(tmp_path, key, where, suggestion):
         ({"contrast": "triplet"}, "contrast must be one of softmax, sigmoid"),
         ({"shard": "zero"}, "shard must be one of ddp, fsdp"),
         ({"blend": 1.5}, "blend must lie in 0"),
+        ({"cache_gib": -1.0}, "cache_gib must be 0"),
         ({"task": "align", "preview_every": 5}, "preview_every draws boxes"),
         ({"detect": {"scales": []}}, "detect.scales must be positive"),
         ({"data": [{"kind": "coco", "path": "p", "weight": 0}]}, "data.weight must be positive"),

@@ -80,7 +80,7 @@ def evaluate_classification(
         fits = class_embeddings(detector, names) if candidates else torch.empty(0)
     else:
         folder = example_images if example_images is not None else images
-        fits = shown_classes(detector, names, Path(examples), Path(folder) if folder else None, broken)
+        fits = example_embeddings(detector, names, Path(examples), Path(folder) if folder else None, broken)
     places: list[int] = []
     best: list[list[int]] = []
     total = sum(label in tested for label in data.labels)
@@ -123,7 +123,7 @@ def class_embeddings(detector: Detector, names: Sequence[Sequence[str]]) -> Tens
     return F.normalize(torch.stack([part.mean(0) for part in flat.split([len(own) for own in prompts])]), dim=-1)
 
 
-def shown_classes(
+def example_embeddings(
     detector: Detector, names: Sequence[Sequence[str]], examples: Path, images: Path | None, broken: list[str]
 ) -> Tensor:
     """A unit embedding [N, E] for each class: the mean over the pictures that ``examples`` has of it."""
@@ -176,14 +176,10 @@ def _encoded(
     """Embeddings [n, E] and labels of the pictures of some labels, a batch at a time."""
     samples = data.pictures(tested, broken)
     while batch := list(islice(samples, BATCH)):
-        encoded = encode_pictures(detector, [partial(_same, source) for source, _ in batch], broken)
+        encoded = encode_pictures(detector, [source for source, _ in batch], broken)
         known = [(one, label) for one, (_, label) in zip(encoded, batch, strict=True) if one is not None]
         embeds = torch.stack([one.embeddings.image_embed for one, _ in known]) if known else torch.empty(0)
         yield embeds, [label for _, label in known]
-
-
-def _same(source: ImageSource) -> ImageSource:
-    return source
 
 
 def _group(data: NamedPictures, group: str, where: str | Path) -> list[int]:

@@ -19,7 +19,7 @@ from owl_swin.evaluation.answers import RIGHT_IOU, are_right
 from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress, encode_set, in_annotated_pixels
-from owl_swin.postprocess import DetectOptions
+from owl_swin.postprocess import DEFAULT_THRESHOLD
 from owl_swin.types import QueryEmbeddings
 
 # Class-free boxes of a picture that count, and the overlap from which on two of them are one.
@@ -61,7 +61,7 @@ def evaluate_diagnosis(
       the wrong ones that do.
     """
     truth = read_truth(annotations, images, classes)
-    threshold = DetectOptions().threshold if threshold is None else threshold  # type: ignore[assignment]
+    least = DEFAULT_THRESHOLD if threshold is None else threshold
     label_of = {category["id"]: label for label, category in enumerate(truth["categories"])}
     own: dict[Any, list[dict[str, Any]]] = {}
     for annotation in truth["annotations"]:
@@ -69,11 +69,11 @@ def evaluate_diagnosis(
     queries, counts, broken = encode_classes(detector, truth), _Counts(), []  # type: ignore[var-annotated]
     for record, encoded in encode_set(detector, truth, broken, progress):
         if queries is not None:
-            _count(counts, detector, encoded, queries, record, own.get(record["id"], []), label_of, threshold)
+            _count(counts, detector, encoded, queries, record, own.get(record["id"], []), label_of, least)
     names = [category["name"] for category in truth["categories"]]
     figures, per_class = _figures(counts, names)
     return Report(
-        protocol=f"boxes reached, named and shown by text queries; threshold {threshold:g}, IoU {RIGHT_IOU:g}",
+        protocol=f"boxes reached, named and shown by text queries; threshold {least:g}, IoU {RIGHT_IOU:g}",
         annotations=Path(annotations).name,
         counts={"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))},
         figures=figures,

@@ -1,6 +1,5 @@
 """Do pictures find their captions and captions their pictures? Recall at 1, 5 and 10 (Karpathy & Fei-Fei 2015)."""
 
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def evaluate_retrieval(
     owner: list[int] = []
     waiting, done = iter(samples), 0
     while batch := list(islice(waiting, BATCH)):
-        encoded = encode_pictures(detector, [partial(_source, sample) for sample in batch], broken)
+        encoded = encode_pictures(detector, [source for _, source, _ in batch], broken)
         for (_, _, captions), one in zip(batch, encoded, strict=True):
             if one is not None:
                 owner += [len(embeds)] * len(captions)
@@ -103,10 +102,6 @@ def _interval(hit: np.ndarray, weights: np.ndarray, figure: float | None) -> Int
     total = weights.sum(1)
     hits = weights[total > 0] @ hit
     return interval(100 * hits / total[total > 0], figure)
-
-
-def _source(sample: Captioned):
-    return sample[1]
 
 
 def _read(path: Path, images: str | Path | None, split: str, broken: list[str]) -> tuple[list[Captioned], list[str]]:

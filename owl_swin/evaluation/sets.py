@@ -38,21 +38,25 @@ def encode_set(
 
 
 def encode_pictures(
-    detector: Detector, pictures: Sequence[Callable[[], ImageSource]], broken: list[str]
+    detector: Detector, pictures: Sequence[ImageSource | Callable[[], ImageSource]], broken: list[str]
 ) -> list[EncodedImage | None]:
-    """The pictures that these functions give, encoded together; None, and a sentence in ``broken``, for each that
+    """The pictures, or what these functions give, encoded together; None, and a sentence in ``broken``, for each that
     cannot be read."""
     try:
-        return list(detector.encode_images([picture() for picture in pictures], batch_size=len(pictures)))
+        return list(detector.encode_images([_given(picture) for picture in pictures], batch_size=len(pictures)))
     except ImageError:  # one of them cannot be read: which one?
         encoded: list[EncodedImage | None] = []
         for picture in pictures:
             try:
-                encoded += detector.encode_images([picture()], batch_size=1)
+                encoded += detector.encode_images([_given(picture)], batch_size=1)
             except ImageError as error:
                 broken.append(str(error))
                 encoded.append(None)
         return encoded
+
+
+def _given(picture: ImageSource | Callable[[], ImageSource]) -> ImageSource:
+    return picture() if callable(picture) else picture
 
 
 def coco_rows(found: Detections, record: dict[str, Any], category_ids: Sequence[Any]) -> list[dict[str, Any]]:
