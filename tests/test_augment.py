@@ -72,8 +72,7 @@ def test_boxes_follow_their_pixels_through_a_mosaic(side):
             x, y = int(rng.integers(0, 60)), int(rng.integers(0, 40))
             return replace(marked((x, y, x + 50, y + 35)), labels=np.array([drawn[-1]]))
 
-        canvas = mosaic(draw, (150, 210), side, rng, min_kept=0.0)
-        assert len(drawn) == side * side
+        canvas = mosaic([draw() for _ in range(side * side)], (150, 210), rng, min_kept=0.0)
         for box, label in zip(canvas.boxes, canvas.labels, strict=True):
             row, col = divmod(int(label), side)  # pictures fill the canvas row by row
             y0, x0 = 150 * row // side, 210 * col // side
@@ -89,7 +88,7 @@ def test_mosaic_keeps_every_picture_in_its_own_cell():
     def draw():
         return scene(Image.new("RGB", (30, 30), (next(reds), 0, 0)), *NO_BOXES)
 
-    canvas = mosaic(draw, (40, 60), 2, np.random.default_rng(0), min_kept=0.5)
+    canvas = mosaic([draw() for _ in range(4)], (40, 60), np.random.default_rng(0), min_kept=0.5)
     assert canvas.pixels[::20, ::30, 0].tolist() == [[0, 50], [100, 150]]
     assert canvas.boxes.shape == (0, 4) and canvas.labels.shape == (0,)
 
@@ -166,7 +165,7 @@ def test_a_crop_lies_in_the_picture_and_is_stretched_by_at_most_a_third(picture_
 
 def test_the_same_seed_gives_the_same_scene():
     def drawn(seed):
-        return mosaic(lambda: marked((30, 20, 70, 50)), (64, 64), 2, np.random.default_rng(seed), min_kept=0.3)
+        return mosaic([marked((30, 20, 70, 50))] * 4, (64, 64), np.random.default_rng(seed), min_kept=0.3)
 
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert np.array_equal(first.pixels, again.pixels) and np.array_equal(first.boxes, again.boxes)
@@ -175,7 +174,7 @@ def test_the_same_seed_gives_the_same_scene():
 
 @pytest.mark.parametrize("hw", [(3, 3), (32, 33), (7, 64)])
 def test_cells_of_a_few_pixels(hw):
-    canvas = mosaic(lambda: marked((30, 20, 70, 50)), hw, 3, np.random.default_rng(0), min_kept=0.3)
+    canvas = mosaic([marked((30, 20, 70, 50))] * 9, hw, np.random.default_rng(0), min_kept=0.3)
     assert canvas.pixels.shape == (*hw, 3)
     assert ((canvas.boxes[:, 2:] - canvas.boxes[:, :2]) >= MIN_SIDE_PX).all()
 

@@ -1,6 +1,7 @@
 """Training scenes out of annotated pictures: crop, flip, stretch, and mosaics. Boxes are xyxy pixels throughout."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,6 @@ class Annotated:
     odds: np.ndarray
 
 
-Draw = Callable[[], Annotated]
-
 # A box smaller than this many pixels on the canvas teaches nothing.
 MIN_SIDE_PX = 4.0
 # A crop around an object is at least this tall, so that a tiny one is not blown up to a blur.
@@ -38,9 +37,16 @@ MIN_ZOOM_PX = 24.0
 
 
 def mosaic(
-    draw: Draw, hw: tuple[int, int], side: int, rng: np.random.Generator, *, min_kept: float, zoom: float = 0.0
+    pictures: Sequence[Annotated],
+    hw: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    min_kept: float,
+    zoom: float = 0.0,
 ) -> Canvas:
-    """``side`` × ``side`` pictures from ``draw`` on one canvas of ``hw`` pixels, each cropped and flipped at random."""
+    """1, 4, 9, … pictures row by row on one canvas of ``hw`` pixels, each cropped and flipped at random."""
+    side = math.isqrt(len(pictures))
+    assert side * side == len(pictures)
     height, width = hw
     ys = np.linspace(0, height, side + 1).round().astype(int)
     xs = np.linspace(0, width, side + 1).round().astype(int)
@@ -49,7 +55,7 @@ def mosaic(
     for row in range(side):
         for col in range(side):
             cell_hw = (int(ys[row + 1] - ys[row]), int(xs[col + 1] - xs[col]))
-            cell = place(draw(), cell_hw, rng, min_kept=min_kept, zoom=zoom)
+            cell = place(pictures[row * side + col], cell_hw, rng, min_kept=min_kept, zoom=zoom)
             pixels[ys[row] : ys[row + 1], xs[col] : xs[col + 1]] = cell.pixels
             boxes.append(cell.boxes + np.array([xs[col], ys[row], xs[col], ys[row]], dtype=np.float32))
             labels.append(cell.labels)

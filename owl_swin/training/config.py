@@ -1,5 +1,6 @@
 """The settings of a training run; one TOML file is one run."""
 
+import math
 from dataclasses import dataclass, field
 
 from owl_swin.data.config import DataConfig, check_mosaic
@@ -27,6 +28,16 @@ class OptimConfig:
     final_lr: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not all(0 <= rate < math.inf for rate in (self.image_lr, self.stem_lr, self.text_lr, self.heads_lr)):
+            raise ConfigError("optim.image_lr, stem_lr, text_lr and heads_lr must be 0 (frozen) or more")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optim.betas must be two numbers from 0 to below 1, got {self.betas}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"optim.ema_decay must lie in 0 (no averaging) to below 1, got {self.ema_decay}")
+        if not (self.clip_norm > 0 and self.weight_decay >= 0 and self.final_lr >= 0 and self.warmup_steps >= 0):
+            raise ConfigError("optim.clip_norm must be above 0; weight_decay, final_lr and warmup_steps 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,3 +187,5 @@ class TrainConfig:
             raise ConfigError("a run needs at least one [[data]] table")
         if min(self.steps, self.batch_size, self.accumulate, self.log_every) < 1:
             raise ConfigError("steps, batch_size, accumulate and log_every must be at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be 0 or more, got {self.seed}")

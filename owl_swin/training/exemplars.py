@@ -82,8 +82,8 @@ def stack(
     blank = (np.zeros((side, side, 3), np.uint8), np.array([0.25, 0.25, 0.75, 0.75], np.float32))
     pixels, boxes = zip(*(crops or [blank]), strict=True)
     colours = torch.from_numpy(rng.random((len(pixels), 3), dtype=np.float32))
-    shown = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-    return ExemplarBatch(shown, torch.from_numpy(np.stack(boxes)), labels, colours)
+    stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    return ExemplarBatch(stacked, torch.from_numpy(np.stack(boxes)), labels, colours)
 
 
 def encode_exemplars(model: OwlSwin, encode_patches, batch: ExemplarBatch) -> Tensor:

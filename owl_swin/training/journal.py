@@ -77,14 +77,14 @@ class _Bar:
     def __init__(self, first: int, steps: int):
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress("{task.description}", *columns, console=Console(stderr=True))
-        self._shown = self._bar.add_task("", total=steps, completed=first)
+        self._row = self._bar.add_task("", total=steps, completed=first)
         self._bar.start()
 
     def advance(self, step: int) -> None:
-        self._bar.update(self._shown, completed=step)
+        self._bar.update(self._row, completed=step)
 
     def loss(self, value: float) -> None:
-        self._bar.update(self._shown, description=f"loss {value:.4f}")
+        self._bar.update(self._row, description=f"loss {value:.4f}")
 
     def stop(self) -> None:
         self._bar.stop()

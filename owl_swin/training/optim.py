@@ -8,6 +8,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from owl_swin.training.config import OptimConfig
 
+TensorList = tuple[Tensor, ...] | list[Tensor]
+
 
 def part_of(name: str) -> str:
     """The part of the model that a parameter belongs to: "stem", "image", "text" or "heads"."""
@@ -69,7 +71,7 @@ def average_of(model: nn.Module, decay: float) -> AveragedModel:
     """A moving average of the model, for now its copy; the decay warms up so that early steps are forgotten."""
 
     @torch.no_grad()
-    def move(averages: list[Tensor], values: list[Tensor], steps: Tensor) -> None:
+    def move(averages: TensorList, values: TensorList, steps: Tensor | int) -> None:
         warm = min(decay, (1 + int(steps)) / (10 + int(steps)))
         torch._foreach_lerp_(averages, values, 1 - warm)
 

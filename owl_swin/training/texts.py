@@ -1,4 +1,4 @@
-"""The texts of a run: each class has several ways to say it, and every step picks one of them."""
+"""The texts of a run: each class has several, and every step picks one of them."""
 
 from collections.abc import Sequence
 
@@ -21,14 +21,14 @@ def prompted(names: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 class TextBank:
-    """Ways to say N classes. With a frozen text encoder their embeddings are made once, else token ids are kept and
-    each step encodes what it needs, with gradients."""
+    """Texts of N classes, several each. With a frozen text encoder their embeddings are made once, else token ids are
+    kept and each step encodes what it needs, with gradients."""
 
-    def __init__(self, ways: Sequence[Sequence[str]], model: OwlSwin, *, trainable: bool):
-        counts = torch.tensor([len(own) for own in ways], dtype=torch.long)
+    def __init__(self, texts: Sequence[Sequence[str]], model: OwlSwin, *, trainable: bool):
+        counts = torch.tensor([len(own) for own in texts], dtype=torch.long)
         self.counts = counts
         self.first = counts.cumsum(0) - counts
-        flat = [way for own in ways for way in own]
+        flat = [text for own in texts for text in own]
         unique = {text: i for i, text in enumerate(dict.fromkeys(flat))}
         self.place = torch.tensor([unique[text] for text in flat], dtype=torch.long)
         tokenizer = get_tokenizer(model.config.text.context_length, model.config.text.open_clip)
@@ -51,7 +51,7 @@ class TextBank:
         return model.encode_text(self.ids[rows.cpu()].to(device))
 
     def means(self) -> Tensor:
-        """Mean embedding [N, E] of each class over its ways, unit length (frozen text encoder only)."""
+        """Mean embedding [N, E] of each class over its texts, unit length (frozen text encoder only)."""
         assert self.embeds is not None
         parts = self.embeds[self.place].split(self.counts.tolist())
         return torch.nn.functional.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)

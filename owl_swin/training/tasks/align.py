@@ -111,6 +111,10 @@ class AlignTask(ImageTask):
         classes = ranking.argsort()[: max(MOST_TRAINED_NAMES, len(labels.unique()))].sort().values
         return classes, torch.searchsorted(classes, labels)
 
+    def step_losses(self, batch: AlignBatch) -> dict[str, Tensor]:
+        """The losses of a batch by the model that is trained."""
+        return self.losses(self.model, self.encode_patches, batch)
+
     def losses(self, model: OwlSwin, encode_patches, batch: AlignBatch) -> dict[str, Tensor]:
         """Mean loss over the pictures of the batch, and the accuracy on the first labelled set."""
         device = model.alignment_log_scale.device

@@ -15,7 +15,7 @@ from owl_swin.frame import exemplar_side, normalise
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
 from owl_swin.scoring import raw_logits
-from owl_swin.training.augment import Annotated, Canvas, mosaic
+from owl_swin.training.augment import Canvas, mosaic
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
 from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, encode_exemplars, stack
@@ -98,7 +98,7 @@ class DetectTask(ImageTask):
         shape = SHAPES[rng.integers(len(SHAPES))]
         longer = config.image_size * config.detect.scales[rng.integers(len(config.detect.scales))]
         hw = (max(32, round(longer * shape[0] / 32) * 32), max(32, round(longer * shape[1] / 32) * 32))
-        ways = torch.from_numpy(rng.random(len(self.bank), dtype=np.float32)).clamp(max=1 - 1e-6)
+        chances = torch.from_numpy(rng.random(len(self.bank), dtype=np.float32)).clamp(max=1 - 1e-6)
         canvases, asked, labels, shown = [], [], [], []
         first = self.process.rank * config.batch_size
         for place in range(first, first + config.batch_size):
@@ -119,7 +119,7 @@ class DetectTask(ImageTask):
             scores=[torch.from_numpy(canvas.scores) for canvas in canvases],
             asked=[torch.searchsorted(classes, own) for own in asked],
             classes=classes,
-            texts=self.bank.draw(classes, ways[classes]),
+            texts=self.bank.draw(classes, chances[classes]),
             colours=colours[first : first + config.batch_size],
             align=self.align.batch(index) if self.align else None,
             exemplars=self._exemplars(shown, classes, index) if self.draws else None,
@@ -158,14 +158,8 @@ class DetectTask(ImageTask):
         settings = self.config.detect
         odds = self.config.data[owner].mosaic or settings.mosaic
         side = 1 + int(rng.choice(len(odds), p=odds))
-        drawn: list[Scene] = []
-
-        def draw() -> Annotated:
-            scene, shown = self.samplers[owner].draw(rng)
-            drawn.append(scene)
-            return shown
-
-        return mosaic(draw, hw, side, rng, min_kept=settings.min_crop, zoom=settings.zoom), drawn
+        scenes, pictures = zip(*(self.samplers[owner].draw(rng) for _ in range(side * side)), strict=True)
+        return mosaic(pictures, hw, rng, min_kept=settings.min_crop, zoom=settings.zoom), list(scenes)
 
     def _asked(self, owner: int, labels: np.ndarray, drawn: list[Scene], rng: np.random.Generator) -> Tensor:
         """Names that are scored in a canvas, as classes of the bank in order: its own, and up to ``negatives`` others
@@ -186,6 +180,10 @@ class DetectTask(ImageTask):
             guesses = rng.permutation(np.flatnonzero(open_question & ~absent))[:more]
             others = np.concatenate([others, guesses])
         return torch.from_numpy(np.unique(self.rows[owner][np.union1d(labels, others).astype(np.int64)]))
+
+    def step_losses(self, batch: DetectBatch) -> dict[str, Tensor]:
+        """The losses of a batch by the model that is trained."""
+        return self.losses(self.model, self.encode_patches, batch)
 
     def losses(self, model: OwlSwin, encode_patches, batch: DetectBatch) -> dict[str, Tensor]:
         """Class, box and objectness losses, each a mean over the scenes of the sum a matched pair."""

@@ -39,14 +39,6 @@ class ImageTask:
         """Pixels [B, 3, H, W] → fused patches, compiled where the run says so."""
         return torch.compile(self.model.encode_patches) if self.config.compile else self.model.encode_patches
 
-    def losses(self, model: OwlSwin, encode_patches: Callable[[Tensor], Tensor], batch: Any) -> dict[str, Tensor]:
-        """The losses of a batch by ``model``; each task has its own."""
-        raise NotImplementedError
-
-    def step_losses(self, batch: Any) -> dict[str, Tensor]:
-        """The losses of a batch by the model that is trained."""
-        return self.losses(self.model, self.encode_patches, batch)
-
     def evaluate(self, averaged: nn.Module) -> dict[str, float]:
         """Nothing: pictures that are kept back are for `owl-swin eval`."""
         return {}
