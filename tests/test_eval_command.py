@@ -158,18 +158,24 @@ def test_broken_pictures_are_told(evaluate, tmp_path, shapes):
     assert last.startswith("owl-swin: these figures are not of the whole set: ") and "0.png" in last
 
 
-@pytest.mark.parametrize(
-    "protocol, options",
-    [
-        ("detect", []),
-        ("lvis", []),
-        ("split", ["--base", NAMES[0], "--novel", NAMES[1]]),
-        ("oneshot", ["--draws", 1]),
-        ("absence", []),
-        ("absence", ["--with", "exemplar"]),
-        ("calibrate", []),
-    ],
-)
+ON_BOXES = [
+    ("detect", []),
+    ("lvis", []),
+    ("split", ["--base", NAMES[0], "--novel", NAMES[1]]),
+    ("oneshot", ["--draws", 1]),
+    ("absence", []),
+    ("absence", ["--with", "exemplar"]),
+    ("calibrate", []),
+    ("diagnose", []),
+]
+
+
+def test_every_protocol_is_asked_with_pictures_that_are_not_there():
+    # The three others read sets of their own kinds, in the tests below.
+    assert {protocol for protocol, _ in ON_BOXES} | {"classify", "retrieve", "odinw"} == set(PROTOCOLS)
+
+
+@pytest.mark.parametrize("protocol, options", ON_BOXES)
 def test_pictures_that_are_not_there_are_no_result(evaluate, tmp_path, shapes, protocol, options):
     (tmp_path / "shapes" / "images" / "0.png").unlink()
     code, result, err = evaluate(protocol, *shapes, *options)
