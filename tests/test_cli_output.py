@@ -328,6 +328,16 @@ def test_no_name_breaks_a_line(detect, folder):  # noqa: F811
     assert json.loads(detect(name, "--query", "cat", "--format", "jsonl").out)["image"] == name
 
 
+def test_no_name_of_a_data_set_breaks_a_line(owl_swin, folder):  # noqa: F811
+    images = [{"id": 1, "file_name": "b.png"}, {"id": 2, "file_name": "gone\nowl-swin: forged.png"}]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 9, 9]} for i in (1, 2)]
+    content = {"images": images, "categories": [{"id": 1, "name": "cat\nforged"}], "annotations": boxes}
+    (folder / "set.json").write_text(json.dumps(content))
+    run = owl_swin("info", "set.json", "--images", ".", "--check")
+    assert run.code == 0 and "forged" in run.out
+    assert not [line for line in run.out.splitlines() if line.lstrip().startswith(("forged", "owl-swin: forged"))]
+
+
 def test_what_is_printed_is_one_line():
     assert printable("a\nb\r\x85\u2028\x1b[0m\udcff") == "a\\nb\\r\\x85\\u2028\\x1b[0m\\udcff"
     assert printable("一只猫 \N{OWL}") == "一只猫 \N{OWL}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from owl_swin.cli.printing import note, say
 from owl_swin.cli.query_options import is_file
 from owl_swin.errors import DataError
 from owl_swin.files import make_folder_of, read_text, write_json
@@ -66,9 +67,9 @@ def finish(report: "Report", json_out: Path | None) -> None:
     if json_out is not None:
         write_json(json_out, result, what="the result")
     for line in figures_table(report):
-        print(line, file=sys.stderr)
+        note(line)
     for sentence in report.notes:
-        print(f"owl-swin: note: {sentence}", file=sys.stderr)
+        say(f"note: {sentence}")
     print(json.dumps(result, indent=2))
     if report.broken:
         more = f', and {len(report.broken) - 1} more, listed under "broken"' if len(report.broken) > 1 else ""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from owl_swin.cli.data_info import data_json, data_lines, describe_data
+from owl_swin.cli.printing import printable
 from owl_swin.errors import DataError
 
 PACKAGES = ("owl_swin", "torch", "torchvision", "open_clip_torch", "transformers", "pillow", "safetensors", "numpy")
@@ -54,7 +55,7 @@ def info(
         )
         return
     found = describe_data(what, chosen, images, split, check=check, save=save, samples=samples)
-    print(data_json(found) if form == Format.JSON else "\n".join(data_lines(found)))
+    print(data_json(found) if form == Format.JSON else "\n".join(map(printable, data_lines(found))))
 
 
 def _kind_of_data(what: str, kind: str | None, *, asked: bool) -> str | None:
