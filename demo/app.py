@@ -4,14 +4,11 @@ import argparse
 import html
 import os
 import tempfile
+from pathlib import Path
 
 # Read when Gradio is imported: nothing is reported, nothing is asked of other machines.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-# Uploads stay apart from those of other programs, so that what is oldest may be deleted, and end with this one.
-if "GRADIO_TEMP_DIR" not in os.environ:
-    UPLOADS = tempfile.TemporaryDirectory(prefix="owl_swin-demo-", ignore_cleanup_errors=True)
-    os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name
 
 import gradio as gr
 
@@ -39,6 +36,22 @@ HEADER = """<header class="owl-header">{owl}
 SWITCH = (
     """element.querySelector('.owl-theme').addEventListener('click', () => document.body.classList.toggle('dark'));"""
 )
+
+
+def own_folder() -> tempfile.TemporaryDirectory:
+    """A folder of this process alone for uploads, which Gradio then uses, so that what is oldest there may be deleted.
+
+    It lies where GRADIO_TEMP_DIR says, and ends with the process.
+    """
+    parent = os.environ.get("GRADIO_TEMP_DIR") or None
+    if parent is not None:
+        Path(parent).mkdir(parents=True, exist_ok=True)
+    folder = tempfile.TemporaryDirectory(prefix="owl_swin-demo-", dir=parent, ignore_cleanup_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = folder.name
+    return folder
+
+
+UPLOADS = own_folder()
 
 
 def build_demo(detector: Detector, *, index: RegionIndex | None = None, folders: bool = False) -> gr.Blocks:
@@ -75,13 +88,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto")
     parser.add_argument("--index", help="an archive that `owl-swin index` made, for the tab Search")
     parser.add_argument("--port", type=int, default=7860)
-    told = parser.parse_args()
-    detector = Detector.from_pretrained(told.model, device=told.device)
-    index = RegionIndex.open(told.index, detector) if told.index else None
+    arguments = parser.parse_args()
+    detector = Detector.from_pretrained(arguments.model, device=arguments.device)
+    index = RegionIndex.open(arguments.index, detector) if arguments.index else None
     blocks = build_demo(detector, index=index, folders=True)
     blocks.launch(
         server_name="127.0.0.1",
-        server_port=told.port,
+        server_port=arguments.port,
         footer_links=[],
         run_history=False,
         state_session_capacity=SESSIONS,  # launch() would set it back to its own

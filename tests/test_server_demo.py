@@ -93,6 +93,15 @@ def test_uploads_of_all_visitors_have_a_bound_together_and_the_oldest_go_first(d
     assert all(Path(path).exists() for path in again.json())
 
 
+def test_uploads_stay_apart_from_the_files_of_others(tmp_path, monkeypatch):
+    app = import_module("owl_swin.demo.app")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "shared"))
+    with app.own_folder() as folder:
+        assert os.environ["GRADIO_TEMP_DIR"] == folder
+        assert Path(folder).parent == tmp_path / "shared"
+    assert list((tmp_path / "shared").iterdir()) == []
+
+
 def test_archives_of_all_visitors_have_a_bound_together(detector, tmp_path, monkeypatch):
     filling = import_module("owl_swin.demo.filling")
     mine, other = filling.Archive.own(detector), filling.Archive.own(detector)
