@@ -337,6 +337,14 @@ def test_every_window_has_the_mask_that_its_patches_make(map_hw, padding):
             assert (mask.expand(len(patches), -1)[:, ~real] != 0).all()
 
 
+def test_the_encoder_compiles_as_one_graph(small):
+    pixels = random_pixels(44, 52)
+    with torch.no_grad():
+        compiled = torch.compile(small, backend="eager", fullgraph=True)(pixels)
+    for one, expected in zip(compiled, small(pixels), strict=True):
+        assert_close(one, expected.detach(), atol=1e-5, rtol=0)
+
+
 def test_plans_are_kept_up_to_a_bound_in_bytes():
     window_plan.cache_clear()
     for side in range(100, 400, 3):

@@ -26,7 +26,7 @@ class WindowPlan(NamedTuple):
     relative_index: Tensor  # [N, N] rows of the bias table
     mask: Tensor | None  # [K, N, N], 0 or MASKED; None where every patch of a window attends to every other
     valid: Tensor | None  # [K, N, 1], 0 for filled-in patches that must enter the attention as zeros; None: all 1
-    kinds: bytes  # [W], the kind of each window
+    kinds: tuple[int, ...]  # [W], the kind of each window
     kind: Tensor  # the same as indices
 
     @overload
@@ -40,13 +40,13 @@ class WindowPlan(NamedTuple):
         if rows is None or len(rows) == 1:
             return rows
         kinds = self.kinds[start:stop]
-        if kinds.count(kinds[0]) == len(kinds):
+        if len(set(kinds)) == 1:
             return rows[kinds[0] : kinds[0] + 1]
         return rows[self.kind[start:stop]]
 
 
 def _bytes_of_plan(plan: WindowPlan) -> int:
-    return sum(part.nbytes for part in plan if isinstance(part, Tensor)) + len(plan.kinds)
+    return sum(part.nbytes for part in plan if isinstance(part, Tensor)) + 8 * len(plan.kinds)
 
 
 @cached(LRUCache(PLAN_BYTES, _bytes_of_plan), lock=Lock())
@@ -57,31 +57,41 @@ def window_plan(map_hw: tuple[int, int], window: int, shifted: bool, padding: st
     padded_hw = (-(-map_hw[0] // window_hw[0]) * window_hw[0], -(-map_hw[1] // window_hw[1]) * window_hw[1])
     pad_after_shift = padding == "timm"
     has_padding = padded_hw != map_hw
-
-    real = F.pad(torch.ones(map_hw), (0, padded_hw[1] - map_hw[1], 0, padded_hw[0] - map_hw[0]))  # [H, W], 1 or 0
-    if not pad_after_shift:
-        real = torch.roll(real, (-shift_hw[0], -shift_hw[1]), (0, 1))
-    region = torch.zeros(padded_hw)
-    for axis, (m, shift) in enumerate(zip(window_hw, shift_hw, strict=True)):
-        if shift:
-            region = region.movedim(axis, 0)
-            region = 3 * region
-            region[-m:-shift] += 1
-            region[-shift:] += 2
-            region = region.movedim(0, axis)
-    windows = _cut(torch.stack([real, region], -1)[None], window_hw)[0]  # [W, N, 2]
-    windows, kind = torch.unique(windows, dim=0, return_inverse=True)  # [K, N, 2], [W]
-    real, region = windows.unbind(-1)  # each [K, N]
+    (rows, row_kinds), (cols, col_kinds) = (
+        _kinds_of_axis(*axis, rolled=not pad_after_shift)
+        for axis in zip(map_hw, padded_hw, window_hw, shift_hw, strict=True)
+    )
+    kinds = tuple(row * len(cols) + col for row in row_kinds for col in col_kinds)
+    # [K, N] each: the region that the shift puts a patch in, and whether there is one.
+    region = torch.tensor([[3 * y[0] + x[0] for y in row for x in col] for row in rows for col in cols])
+    real = torch.tensor([[y[1] * x[1] for y in row for x in col] for row in rows for col in cols])
     mask = None
     if any(shift_hw) or (has_padding and padding == "masked"):
         together = region[:, None, :] == region[:, :, None]  # [K, N, N]
         if padding == "masked":
             together = together & (real[:, None, :] == 1)
         mask = torch.where(together, 0.0, MASKED).to(device)
-    valid = real[..., None].to(device) if has_padding and padding != "masked" else None
+    valid = real[..., None].float().to(device) if has_padding and padding != "masked" else None
     index = _relative_index(window_hw, window).to(device)
-    kinds = bytes(kind.tolist())
-    return WindowPlan(window_hw, shift_hw, padded_hw, pad_after_shift, index, mask, valid, kinds, kind.to(device))
+    kind = torch.tensor(kinds).to(device)
+    return WindowPlan(window_hw, shift_hw, padded_hw, pad_after_shift, index, mask, valid, kinds, kind)
+
+
+def _kinds_of_axis(
+    size: int, padded: int, window: int, shift: int, *, rolled: bool
+) -> tuple[list[tuple[tuple[int, int], ...]], list[int]]:
+    """The different windows along one side of a map, and which of them each window is.
+
+    A window is a pair for each of its places: the region, as the shift brings the two ends of the map together in the
+    last window, and 1 where the map has a patch, 0 where it is filled up.
+    """
+    places = []
+    for place in range(padded):
+        region = 0 if not shift or place < padded - window else 1 if place < padded - shift else 2
+        places.append((region, int(((place + shift) % padded if rolled else place) < size)))
+    windows = [tuple(places[start : start + window]) for start in range(0, padded, window)]
+    kinds = list(dict.fromkeys(windows))
+    return kinds, [kinds.index(one) for one in windows]
 
 
 def _window_and_shift(
