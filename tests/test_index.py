@@ -224,7 +224,8 @@ def test_a_folder_without_pictures_is_one_sentence_and_changes_nothing(lance, ph
         folder.write_text("")
     if what == "empty":
         folder.mkdir()
-    with pytest.raises(ArchiveError, match="holds no pictures" if what == "empty" else "cannot be read"):
+    sentences = {"empty": "holds no pictures", "file": "expected a folder of pictures, got a file"}
+    with pytest.raises(ArchiveError, match=sentences.get(what, "cannot be read")):
         lance.add_folder(folder)
     for picture in photos.iterdir():
         picture.unlink()
