@@ -163,7 +163,7 @@ def test_progress_in_a_file_is_lines(tmp_path, monkeypatch, capsys):
     assert said.out == ""
     first, second, last = said.err.splitlines()
     assert first.startswith("step 1/3  ") and first.endswith(" left") and "\r" not in said.err
-    assert second.startswith("step 2/3  loss ") and last.startswith("step 3/3  loss ") and last.endswith(" gone")
+    assert second.startswith("step 2/3  loss ") and last.startswith("step 3/3  loss ") and last.endswith(" elapsed")
 
 
 def test_lines_come_now_and_then_and_at_the_end(tmp_path, monkeypatch, capsys):

@@ -168,7 +168,7 @@ def test_settings_that_change_nothing_learned_may_change(path):
     assert load_state(path, make_run(), settings=SETTINGS | {"new_in_this_version": 1}) == 3
 
 
-def test_the_command_refuses_another_seed_and_goes_on_with_it_on_purpose(tmp_path):
+def test_the_command_refuses_another_seed_and_goes_on_with_it_on_purpose(tmp_path, monkeypatch):
     from training_data import to_toml
     from typer.testing import CliRunner
 
@@ -181,7 +181,9 @@ def test_the_command_refuses_another_seed_and_goes_on_with_it_on_purpose(tmp_pat
 
     assert run("--stop-after", "1").exit_code == 0
     before = (Path(settings["output"]) / "state.safetensors").read_bytes()
-    refused = run(seed=5)
+    with monkeypatch.context() as patch:  # before any data is read
+        patch.setattr("owl_swin.training.loop.build_task", None)
+        refused = run(seed=5)
     assert isinstance(refused.exception, ConfigError) and "seed 0 (now 5)" in str(refused.exception)
     assert (Path(settings["output"]) / "state.safetensors").read_bytes() == before
     assert run("--allow-changes", seed=5).exit_code == 0

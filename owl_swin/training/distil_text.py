@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from owl_swin.config import to_mapping
-from owl_swin.files import make_folder
 from owl_swin.training.config import OptimConfig
 from owl_swin.training.distributed import started_process
-from owl_swin.training.loop import LoopConfig, run_task
+from owl_swin.training.loop import LoopConfig, begin_run, run_task
 from owl_swin.training.tasks.text import DistilConfig, TextTask
 
 
@@ -33,7 +31,6 @@ def distil(config: DistilConfig, *, stop_after: int | None = None, allow_changes
         evaluate_every=500,
     )
     with started_process(config.device) as process:
-        make_folder(Path(config.output))
+        settings = begin_run(config, process, allow_changes)
         task = TextTask(config, process)
-        settings = to_mapping(config) | {"model_config": to_mapping(task.model_config)}
         return run_task(task, loop, process, settings, stop_after=stop_after, allow_changes=allow_changes)

@@ -115,7 +115,7 @@ class _Lines:
         now = time.monotonic()
         pace = (now - self._started) / (self._done - self._first)
         left = f"  {_clock(pace * (self._steps - self._done))} left" if self._done < self._steps else ""
-        line = f"step {self._done}/{self._steps}{self._loss}  {_clock(now - self._started)} gone{left}"
+        line = f"step {self._done}/{self._steps}{self._loss}  {_clock(now - self._started)} elapsed{left}"
         print(line, file=self._file or sys.stderr, flush=True)
         self._said, self._said_step = now, self._done
 

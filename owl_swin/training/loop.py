@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from owl_swin.config import to_mapping
+from owl_swin.config import ModelConfig, read_toml, to_mapping
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import make_folder, remove_parts, write_image
 from owl_swin.training.config import OptimConfig, TrainConfig
@@ -20,10 +20,12 @@ from owl_swin.training.distributed import Process, mean_over_processes, share, s
 from owl_swin.training.initial import blended
 from owl_swin.training.journal import Journal
 from owl_swin.training.optim import average_of, build_optimizer, freeze, set_learning_rate
-from owl_swin.training.state import RunState, load_state, save_state
+from owl_swin.training.state import RunState, check_settings, load_state, save_state
 from owl_swin.training.streams import stream_seed
 from owl_swin.training.tasks import Task
 from owl_swin.training.tasks.build import build_task
+
+STATE = "state.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,16 @@ class LoopConfig:
         return cls(**own)
 
 
+class RunConfig(Protocol):
+    """Settings of any run, frozen: those of a task, and these."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def output(self) -> str: ...
+
+
 class TrainStep(nn.Module):
     """Model and task as one module, so that its gradients can be averaged over processes."""
 
@@ -74,12 +86,23 @@ def train(config: TrainConfig, *, stop_after: int | None = None, allow_changes: 
     others where ``allow_changes`` says so. Under `torchrun` the processes share the work.
     """
     with started_process(config.device) as process:
-        make_folder(Path(config.output))
+        settings = begin_run(config, process, allow_changes)
         task = build_task(config, process)
-        settings = to_mapping(config) | {"model_config": to_mapping(task.model.config)}
         return run_task(
             task, LoopConfig.of(config), process, settings, stop_after=stop_after, allow_changes=allow_changes
         )
+
+
+def begin_run(config: RunConfig, process: Process, allow_changes: bool) -> dict[str, Any]:
+    """Makes a run's folder and returns the settings that its state keeps, with those of its model. What cannot go on
+    is refused here, before any data is read."""
+    folder = Path(config.output)
+    make_folder(folder)
+    model = read_toml(config.model, ModelConfig)
+    settings = to_mapping(config) | {"model_config": to_mapping(model), "processes": process.world}
+    if not allow_changes:
+        check_settings(folder / STATE, settings)
+    return settings
 
 
 def run_task(
@@ -103,8 +126,7 @@ def run_task(
     step_module = share(TrainStep(task), process, config.shard)
     optimizer = build_optimizer(model, config.optim, task.extra)
     run = RunState(model, task.extra, average, optimizer)
-    settings = {**settings, "processes": process.world}
-    state_path = output / "state.safetensors"
+    state_path = output / STATE
     first = load_state(state_path, run, settings=settings, allow_changes=allow_changes) if state_path.exists() else 0
     last = max(first, config.steps if stop_after is None else min(config.steps, first + stop_after))
     trained = [p for group in optimizer.param_groups for p in group["params"]]

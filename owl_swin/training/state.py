@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -64,14 +65,8 @@ def load_state(path: Path, run: RunState, *, settings: Mapping[str, Any], allow_
 
     A run that was begun with other settings goes on only with ``allow_changes``; else ConfigError names them.
     """
-    try:
-        tensors, metadata = read_safetensors(path, error=CheckpointError)
-        step, begun = int(metadata["step"]), json.loads(metadata["settings"])
-        if step < 0 or not isinstance(begun, dict):
-            raise ValueError(f"step {step}, settings {begun!r:.40}")
-    except MALFORMED as error:
-        raise CheckpointError(f"{path}: not the state of a training run ({_short(error)})") from None
-    _check_settings(path, begun, settings, step, allow_changes)
+    step = check_settings(path, settings, allow_changes=allow_changes)
+    tensors, _ = read_safetensors(path, error=CheckpointError)
     try:
         for module, prefix in ((run.model, "model."), (run.extra, "extra.")):
             own = module.state_dict()
@@ -110,18 +105,30 @@ def _load_moments(run: RunState, tensors: Mapping[str, Tensor]) -> None:
     run.optimizer.load_state_dict({"state": state, "param_groups": run.optimizer.state_dict()["param_groups"]})
 
 
-def _check_settings(
-    path: Path, begun: Mapping[str, Any], now: Mapping[str, Any], step: int, allow_changes: bool
-) -> None:
-    changes = list(_changes(begun, now))
-    if step >= max(begun.get("steps", 0), now.get("steps", 0)):
+def check_settings(path: Path, settings: Mapping[str, Any], *, allow_changes: bool = False) -> int:
+    """Refuses to go on with a state that is damaged, or with other settings than it began with; reads no tensor.
+
+    Returns the number of finished steps, 0 where there is no state yet.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        step, begun = int(metadata["step"]), json.loads(metadata["settings"])
+        if step < 0 or not isinstance(begun, dict):
+            raise ValueError(f"step {step}, settings {begun!r:.40}")
+    except (*MALFORMED, OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not the state of a training run ({_short(error)})") from None
+    changes = list(_changes(begun, settings))
+    if step >= max(begun.get("steps", 0), settings.get("steps", 0)):
         changes = [change for change in changes if change[0] != "steps"]  # finished under both
     if not changes:
-        return
+        return step
     said = ", ".join(f"{key} {old!r:.60} (now {new!r:.60})" for key, old, new in changes)
     if allow_changes:
         logger.warning("%s: goes on with other settings than the run began with: %s", path.parent, said)
-        return
+        return step
     raise ConfigError(
         f"{path.parent}: this run began with other settings: {said}; set them back, give this run a folder of its own, "
         "or go on with the new ones by --allow-changes"
