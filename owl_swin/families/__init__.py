@@ -19,4 +19,7 @@ def of_module(module: nn.Module) -> Pretrained:
     """A network that is in memory, with what its family needs to see pictures and read texts."""
     if isinstance(module, OwlSwin):
         return pretrained(module)
-    raise ConfigError(f"a Detector takes an OwlSwin or what families.load gives, got {type(module).__name__}")
+    raise ConfigError(
+        f"a Detector takes a network or what families.load gives, got {type(module).__name__}; "
+        "Detector.from_pretrained reads names, files and folders"
+    )
