@@ -244,6 +244,12 @@ def test_a_cache_cut_off_anywhere_is_made_again(tmp_path):
     assert path.read_bytes() == content
 
 
+def test_a_cache_without_a_place_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OwlSwinError, match="file: cannot write in this folder"):
+        kept_tensors(tmp_path / "file" / "kept.safetensors", "key", lambda: {"value": torch.arange(4)})
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_cache_whose_writing_fails_is_not_there(tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:

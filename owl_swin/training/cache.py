@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from owl_swin.errors import CheckpointError
-from owl_swin.files import read_safetensors, write_safetensors
+from owl_swin.files import make_folder, read_safetensors, write_safetensors
 
 logger = logging.getLogger("owl_swin")
 
@@ -22,6 +22,6 @@ def kept_tensors(path: Path, key: str, make: Callable[[], dict[str, Tensor]]) ->
         except CheckpointError as error:
             logger.warning("%s; it is made again", error)
     tensors = {name: tensor.contiguous() for name, tensor in make().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_safetensors(path, tensors, {"key": key}, what="what is kept for the next start", error=CheckpointError)
     return tensors
