@@ -21,7 +21,7 @@ from owl_swin.frame import Crop, check_image_size
 from owl_swin.image import ImageSource
 from owl_swin.models.network import Network, Pretrained, Spec
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.postprocess import DetectOptions, DetectSettings, detect_options, find_detections
+from owl_swin.postprocess import DetectOptions, DetectSettings, detect_options, find_detections, options_per_image
 from owl_swin.queries import Queries, Query, as_queries, encode_queries, queries_per_image
 from owl_swin.runtime import pick_device, pick_dtype
 from owl_swin.scoring import score
@@ -70,8 +70,15 @@ class Detector:
         """The model that ships ("nano"), or one from a .safetensors file or a folder that holds model.safetensors."""
         return cls(load(source), device=device, dtype=dtype, image_size=image_size)
 
-    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> "Detector":
-        """A detector of the same model on another device or of another precision; this one stays as it is."""
+    def to(
+        self, device: str | torch.device | torch.dtype | None = None, dtype: str | torch.dtype | None = None
+    ) -> "Detector":
+        """A detector of the same model on another device or of another precision; this one stays as it is.
+
+        As in torch, a dtype may stand first: ``to(torch.bfloat16)``.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device if dtype is None else dtype
         moved = copy.copy(self)
         place = self.device if device is None else pick_device(device)
         moved._encoder = Encoder(self._encoder.pretrained, place, pick_dtype(dtype), self.spec)
@@ -254,13 +261,11 @@ class Detector:
         ``batch_size`` pictures are read before they are encoded; one that cannot be read raises ImageError.
         """
         many = list(check_many(images, "detect_batch", "detect"))
-        chosen, per_image = (
-            detect_options(options, settings),
-            queries_per_image(queries, len(many), self.encode_queries),
-        )
+        per_image = queries_per_image(queries, len(many), self.encode_queries)
+        chosen = options_per_image(detect_options(options, settings), [_names(asked) for asked in per_image])
         encoded = self._encoder.stream(many, self.image_size, check_batch_size(batch_size))
-        found = zip(encoded, per_image, strict=True)
-        return [self._detect(one, query, chosen) for one, query in found if isinstance(one, EncodedImage)]
+        found = zip(encoded, per_image, chosen, strict=True)
+        return [self._detect(one, query, own) for one, query, own in found if isinstance(one, EncodedImage)]
 
     @overload
     def stream(
@@ -308,6 +313,7 @@ class Detector:
             raise QueryError(f'on_error must be "raise" or "return", got {brief(on_error)}')
         check_many(images, "stream", "detect")
         chosen, asked = detect_options(options, settings), self._as_embeddings(queries)
+        chosen.thresholds(_names(asked))  # what is for other queries is refused here, not at the first picture
         encoded = self._encoder.stream(images, self.image_size, check_batch_size(batch_size), on_error)
         return (self._detect(one, asked, chosen) if isinstance(one, EncodedImage) else one for one in encoded)
 
@@ -369,3 +375,8 @@ class Detector:
 
     def _as_embeddings(self, queries: Queries) -> QueryEmbeddings | None:
         return queries if queries is None or isinstance(queries, QueryEmbeddings) else self.encode_queries(queries)
+
+
+def _names(queries: QueryEmbeddings | None) -> tuple[str, ...]:
+    """What the detections of these queries are called."""
+    return (ANYTHING,) if queries is None else queries.names

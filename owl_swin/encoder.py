@@ -85,13 +85,23 @@ class Encoder:
 
         One that cannot be read is raised in its turn, or with ``on_error="return"`` its error stands in its place.
         """
-        rest = iter(images)
-        while read := [self._read(image, image_size) for image in islice(rest, batch_size)]:
+        rest, failure = iter(images), None
+        while failure is None:
+            read: list[PreparedImage | EncodedImage | OwlSwinError] = []
+            try:
+                for image in islice(rest, batch_size):
+                    read.append(self._read(image, image_size))
+            except Exception as error:  # of the caller's own iterator: what came before it is still answered
+                failure = error
+            if not read:
+                break
             encoded = iter(self.encode([one for one in read if isinstance(one, PreparedImage)], batch_size))
             for one in read:
                 if isinstance(one, OwlSwinError) and on_error == "raise":
                     raise one
                 yield next(encoded) if isinstance(one, PreparedImage) else one
+        if failure is not None:
+            raise failure
 
     def encode_pixels(self, pixels: Sequence[Tensor]) -> list[ImageEmbeddings]:
         """One batch of frames of one size, taken apart into tensors that do not keep the batch alive."""
@@ -158,9 +168,12 @@ def check_tile(tile: Crop, image_hw: HW) -> Crop:
 
 def check_many(images: Any, called: str, single: str) -> Iterable[Any]:
     """Refuses one picture where several are asked for."""
-    one = (str, os.PathLike, bytes, bytearray, Image.Image, np.ndarray, Tensor, PreparedImage, EncodedImage)
-    if isinstance(images, one) or not isinstance(images, Iterable):
+    one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, Tensor, PreparedImage, EncodedImage)
+    is_file = callable(getattr(images, "read", None))  # whose iterator gives lines
+    if isinstance(images, one) or is_file or not isinstance(images, Iterable):
         kind = type(images).__name__
+        if getattr(images, "ndim", 0) == 4:
+            raise QueryError(f"{called} takes a list of pictures, got a single {kind} of {len(images)}; write list(…)")
         raise QueryError(f"{called} takes a list of pictures, got a single {kind}; call {single}, or write [picture]")
     return images
 

@@ -75,10 +75,26 @@ class DetectSettings(TypedDict, total=False):
 
 def detect_options(options: DetectOptions | None = None, settings: Mapping[str, Any] | None = None) -> DetectOptions:
     """``options`` (None: the defaults) with the keyword arguments ``settings`` in place of its own."""
+    if options is not None and not isinstance(options, DetectOptions):
+        raise QueryError(f"options must be DetectOptions, got {brief(options)}; a setting has a name, threshold=0.3")
     changed = dict(settings or {})
     if "top_k" in changed:
         changed["max_detections"] = changed.pop("top_k")
     return replace(options or DetectOptions(), **changed)
+
+
+def options_per_image(options: DetectOptions, names: Sequence[Sequence[str]]) -> list[DetectOptions]:
+    """The options of each picture, whose queries are called ``names``; a threshold by name is for the pictures that
+    are asked for it. Thresholds that are for none of them, or for more or fewer queries, raise QueryError."""
+    if not isinstance(options.threshold, Mapping):
+        each = [options] * len(names)
+    else:
+        options.thresholds([name for own in names for name in own])
+        thresholds = options.threshold.items()
+        each = [replace(options, threshold={n: t for n, t in thresholds if n in own}) for own in names]
+    for chosen, own in zip(each, names, strict=True):
+        chosen.thresholds(own)
+    return each
 
 
 def find_detections(

@@ -92,11 +92,13 @@ def queries_per_image(
     """
     if queries is None or isinstance(queries, QueryEmbeddings):
         return [queries] * n_images
-    single = isinstance(queries, ONE)  # which encode refuses
-    if not single and len(queries) == n_images == 0:
+    if isinstance(queries, ONE) or not isinstance(queries, Iterable):
+        return [encode(queries)] * n_images  # which encode refuses
+    queries = list(queries)
+    if len(queries) == n_images == 0:
         return []
-    if single or all(isinstance(query, ONE) for query in queries):
-        return [encode(queries)] * n_images
+    if not all(_is_list(query) for query in queries) or not queries:
+        return [encode(queries)] * n_images  # of texts and lists mixed, encode says which is wrong
     if len(queries) != n_images:
         raise QueryError(f"got {len(queries)} lists of queries for {n_images} pictures; give one list a picture")
     made: dict[Any, QueryEmbeddings] = {}
@@ -105,11 +107,18 @@ def queries_per_image(
         if query is None or isinstance(query, QueryEmbeddings):
             out.append(query)
             continue
-        key = query if isinstance(query, ONE) else tuple(query)
+        key = tuple(query)
         if key not in made:
             made[key] = encode(query)
         out.append(made[key])
     return out
+
+
+def _is_list(queries: object) -> bool:
+    """Whether these may be the queries of one picture."""
+    if queries is None or isinstance(queries, QueryEmbeddings):
+        return True
+    return isinstance(queries, Iterable) and not isinstance(queries, ONE)
 
 
 def encode_queries(

@@ -6,7 +6,7 @@ Boxes inside the network are cxcywh in [0, 1] of the model frame; boxes that a c
 caller's picture.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from owl_swin.errors import QueryError
+from owl_swin.errors import QueryError, brief
 from owl_swin.files import write_bytes
 from owl_swin.formats import to_dicts, to_pandas, to_supervision
 from owl_swin.query_file import QueryFile, read_query_file
@@ -272,11 +272,14 @@ class Detections:
     def __getitem__(self, keep: Tensor | slice | Sequence[int]) -> "Detections": ...
 
     def __getitem__(self, keep: Any) -> "Detection | Detections":
-        """One detection by its number, or a part of them by mask, indices or slice."""
+        """One detection by its number, or a part of them by mask, indices or slice; TypeError for what is none."""
+        if getattr(keep, "ndim", None) == 0:  # found[found.scores.argmax()]
+            keep = keep.item()
         if isinstance(keep, Integral) and not isinstance(keep, bool):
             row = range(len(self))[int(keep)]  # IndexError past the end, from the end where negative
             return next(iter(self[row : row + 1]))
-        return replace(self, **{name: getattr(self, name)[keep] for name in COLUMNS})
+        rows = _rows(keep, len(self)).to(self.boxes.device)
+        return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS})
 
     def __eq__(self, other: object) -> bool:
         """Whether all that was found is the same, to the bit."""
@@ -294,12 +297,15 @@ class Detections:
         return cls(torch.zeros(0, 4), torch.zeros(0), rows, tuple(names), tuple(image_hw), rows)  # type: ignore[arg-type]
 
     @classmethod
-    def merge(cls, parts: "Sequence[Detections]") -> "Detections":
+    def merge(cls, parts: "Iterable[Detections]") -> "Detections":
         """Several results for one picture as one, best score first; nothing is suppressed.
 
         Where the parts have the same names, labels stay; else the names of all stand one after another. Parts of
         pictures of different sizes, or none at all, raise QueryError.
         """
+        single, parts = isinstance(parts, Detections), list(parts)
+        if single or not all(isinstance(part, Detections) for part in parts):
+            raise QueryError("merge takes a list of Detections, as in Detections.merge([one, other])")
         sizes = {part.image_hw for part in parts}
         if len(sizes) != 1:
             shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes)) or "nothing"
@@ -358,3 +364,18 @@ class Classification:
         """(name, probability), the likeliest first."""
         order = self.probabilities.argsort(descending=True, stable=True).tolist()
         return [(self.names[i], float(self.probabilities[i])) for i in order]
+
+
+def _rows(keep: Any, n: int) -> Tensor:
+    """What a part of ``n`` rows is called by: indices [K], or a mask [n]."""
+    if isinstance(keep, slice):
+        return torch.tensor(range(n)[keep], dtype=torch.long)
+    try:
+        rows = torch.as_tensor(keep if hasattr(keep, "ndim") else list(keep))
+    except (TypeError, ValueError, RuntimeError):
+        rows = torch.zeros(())
+    if rows.numel() == 0 and rows.dtype != torch.bool:  # an empty list has no dtype of its own
+        rows = rows.long()
+    if isinstance(keep, str) or rows.ndim != 1 or rows.is_floating_point() or rows.is_complex():
+        raise TypeError(f"detections are called by a number, a slice, a list of numbers or a mask, got {brief(keep)}")
+    return rows

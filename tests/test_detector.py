@@ -441,6 +441,12 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
         Detector.from_pretrained(tmp_path / "missing")
 
 
+@pytest.mark.parametrize("source", [None, 3, b"nano"])
+def test_a_model_that_is_no_name_is_refused(source):
+    with pytest.raises(CheckpointError, match="a model is named by a text or a path, got"):
+        Detector.from_pretrained(source)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", ""])
 def test_a_device_that_is_not_there_is_named(tiny_model, device):
     with pytest.raises(ConfigError, match=f"device '{device}' cannot be used here"):

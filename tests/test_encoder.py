@@ -1,5 +1,6 @@
 """How pictures get through the encoder: many at a time, in tiles, in another size, precision or process."""
 
+import io
 import os
 import subprocess
 import sys
@@ -31,6 +32,63 @@ def test_a_stream_gives_what_a_batch_gives_in_order(detector):
     found = list(detector.stream(iter(pictures), ["cat", "dog"], batch_size=3, **ALL))
     assert found == detector.detect_batch(pictures, ["cat", "dog"], batch_size=3, **ALL)
     assert [one.image_hw for one in found] == [(picture.height, picture.width) for picture in pictures]
+
+
+def test_what_came_before_the_pictures_failed_is_still_answered(detector, picture):
+    def pictures():
+        yield from [picture] * 5
+        raise RuntimeError("the camera is gone")
+
+    found = []
+    with pytest.raises(RuntimeError, match="the camera is gone"):
+        found.extend(detector.stream(pictures(), ["cat"], batch_size=4))
+    assert len(found) == 5
+
+
+def test_thresholds_for_other_queries_are_refused_before_the_first_picture(detector):
+    with pytest.raises(QueryError, match="one for each of the 1 queries"):
+        detector.stream([], ["cat"], threshold=[0.1, 0.2])
+    with pytest.raises(QueryError, match="one for each of the 1 queries"):
+        detector.detect_batch(["missing.png"], ["cat"], threshold=[0.1, 0.2])
+
+
+def test_thresholds_by_name_go_to_the_pictures_that_are_asked_for_the_name(detector, picture):
+    asked, limits = [["cat"], ["dog", "cat"], None], {"cat": 0.6, "object": 0.5}
+    own = [{"cat": 0.6}, {"cat": 0.6}, {"object": 0.5}]
+    expected = [detector.detect(picture, queries, threshold=limit) for queries, limit in zip(asked, own, strict=True)]
+    assert detector.detect_batch([picture] * 3, asked, batch_size=1, threshold=limits) == expected
+    assert [len(found) for found in expected] != [0, 0, 0]
+    with pytest.raises(QueryError, match="threshold names 'bird', which is none of the queries"):
+        detector.detect_batch([picture] * 3, asked, threshold={"bird": 0.5})
+
+
+@pytest.mark.parametrize("method", ["detect_batch", "encode_images", "stream"])
+@pytest.mark.parametrize("one", [io.BytesIO(b"two\nlines"), memoryview(b"ab"), np.zeros((2, 4, 4, 3), np.uint8)])
+def test_one_thing_that_is_made_of_parts_is_no_list_of_pictures(detector, method, one):
+    with pytest.raises(QueryError, match=f"{method} takes a list of pictures, got a single {type(one).__name__}"):
+        getattr(detector, method)(one)
+
+
+@pytest.mark.parametrize("queries", [[["cat"], 3], [["cat"], "dog"], [3, ["cat"]], 3, b"cat"])
+def test_queries_that_are_neither_one_list_nor_lists_are_said(detector, picture, queries):
+    with pytest.raises(QueryError, match=r"a text query must be a string|queries must be a list"):
+        detector.detect_batch([picture, picture], queries)
+
+
+def test_lists_of_queries_may_come_one_after_another(detector, picture):
+    asked = [["cat"], ["dog"]]
+    assert detector.detect_batch([picture] * 2, iter(asked)) == detector.detect_batch([picture] * 2, asked)
+    assert detector.detect_batch([picture] * 2, iter(asked[0])) == detector.detect_batch([picture] * 2, asked[0])
+
+
+@pytest.mark.parametrize("options", [{"threshold": 0.1}, 0.1])
+def test_options_of_another_kind_are_refused(detector, picture, options):
+    with pytest.raises(QueryError, match="options must be DetectOptions, got"):
+        detector.detect(picture, ["cat"], options=options)
+
+
+def test_a_precision_may_be_the_only_argument_as_in_torch(detector):
+    assert detector.to(torch.bfloat16).dtype == torch.bfloat16
 
 
 class Counted:

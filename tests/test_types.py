@@ -112,6 +112,49 @@ def test_results_of_other_queries_are_merged_with_all_names():
     assert merged.best == replace(dog, query=3)
 
 
+@pytest.mark.parametrize("parts", [detections(), [detections(), None], [detections()[0]]])
+def test_what_is_no_list_of_results_is_not_merged(parts):
+    with pytest.raises(QueryError, match="merge takes a list of Detections"):
+        Detections.merge(parts)
+
+
+def test_results_are_merged_as_they_come():
+    assert Detections.merge(one for one in [detections()]) == detections()
+
+
+@pytest.mark.parametrize("number", [torch.tensor(1), np.array(1), np.int64(1), torch.tensor([0.1, 0.9, 0.2]).argmax()])
+def test_a_number_of_any_library_calls_one_detection(number):
+    assert detections()[number] == list(detections())[1]
+
+
+@pytest.mark.parametrize(
+    "keep, rows",
+    [
+        (slice(None, None, -1), [2, 1, 0]),
+        (slice(-2, None), [1, 2]),
+        ((2, 0), [2, 0]),
+        (range(2), [0, 1]),
+        ([], []),
+        (np.array([2, 0]), [2, 0]),
+        ([True, False, True], [0, 2]),
+        (np.array([False, True, False]), [1]),
+        (torch.tensor([], dtype=torch.bool), None),
+    ],
+)
+def test_a_part_of_the_detections_is_called_as_in_numpy(keep, rows):
+    if rows is None:  # a mask of another length
+        with pytest.raises(IndexError):
+            detections()[keep]
+    else:
+        assert detections()[keep].patches.tolist() == rows
+
+
+@pytest.mark.parametrize("keep", ["cat", "", 1.0, True, None, ..., [0.5], [[0]], [None], torch.zeros(3)])
+def test_what_calls_no_detection_is_refused_in_a_sentence(keep):
+    with pytest.raises(TypeError, match="detections are called by a number, a slice, a list of numbers or a mask, got"):
+        detections()[keep]
+
+
 @pytest.mark.parametrize(
     "parts, got", [([], "nothing"), ([detections(), replace(detections(), image_hw=(1, 2))], "2x1, 50x40")]
 )

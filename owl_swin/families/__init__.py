@@ -1,10 +1,11 @@
 """Families of models: where their weights come from, and how each sees pictures and reads texts."""
 
+import os
 from pathlib import Path
 
 from torch import nn
 
-from owl_swin.errors import ConfigError
+from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.owl_swin import load_owl_swin, pretrained
 from owl_swin.models.network import Pretrained
 from owl_swin.models.owl_swin import OwlSwin
@@ -12,6 +13,8 @@ from owl_swin.models.owl_swin import OwlSwin
 
 def load(source: str | Path = "nano") -> Pretrained:
     """A model that ships ("nano"), or one of a file or folder; what cannot be read raises CheckpointError."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise CheckpointError(f"a model is named by a text or a path, got {type(source).__name__}")
     return load_owl_swin(source)
 
 
