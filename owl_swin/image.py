@@ -11,12 +11,15 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from owl_swin.errors import ImageError
+from owl_swin.tiff import tile_pixels
 
 if TYPE_CHECKING:
     import torch
 
 # Pillow's own line between a large picture and a decompression bomb.
 MAX_PIXELS = 89_478_485
+# The longest side of a JPEG, and of what is read: to shrink a longer one takes many times the memory of its pixels.
+MAX_SIDE = 65_535
 # A file beyond this is no picture: the largest one above, uncompressed, with 8 bytes a pixel, is smaller.
 MAX_FILE_BYTES = 2**30
 
@@ -61,7 +64,7 @@ def open_image(source: ImageSource) -> Image.Image:
             content = _content(source)
             if not content:
                 raise ImageError("the file is empty", of=name)
-            with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
                 _checked_size(image, name)
                 image.load()
                 return _to_rgb(image)
@@ -73,6 +76,13 @@ def open_image(source: ImageSource) -> Image.Image:
         raise ImageError("not a picture in a format that is read here (JPEG, PNG, WebP, …)", of=name) from None
     except Exception as error:  # Pillow's decoders have no root in common: OSError, SyntaxError, struct.error, …
         raise ImageError(f"the picture is damaged or cut off ({error})", of=name) from None
+
+
+def pixels_to_decode(image: Image.Image) -> int:
+    """Pixels of the picture, or of one tile of its file where that is larger: a tile is decoded whole."""
+    pixels = image.width * image.height
+    file = getattr(image, "fp", None)
+    return max(pixels, tile_pixels(file)) if image.format == "TIFF" and file is not None else pixels
 
 
 def _content(source: Any) -> bytes:
@@ -94,7 +104,7 @@ def _content(source: Any) -> bytes:
     return content
 
 
-def _formats() -> list[str]:
+def readable_formats() -> list[str]:
     """What Pillow reads, also what was registered with it by now, but for REFUSED_FORMATS."""
     Image.init()
     return [form for form in Image.ID if form not in REFUSED_FORMATS]
@@ -114,9 +124,13 @@ def _read(path: Path) -> bytes:
 
 def _checked_size(image: Image.Image, name: str) -> Image.Image:
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if pixels_to_decode(image) > MAX_PIXELS:
         raise ImageError(
             f"{width}x{height} is more than {MAX_PIXELS} pixels, the largest picture that is read", of=name
+        )
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(
+            f"{width}x{height} has a side of more than {MAX_SIDE} pixels, the longest that is read", of=name
         )
     if not width or not height:
         raise ImageError(f"the picture has no pixels ({width}x{height})", of=name)

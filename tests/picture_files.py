@@ -54,6 +54,22 @@ def png_claiming(width: int, height: int) -> bytes:
     )
 
 
+def tiff_of_tiles(*sides: int, picture: int = 10) -> bytes:
+    """A grey TIFF of picture x picture pixels in one empty tile, of each of these sides in turn."""
+    tags = [(256, picture), (257, picture), (258, 8), (259, 8), (262, 1), (277, 1)]
+    tags += [(tag, side) for side in sides for tag in (322, 323)] + [(324, 8), (325, 1)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+def bmp_that_skips(width: int, height: int = 1) -> bytes:
+    """A compressed BMP whose only step skips 255 rows."""
+    palette, steps = bytes(4 * 256), b"\0\2\0\xff\0\1"
+    start = 14 + 40 + len(palette)
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(steps), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(steps), 0, 0, start) + head + palette + steps
+
+
 # Content that is no whole picture → a part of the sentence that says so.
 BAD_FILES = {
     "empty.jpg": (b"", "empty"),

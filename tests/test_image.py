@@ -4,15 +4,17 @@ import io
 import os
 import pickle
 import re
+import struct
 
 import numpy as np
 import pytest
 import torch
-from picture_files import BAD_FILES, TURNS, encode, noise, turned
+from picture_files import BAD_FILES, TURNS, bmp_that_skips, encode, noise, png_claiming, tiff_of_tiles, turned
 from PIL import Image
 
 from owl_swin.errors import ImageError
 from owl_swin.image import MAX_FILE_BYTES, open_image
+from owl_swin.tiff import tile_pixels
 
 
 def corner(image: Image.Image) -> tuple[int, ...]:
@@ -287,6 +289,33 @@ def test_what_is_no_source_is_refused(source):
 def test_an_opened_pil_picture_that_cannot_be_decoded_is_refused(content, sentence):
     with pytest.raises(ImageError, match=sentence):
         open_image(Image.open(io.BytesIO(content)))
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (tiff_of_tiles(10_000), "10x10 is more than"),
+        (tiff_of_tiles(10_000, 16), "10x10 is more than"),  # the decoder takes the first, Pillow the last
+        (tiff_of_tiles(16), "damaged or cut off"),
+        (png_claiming(65_536, 1), "has a side of more than 65535 pixels"),
+        (bmp_that_skips(40_000_000), "has a side of more than 65535 pixels"),
+    ],
+)
+def test_what_takes_more_memory_than_its_pixels_is_refused(content, sentence):
+    with pytest.raises(ImageError, match=sentence):
+        open_image(content)
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+@pytest.mark.parametrize("big", [False, True])
+def test_the_tile_of_a_tiff_counts_in_every_kind_of_it(order, big):
+    sign, layout = "<>"[order == "MM"], ("HHQQ" if big else "HHII")
+    head = struct.pack(sign + "HHHQ", 43, 8, 0, 16) if big else struct.pack(sign + "HI", 42, 8)
+    entries = [struct.pack(sign + layout, tag, 4, 1, side) for tag, side in ((322, 300), (323, 200))]
+    if order == "MM":  # a value of 4 bytes stands at the left of its place
+        entries = [e[:-8] + e[-4:] + e[-8:-4] if big else e for e in entries]
+    content = order.encode() + head + struct.pack(sign + ("Q" if big else "H"), 2) + b"".join(entries)
+    assert tile_pixels(io.BytesIO(content)) == 300 * 200
 
 
 def test_a_pil_picture_without_pixels_is_refused():

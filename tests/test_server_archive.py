@@ -1,8 +1,11 @@
 """The archive behind the server: uploads, searches by JSON and by form, and a second writer."""
 
+import io
+
 import pytest
 from http_client import ask, b64
 from picture_files import encode, noise
+from PIL import Image
 
 from owl_swin.exemplar import Exemplar
 from owl_swin.index.lock import only_writer
@@ -38,6 +41,20 @@ def test_uploads_are_found_shown_and_more_like_them_found(archive, detector):
     assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
     assert ask(app, "GET", matches[0]["thumbnail"] + "?size=32").content == picture.content
     assert ask(app, "GET", "/v1/model").json()["archive"]["images"] == 3
+
+
+def test_thumbnails_are_decoded_where_uploads_are_and_of_every_kind_that_is_indexed(archive, monkeypatch):
+    app, index = archive
+    index.add_images([("a.ppm", encode(noise(70, 110, seed=9), "PPM"))])
+    found = index.search(Exemplar(noise(70, 110, seed=9), (0, 0, 110, 70)), limit=1000)
+    (image_id,) = {one.image_id for one in found if one.path == "a.ppm"}
+    readers, asked = app.state.serving.readers, []
+    run = readers.run
+    monkeypatch.setattr(readers, "run", lambda lane, pixels, work: asked.append(pixels) or run(lane, pixels, work))
+    answer = ask(app, "GET", f"/v1/images/{image_id}?size=20")
+    assert answer.status_code == 200, answer.text
+    assert Image.open(io.BytesIO(answer.content)).size == (20, 13)
+    assert asked == [0, 70 * 110]
 
 
 @pytest.mark.parametrize(

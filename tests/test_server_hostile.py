@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 from http_client import ask, b64, read_answer, running
-from picture_files import BAD_FILES, encode, noise, png_claiming
+from picture_files import BAD_FILES, bmp_that_skips, encode, noise, png_claiming, tiff_of_tiles
 from PIL import Image, PngImagePlugin
 
 from owl_swin.detector import Detector
@@ -87,6 +87,22 @@ def png_bomb(side: int) -> bytes:
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def saved_head(n_tensors: int = 0, **fields) -> bytes:
+    """A file of saved queries that has a head only."""
+    tensors = {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(n_tensors)}
+    made = {"names": [], "routes": [], "extra_routes": [], "fingerprint": "", **fields}
+    metadata = {"format": "owl_swin-queries-1", "queries": json.dumps(made)}
+    head = json.dumps({"__metadata__": metadata, **tensors}).encode()
+    return struct.pack("<Q", len(head)) + head
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
@@ -185,6 +201,14 @@ HOSTILE = {
     "saved query: noise": (saved(bytes(range(256)) * 40), 422, QUERY),
     "saved query: pickle": (saved(b"\x80\x04\x95cos\nsystem\n(S'id'\ntR."), 422, QUERY),
     "saved query: header of 2^60 bytes": (saved(struct.pack("<Q", 2**60) + b"{}"), 422, QUERY),
+    "saved query: 3000 tensors": (saved(saved_head(3000)), 422, QUERY),
+    "saved query: 100 000 names": (saved(saved_head(names=[""] * 100_000)), 422, QUERY),
+    "saved query: names 900 deep": (saved(saved_head(names=nested(900))), 422, QUERY),
+    "saved query: names 9000 deep": (
+        saved(saved_head().replace(b'names\\": []', b'names\\": ' + b"[" * 9000)),
+        422,
+        QUERY,
+    ),
     "saved query: empty": (saved(b""), 422, QUERY),
     # Pictures
     **{f"picture file: {name}": (picture(content), 422, IMAGE_CODE) for name, (content, _) in BAD_FILES.items()
@@ -197,6 +221,10 @@ HOSTILE = {
     "animated WebP": (picture(animation("WEBP")), 422, IMAGE_CODE),
     "animated PNG": (picture(animation("PNG")), 422, IMAGE_CODE),
     "TIFF of two pages": (picture(animation("TIFF")), 422, IMAGE_CODE),
+    "TIFF of 100 pixels in a tile of 4 000 000": (picture(tiff_of_tiles(2000)), 422, "image_too_large"),
+    "TIFF whose tile has two sizes": (picture(tiff_of_tiles(2000, 16)), 422, "image_too_large"),
+    "BMP whose one step skips 255 rows": (picture(bmp_that_skips(60_000)), 422, IMAGE_CODE),
+    "PNG of one row of 100 000 pixels": (picture(png_claiming(100_000, 1)), 422, "image_too_large"),
     "SVG with a script": (picture(SVG), 422, IMAGE_CODE),
     "SVG that names a file": (picture(XXE), 422, IMAGE_CODE),
     "EPS program": (picture(EPS), 422, IMAGE_CODE),
@@ -432,3 +460,43 @@ def test_a_picture_of_another_model_size_is_found_by_its_own_pixels(server):
     body = json.dumps({"images": [{"content": b64(encode(wide))}], "threshold": 0.0}).encode()
     status, answer = server.send(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
     assert (status, answer["results"][0]["width"], answer["results"][0]["height"]) == (200, 200, 20)
+
+
+DOCS = b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def many_answers_unread(server) -> socket.socket:
+    """A client that asks for more than the system takes on its way to it, and reads nothing."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    connection.connect(("127.0.0.1", server.port))
+    connection.settimeout(10)
+    connection.sendall(DOCS * 300)
+    return connection
+
+
+def wait_until(met) -> bool:
+    for _ in range(200):
+        if met():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_client_that_does_not_read_its_answers_is_cut_off(server, monkeypatch):
+    monkeypatch.setattr("owl_swin.server.run.UNREAD_S", 0.2)
+    connections = server.server.server_state.connections
+    assert wait_until(lambda: not connections)
+    with many_answers_unread(server):
+        assert wait_until(lambda: connections)
+        assert wait_until(lambda: not connections)
+
+
+def test_a_client_that_reads_slowly_gets_all_of_its_answers(server, monkeypatch):
+    monkeypatch.setattr("owl_swin.server.run.UNREAD_S", 0.5)
+    got = bytearray()
+    with many_answers_unread(server) as connection:
+        while got.count(b"HTTP/1.1 200") < 300 and (part := connection.recv(65536)):
+            got += part
+            time.sleep(0.001)
+    assert got.count(b"HTTP/1.1 200") == 300

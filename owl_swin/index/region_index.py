@@ -244,6 +244,10 @@ class RegionIndex:
 
         ImageError if it is gone or its file has other content by now.
         """
+        return open_image(self.read_picture(image_id))
+
+    def read_picture(self, image_id: str) -> bytes:
+        """The bytes of the file of that content, as ``open_picture`` finds it."""
         places = self._store.pictures_of(image_id) if image_id.isalnum() else []
         if not places:
             raise ImageError(f"the archive has no picture {image_id!r}")
@@ -251,14 +255,14 @@ class RegionIndex:
             if place.uploaded:
                 content = self._store.content(image_id)
                 if content is not None:
-                    return open_image(content)
+                    return content
                 continue
             try:
                 found = read_picture(from_text(place.path))
             except ImageError:
                 continue
             if found.image_id == image_id:
-                return open_image(found.content)
+                return found.content
         raise ImageError(f"{from_text(places[0].path)}: is gone or has changed since it was indexed; index again")
 
     def stats(self) -> IndexStats:

@@ -219,7 +219,7 @@ def _add_work(app: FastAPI, serving: Serving) -> None:
         size: Annotated[int, Query(ge=16, le=2048, description="Longer side in pixels.")] = 256,
     ) -> Response:
         async with serving.room(1):
-            content = await _in_time(request, serving.archive.thumbnail(image_id[:255], size), limits.timeout_s)
+            content = await _in_time(request, serving.thumbnail(image_id[:255], size), limits.timeout_s)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     archive = ("no_archive", "invalid_archive")
@@ -246,7 +246,16 @@ def _add_work(app: FastAPI, serving: Serving) -> None:
         description="They are found by the next search. Needs --index.",
         **answers(ImagesOut, *BODY_CODES, *archive, "archive_busy"), **body(ImagesIn),
     )  # fmt: skip
-    codes = ("no_archive", "no_such_image", "invalid_request", "busy", "shutting_down", "timeout")
+    codes = (
+        "no_archive",
+        "no_such_image",
+        "invalid_image",
+        "image_too_large",
+        "invalid_request",
+        "busy",
+        "shutting_down",
+        "timeout",
+    )
     app.add_api_route(
         "/v1/images/{image_id}", thumbnail, methods=["GET"], operation_id="thumbnail", response_class=Response,
         summary="A picture of the archive, small", **answers(None, *codes, media="image/jpeg"),

@@ -1,7 +1,6 @@
 """The archive behind the routes: searches in threads of their own, one writer, and thumbnails."""
 
 import asyncio
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -67,26 +66,20 @@ class Archive:
         counts = {name: getattr(report, name) for name in ("added", "changed", "unchanged", "regions")}
         return {**counts, "skipped": [{"path": str(path), "reason": reason} for path, reason in report.skipped]}
 
-    async def thumbnail(self, image_id: str, size_px: int) -> bytes:
-        """A picture of the archive as a small JPEG."""
-        index = self.attached()._index
-        key = f"{size_px} {image_id}".encode()
-        if (known := self._thumbnails.get(key)) is not None:
-            return known
+    def kept_thumbnail(self, image_id: str, size_px: int) -> bytes | None:
+        """The thumbnail, if it was made before."""
+        return self.attached()._thumbnails.get(_key(image_id, size_px))
 
-        def make() -> bytes:
-            picture = index.open_picture(image_id).convert("RGB")
-            picture.thumbnail((size_px, size_px))
-            content = io.BytesIO()
-            picture.save(content, "JPEG", quality=85)
-            return content.getvalue()
+    def keep_thumbnail(self, image_id: str, size_px: int, content: bytes) -> None:
+        """Keeps a thumbnail for those who ask again."""
+        self._thumbnails.put(_key(image_id, size_px), content)
 
+    async def picture(self, image_id: str) -> bytes:
+        """The file of a picture of the archive."""
         try:
-            made = await self._in(self._threads, make)
+            return await self._in(self._threads, partial(self.attached()._index.read_picture, image_id))
         except (ImageError, ArchiveError, QueryError):
             raise Problem("no_such_image", "the archive has no such picture, or its file is gone") from None
-        self._thumbnails.put(key, made)
-        return made
 
     def close(self) -> None:
         """Ends the threads after what they do, and closes the index."""
@@ -97,6 +90,10 @@ class Archive:
 
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(pool, function)
+
+
+def _key(image_id: str, size_px: int) -> bytes:
+    return f"{size_px} {image_id}".encode()
 
 
 def _match(match: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from owl_swin.encoded import PreparedImage
 from owl_swin.errors import ImageError
 from owl_swin.exemplar import check_box
 from owl_swin.frame import HW
-from owl_swin.image import open_image
+from owl_swin.image import MAX_PIXELS, MAX_SIDE, open_image, pixels_to_decode, readable_formats
 from owl_swin.server.problems import Problem
 
 # Kinds of file that are read here: fewer than open_image reads, as decoders that are rarely used are rarely tried.
@@ -66,12 +66,23 @@ def formats() -> tuple[str, ...]:
 def check_picture(content: bytes, where: str, *, max_pixels: int) -> Cost:
     """Looks at the head of a file only; one of another kind, animated, or too large raises Problem."""
     with _opened(content, where, max_pixels) as image:
-        pixels = image.width * image.height
-        if image.mode.startswith(("I", "F")):  # becomes numbers of 8 bytes on its way to RGB
-            return Cost(pixels, 4 * pixels)
-        if image.format == "JPEG" and not image.info.get("progressive"):  # is decoded row by row
-            return Cost(pixels, pixels // 4)
-        return Cost(pixels, pixels if image.mode in ("1", "L", "RGB") else 2 * pixels)
+        _check_kind(image, where)
+        return _cost(image)
+
+
+def check_archived(content: bytes, where: str) -> Cost:
+    """The same of a picture of an archive, which may be all that ``open_image`` reads."""
+    with _opened(content, where, MAX_PIXELS, readable_formats()) as image:
+        return _cost(image)
+
+
+def _cost(image: Image.Image) -> Cost:
+    pixels = pixels_to_decode(image)
+    if image.mode.startswith(("I", "F")):  # becomes numbers of 8 bytes on its way to RGB
+        return Cost(pixels, 4 * pixels)
+    if image.format == "JPEG" and not image.info.get("progressive"):  # is decoded row by row
+        return Cost(pixels, pixels // 4)
+    return Cost(pixels, pixels if image.mode in ("1", "L", "RGB") else 2 * pixels)
 
 
 def read_picture(detector: Detector, content: bytes, where: str, *, max_pixels: int, key: bytes) -> Picture:
@@ -86,6 +97,17 @@ def read_picture(detector: Detector, content: bytes, where: str, *, max_pixels: 
         prepared = detector.prepare(_upright(image, where))
     frames = tuple(replace(frame, image_hw=image_hw) for frame in prepared.frames)
     return Picture(key, PreparedImage(frames, prepared.pixels))
+
+
+def read_thumbnail(content: bytes, where: str, size_px: int) -> bytes:
+    """A picture of an archive as a JPEG of at most so many pixels a side; one that cannot be read raises Problem."""
+    with _opened(content, where, MAX_PIXELS, readable_formats()) as image:
+        _draft(image, size_px)
+        small = _upright(image, where)
+    small.thumbnail((size_px, size_px))
+    made = io.BytesIO()
+    small.save(made, "JPEG", quality=85)
+    return made.getvalue()
 
 
 def read_exemplar(
@@ -118,14 +140,14 @@ def read_exemplar(
 
 
 @contextmanager
-def _opened(content: bytes, where: str, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture of a file whose head was read and found good."""
+def _opened(content: bytes, where: str, max_pixels: int, kinds: Sequence[str] | None = None) -> Iterator[Image.Image]:
+    """The picture of a file whose head was read, of one of these kinds or of FORMATS, and not too large."""
     if not content:
         raise Problem("invalid_image", f"{where}: the file is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow only warns of is measured here
         try:
-            image = Image.open(io.BytesIO(content), formats=formats())
+            image = Image.open(io.BytesIO(content), formats=kinds or formats())
         except Image.DecompressionBombError:
             raise _too_large(where, max_pixels) from None
         except Exception:  # Pillow's plugins have no error in common
@@ -133,14 +155,23 @@ def _opened(content: bytes, where: str, max_pixels: int) -> Iterator[Image.Image
                 "invalid_image", f"{where}: not a picture of a kind that is read here ({', '.join(FORMATS)})"
             ) from None
     with image:
-        _check_head(image, where, max_pixels)
+        _check_size(image, where, max_pixels)
         yield image
 
 
-def _check_head(image: Image.Image, where: str, max_pixels: int) -> None:
+def _check_size(image: Image.Image, where: str, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > max_pixels:
+    if pixels_to_decode(image) > max_pixels:
         raise _too_large(where, max_pixels, f"{width}x{height} ")
+    if max(width, height) > MAX_SIDE:
+        detail = f"{where}: {width}x{height} has a side of more than {MAX_SIDE} pixels, the longest that is read here"
+        raise Problem("image_too_large", detail)
+
+
+def _check_kind(image: Image.Image, where: str) -> None:
+    # A step of a few bytes may skip hundreds of rows, which Pillow fills in one by one.
+    if any(tile[0] == "bmp_rle" for tile in image.tile):
+        raise Problem("invalid_image", f"{where}: a compressed BMP is not read here; send it uncompressed, or as PNG")
     # A photo of a telephone may carry a second picture (MPO); of an animation nobody can say which frame is meant.
     # Not n_frames, for which Pillow walks through the whole file.
     if image.format != "MPO" and getattr(image, "is_animated", False):

@@ -29,6 +29,11 @@ MOST_LINES = 1024
 # After an answer to a request whose body is still coming, so much of it is read and thrown away, for so long.
 LINGER_BYTES = 64 * 2**20
 LINGER_S = 5.0
+# Of an answer that waits for its client, so many bytes are read in so many seconds, or the connection is cut.
+UNREAD_BYTES, UNREAD_S = 16 * 1024, 30.0
+# What the system keeps of answers to one client. It takes more only when a third of that is read, so that with the
+# megabytes that it may choose by itself a slow client would seem to stand still.
+SEND_BUFFER_BYTES = 256 * 1024
 
 
 class GuardedProtocol(H11Protocol):
@@ -41,10 +46,13 @@ class GuardedProtocol(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._thrown_away = 0
         self._linger_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client comes in; one too many gets 503 and is closed."""
         super().connection_made(transport)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        transport.set_write_buffer_limits(0)  # pause_writing is called for whatever the system does not take at once
         if len(self.connections) > self.settings.max_connections:
             problem = Problem("busy", "too many connections; come again later", headers={"Retry-After": "5"})
             self.close_with(problem)
@@ -56,7 +64,34 @@ class GuardedProtocol(H11Protocol):
         self._stop_head_timer()
         if self._linger_timer is not None:
             self._linger_timer.cancel()
+        self._stop_unread_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered; one that stops to read is cut off."""
+        super().pause_writing()  # type: ignore[no-untyped-call]
+        self._start_unread_timer()
+
+    def resume_writing(self) -> None:
+        """The client has read all there was."""
+        super().resume_writing()  # type: ignore[no-untyped-call]
+        self._stop_unread_timer()
+
+    def _start_unread_timer(self) -> None:
+        self._stop_unread_timer()
+        self._unread_timer = self.loop.call_later(UNREAD_S, self._check_unread, self.transport.get_write_buffer_size())
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def _check_unread(self, n_bytes: int) -> None:
+        self._unread_timer = None
+        if self.transport.get_write_buffer_size() > max(0, n_bytes - UNREAD_BYTES):
+            self.transport.abort()  # close() would wait for what is never read
+        else:
+            self._start_unread_timer()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request, or of a body that was answered already."""

@@ -27,11 +27,21 @@ from owl_swin.server.archive import Archive
 from owl_swin.server.batching import Batcher, QueueFull
 from owl_swin.server.cache import ByteCache
 from owl_swin.server.metrics import Metrics
-from owl_swin.server.pictures import Cost, Picture, check_picture, content_key, read_exemplar, read_picture
+from owl_swin.server.pictures import (
+    Cost,
+    Picture,
+    check_archived,
+    check_picture,
+    content_key,
+    read_exemplar,
+    read_picture,
+    read_thumbnail,
+)
 from owl_swin.server.problems import Problem, busy
 from owl_swin.server.readers import Readers
 from owl_swin.server.reading import Blob, ExemplarFile, QueryParts, QuerySource, all_of
 from owl_swin.server.settings import ServerSettings
+from owl_swin.server.structure import check_saved
 from owl_swin.server.turns import Lane
 from owl_swin.types import Detections, QueryEmbeddings
 
@@ -237,6 +247,7 @@ class Serving:
 
     def _load(self, blob: Blob) -> QueryEmbeddings:
         try:
+            check_saved(blob.content, self.settings)
             return self.detector.load_queries(blob.content)
         except QueryError as error:
             raise QueryError(error.reason, of=blob.where) from None
@@ -262,6 +273,16 @@ class Serving:
         heads = [work.read(partial(check_picture, blob.content, blob.where, max_pixels=most)) for blob in blobs]
         work.count_pixels([Head(b"", cost) for cost in await all_of(heads)])
         return await archive.add(blobs)
+
+    async def thumbnail(self, image_id: str, size_px: int) -> bytes:
+        """A picture of the archive as a small JPEG, decoded where uploads are and bounded as they are."""
+        if (known := self.archive.kept_thumbnail(image_id, size_px)) is not None:
+            return known
+        content, work = await self.archive.picture(image_id), self.work()
+        cost = await work.read(partial(check_archived, content, image_id))
+        made = await work.read(partial(read_thumbnail, content, image_id, size_px), cost.decoded)
+        self.archive.keep_thumbnail(image_id, size_px, made)
+        return made
 
     # --- The model ------------------------------------------------------------------------------------------------
 
