@@ -101,8 +101,12 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """The content of a JSON file, with or without a byte order mark."""
-    return json.loads(read_text(path))
+    """The content of a JSON file, with or without a byte order mark; what is none raises JSONDecodeError."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise json.JSONDecodeError("lists within lists, deeper than can be read", text, 0) from None
 
 
 def read_safetensors(path: Path, *, error: type[OwlSwinError]) -> "tuple[dict[str, Tensor], dict[str, str]]":

@@ -294,6 +294,26 @@ def test_a_path_without_a_picture_is_one_sentence(detect, tmp_path, name, senten
     assert_one_sentence(detect(tmp_path / name, "--query", "cat", "--format", "jsonl"), sentence)
 
 
+def test_what_stdin_holds_is_called_by_its_dash(detect):
+    assert_one_sentence(detect("-", "--query", "cat", "--format", "jsonl", stdin=b"text"), "owl-swin: -: not a picture")
+
+
+def test_an_empty_name_is_one_sentence(detect):
+    assert_one_sentence(detect("", "--query", "cat"), "got an empty name")
+
+
+def test_a_pattern_gives_every_picture_once_also_where_links_go_in_circles(detect, photos, tmp_path):
+    (tmp_path / "in" / "deeper").mkdir(parents=True)
+    (tmp_path / "in" / "deeper" / "a.png").write_bytes(photos[0].read_bytes())
+    (tmp_path / "in" / "deeper" / "back").symlink_to("..")
+    (tmp_path / "in" / "b.png").write_bytes(photos[0].read_bytes())
+    (tmp_path / "in" / "c.png").symlink_to("b.png")  # a link to a file is a picture of its own
+    run = detect(tmp_path / "in" / "**" / "*.png", "--query", "cat", "--format", "jsonl")
+    assert [record["image"] for record in run.records] == [
+        str(tmp_path / "in" / name) for name in ("b.png", "c.png", "deeper/a.png")
+    ]
+
+
 def test_an_empty_stdin_is_one_sentence(detect):
     assert_one_sentence(detect("-", "--query", "cat", "--format", "jsonl"), "nothing came in on stdin")
 

@@ -503,6 +503,62 @@ def test_a_polygon_without_a_box_gets_the_box_around_it(tmp_path, bbox):
     assert scenes.scenes[0].boxes.tolist() == [[10, 10, 35, 40]] and scenes.broken == []
 
 
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [10, 10, 35, 10, 35, 40, 10, 40],  # one polygon, not in a list of its own
+        {"size": [50, 100], "counts": [510, *[30, 20] * 24, 30, 3260]},
+        {"size": [50, 100], "counts": "n?n0d" + 48 * "0" + "XU3"},
+    ],
+)
+def test_a_mask_without_a_box_gets_the_box_around_it(tmp_path, segmentation):
+    thing = box(segmentation=segmentation)
+    del thing["bbox"]
+    scenes = load_scenes(DataConfig("coco", coco_set(tmp_path, [thing])))
+    assert scenes.scenes[0].boxes.tolist() == [[10, 10, 35, 40]] and scenes.broken == []
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [{}, {"size": [50, 100], "counts": "?"}, {"size": 3, "counts": []}, {"size": [5, 5], "counts": [25]}],
+)
+def test_a_damaged_or_empty_mask_is_noted(tmp_path, segmentation):
+    thing = box(segmentation=segmentation)
+    del thing["bbox"]
+    scenes = load_scenes(DataConfig("coco", coco_set(tmp_path, [thing])))
+    assert len(scenes.scenes[0].boxes) == 0 and scenes.broken == ["annotation 7: not four numbers None"]
+
+
+def test_the_pixel_in_the_corner_is_no_fraction_where_no_box_is(tmp_path):
+    corner = box((0, 0, 1, 1))
+    scenes = load_scenes(DataConfig("coco", coco_set(tmp_path / "pixels", [corner, box((5, 5, 1, 1))])))
+    assert scenes.scenes[0].boxes.tolist() == [[0, 0, 1, 1], [5, 5, 6, 6]] and scenes.broken == []
+    scenes = load_scenes(DataConfig("coco", coco_set(tmp_path / "fractions", [corner, box((0.1, 0.2, 0.3, 0.5))])))
+    assert len(scenes.scenes[0].boxes) == 0 and len(scenes.broken) == 2
+
+
+def test_names_of_pictures_may_be_written_as_under_windows(tmp_path):
+    for name in ("in/a.png", "b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert place_pictures(tmp_path, ["in\\a.png"]) == [tmp_path / "in/a.png"]
+    assert place_pictures(tmp_path, ["D:\\set\\b.png"]) == [tmp_path / "b.png"]
+
+
+@pytest.mark.parametrize("kind", ["coco", "lvis", "visual_genome"])
+def test_a_file_of_lists_within_lists_is_one_sentence(tmp_path, kind):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(DataError, match="lists within lists, deeper than can be read"):
+        load_scenes(DataConfig(kind, str(tmp_path / "deep.json")))
+    with pytest.raises(DataError, match="lists within lists, deeper than can be read"):
+        guess_kind(str(tmp_path / "deep.json"))
+
+
+def test_ids_are_said_as_the_file_has_them(tmp_path):
+    scenes = load_scenes(DataConfig("coco", coco_set(tmp_path, [box() | {"image_id": "1"}, box(category="1")])))
+    assert scenes.broken == ["annotation 7: unknown picture '1'", "annotation 7: unknown category '1'"]
+
+
 def test_second_copies_are_noted_and_dropped(tmp_path):
     twice = [box(), box(), box(segmentation=[[10, 10, 30, 10, 30, 30]]), box(category=2)]
     scenes = load_scenes(DataConfig("coco", coco_set(tmp_path / "coco", twice)))

@@ -3,7 +3,7 @@
 import glob
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -46,7 +46,10 @@ def open_picture(source: str, *, allow_url: bool = False) -> Image.Image:
         content = sys.stdin.buffer.read() if sys.stdin is not None else b""
         if not content:
             raise ImageError("-: nothing came in on stdin; send a picture there, as in `owl-swin detect - < photo.jpg`")
-        return open_image(content)
+        try:
+            return open_image(content)
+        except ImageError as error:
+            raise ImageError(error.reason, of=STDIN) from None
     if is_url(source):
         _check_allowed(source, allow_url)
         try:
@@ -69,6 +72,8 @@ def _check_allowed(address: str, allow_url: bool) -> None:
 def _pictures_of(argument: str) -> list[str]:
     if argument == STDIN:
         return [argument]
+    if not argument:
+        raise ImageError("expected a picture, a folder or a pattern, got an empty name")
     if os.path.isdir(argument):
         pictures = list(walk(argument, lambda path, reason: say(f"{path}: {reason}")))
         if not pictures:
@@ -76,8 +81,20 @@ def _pictures_of(argument: str) -> list[str]:
         return pictures
     if glob.has_magic(argument) and not os.path.lexists(argument):
         names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
-        pictures = [name for name in names if is_picture_name(name) and Path(name).is_file()]
+        pictures = _once(name for name in names if is_picture_name(name) and Path(name).is_file())
         if not pictures:
             raise ImageError(f"{argument}: no picture fits this pattern")
         return pictures
     return [argument]
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    """The files without those that a link to a folder, which may be a circle, leads to again; the shortest name of
+    each stays."""
+    shortest: dict[str, str] = {}
+    for name in names:
+        folder, file = os.path.split(name)
+        place = os.path.join(os.path.realpath(folder), file)
+        if place not in shortest or name.count(os.sep) < shortest[place].count(os.sep):
+            shortest[place] = name
+    return sorted(shortest.values())

@@ -9,7 +9,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from tarfile import TarError
 
-from owl_swin.errors import DataError, ImageError
+from owl_swin.errors import DataError, ImageError, MissingExtraError
 
 logger = logging.getLogger("owl_swin")
 
@@ -22,7 +22,7 @@ def reading(path: str | Path, form: str) -> Iterator[None]:
     """Makes one sentence, a DataError, of whatever a file that is missing, damaged or not ``form`` raises."""
     try:
         yield
-    except DataError:
+    except (DataError, MissingExtraError):
         raise
     except (JSONDecodeError, UnicodeDecodeError, TarError) as error:
         raise DataError(f"{path}: not {form} ({error})") from None

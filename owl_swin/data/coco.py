@@ -10,7 +10,7 @@ import numpy as np
 
 from owl_swin.data.naming import place_pictures, spoken, spoken_names
 from owl_swin.data.scene import BoxList, Scenes, cut_box, score_problem
-from owl_swin.errors import DataError
+from owl_swin.errors import DataError, MissingExtraError
 from owl_swin.files import read_json
 
 # Of these lists LVIS says what was looked for in a picture.
@@ -44,9 +44,9 @@ class CocoFile:
 def read_coco_file(path: Path, images: Path) -> CocoFile:
     """Reads "images", "annotations" with xywh boxes, and "categories"; pictures lie in ``images``.
 
-    A thing without a box gets that around its polygon. Boxes without a side or outside of the picture, boxes in
-    fractions of the picture, and second copies of an annotation are left out. A file of another form raises KeyError,
-    TypeError or DataError.
+    A thing without a box gets that around its polygons or mask. Boxes without a side or outside of the picture, boxes
+    in fractions of the picture, and second copies of an annotation are left out. A file of another form raises
+    KeyError, TypeError or DataError.
     """
     content = read_json(path)
     if isinstance(content, list):
@@ -60,20 +60,21 @@ def read_coco_file(path: Path, images: Path) -> CocoFile:
     annotations: list[dict[str, Any]] = []
     lost: list[tuple[Any, Any]] = []
     seen: dict[tuple[Any, ...], Any] = {}
+    in_fractions = any(_in_fractions(annotation) for annotation in content["annotations"])
     for place, annotation in enumerate(content["annotations"]):
         where = annotation_name(annotation, place)
         try:
             category_id, image_id = annotation["category_id"], annotation["image_id"]
             if category_id not in category_ids:
-                broken.append(f"{where}: unknown category {category_id}")
+                broken.append(f"{where}: unknown category {category_id!r}")
                 continue
             if image_id not in records:
-                broken.append(f"{where}: unknown picture {image_id}")
+                broken.append(f"{where}: unknown picture {image_id!r}")
                 continue
         except (KeyError, TypeError) as error:
             broken.append(f"{where}: not in COCO's form (problem with {error})")
             continue
-        box = _bbox(annotation, records[image_id])
+        box = _bbox(annotation, records[image_id], in_fractions)
         crowd = int(bool(annotation.get("iscrowd") or annotation.get("isgroupof")))
         problem = box if isinstance(box, str) else score_problem(annotation.get("score", 1.0))
         if isinstance(box, str) or problem:
@@ -215,8 +216,20 @@ def _file_name(record: Mapping[str, Any]) -> str:
     return str(record.get("file_name") or "/".join(str(record.get("coco_url") or "").split("/")[-2:]))
 
 
-def _bbox(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> tuple[float, float, float, float] | str:
-    """xywh of an annotation, cut to its picture, or why it has none."""
+def _in_fractions(annotation: Any) -> bool:
+    """Whether the box can only be fractions of a picture: whole numbers may be the pixel in the corner."""
+    try:
+        x, y, w, h = (float(value) for value in annotation["bbox"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    whole = x.is_integer() and y.is_integer() and w.is_integer() and h.is_integer()
+    return not whole and min(x, y) >= 0 and max(x + w, y + h) <= LARGEST_FRACTION
+
+
+def _bbox(
+    annotation: Mapping[str, Any], image: Mapping[str, Any], in_fractions: bool
+) -> tuple[float, float, float, float] | str:
+    """xywh of an annotation, cut to its picture, or why it has none; ``in_fractions``: the file has such boxes."""
     given = annotation.get("bbox")
     xywh = given or _around(annotation.get("segmentation"))
     try:
@@ -227,16 +240,22 @@ def _bbox(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> tuple[floa
     box = cut_box((x, y, x + w, y + h), wh)
     if isinstance(box, str):
         return f"{box} {given}"
-    if min(x, y) >= 0 and max(x + w, y + h) <= LARGEST_FRACTION and (wh is None or min(wh) > 2):
+    fits = min(x, y) >= 0 and max(x + w, y + h) <= LARGEST_FRACTION
+    if in_fractions and fits and (wh is None or min(wh) > 2):
         return f"not pixels but fractions of the picture {given}"
     inside = wh is None or (x >= 0 and y >= 0 and x + w <= wh[0] and y + h <= wh[1])
     return (x, y, w, h) if inside else (box[0], box[1], box[2] - box[0], box[3] - box[1])
 
 
 def _around(segmentation: Any) -> tuple[float, float, float, float] | None:
-    """xywh around polygons [[x, y, x, y, …], …]; None for what is not that."""
+    """xywh around polygons [[x, y, x, y, …], …], one polygon, or a run-length encoded mask; None for what is not
+    that."""
+    if isinstance(segmentation, dict):
+        return _around_mask(segmentation)
     try:
-        polygons = [np.array(polygon, dtype=float).reshape(-1, 2) for polygon in segmentation]
+        flat = not any(isinstance(part, (list, tuple)) for part in segmentation)
+        parts = [segmentation] if flat else segmentation
+        polygons = [np.array(polygon, dtype=float).reshape(-1, 2) for polygon in parts]
         points = np.concatenate(polygons)
     except (TypeError, ValueError):
         return None
@@ -244,6 +263,21 @@ def _around(segmentation: Any) -> tuple[float, float, float, float] | None:
         return None
     low, high = points.min(0), points.max(0)
     return float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])
+
+
+def _around_mask(mask: dict[str, Any]) -> tuple[float, float, float, float] | None:
+    """xywh around a mask in COCO's run-length encoding, compressed or not; None for a damaged or empty one."""
+    try:
+        from faster_coco_eval.core.mask import frPyObjects, toBbox
+    except ImportError:
+        raise MissingExtraError("finding the boxes of masks", "train") from None
+    try:
+        height, width = mask["size"]
+        encoded = frPyObjects(mask, height, width) if isinstance(mask["counts"], list) else mask
+        x, y, w, h = toBbox([encoded])[0].tolist()
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError):
+        return None
+    return (x, y, w, h) if w and h else None
 
 
 def _area(given: Any, xywh: tuple[float, float, float, float]) -> float:

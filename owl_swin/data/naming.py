@@ -1,5 +1,6 @@
 """Names and places as data sets write them, made ready for a text encoder and a file system."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -51,11 +52,12 @@ def place_pictures(folder: Path, names: Sequence[str]) -> list[Path]:
     """Where pictures lie in ``folder``.
 
     Many annotation files name them with folders that a copy of the pictures has not ("images/v1/patch8/a.jpg" in
-    patch8/a.jpg). The first form under which one of the first 20 is found is taken for all.
+    patch8/a.jpg), and some were written under Windows. The first form under which one of the first 20 is found is taken
+    for all.
     """
-    for parts in (0, 2, 1):
-        if any((folder / _last(name, parts)).is_file() for name in names[:20]):
-            return [folder / _last(name, parts) for name in names]
+    for parts, windows in itertools.product((0, 2, 1), (False, True)):
+        if any((folder / _last(name, parts, windows)).is_file() for name in names[:20]):
+            return [folder / _last(name, parts, windows) for name in names]
     return [folder / name for name in names]
 
 
@@ -65,5 +67,6 @@ def pictures_in(folder: Path, *, deep: bool = True) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."))
 
 
-def _last(name: str, parts: int) -> str:
+def _last(name: str, parts: int, windows: bool) -> str:
+    name = name.replace("\\", "/") if windows else name
     return "/".join(PurePosixPath(name).parts[-parts:]) if parts else name
