@@ -1,6 +1,7 @@
 """Readers of detection sets: LVIS, Pascal VOC, YOLO, Visual Genome; EXIF turns, synonyms, every kind of breakage."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -330,6 +331,8 @@ def test_a_list_of_classes_is_enough(tmp_path):
         ("5 0.5 0.5 0.1 0.1", "train/bad.txt line 1: unknown class 5"),
         ("0 0.5 0.5 0.1", "line 1: not 'class cx cy w h'"),
         ("0 0.5 0.5 0.1 0.1 0.9", "line 1: not 'class cx cy w h'"),
+        ("0.7 0.5 0.5 0.1 0.1", "line 1: not numbers"),
+        ("inf 0.5 0.5 0.1 0.1", "line 1: not numbers"),
         ("0 50 25 10 10", "line 1: not fractions of the picture"),
         ("0 0.5 0.5 0 0.1", "line 1: empty box"),
         ("0 nan 0.5 0.1 0.1", "line 1: not four numbers"),
@@ -543,6 +546,36 @@ def test_names_of_pictures_may_be_written_as_under_windows(tmp_path):
         (tmp_path / name).touch()
     assert place_pictures(tmp_path, ["in\\a.png"]) == [tmp_path / "in/a.png"]
     assert place_pictures(tmp_path, ["D:\\set\\b.png"]) == [tmp_path / "b.png"]
+
+
+@pytest.mark.parametrize(
+    "names, sentence",
+    [
+        ("cat", "names must be a list of class names, or a number: name a line, got 'cat'"),
+        ("3", "names must be a list of class names, or a number: name a line, got '3'"),
+        ("[cat, [dog, owl]]", "the name of class 1 must be a text, got ['dog', 'owl']"),
+        ("[cat, ' ']", "the name of class 1 must be a text, got ' '"),
+        ("{0: cat, 1: }", "the name of class 1 must be a text, got ''"),
+    ],
+)
+def test_names_of_a_yolo_set_that_are_none_are_refused(tmp_path, names, sentence):
+    path = write_yolo(tmp_path, a="0 0.5 0.5 0.2 0.4\n") / "data.yaml"
+    path.write_text(f"train: images/train\nnames: {names}\n")
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        load_scenes(DataConfig("yolo", str(path)))
+
+
+def test_names_of_a_yolo_set_are_texts_whatever_yaml_takes_them_for(tmp_path):
+    path = write_yolo(tmp_path, a="1 0.5 0.5 0.2 0.4\n") / "data.yaml"
+    path.write_text("train: images/train\nnames: {0: no, 1: 5, 2: 1.50, 3: null, 4: 2024-01-02}\n")
+    assert load_scenes(DataConfig("yolo", str(path))).names == [["no"], ["5"], ["1.50"], ["null"], ["2024-01-02"]]
+
+
+def test_a_voc_file_in_an_encoding_that_nobody_knows_is_left_out(tmp_path):
+    root = write_voc(tmp_path, a=voc_object(), b=voc_object())
+    (root / "Annotations" / "b.xml").write_text("<?xml version='1.0' encoding='klingon'?><annotation/>")
+    scenes = load_scenes(DataConfig("voc", str(root)))
+    assert len(scenes.scenes) == 1 and "b.xml: not an XML file that can be read (unknown encoding" in scenes.broken[0]
 
 
 @pytest.mark.parametrize("kind", ["coco", "lvis", "visual_genome"])

@@ -31,7 +31,7 @@ def read_voc(path: Path, images: str) -> Scenes:
     for file in files:
         try:
             records.append((file, ET.parse(file).getroot()))
-        except (OSError, ET.ParseError, ValueError) as error:
+        except (OSError, ET.ParseError, ValueError, LookupError) as error:  # the last: of an unknown encoding
             reason = getattr(error, "strerror", None) or error
             broken.append(f"{file}: not an XML file that can be read ({reason})")
     seen = {_text(node, "name") for _, root in records for node in root.findall("object")} - {""}

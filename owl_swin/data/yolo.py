@@ -5,7 +5,7 @@ from typing import Any
 
 from owl_swin.data.naming import PICTURE_SUFFIXES, pictures_in, spoken_names
 from owl_swin.data.scene import BoxList, Scene, Scenes
-from owl_swin.errors import DataError, MissingExtraError
+from owl_swin.errors import DataError, MissingExtraError, brief
 from owl_swin.files import read_text
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
@@ -53,13 +53,10 @@ def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path]]:
         raise MissingExtraError("reading YOLO's data.yaml", "train") from None
 
     try:
-        content = yaml.safe_load(read_text(path))
+        content = yaml.load(read_text(path), yaml.BaseLoader)  # texts and no other values: "no" is a name, not False
     except yaml.YAMLError as error:
         raise DataError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
-    names: Any = content["names"]
-    classes = {
-        int(number): str(name) for number, name in (names.items() if isinstance(names, dict) else enumerate(names))
-    }
+    classes = _classes(path, content["names"])
     if not split:
         return classes, []
     keys = {"val": ("val", "valid", "validation")}.get(split, (split,))
@@ -70,6 +67,17 @@ def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path]]:
     root = path.parent / str(content.get("path") or "")
     root = root if root.is_dir() else path.parent  # "path" may speak of another machine
     return classes, [_resolved(root, str(place)) for place in (places if isinstance(places, list) else [places])]
+
+
+def _classes(path: Path, names: Any) -> dict[int, str]:
+    """Class names by number, of a list or a mapping of numbers."""
+    if not isinstance(names, (list, dict)):
+        raise DataError(f"{path}: names must be a list of class names, or a number: name a line, got {brief(names)}")
+    classes = {int(number): name for number, name in (names.items() if isinstance(names, dict) else enumerate(names))}
+    for number, name in classes.items():
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"{path}: the name of class {number} must be a text, got {brief(name)}")
+    return classes
 
 
 def _resolved(root: Path, place: str) -> Path:
@@ -98,8 +106,8 @@ def _scene(picture: Path, rows: dict[int, int], broken: list[str]) -> Scene:
         if not fields:
             continue
         try:
-            label, values = int(float(fields[0])), [float(value) for value in fields[1:]]
-        except (ValueError, OverflowError):
+            label, values = _whole(fields[0]), [float(value) for value in fields[1:]]
+        except ValueError:
             broken.append(f"{where}: not numbers {line[:60]!r}")
             continue
         if label not in rows:
@@ -113,6 +121,13 @@ def _scene(picture: Path, rows: dict[int, int], broken: list[str]) -> Scene:
         else:
             boxes.add(where, rows[label], _corners(values), as_given=line[:60])
     return boxes.scene(picture)
+
+
+def _whole(text: str) -> int:
+    """A whole number, which may be written as 3.0; ValueError for another."""
+    if not float(text).is_integer():
+        raise ValueError(f"not a whole number {text}")
+    return int(float(text))
 
 
 def _corners(values: list[float]) -> tuple[float, float, float, float]:
