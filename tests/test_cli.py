@@ -294,6 +294,22 @@ def test_a_path_without_a_picture_is_one_sentence(detect, tmp_path, name, senten
     assert_one_sentence(detect(tmp_path / name, "--query", "cat", "--format", "jsonl"), sentence)
 
 
+@pytest.mark.parametrize("form", ["table", "jsonl", "coco"])
+def test_a_closed_stdout_is_one_sentence(model_file, photos, monkeypatch, capsys, tmp_path, form):
+    def closed(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["owl-swin", "detect", *map(str, arguments)])
+            patch.setattr(sys, "stdout", None)
+            with pytest.raises(SystemExit) as stop:
+                main()
+        return stop.value.code or 0, capsys.readouterr().err
+
+    asked = (photos[0], "--model", model_file, "--query", "cat", "--format", form)
+    assert closed(*asked) == (2, "owl-swin: the output cannot be written (stdout is closed)\n")
+    assert closed(*asked, "--to", tmp_path / "out") == (0, "")
+    assert (tmp_path / "out").stat().st_size
+
+
 def test_what_stdin_holds_is_called_by_its_dash(detect):
     assert_one_sentence(detect("-", "--query", "cat", "--format", "jsonl", stdin=b"text"), "owl-swin: -: not a picture")
 

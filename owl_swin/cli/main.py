@@ -31,7 +31,8 @@ def main() -> None:
         try:
             app()
         finally:
-            sys.stdout.flush()  # what cannot be written is found out here, not while Python ends
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be written is found out here, not while Python ends
     except OwlSwinError as error:
         say(_with_near_name(str(error)))
         raise SystemExit(2) from None

@@ -30,6 +30,8 @@ def say(sentence: str) -> None:
 
 def emit(text: str) -> None:
     """Results on stdout, at once. Where they cannot be written, raises OwlSwinError."""
+    if sys.stdout is None:  # as with `>&-`; print would drop them without a word
+        raise OwlSwinError("the output cannot be written (stdout is closed)")
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:  # the reader has gone, as with `| head`
@@ -47,6 +49,8 @@ def emit_line(text: str) -> None:
 
 def drop_stdout() -> None:
     """Lets what is left in the buffer of stdout go nowhere, since Python writes it once more when it ends."""
+    if sys.stdout is None:
+        return
     with suppress(OSError, ValueError):  # a stdout that is no file has no buffer to be written at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
