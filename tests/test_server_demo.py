@@ -125,6 +125,32 @@ def test_a_folder_whose_length_nobody_told_is_counted_as_it_comes(app):
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
 
+@pytest.mark.parametrize(
+    "method, path, status, code",
+    [
+        ("GET", "/nope", 404, "not_found"),
+        ("GET", "/v1", 404, "not_found"),
+        ("DELETE", "/", 405, "method_not_allowed"),
+        ("OPTIONS", "/healthz", 405, "method_not_allowed"),
+        ("POST", "/openapi.json", 405, "method_not_allowed"),
+        ("DELETE", "/docs", 405, "method_not_allowed"),
+        ("MAKE", "/v1/detect", 405, "method_not_allowed"),
+        ("MAKE", "/v1/nope", 404, "not_found"),
+    ],
+)
+def test_beside_the_pages_every_wrong_path_and_method_gets_a_problem_document(pages, method, path, status, code):
+    answer = ask(pages, method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.json()["code"] == code
+
+
+def test_a_failure_of_the_pages_is_a_problem_document(detector):
+    with running(detector, demo=build_demo) as server:
+        body = {"data": [1], "fn_index": 99_999, "session_hash": "a"}
+        answer = httpx.post(f"{server.url}/gradio_api/queue/join", json=body, timeout=30)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+
+
 def test_without_the_demo_its_path_has_no_bound_of_its_own(detector):
     app = create_app(detector, ServerSettings(**LIMITS))
     assert ask(app, "POST", "/gradio_api/upload", files=folder(2, 90_000)).status_code == 413

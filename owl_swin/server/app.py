@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match, Mount, Route
+from starlette.types import Receive, Scope, Send
 
 from owl_swin.detector import Detector
 from owl_swin.errors import MissingExtraError
@@ -34,7 +35,7 @@ from owl_swin.server.schemas import (
     SearchIn,
     SearchOut,
 )
-from owl_swin.server.security import ClientGone, Guard
+from owl_swin.server.security import PATHS, ClientGone, Guard
 from owl_swin.server.serving import Serving, embedded
 from owl_swin.server.settings import ServerSettings
 from owl_swin.server.uploads import Uploads
@@ -81,11 +82,13 @@ def create_app(
     app.add_exception_handler(RequestValidationError, as_problem)
     _add_pages(app, serving)
     _add_work(app, serving)
-    app.add_route("/v1/{rest:path}", _nothing, methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
     document = describe_routes(app, with_token=bool(serving.settings.token))
     for route in app.routes:  # as Starlette does, and FastAPI does not; after the document, which need not say it
         if isinstance(route, Route) and route.methods == {"GET"}:
             route.methods.add("HEAD")
+    # What no route above answers, with any method at all: the pages of the demo would answer in their own way.
+    for path in (*sorted(PATHS), "/openapi.json", "/v1", "/v1/{rest:path}"):
+        app.router.routes.append(Route(path, _Nothing()))
     app.openapi = lambda: document  # type: ignore[method-assign]
     return app if blocks is None else _with_demo(app, blocks, serving)
 
@@ -104,9 +107,19 @@ def _with_demo(app: FastAPI, blocks: Any, serving: Serving) -> FastAPI:
     options: dict[str, Any] = {"footer_links": [], "run_history": False}  # as demo/app.py sets them
     app = mount_gradio_app(app, blocks, path="/", max_file_size=serving.settings.max_body_bytes, **options)
     pages: Any = next(route.app for route in app.routes if isinstance(route, Mount))
+    for status, problem in (
+        (404, Problem("not_found", "no such path; /docs lists what is there")),
+        (405, Problem("method_not_allowed", "this path answers other methods")),
+        (500, Problem("internal", "the server failed; its log says why")),
+    ):
+        pages.add_exception_handler(status, partial(_answer_problem, problem))
     # Every open page listens to a stream that ends with this event alone. Gradio sets it where it runs the server.
     app.state.end_streams = pages.stop_event.set
     return app
+
+
+async def _answer_problem(problem: Problem, request: Request, error: Exception) -> Response:
+    return problem.response()
 
 
 def _add_pages(app: FastAPI, serving: Serving) -> None:
@@ -317,20 +330,21 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _nothing(request: Request) -> Response:
-    """What no route answers: a wrong path, or a right one with a wrong method."""
-    scope = request.scope
-    allowed: set[str] = set()
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.endpoint is not _nothing and route.matches(scope)[0] is not Match.NONE:
-            allowed |= route.methods or set()
-    if allowed:
-        raise Problem(
-            "method_not_allowed",
-            "this path answers other methods; see Allow",
-            headers={"Allow": ", ".join(sorted(allowed))},
-        )
-    raise Problem("not_found", "no such path; /docs lists what is there")
+class _Nothing:
+    """What no route answers: a wrong path, or a right one with a wrong method. As a class it is for every method."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allowed: set[str] = set()
+        for route in scope["app"].routes:
+            if isinstance(route, Route) and route.methods and route.matches(scope)[0] is not Match.NONE:
+                allowed |= route.methods
+        if allowed:
+            raise Problem(
+                "method_not_allowed",
+                "this path answers other methods; see Allow",
+                headers={"Allow": ", ".join(sorted(allowed))},
+            )
+        raise Problem("not_found", "no such path; /docs lists what is there")
 
 
 def _json(content: Any) -> Response:
