@@ -94,16 +94,16 @@ def queries_per_image(
         return [queries] * n_images
     if isinstance(queries, ONE) or not isinstance(queries, Iterable):
         return [encode(queries)] * n_images  # which encode refuses
-    queries = list(queries)
-    if len(queries) == n_images == 0:
+    lists: list[Any] = list(queries)
+    if len(lists) == n_images == 0:
         return []
-    if not all(_is_list(query) for query in queries) or not queries:
-        return [encode(queries)] * n_images  # of texts and lists mixed, encode says which is wrong
-    if len(queries) != n_images:
-        raise QueryError(f"got {len(queries)} lists of queries for {n_images} pictures; give one list a picture")
+    if not all(_is_list(query) for query in lists) or not lists:
+        return [encode(lists)] * n_images  # of texts and lists mixed, encode says which is wrong
+    if len(lists) != n_images:
+        raise QueryError(f"got {len(lists)} lists of queries for {n_images} pictures; give one list a picture")
     made: dict[Any, QueryEmbeddings] = {}
     out: list[QueryEmbeddings | None] = []
-    for query in queries:
+    for query in lists:
         if query is None or isinstance(query, QueryEmbeddings):
             out.append(query)
             continue
