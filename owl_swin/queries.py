@@ -107,9 +107,9 @@ def queries_per_image(
         if query is None or isinstance(query, QueryEmbeddings):
             out.append(query)
             continue
-        key = tuple(query)
+        key = tuple(as_queries(query))
         if key not in made:
-            made[key] = encode(query)
+            made[key] = encode(key)
         out.append(made[key])
     return out
 

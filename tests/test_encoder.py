@@ -69,7 +69,9 @@ def test_one_thing_that_is_made_of_parts_is_no_list_of_pictures(detector, method
         getattr(detector, method)(one)
 
 
-@pytest.mark.parametrize("queries", [[["cat"], 3], [["cat"], "dog"], [3, ["cat"]], 3, b"cat"])
+@pytest.mark.parametrize(
+    "queries", [[["cat"], 3], [["cat"], "dog"], [3, ["cat"]], [[["cat"]], ["dog"]], [[{}], None], 3, b"cat"]
+)
 def test_queries_that_are_neither_one_list_nor_lists_are_said(detector, picture, queries):
     with pytest.raises(QueryError, match=r"a text query must be a string|queries must be a list"):
         detector.detect_batch([picture, picture], queries)
@@ -78,6 +80,8 @@ def test_queries_that_are_neither_one_list_nor_lists_are_said(detector, picture,
 def test_lists_of_queries_may_come_one_after_another(detector, picture):
     asked = [["cat"], ["dog"]]
     assert detector.detect_batch([picture] * 2, iter(asked)) == detector.detect_batch([picture] * 2, asked)
+    each = (iter(own) for own in asked)
+    assert detector.detect_batch([picture] * 2, each) == detector.detect_batch([picture] * 2, asked)
     assert detector.detect_batch([picture] * 2, iter(asked[0])) == detector.detect_batch([picture] * 2, asked[0])
 
 
