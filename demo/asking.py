@@ -13,7 +13,7 @@ FLOOR = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     """A photo, its embeddings at one image size, and the queries; queries None asks for anything."""
 
     photo: Photo | None = None
@@ -21,7 +21,7 @@ class Asked:
     queries: QueryEmbeddings | None = None
     done: bool = False
 
-    def of(self, photo: Photo | None) -> "Asked":
+    def of(self, photo: Photo | None) -> "Question":
         """The same question of another photo."""
         return replace(self, photo=photo, encoded=None, done=False)
 
@@ -36,7 +36,7 @@ def scales(detector: Detector) -> dict[str, Detector]:
     return found
 
 
-def answer(detector: Detector, asked: Asked, threshold: float, overlap: float) -> Detections | None:
+def answer(detector: Detector, asked: Question, threshold: float, overlap: float) -> Detections | None:
     """What answers, without another look at the photo; None before anything was asked."""
     if not asked.done or asked.encoded is None:
         return None
@@ -45,7 +45,7 @@ def answer(detector: Detector, asked: Asked, threshold: float, overlap: float) -
     )
 
 
-def note_of_nothing(detector: Detector, asked: Asked, threshold: float, *, instead: str) -> dict[str, Any]:
+def note_of_nothing(detector: Detector, asked: Question, threshold: float, *, instead: str) -> dict[str, Any]:
     """What to do when nothing answers: how near the best came, a threshold to try, and what to try ``instead``."""
     assert asked.encoded is not None
     best = detector.detect(asked.encoded, asked.queries, threshold=0.0, nms_iou=None, top_k=1)

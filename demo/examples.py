@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from owl_swin import Detector, Exemplar, Query, QueryError
-from owl_swin.demo.asking import Asked
+from owl_swin.demo.asking import Question
 from owl_swin.demo.naming import split_names
 from owl_swin.demo.photos import Photo, crop_uri
 
@@ -41,7 +41,7 @@ class Shown:
     source: Photo | None = None
     box_xyxy: Box | None = None
     examples: tuple[Example, ...] = ()
-    target: Asked = field(default_factory=Asked)
+    target: Question = field(default_factory=Question)
 
 
 def with_example(shown: Shown, example: Example) -> Shown:

@@ -58,7 +58,7 @@ def bar(done: int, total: int, text: str) -> str:
     )
 
 
-def told_progress(progress: IndexProgress) -> str:
+def progress_text(progress: IndexProgress) -> str:
     """Rate and time left in words, under a bar."""
     left = "" if progress.seconds_left is None else f", about {progress.seconds_left:.0f} s left"
     return bar(
@@ -83,7 +83,7 @@ def index_folder(archive: Archive, folder: str) -> Iterator[str]:
     while (item := news.get()) is not None:
         if isinstance(item, Exception):
             raise item
-        yield told_progress(item)
+        yield progress_text(item)
 
 
 def pictures_of(paths: Sequence[str | Path]) -> list[Path]:
@@ -109,7 +109,7 @@ def index_files(archive: Archive, pictures: Sequence[Path]) -> Iterator[str]:
         yield bar(done, len(pictures), f"{done} of {len(pictures)} photos, {regions} regions{broken}")
 
 
-def told_stats(archive: Archive | None) -> str:
+def stats_text(archive: Archive | None) -> str:
     """What is in the archive, in a sentence."""
     if archive is None:
         return "No photos yet."

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from owl_swin import BlockAttention, Detector
 from owl_swin.demo.photos import SHOWN_PX, Photo, data_uri, sample_items, samples, take_photo
-from owl_swin.demo.pieces import QUIET, cell_box, no_photo, stage, stage_value, strip, strip_value, told
+from owl_swin.demo.pieces import QUIET, cell_box, errors_shown, no_photo, stage, stage_value, strip, strip_value
 
 # The longer side at which this tab looks: enough windows to see, small enough to count patches and to keep what every
 # visitor's photo attends to (7 MB at 256 px with the nano model, and in proportion to the pixels).
@@ -251,13 +251,13 @@ class Handlers:
 
     detector: Detector
 
-    @told
+    @errors_shown
     def on_upload(self, path: str, view: str, head: float):
         """Another photo."""
         looked = look(self.detector, take_photo(path))
         return looked, *show(looked, view, int(head))
 
-    @told
+    @errors_shown
     def on_sample(self, event: gr.EventData, view: str, head: float):
         """A sample."""
         looked = look(self.detector, take_photo(samples()[event.index].path))

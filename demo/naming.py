@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import gradio as gr
 
 from owl_swin import Detections, Detector, QueryError, to_coco, to_label_studio, to_record
-from owl_swin.demo.asking import Asked, answer, note_of_nothing, scales
+from owl_swin.demo.asking import Question, answer, note_of_nothing, scales
 from owl_swin.demo.photos import Photo, sample_items, samples, take_photo
-from owl_swin.demo.pieces import BUSY, QUIET, files, no_photo, rows, stage, stage_value, strip, told
+from owl_swin.demo.pieces import BUSY, QUIET, errors_shown, files, no_photo, rows, stage, stage_value, strip
 from owl_swin.demo.settings import Detail, in_turn, more_settings, moved, offered, threshold_slider
 
 # One visitor must not keep the model from all others.
@@ -26,7 +26,7 @@ def split_names(text: str) -> list[str]:
     return names
 
 
-def ask(detector: Detector, asked: Asked, text: str) -> Asked:
+def ask(detector: Detector, asked: Question, text: str) -> Question:
     """The question with its photo and names encoded; a photo that was encoded already is not looked at again."""
     if asked.photo is None:
         return asked
@@ -35,7 +35,7 @@ def ask(detector: Detector, asked: Asked, text: str) -> Asked:
     return replace(asked, encoded=encoded, queries=detector.encode_queries(names) if names else None, done=True)
 
 
-def show(detector: Detector, asked: Asked, threshold: float, overlap: float) -> tuple[dict, dict]:
+def show(detector: Detector, asked: Question, threshold: float, overlap: float) -> tuple[dict, dict]:
     """What the stage and the downloads hold for an answer."""
     found = answer(detector, asked, threshold, overlap)
     if asked.photo is None or found is None:
@@ -81,7 +81,7 @@ class Page:
 
 def layout(sizes: dict[str, Detector]) -> Page:
     """The pieces, where they stand."""
-    asked = gr.State(Asked())
+    asked = gr.State(Question())
     with gr.Row(elem_classes="owl-columns"):
         with gr.Column(scale=3, min_width=300):
             photo = stage("look", upload="name-upload", table=True, elem_id="name-stage")
@@ -113,40 +113,40 @@ class Handlers:
 
     sizes: dict[str, Detector]
 
-    def show(self, asked: Asked, threshold: float, overlap: float) -> tuple[dict, dict]:
+    def show(self, asked: Question, threshold: float, overlap: float) -> tuple[dict, dict]:
         """The answer; any of the sizes reads it alike, as nothing is looked at again."""
         return show(next(iter(self.sizes.values())), asked, threshold, overlap)
 
-    @told
-    def on_upload(self, path: str, asked: Asked, text: str, size: str, threshold: float, overlap: float):
+    @errors_shown
+    def on_upload(self, path: str, asked: Question, text: str, size: str, threshold: float, overlap: float):
         """Another photo, of which the same is asked."""
         asked = ask(self.sizes[size], asked.of(take_photo(path)), text)
         return asked, *self.show(asked, threshold, overlap)
 
-    @told
-    def on_find(self, asked: Asked, text: str, size: str, threshold: float, overlap: float):
+    @errors_shown
+    def on_find(self, asked: Question, text: str, size: str, threshold: float, overlap: float):
         """Other names for the same photo."""
         if asked.photo is None:
             return asked, no_photo("First a photo", "drop one here, click to choose one, or paste one"), {"files": []}
         asked = ask(self.sizes[size], asked, text)
         return asked, *self.show(asked, threshold, overlap)
 
-    @told
-    def on_sample(self, event: gr.EventData, asked: Asked, size: str, threshold: float, overlap: float):
+    @errors_shown
+    def on_sample(self, event: gr.EventData, asked: Question, size: str, threshold: float, overlap: float):
         """A sample, with names that may be in it."""
         one = samples()[event.index]
         asked = ask(self.sizes[size], asked.of(take_photo(one.path)), one.queries)
         return one.queries, asked, *self.show(asked, threshold, overlap)
 
-    @told
-    def on_size(self, asked: Asked, text: str, size: str, threshold: float, overlap: float):
+    @errors_shown
+    def on_size(self, asked: Question, text: str, size: str, threshold: float, overlap: float):
         """The same again at another size."""
         if asked.done:
             asked = ask(self.sizes[size], asked.of(asked.photo), text)
         return asked, *self.show(asked, threshold, overlap)
 
-    @told
-    def on_slider(self, asked: Asked, threshold: float, overlap: float):
+    @errors_shown
+    def on_slider(self, asked: Question, threshold: float, overlap: float):
         """The same answer cut elsewhere."""
         return self.show(asked, threshold, overlap)
 

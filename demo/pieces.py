@@ -120,7 +120,7 @@ def pick(items: Sequence[R], index: int) -> R:
     raise gr.Error("This page was left for too long; please start again.", title="Forgotten", print_exception=False)
 
 
-def told(function: Callable[P, R]) -> Callable[P, R]:
+def errors_shown(function: Callable[P, R]) -> Callable[P, R]:
     """What a person did wrong is shown to them as the sentence that it is, not as "Error"."""
 
     @contextlib.contextmanager

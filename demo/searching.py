@@ -10,9 +10,9 @@ import gradio as gr
 
 from owl_swin import ArchiveError, Detector, Exemplar, ImageError, Match, MissingExtraError, RegionIndex
 from owl_swin.demo.asking import FLOOR
-from owl_swin.demo.filling import Archive, bar, index_files, index_folder, installed, pictures_of, told_stats
+from owl_swin.demo.filling import Archive, bar, index_files, index_folder, installed, pictures_of, stats_text
 from owl_swin.demo.photos import Photo, crop_uri, samples, take_photo
-from owl_swin.demo.pieces import BUSY, HOW, QUIET, no_photo, pick, stage, stage_value, strip, strip_value, told
+from owl_swin.demo.pieces import BUSY, HOW, QUIET, errors_shown, no_photo, pick, stage, stage_value, strip, strip_value
 
 LIMIT = 24
 PER_PHOTO = 3
@@ -69,11 +69,11 @@ def adding(searched: Searched, news: Iterator[str]) -> Iterator[tuple]:
             yield gr.skip(), last, gr.skip(), *same
         else:
             turned = True
-            yield searched, last, told_stats(searched.archive), *show(searched)
+            yield searched, last, stats_text(searched.archive), *show(searched)
     if turned:
-        yield gr.skip(), last, told_stats(searched.archive), *same
+        yield gr.skip(), last, stats_text(searched.archive), *same
     elif searched.archive.index.stats().n_images:
-        yield searched, last, told_stats(searched.archive), *show(searched)
+        yield searched, last, stats_text(searched.archive), *show(searched)
 
 
 def search(searched: Searched, query: Any, threshold: float) -> Searched:
@@ -184,7 +184,7 @@ class Results:
 def layout_photos(attached: Archive | None, folders: bool) -> Photos:
     """The upper half of the left column."""
     gr.Markdown("#### 1 · Photos to search in", elem_classes="owl-step")
-    stats = gr.Markdown(told_stats(attached), elem_id="search-stats")
+    stats = gr.Markdown(stats_text(attached), elem_id="search-stats")
     small: dict[str, Any] = {"size": "md", "min_width": 110}
     with gr.Row(elem_classes="owl-buttons"):
         many = gr.UploadButton(
@@ -253,41 +253,41 @@ class Handlers:
         """The tab with something to search in: what the visitor filled, or what the server brought."""
         return searched if searched.archive is not None else replace(searched, archive=self.attached)
 
-    @told
+    @errors_shown
     def on_files(self, paths: list[str], searched: Searched):
         """Uploads, of which those that are no pictures are passed over."""
         pictures = pictures_of(paths)
         searched, own = in_own(self.detector, searched)
         yield from adding(searched, index_files(own, pictures))
 
-    @told
+    @errors_shown
     def on_folder(self, path: str, searched: Searched):
         """A folder of the machine that this runs on."""
         searched, own = in_own(self.detector, searched)
         yield from adding(searched, index_folder(own, path.strip()))
 
-    @told
+    @errors_shown
     def on_try(self, searched: Searched):
         """The samples, and a first search in them."""
         searched, own = in_own(self.detector, searched)
         for step in adding(searched, index_files(own, [one.path for one in samples()])):
             yield gr.skip(), gr.skip(), *step
         searched = search(searched, TRIED, 0.0)
-        yield TRIED, 0, searched, gr.skip(), told_stats(own), *show(searched)
+        yield TRIED, 0, searched, gr.skip(), stats_text(own), *show(searched)
 
-    @told
+    @errors_shown
     def on_back(self, searched: Searched):
         """The server's archive again; the visitor's own stays for what is added next."""
         searched = in_archive(searched, self.attached)
-        return searched, "", told_stats(self.attached), *show(searched)
+        return searched, "", stats_text(self.attached), *show(searched)
 
-    @told
+    @errors_shown
     def on_text(self, text: str, threshold: float, searched: Searched):
         """A search by name."""
         searched = search(self.with_archive(searched), text, threshold)
         return searched, *show(searched)
 
-    @told
+    @errors_shown
     def on_like(self, threshold: float, searched: Searched):
         """A search for what is in the box."""
         if searched.source is None:
@@ -296,7 +296,7 @@ class Handlers:
         searched = search(self.with_archive(searched), query, threshold)
         return searched, *show(searched)
 
-    @told
+    @errors_shown
     def on_more(self, threshold: float, searched: Searched):
         """A search for the like of a result."""
         if searched.chosen < 0 or searched.archive is None:
@@ -305,13 +305,13 @@ class Handlers:
         searched = search(searched, searched.archive.index.more_like(region), threshold)
         return searched, *show(searched)
 
-    @told
+    @errors_shown
     def on_asked(self, event: gr.EventData, searched: Searched):
         """The same search with the threshold that the note offers."""
         searched = search(searched, searched.asked, event.value)
         return event.value, searched, *show(searched)
 
-    @told
+    @errors_shown
     def on_picked(self, event: gr.EventData, searched: Searched):
         """Another result to look at."""
         pick(searched.matches, event.index)
@@ -319,7 +319,7 @@ class Handlers:
         matches, photo, _ = show(searched)
         return searched, matches, photo
 
-    @told
+    @errors_shown
     def on_source(self, path: str, searched: Searched):
         """A photo to draw an example on."""
         searched = replace(searched, source=take_photo(path), box_xyxy=None)

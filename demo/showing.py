@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from owl_swin import Detector, draw_heat_map
-from owl_swin.demo.asking import Asked, answer, note_of_nothing, scales
+from owl_swin.demo.asking import Question, answer, note_of_nothing, scales
 from owl_swin.demo.examples import Box, Example, Shown, box_of, numbers, search, with_example
 from owl_swin.demo.naming import downloads
 from owl_swin.demo.photos import SHOWN_PX, Photo, board, data_uri, sample_items, samples, take_photo
@@ -14,6 +14,7 @@ from owl_swin.demo.pieces import (
     BUSY,
     HOW,
     QUIET,
+    errors_shown,
     files,
     no_photo,
     pick,
@@ -22,7 +23,6 @@ from owl_swin.demo.pieces import (
     stage_value,
     strip,
     strip_value,
-    told,
 )
 from owl_swin.demo.settings import Detail, in_turn, more_settings, moved, offered, threshold_slider
 
@@ -74,7 +74,7 @@ def try_it() -> Shown:
     """The cat, shown in one photo, to be found on a board of six."""
     cat = next(one for one in samples() if one.title == "Cat")
     photo = take_photo(cat.path)
-    return Shown(photo, None, (Example(photo, cat.box_xyxy, True),), Asked(board()))
+    return Shown(photo, None, (Example(photo, cat.box_xyxy, True),), Question(board()))
 
 
 def build(detector: Detector) -> None:
@@ -192,17 +192,17 @@ class Handlers:
         shown = search(detector, shown, words, weight)
         return shown, *show_target(detector, shown, threshold, overlap, view)
 
-    @told
+    @errors_shown
     def on_source_upload(self, path: str, shown: Shown):
         """Another photo to draw on."""
         return with_source(shown, take_photo(path))
 
-    @told
+    @errors_shown
     def on_sample(self, event: gr.EventData, shown: Shown):
         """A sample to draw on."""
         return with_source(shown, take_photo(samples()[event.index].path))
 
-    @told
+    @errors_shown
     def on_picked(self, event: gr.EventData, shown: Shown):
         """An example, to draw on its photo again."""
         one = pick(shown.examples, event.index)
@@ -218,31 +218,31 @@ class Handlers:
         shown = replace(shown, box_xyxy=box_of(fields))
         return shown, show_source(shown)
 
-    @told
+    @errors_shown
     def on_add(self, wanted: bool, shown: Shown, *settings: Any):
         """What is in the box becomes an example."""
         shown = with_example(shown, Example(source_of(shown), shown.box_xyxy, wanted))
         shown, *sides = self.ask(shown, *settings)  # before the strip shows a box that means nothing
         return shown, show_examples(shown), *sides
 
-    @told
+    @errors_shown
     def on_removed(self, event: gr.EventData, shown: Shown, *settings: Any):
         """An example less."""
         shown = replace(shown, examples=tuple(e for i, e in enumerate(shown.examples) if i != event.index))
         shown, *sides = self.ask(shown, *settings)
         return shown, show_examples(shown), *sides
 
-    @told
+    @errors_shown
     def on_target(self, path: str, shown: Shown, *settings: Any):
         """Another photo to look in."""
         return self.ask(replace(shown, target=shown.target.of(take_photo(path))), *settings)
 
-    @told
+    @errors_shown
     def on_same(self, shown: Shown, *settings: Any):
         """The photo that is drawn on, to look in."""
         return self.ask(replace(shown, target=shown.target.of(source_of(shown))), *settings)
 
-    @told
+    @errors_shown
     def on_try(self, *settings: Any):
         """The cat, in finer detail: what is on a board of six is small."""
         *others, _ = settings
@@ -250,17 +250,17 @@ class Handlers:
         shown, *sides = self.ask(try_it(), *others, size)
         return shown, show_source(shown), *numbers(None), show_examples(shown), *sides, size
 
-    @told
+    @errors_shown
     def on_settings(self, shown: Shown, *settings: Any):
         """Other words, or another weight of them."""
         return self.ask(shown, *settings)
 
-    @told
+    @errors_shown
     def on_size(self, shown: Shown, *settings: Any):
         """The same again at another size."""
         return self.ask(replace(shown, target=shown.target.of(shown.target.photo)), *settings)
 
-    @told
+    @errors_shown
     def on_view(self, shown: Shown, threshold: float, overlap: float, view: str, size: str):
         """The same answer in another view, or cut elsewhere."""
         return show_target(self.sizes[size], shown, threshold, overlap, view)

@@ -15,9 +15,9 @@ gr = pytest.importorskip("gradio")
 
 from owl_swin import Detector, Exemplar, ImageError, QueryError  # noqa: E402
 from owl_swin.demo import app, asking, examples, filling, inside, naming, searching, showing  # noqa: E402
-from owl_swin.demo.asking import Asked  # noqa: E402
+from owl_swin.demo.asking import Question  # noqa: E402
 from owl_swin.demo.photos import board, samples, take_photo  # noqa: E402
-from owl_swin.demo.pieces import pick, rows, told  # noqa: E402
+from owl_swin.demo.pieces import errors_shown, pick, rows  # noqa: E402
 
 DEMO = Path(__file__).parent.parent / "demo"
 MODULES = sorted(DEMO.glob("*.py"))
@@ -91,14 +91,14 @@ def test_more_names_than_one_visitor_may_ask_are_refused():
 
 
 def test_nothing_is_asked_before_there_is_a_photo(detector):
-    asked = naming.ask(detector, Asked(), "a cat")
+    asked = naming.ask(detector, Question(), "a cat")
     stage, downloads = naming.show(detector, asked, 0.5, 0.5)
     assert stage["src"] == "" and stage["title"]
     assert downloads == {"files": []}
 
 
 def test_a_moved_slider_gives_what_detect_gives_without_a_look_at_the_photo(detector, photo, monkeypatch):
-    asked = naming.ask(detector, Asked(photo), "a cat, a dog")
+    asked = naming.ask(detector, Question(photo), "a cat, a dog")
     monkeypatch.setattr(detector.model, "encode_image", None)  # from here on it cannot be called
     again = naming.ask(detector, asked, "a cat, a dog")
     counts = []
@@ -114,13 +114,13 @@ def test_a_moved_slider_gives_what_detect_gives_without_a_look_at_the_photo(dete
 
 
 def test_without_names_it_is_anything(detector, photo):
-    asked = naming.ask(detector, Asked(photo), "")
+    asked = naming.ask(detector, Question(photo), "")
     stage, _ = naming.show(detector, asked, 0.01, 1)
     assert {mark["label"] for mark in stage["boxes"]} == {"object"}
 
 
 def test_nothing_found_says_how_near_it_was_and_what_to_do(detector, photo):
-    asked = naming.ask(detector, Asked(photo), "a cat")
+    asked = naming.ask(detector, Question(photo), "a cat")
     best = float(detector.similarity(asked.encoded, ["a cat"]).max())
     note = asking.note_of_nothing(detector, asked, 0.999, instead="look twice")
     assert "“a cat”" in note["text"] and f"{best:.2f}" in note["text"]
@@ -152,11 +152,11 @@ def test_sizes_beyond_what_a_detector_takes_are_not_offered(tiny_model, size, si
 
 
 def test_a_mistake_is_told_as_its_sentence():
-    @told
+    @errors_shown
     def wrong():
         raise QueryError("the box is empty")
 
-    @told
+    @errors_shown
     def wrong_later():
         yield 1
         raise QueryError("the box is empty")
@@ -193,7 +193,7 @@ def test_four_numbers_are_a_box_whichever_corners_come_first(fields, box):
 
 @pytest.mark.parametrize("view", [showing.BOXES, showing.HEAT])
 def test_an_example_is_found_in_its_own_photo(detector, photo, view):
-    shown = examples.Shown(photo, None, (examples.Example(photo, (10.0, 10.0, 50.0, 50.0), True),), Asked(photo))
+    shown = examples.Shown(photo, None, (examples.Example(photo, (10.0, 10.0, 50.0, 50.0), True),), Question(photo))
     stage, downloads = showing.show_target(detector, examples.search(detector, shown, "", 0.5), 0.05, 0.5, view)
     assert stage["boxes"] and len(downloads["files"]) == 3
     assert (stage["src"] == photo.src) == (view == showing.BOXES)
@@ -201,7 +201,7 @@ def test_an_example_is_found_in_its_own_photo(detector, photo, view):
 
 
 def test_without_examples_the_photo_stands_there_with_a_hint(detector, photo):
-    shown = examples.search(detector, examples.Shown(target=Asked(photo)), "", 0.5)
+    shown = examples.search(detector, examples.Shown(target=Question(photo)), "", 0.5)
     stage, _ = showing.show_target(detector, shown, 0.2, 0.5, showing.BOXES)
     assert stage["src"] == photo.src and "example" in stage["note"]["text"]
 
@@ -231,7 +231,7 @@ def test_an_archive_of_ones_own_is_filled_searched_and_gone(archive, tmp_path):
     paths[3].write_text("no picture by name")
     (last,) = filling.index_files(archive, filling.pictures_of(paths))
     assert "3 of 3 photos" in last and "1 could not be read" in last
-    assert "**2 photos**" in filling.told_stats(archive)
+    assert "**2 photos**" in filling.stats_text(archive)
     searched = searching.search(searching.Searched(archive), "a cat", 0.0)
     strip, stage, more = searching.show(searched)
     assert {item["caption"] for item in strip["items"]} == {"a.png", "b.png"}
