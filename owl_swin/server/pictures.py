@@ -140,7 +140,7 @@ def read_exemplar(
 
 
 @contextmanager
-def _opened(content: bytes, where: str, max_pixels: int, kinds: Sequence[str] | None = None) -> Iterator[Image.Image]:
+def _opened(content: bytes, where: str, max_pixels: int, kinds: list[str] | None = None) -> Iterator[Image.Image]:
     """The picture of a file whose head was read, of one of these kinds or of FORMATS, and not too large."""
     if not content:
         raise Problem("invalid_image", f"{where}: the file is empty")
@@ -170,7 +170,7 @@ def _check_size(image: Image.Image, where: str, max_pixels: int) -> None:
 
 def _check_kind(image: Image.Image, where: str) -> None:
     # A step of a few bytes may skip hundreds of rows, which Pillow fills in one by one.
-    if any(tile[0] == "bmp_rle" for tile in image.tile):
+    if any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ())):
         raise Problem("invalid_image", f"{where}: a compressed BMP is not read here; send it uncompressed, or as PNG")
     # A photo of a telephone may carry a second picture (MPO); of an animation nobody can say which frame is meant.
     # Not n_frames, for which Pillow walks through the whole file.
