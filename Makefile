@@ -42,7 +42,6 @@ MODEL ?= nano
 FIGURES := runs/figures
 FOD_HELDOUT := hammer,battery,soda can,pen,nail,fuel cap
 FOD_TRAINED := bolt,bolt washer,clamp part,metal part,cutter,plastic part,luggage tag,pliers,label,washer,wrench,nut,metal sheet,hose,adjustable clamp,adjustable wrench,bolt nut set,luggage part,paint chip,rock,screw,screwdriver,wire,tape,wood
-GROCERY_TRAINED := alpro blueberry soyghurt,alpro fresh soy milk,alpro shelf soy milk,anjou,arla ecological medium fat milk,arla ecological sour cream,arla lactose medium fat milk,arla medium fat milk,arla natural mild low fat yoghurt,arla natural yoghurt,arla sour cream,arla sour milk,arla standard milk,aubergine,avocado,banana,beef tomato,bravo apple juice,brown cap mushroom,cabbage,cantaloupe,carrots,conference,floury potato,galia melon,garant ecological medium fat milk,garant ecological standard milk,garlic,god morgon apple juice,god morgon orange juice,god morgon orange red grapefruit juice,god morgon red grapefruit juice,golden delicious,green bell pepper,honeydew melon,kaiser,kiwi,leek,lime,mango,nectarine,oatly natural oatghurt,oatly oat milk,orange bell pepper,papaya,passion fruit,peach,pineapple,plum,pomegranate,red beet,red bell pepper,red delicious,regular tomato,royal gala,satsumas,solid potato,sweet potato,tropicana golden grapefruit,tropicana juice smooth,tropicana mandarin morning,valio vanilla yoghurt,vine tomato,yellow bell pepper,yellow onion,yoggi strawberry yoghurt,yoggi vanilla yoghurt,zucchini
 D := $(DATA)
 EVAL = $(BIN)/owl-swin eval
 COCO := --annotations $(D)/coco/test.json --images $(D)/coco/images
@@ -53,6 +52,7 @@ TINY := --annotations $(D)/tiny_imagenet/manifest.json --image-size 64
 figures: $(VENV)/.dev
 	$(EVAL) detect --model $(MODEL) $(COCO) --json $(FIGURES)/coco.json
 	$(EVAL) detect --model $(MODEL) $(COCO) --classes person --json $(FIGURES)/coco_person.json
+	$(EVAL) diagnose --model $(MODEL) $(COCO) --json $(FIGURES)/coco_diagnosis.json
 	$(EVAL) detect --model $(MODEL) $(FOD) --classes "$(FOD_TRAINED)" --json $(FIGURES)/fod_trained.json
 	$(EVAL) detect --model $(MODEL) $(FOD) --classes "$(FOD_HELDOUT)" --json $(FIGURES)/fod_heldout.json
 	$(EVAL) detect --model $(MODEL) $(AQUARIUM) --json $(FIGURES)/aquarium.json
@@ -66,7 +66,6 @@ figures: $(VENV)/.dev
 	$(EVAL) classify --model $(MODEL) $(TINY) --pictures trained --json $(FIGURES)/tiny_trained.json
 	$(EVAL) classify --model $(MODEL) $(TINY) --pictures heldout --among heldout --json $(FIGURES)/tiny_heldout.json
 	$(EVAL) classify --model $(MODEL) --annotations $(D)/grocery/test.json --images $(D)/grocery/images --json $(FIGURES)/grocery.json
-	$(EVAL) classify --model $(MODEL) --annotations $(D)/grocery/test.json --images $(D)/grocery/images --classes "$(GROCERY_TRAINED)" --json $(FIGURES)/grocery_trained.json
 	$(EVAL) classify --model $(MODEL) --annotations $(D)/grocery/test.json --images $(D)/grocery/images --examples $(D)/grocery/iconic.json --json $(FIGURES)/grocery_iconic.json
 	$(EVAL) retrieve --model $(MODEL) --annotations $(D)/flickr8k --json $(FIGURES)/retrieval.json
 

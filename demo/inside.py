@@ -159,8 +159,7 @@ def words(looked: Looked, view: str) -> str:
     assert looked.photo is not None
     block = looked.blocks[looked.chosen]
     (height, width), (m, n) = block.grid_hw, block.window_hw
-    first_height = looked.blocks[0].grid_hw[0]
-    px = 4 * round(first_height / height)
+    px = 4 * 2**block.stage
     count = len(block.patches)
     pairs, everything = count * (m * n) ** 2, (height * width) ** 2
     lines = [f"### Stage {block.stage + 1}, block {block.block + 1}: {kind(block)}"]
@@ -171,7 +170,12 @@ def words(looked: Looked, view: str) -> str:
             "the photo as patches merge."
         )
         return "\n\n".join(lines)
-    if block.stage and block.block == 0:
+    if block.stage and looked.chosen == 0:
+        lines.append(
+            "Stages 1 and 2 are not Swin's here: a **stem**, a published convolutional network, has read the photo so "
+            f"far. Its maps become patches of {px} px."
+        )
+    elif block.stage and block.block == 0:
         lines.append(
             f"Before this stage, each 2 × 2 neighbours were **merged** into one: patches are now {px} px wide, with "
             "twice the channels, and the same window covers four times the area."

@@ -4,6 +4,7 @@ import ast
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -348,3 +349,9 @@ def test_attention_takes_a_size_of_its_own(detector, picture):
 def test_what_is_attended_to_is_looked_at_in_a_size_that_can_be_kept(tiny_model, photo, size, side):
     looked = inside.look(Detector(tiny_model, device="cpu", image_size=size), photo)
     assert looked.blocks[0].grid_hw[1] == side // 4
+
+
+def test_a_stem_is_named_as_what_it_is(looked):
+    of_a_hybrid = replace(looked, blocks=tuple(b for b in looked.blocks if b.stage >= 2), chosen=0)
+    text = inside.words(of_a_hybrid, inside.BLOCK)
+    assert "stem" in text and "patches of 16 px" in text and "merged" not in text
