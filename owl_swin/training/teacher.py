@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from owl_swin.errors import MissingExtraError
 from owl_swin.families.weights import load_tensors, read_tensors
 from owl_swin.training.cache import kept_tensors
 from owl_swin.training.config import TeacherConfig
@@ -74,10 +73,8 @@ def _make_maps(config: TeacherConfig, sets: Sequence[Tensor]) -> list[Tensor]:
 
 def load_teacher(config: TeacherConfig) -> tuple[nn.Module, Tensor, Tensor]:
     """The network in evaluation mode, and the mean and deviation [3, 1, 1] that its pixels are normalised with."""
-    try:
-        import timm
-    except ImportError:
-        raise MissingExtraError("timm", "train") from None
+    import timm
+
     teacher = timm.create_model(config.name, pretrained=not config.weights).eval()
     if config.weights:
         load_tensors(teacher, read_tensors(Path(config.weights))[0], config.weights)
