@@ -97,8 +97,11 @@ def queries_per_image(
     lists: list[Any] = list(queries)
     if len(lists) == n_images == 0:
         return []
+    text = next((query for query in lists if isinstance(query, str)), None)
+    if text is not None and any(_is_list(query) for query in lists):
+        raise QueryError(f"expected a list of queries for each picture, got the text {brief(text)}; write {[text]!r}")
     if not all(_is_list(query) for query in lists) or not lists:
-        return [encode(lists)] * n_images  # of texts and lists mixed, encode says which is wrong
+        return [encode(lists)] * n_images  # which refuses what is no query
     if len(lists) != n_images:
         raise QueryError(f"got {len(lists)} lists of queries for {n_images} pictures; give one list a picture")
     made: dict[Any, QueryEmbeddings] = {}

@@ -73,7 +73,9 @@ def test_one_thing_that_is_made_of_parts_is_no_list_of_pictures(detector, method
     "queries", [[["cat"], 3], [["cat"], "dog"], [3, ["cat"]], [[["cat"]], ["dog"]], [[{}], None], 3, b"cat"]
 )
 def test_queries_that_are_neither_one_list_nor_lists_are_said(detector, picture, queries):
-    with pytest.raises(QueryError, match=r"a text query must be a string|queries must be a list"):
+    with pytest.raises(
+        QueryError, match=r"a text query must be a string|queries must be a list|a list of queries for each"
+    ):
         detector.detect_batch([picture, picture], queries)
 
 

@@ -108,7 +108,7 @@ def test_annotations_of_unknown_pictures_are_left_out_and_listed(tmp_path):
     # Ids that are text on one side and numbers on the other would otherwise leave a set without boxes, silently.
     scenes = read_coco(coco(tmp_path, [annotation([1, 1, 5, 5], image="5")]), tmp_path)
     assert len(scenes.scenes[0].boxes) == 0
-    assert scenes.broken == ["annotation 11: unknown picture 5"]
+    assert scenes.broken == ["annotation 11: unknown picture '5'"]
 
 
 def test_crowds_are_left_out_without_complaint(tmp_path):
