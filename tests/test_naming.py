@@ -8,29 +8,35 @@ from safetensors.torch import save_file
 from test_hybrid import CONFIG
 from torch.nn.functional import normalize
 
+from owl_swin.config import ModelConfig, SwinConfig, TextConfig
 from owl_swin.errors import ConfigError
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import NamingConfig
 from owl_swin.training.naming import NAME_SCALE, DenseNames, name_loss
 
+CHANNELS = 1280  # of the last map of EfficientNet-Lite0
+
 
 @pytest.fixture
 def settings(tmp_path):
-    """A classifier that names a cell by its largest of three channels; the second class is struck out."""
-    save_file({"weight": 20 * torch.eye(3), "bias": torch.zeros(3)}, tmp_path / "classifier.safetensors")
+    """A classifier that names a cell by the largest of its first three channels; the second class is struck out."""
+    weight = torch.zeros(3, CHANNELS)
+    weight[:, :3] = 20 * torch.eye(3)
+    save_file({"weight": weight, "bias": torch.zeros(3)}, tmp_path / "classifier.safetensors")
     (tmp_path / "names.txt").write_text("cat, house cat\n\ncar\n")
     return NamingConfig(str(tmp_path / "classifier.safetensors"), str(tmp_path / "names.txt"), 1.0, 0.0)
 
 
 def test_struck_out_classes_are_not_there(settings):
     names = DenseNames(settings, OwlSwin(CONFIG))
-    assert names.weight.shape == (2, 3) and names.embeds.shape == (2, 16)
+    assert names.weight.shape == (2, CHANNELS) and names.embeds.shape == (2, 16)
 
 
 def test_the_loss_is_least_where_patches_have_the_embedding_of_the_name(settings):
     names = DenseNames(settings, OwlSwin(CONFIG))
     names.embeds = normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=-1)
-    stem_map = torch.tensor([1.0, 0.0, 0.0]).expand(1, 2, 2, 3)  # a cat everywhere
+    stem_map = torch.zeros(1, 2, 2, CHANNELS)
+    stem_map[..., 0] = 1.0  # a cat everywhere
     pooled = torch.zeros(1, 2)
     cat, car = (torch.tensor(e).expand(1, 64, 2) for e in ([1.0, 0.0], [0.0, 1.0]))
     right, wrong = (names.losses(stem_map, embeds, pooled, (8, 8)).item() for embeds in (cat, car))
@@ -44,6 +50,19 @@ def test_names_that_do_not_fit_are_refused(settings, tmp_path, lines, sentence):
         path.write_text(lines)
     with pytest.raises(ConfigError, match=sentence):
         DenseNames(NamingConfig(settings.weights, str(path)), OwlSwin(CONFIG))
+
+
+def test_a_model_without_a_stem_has_nothing_to_name(settings):
+    plain = ModelConfig(text=TextConfig(16, 1, 2, 8), image=SwinConfig(depths=(1, 1, 1, 1)))
+    with pytest.raises(ConfigError, match="published stem; this model has none"):
+        DenseNames(settings, OwlSwin(plain))
+
+
+@pytest.mark.parametrize("weight, bias", [((3, 7), 3), ((3, CHANNELS), 2), ((3,), 3)])
+def test_a_classifier_of_another_network_is_refused(settings, tmp_path, weight, bias):
+    save_file({"weight": torch.zeros(weight), "bias": torch.zeros(bias)}, tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match=rf"expected weight \[N, {CHANNELS}\]"):
+        DenseNames(NamingConfig(str(tmp_path / "other.safetensors"), settings.names), OwlSwin(CONFIG))
 
 
 def test_name_loss_is_the_weighted_cross_entropy():

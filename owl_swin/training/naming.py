@@ -14,13 +14,14 @@ from torch import Tensor
 from owl_swin.data.naming import spoken_names
 from owl_swin.errors import ConfigError
 from owl_swin.families.weights import read_tensors
+from owl_swin.files import read_text
+from owl_swin.models.hybrid import HybridSwin
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import NamingConfig
 from owl_swin.training.texts import TextBank, prompted
 
 # Inverse temperature of cosines between patches and names: a sentence encoder's names lie near one another.
 NAME_SCALE = 30.0
-STEM_STRIDE = 32
 
 
 class DenseNames:
@@ -28,14 +29,23 @@ class DenseNames:
 
     def __init__(self, config: NamingConfig, model: OwlSwin):
         self.config = config
+        encoder = model.image_encoder
+        if not isinstance(encoder, HybridSwin):
+            raise ConfigError("[naming] reads the last map of a published stem; this model has none (image.stem)")
         tensors = read_tensors(Path(config.weights))[0]
         try:
             weight, bias = tensors["weight"].float(), tensors["bias"].float()
         except KeyError as error:
             raise ConfigError(f"{config.weights}: a classifier has tensors 'weight' and 'bias'; no {error}") from None
+        channels = encoder.stem.last_dim
+        if weight.ndim != 2 or weight.shape[1] != channels or bias.shape != weight.shape[:1]:
+            raise ConfigError(
+                f"{config.weights}: expected weight [N, {channels}] and bias [N] for the stem "
+                f"{model.config.image.stem}, got {list(weight.shape)} and {list(bias.shape)}"
+            )
         try:
-            lines = Path(config.names).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(Path(config.names)).splitlines()
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{config.names}: cannot read these names ({error})") from None
         if len(lines) != len(weight):
             raise ConfigError(f"{config.names}: {len(lines)} lines for a classifier of {len(weight)} classes")
@@ -46,7 +56,7 @@ class DenseNames:
 
     def losses(self, stem_map: Tensor, class_embeds: Tensor, image_embed: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         """Weighted sum of the dense and the pooled loss: the cross-entropy between the classifier's distribution over
-        names and that of the embeddings, where the classifier is sure, it counts more.
+        names and that of the embeddings. Where the classifier is sure, it counts more.
 
         ``stem_map [B, h, w, C]`` of stride 32, ``class_embeds [B, P, E]``, ``image_embed [B, E]``.
         """

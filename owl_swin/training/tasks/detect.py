@@ -242,7 +242,6 @@ class DetectTask(ImageTask):
         all_boxes, columns = batch.boxes[place].to(device), batch.labels[place].to(device)
         own = torch.searchsorted(asked, columns[sure])
         boxes, names = merge_same_boxes(all_boxes[sure], own, len(asked), scores=scores[sure])
-        cosines = image.class_embeds @ texts[asked].T  # [P, q]
         logits = raw_logits(image, texts[asked])  # [P, q]
         match = self.matcher(centres, logits, image.pred_boxes, names, boxes, settings)
         count = match.weights.sum().clamp(min=1)
@@ -271,7 +270,8 @@ class DetectTask(ImageTask):
         if settings.name_weight:
             rare = names * self.name_weights.to(device)[batch.classes.to(device)[asked]]
             weights = share * F.pad(rare, (0, 1)).amax(1)[match.targets]
-            losses["name"] = name_loss(cosines[match.patches], names[match.targets], weights)
+            cosines = image.class_embeds[match.patches] @ texts[asked].T  # [M, q]
+            losses["name"] = name_loss(cosines, names[match.targets], weights)
         if exemplars is not None and batch.exemplars is not None:
             shown = batch.exemplars.labels.to(device)
             here, place_of = _places(asked, shown)
