@@ -10,19 +10,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from owl_swin.errors import CheckpointError
-from owl_swin.files import read_safetensors
+from owl_swin.errors import CheckpointError, brief
+from owl_swin.files import read_json, read_safetensors
 
 ROW_SCALE = ".row_scale"
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; pickled weights are refused."""
-    if path.suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt"):
+    if path.suffix in PICKLES:
         raise CheckpointError(
             f"{path}: pickled weights can run any program and are not read; convert them to safetensors"
         )
+    if _is_pointer(path):
+        raise CheckpointError("is a pointer of Git LFS and not the weights; run `git lfs pull` in its folder", of=path)
     return read_safetensors(path, error=CheckpointError)
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a model's folder in the form of transformers: model.safetensors, or its parts.
+
+    A folder without weights, with pickled ones alone, or where a part is missing raises CheckpointError.
+    """
+    if (folder / WEIGHTS).is_file():
+        return read_tensors(folder / WEIGHTS)
+    if not (folder / INDEX).is_file():
+        raise CheckpointError(_no_weights(folder), of=folder)
+    try:
+        places = read_json(folder / INDEX)["weight_map"]
+        parts = sorted({str(part) for part in places.values()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"the list of the parts of a model cannot be read ({brief(error)})", of=folder / INDEX
+        ) from None
+    if lost := [part for part in parts if Path(part).name != part or not (folder / part).is_file()]:
+        raise CheckpointError(
+            f"{len(lost)} of the {len(parts)} parts of this model are not there, as after a broken download: "
+            f"{', '.join(lost[:3])}",
+            of=folder,
+        )
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        tensors |= read_tensors(folder / part)[0]
+    return tensors, {}
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -68,6 +100,31 @@ def dequantise(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
             tensor = tensor * scale.float().view(-1, *[1] * (tensor.ndim - 1))
         out[name] = tensor.float()
     return out
+
+
+def _no_weights(folder: Path) -> str:
+    try:
+        pickled = next((path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES), "")
+    except OSError as error:
+        return f"cannot read this folder ({error.strerror})"
+    if not pickled:
+        return f"holds no weights; a model's folder has {WEIGHTS}"
+    convert = (
+        f"import transformers as t; kind = t.AutoConfig.from_pretrained({str(folder)!r}).architectures[0]; "
+        f"getattr(t, kind).from_pretrained({str(folder)!r}).save_pretrained('converted')"
+    )
+    return (
+        f"its weights are pickled ({pickled}), can run any program and are not read; where you trust them, write them "
+        f'as safetensors: python -c "{convert}"'
+    )
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(24) == b"version https://git-lfs."
+    except (OSError, ValueError):
+        return False
 
 
 def _restore_buffers(model: nn.Module) -> None:

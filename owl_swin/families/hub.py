@@ -1,0 +1,119 @@
+"""Models of the Hugging Face hub: fetched into its cache through huggingface_hub, or one sentence why not."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from owl_swin.errors import CheckpointError, brief
+from owl_swin.files import near_name
+
+# What a model's folder is read from: weights, configuration, tokenizer. Nothing pickled, and no folder within it,
+# where repositories keep the same weights for other programs.
+WANTED = ("*.safetensors", "*.json", "*.txt", "*.model")
+NOT_WANTED = ("*/*",)
+# What paths end in and names of models do not.
+FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".onnx", ".toml", ".json")
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether ``source`` is written as "user/model"; a file or folder of that name here comes first."""
+    text = str(source)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text, re.ASCII) or text.endswith(FILE_SUFFIXES):
+        return False
+    return not isinstance(source, Path) and len(text) <= 193 and not _is_here(text)
+
+
+def fetch_snapshot(
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    wanted: Sequence[str] = WANTED,
+    required: Sequence[str] = ("config.json",),
+) -> Path:
+    """The folder in huggingface_hub's cache with the ``wanted`` files of a model "user/model", downloaded if need be.
+
+    ``revision`` is a branch, tag or commit, ``token`` as huggingface_hub takes it; HF_HUB_OFFLINE, HF_HOME and
+    HF_ENDPOINT mean what they mean there. A model that is not there, not open to the caller, out of reach or not whole
+    raises CheckpointError.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                allow_patterns=list(wanted),
+                ignore_patterns=list(NOT_WANTED),
+            )
+        )
+    except Exception as error:  # huggingface_hub's errors and those of its HTTP client have no root in common
+        raise CheckpointError(reason_of(error, name, revision), of=name) from None
+    missing = [file for file in required if not (folder / file).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"holds no {' and no '.join(missing)}{_at(revision)}, so it is no model that can be read here, or its "
+            "download was broken off",
+            of=name,
+        )
+    return folder
+
+
+def reason_of(error: Exception, name: str, revision: str | None = None) -> str:
+    """What went wrong between here and the hub, and what to do, as one sentence without the model's name."""
+    from huggingface_hub import errors
+
+    chain = [error, error.__cause__]
+    local = f"a folder that holds the model can be given instead of its name{_near(name)}"
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"its owner gives this model only to who asks: accept the terms at https://huggingface.co/{name}, then run "
+            "`hf auth login` or give a token"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the model has no revision {revision!r}; give one of its branches, tags or commits"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"no such model on the hub, and no such folder here{_near(name)}; where it is private, run `hf auth login` "
+            "or give a token"
+        )
+    if isinstance(error, errors.HFValidationError):
+        return f"no possible name of a model on the hub, and no such folder here{_near(name)}"
+    if isinstance(error, errors.IncompleteSnapshotError):
+        return f"only a part of the model was downloaded, and the hub cannot be reached for the rest; {local}"
+    if any(isinstance(one, errors.OfflineModeIsEnabled) for one in chain):
+        return f"the model was not downloaded before and HF_HUB_OFFLINE is set; unset it to download the model; {local}"
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return "a token was asked for and none is stored; run `hf auth login` or give the token itself"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        cause = _first_line(error.__cause__ or error)
+        return f"the model was not wholly downloaded before and the hub cannot be reached ({cause}); {local}"
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None and error.response.status_code == 401:
+        return "the hub refuses the token; run `hf auth login` or give another"
+    if isinstance(error, OSError) and error.strerror:  # a full or read-only disk
+        where = f"{error.filename}: " if error.filename else ""
+        return f"the download cannot be stored ({where}{error.strerror}); HF_HOME says where downloads go"
+    return f"cannot be fetched from the hub ({_first_line(error)}); {local}"
+
+
+def _is_here(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _near(name: str) -> str:
+    near = near_name(name)
+    return f" (did you mean the folder {near}?)" if near else ""
+
+
+def _at(revision: str | None) -> str:
+    return f" at {revision!r}" if revision else ""
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return brief(text)[1:-1] if len(text) > 200 else text
