@@ -211,3 +211,14 @@ def test_scores_stay_with_their_boxes_and_only_boxes_with_odds_are_shown_large()
         canvas = place(vague, (96, 96), np.random.default_rng(seed), min_kept=0.5, zoom=1.0)
         assert 6 in canvas.labels  # the crop is always around it
         assert canvas.scores.tolist() == pytest.approx([score_of[label] for label in canvas.labels])
+
+
+def test_of_a_vague_box_every_part_that_is_shown_stays_vague():
+    picture = Image.new("RGB", (160, 120))
+    boxes = np.array([[0, 0, 160, 120], [0, 0, 160, 120], [70, 50, 90, 70]], np.float32)
+    scores = np.array([0.6, 0.0, 0.9], np.float32)
+    whole = scene(picture, boxes, np.array([1, 2, 3]), scores, np.array([0.0, 0.0, 1.0]))
+    for seed in range(10):  # close-ups of the small one, which show a part of the large ones
+        canvas = place(whole, (96, 96), np.random.default_rng(seed), min_kept=0.9, zoom=1.0)
+        assert canvas.labels.tolist() == [2, 3]
+        assert canvas.boxes[0].tolist() == pytest.approx([0, 0, 96, 96], abs=1e-3)

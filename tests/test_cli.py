@@ -383,7 +383,7 @@ def test_a_damaged_model_is_one_sentence(owl_swin, model_file, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
 
 
-@pytest.mark.parametrize("command", ["train", "distil"])
+@pytest.mark.parametrize("command", ["train", "distil-text"])
 @pytest.mark.parametrize(
     "text, sentence", [(None, "cannot read this configuration file"), ("zzz = 1", "unknown key 'zzz'")]
 )

@@ -16,7 +16,7 @@ from owl_swin.data.naming import find_classes, place_pictures, spoken_names
 from owl_swin.data.pictures import load_pictures
 from owl_swin.data.scene import Scene
 from owl_swin.data.scenes import load_scenes
-from owl_swin.errors import DataError
+from owl_swin.errors import ConfigError, DataError
 from owl_swin.image import open_image
 
 
@@ -81,6 +81,16 @@ def test_lvis_tells_verified_negatives_and_names_with_missing_boxes(tmp_path):
     assert scene.labels.tolist() == [0] and scene.negatives.tolist() == [2] and scene.unknown.tolist() == [0]
     assert scene.absent(3).tolist() == [2]  # nobody looked for a sofa
     assert load_scenes(DataConfig("coco", path)).scenes[0].negatives.tolist() == [2]
+
+
+@pytest.mark.parametrize("kind", ["coco", "lvis"])
+def test_unsure_boxes_of_every_form_of_coco_are_vague(tmp_path, kind):
+    image = {"id": 1, "file_name": "a.png", "width": 100, "height": 50, "neg_category_ids": []}
+    guessed = [box() | {"score": 0.9}, box(bbox=[50, 5, 20, 20]) | {"id": 2, "score": 0.2}]
+    path = coco_set(tmp_path, guessed, images=[image])
+    [scene] = load_scenes(DataConfig(kind, path, ignore_below=0.5)).scenes
+    assert scene.scores.tolist() == pytest.approx([0.9]) and scene.vague_boxes.tolist() == [[50, 5, 70, 25]]
+    assert len(load_pictures(DataConfig("crops", path, ignore_below=0.5)).images) == 1
 
 
 def test_a_file_without_negatives_is_no_lvis(tmp_path):
@@ -305,6 +315,22 @@ def test_a_polygon_becomes_the_box_around_it(tmp_path):
     assert np.allclose(scenes.scenes[0].boxes, [[0.1, 0.2, 0.5, 0.8]])
 
 
+def test_lines_of_a_guessed_yolo_set_end_with_a_score(tmp_path):
+    lines = "0 0.5 0.5 0.2 0.4 0.9\n1 0.2 0.2 0.1 0.1 0.3\n1 0.1 0.2 0.5 0.2 0.3 0.8 0.6\n"
+    root = str(write_yolo(tmp_path, a=lines))
+    [scene] = load_scenes(DataConfig("yolo", root, ignore_below=0.5)).scenes
+    assert scene.labels.tolist() == [0, 1] and scene.scores.tolist() == pytest.approx([0.9, 0.6])
+    assert scene.boxes[1].tolist() == pytest.approx([0.1, 0.2, 0.5, 0.8])
+    assert scene.vague_labels.tolist() == [1] and scene.vague_boxes[0].tolist() == pytest.approx(
+        [0.15, 0.15, 0.25, 0.25]
+    )
+
+
+def test_vague_boxes_are_for_kinds_whose_boxes_have_scores():
+    with pytest.raises(ConfigError, match="which coco, lvis, yolo, crops may have, not voc"):
+        DataConfig("voc", "a", ignore_below=0.3)
+
+
 def test_names_may_be_numbered_and_folders_may_be_written_from_below(tmp_path):
     picture(tmp_path / "valid" / "images" / "a.png")
     (tmp_path / "valid" / "labels").mkdir()
@@ -330,7 +356,7 @@ def test_a_list_of_classes_is_enough(tmp_path):
     [
         ("5 0.5 0.5 0.1 0.1", "train/bad.txt line 1: unknown class 5"),
         ("0 0.5 0.5 0.1", "line 1: not 'class cx cy w h'"),
-        ("0 0.5 0.5 0.1 0.1 0.9", "line 1: not 'class cx cy w h'"),
+        ("0 0.5 0.5 0.1 0.1 1.9", "line 1: its score must lie in 0 to 1, got 1.9"),
         ("0.7 0.5 0.5 0.1 0.1", "line 1: not numbers"),
         ("inf 0.5 0.5 0.1 0.1", "line 1: not numbers"),
         ("0 50 25 10 10", "line 1: not fractions of the picture"),

@@ -14,6 +14,7 @@ from owl_swin.cli.evaluation_options import (
     Device,
     ExemplarImages,
     Exemplars,
+    IgnoreBelow,
     Images,
     ImageSize,
     JsonOut,
@@ -44,6 +45,7 @@ def detect(
     model: Model = "nano",
     classes: Classes = None,
     nms_iou: Nms = 0.5,
+    ignore_below: IgnoreBelow = 0.5,
     image_size: ImageSize = None,
     device: Device = "auto",
     json_out: JsonOut = None,
@@ -58,6 +60,7 @@ def detect(
     settings: dict[str, Any] = {
         "classes": chosen_names(classes),
         "nms_iou": checked_nms(nms_iou),
+        "ignore_below": ignore_below,
         "progress": show_progress,
     }
     finish(evaluate_detection(detector, annotations, images, **settings), json_out)

@@ -34,6 +34,10 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
 ImageSize = Annotated[int | None, typer.Option(help="Longer side in pixels; by default the model's own.")]
 Classes = Annotated[str | None, typer.Option(help="Only these: names with commas, or a file with one a line.")]
 Nms = Annotated[float, typer.Option(help="Of boxes of one class that overlap by more, keep the best; 1 keeps all.")]
+IgnoreBelow = Annotated[
+    float,
+    typer.Option(help="Boxes of the file whose score is lower are neither to be found nor false.", min=0, max=1),
+]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
 Exemplars = Annotated[Path | None, typer.Option(help="COCO JSON whose boxes are the exemplars; else other pictures'.")]
 ExemplarImages = Annotated[Path | None, typer.Option(help="Folder of the exemplars' pictures, if another.")]

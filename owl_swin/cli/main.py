@@ -69,7 +69,7 @@ def _register() -> None:
     app.command("serve")(serve.serve)
     app.command("train")(training.train)
     app.command("paste")(training.paste)
-    app.command("distil")(training.distil)
+    app.command("distil-text")(training.distil_text)
     app.add_typer(evaluate.app, name="eval")
     app.command("export")(training.export)
     app.add_typer(bench.app, name="bench")

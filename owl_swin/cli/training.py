@@ -1,4 +1,4 @@
-"""`owl-swin train | distil | export`: making models."""
+"""`owl-swin train | distil-text | export`: making models."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +70,7 @@ def paste(
     print(paste_scenes(found, photographs, to, pictures=pictures, most_things=most_things, seed=seed))
 
 
-def distil(
+def distil_text(
     config: Annotated[Path, typer.Argument(help="A TOML file, as configs/train/distil_text.toml.")],
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Go on with other settings than the run began with.")
@@ -78,7 +78,7 @@ def distil(
 ) -> None:
     """Distil a sentence encoder into the small text tower.
 
-    Example: owl-swin distil configs/train/distil_text.toml
+    Example: owl-swin distil-text configs/train/distil_text.toml
     """
     from owl_swin.config import read_toml
     from owl_swin.training.distil_text import distil as run

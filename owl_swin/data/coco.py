@@ -92,9 +92,9 @@ def read_coco_file(path: Path, images: Path) -> CocoFile:
     return CocoFile(list(records.values()), categories, annotations, lost, broken, len(content["annotations"]))
 
 
-def read_lvis(path: Path, images: Path) -> Scenes:
+def read_lvis(path: Path, images: Path, *, ignore_below: float = 0.0) -> Scenes:
     """COCO form whose image records say which categories were looked for (LVIS, arXiv:1908.03195)."""
-    scenes = read_coco(path, images)
+    scenes = read_coco(path, images, ignore_below=ignore_below)
     if all(scene.negatives is None for scene in scenes.scenes):
         raise DataError(f"{path}: no image record has 'neg_category_ids'; read it as kind 'coco'")
     return scenes

@@ -16,6 +16,8 @@ ALIGN_KINDS = (
     "cutouts",
     "sheets",
 )
+# Kinds whose boxes may say how sure they are.
+SCORED_KINDS = ("coco", "lvis", "yolo", "crops")
 KINDS = tuple(dict.fromkeys((*DETECT_KINDS, *ALIGN_KINDS)))
 
 
@@ -48,8 +50,9 @@ class DataConfig:
     ``max_pictures`` those of the set (0: all); names of a detection set with fewer than ``min_per_class`` boxes are
     left out; ``mosaic`` the probabilities of 1x1, 2x2, … pictures on one canvas in detection (empty: those of the run).
 
-    COCO annotations may carry a ``score`` in 0 to 1, as guessed boxes do: it is what a patch's own score has to reach.
-    A box with less than ``ignore_below`` is neither positive nor negative: no patch inside it is asked for its name.
+    Annotations of "coco", "lvis" and "crops" may carry a ``score`` in 0 to 1, and lines of "yolo" end with one, as
+    guessed boxes do: it is what a patch's own score has to reach. A box with less than ``ignore_below`` is neither
+    positive nor negative: no patch inside it is asked for its name, and no crop is made of it.
     ``repeat`` above 0 draws pictures with rare names more often, by LVIS' repeat factors (arXiv:1908.03195): names in
     less than this share of the pictures count as rare.
     """
@@ -80,6 +83,9 @@ class DataConfig:
             raise ConfigError("data.max_per_class, max_pictures and min_per_class must be 0 or more")
         if not (0 <= self.ignore_below <= 1 and 0 <= self.repeat <= 1):
             raise ConfigError(f"data.ignore_below and repeat lie in 0 to 1, got {self.ignore_below} and {self.repeat}")
+        if self.ignore_below and self.kind not in SCORED_KINDS:
+            scored = ", ".join(SCORED_KINDS)
+            raise ConfigError(f"data.ignore_below is for boxes with scores, which {scored} may have, not {self.kind}")
         if self.mosaic:
             check_mosaic("data", self.mosaic)
 

@@ -64,7 +64,7 @@ def read_tiles(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
 def read_crops(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
     """The boxes of a COCO file, each as a square with some surroundings, inside the picture where it fits."""
     path = Path(config.path)
-    scenes = read_coco(path, images_folder(path, config.images))
+    scenes = read_coco(path, images_folder(path, config.images), ignore_below=config.ignore_below)
     broken += scenes.broken
     for scene in scenes.scenes:
         if not len(scene.boxes):

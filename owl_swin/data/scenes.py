@@ -54,10 +54,11 @@ def _read(config: DataConfig) -> Scenes:
     if config.kind == "voc":
         return read_voc(path, config.images)
     if config.kind == "yolo":
-        return read_yolo(path, config.images, config.split)
+        return read_yolo(path, config.images, config.split, ignore_below=config.ignore_below)
     if config.kind == "sheets":
         return read_sheets(path, config.split)
-    if config.kind == "coco":
-        return read_coco(path, images_folder(path, config.images), ignore_below=config.ignore_below)
-    read = {"lvis": read_lvis, "visual_genome": read_visual_genome}[config.kind]
-    return read(path, images_folder(path, config.images))
+    folder = images_folder(path, config.images)
+    if config.kind == "visual_genome":
+        return read_visual_genome(path, folder)
+    read = {"coco": read_coco, "lvis": read_lvis}[config.kind]
+    return read(path, folder, ignore_below=config.ignore_below)

@@ -20,10 +20,17 @@ logger = logging.getLogger("owl_swin")
 
 # Kinds of sets in other forms than COCO's.
 BOX_FORMS = ("yolo", "voc")
+# A guessed box with a score below this is as likely wrong as right: no truth to compare answers with.
+LEAST_SURE = 0.5
 
 
 def read_truth(
-    annotations: str | Path, images: str | Path, classes: Sequence[str] | None = None, *, background: bool = False
+    annotations: str | Path,
+    images: str | Path,
+    classes: Sequence[str] | None = None,
+    *,
+    background: bool = False,
+    ignore_below: float = LEAST_SURE,
 ) -> dict[str, Any]:
     """A set in COCO's form, as CocoFile has it: "images", "categories", "annotations"; "notes" say what was left out.
 
@@ -31,12 +38,18 @@ def read_truth(
     list of Pascal VOC.
 
     With ``classes``, only these and their annotations. A category of id 0 without boxes, which Roboflow's exports add
-    for the whole, goes unless ``background``. A set of whose pictures or annotations none is there raises DataError.
+    for the whole, goes unless ``background``. A guessed box whose ``score`` is under ``ignore_below`` is neither to be
+    found nor false: it becomes a crowd that is ``vague``, or in LVIS a name that was not annotated exhaustively. A set
+    of whose pictures or annotations none is there raises DataError.
     """
     path = Path(annotations)
     kind = guess_kind(str(path)) if path.suffix != ".json" else None
     with reading(path, "a COCO detection file"):
-        file = _as_coco(path, kind, Path(images)) if kind in BOX_FORMS else read_coco_file(path, Path(images))
+        file = (
+            _as_coco(path, kind, Path(images), ignore_below)
+            if kind in BOX_FORMS
+            else read_coco_file(path, Path(images))
+        )
     if file.images and file.categories and file.n_annotations and not file.annotations:
         many = f"none of its {file.n_annotations} annotations"
         raise DataError(f"{path}: {many} can be used; the first problem: {file.broken[0]}")
@@ -48,6 +61,7 @@ def read_truth(
         "annotations": file.annotations,
         "notes": [left_out(path, file.broken)] if file.broken else [],
     }
+    truth = _without_vague(truth, ignore_below)
     if not background:
         used = {annotation["category_id"] for annotation in file.annotations}
         truth = only_categories(truth, [c["id"] for c in file.categories if c["id"] != 0 or 0 in used])
@@ -59,10 +73,43 @@ def read_truth(
     return truth
 
 
-def _as_coco(path: Path, kind: str | None, images: Path) -> CocoFile:
+def _without_vague(truth: dict[str, Any], ignore_below: float) -> dict[str, Any]:
+    """The set with the guessed boxes of a score under ``ignore_below`` as what is neither to be found nor false."""
+
+    def is_vague(annotation: dict[str, Any]) -> bool:
+        return not annotation["iscrowd"] and (
+            annotation.get("score", 1.0) < ignore_below or annotation.get("score") == 0
+        )
+
+    vague = [a for a in truth["annotations"] if is_vague(a)]
+    if not vague:
+        return truth
+    said = f"{len(vague)} guessed boxes with a score under {ignore_below:g} are neither to be found nor false"
+    truth = {**truth, "notes": [*truth["notes"], said]}
+    if not is_federated(truth):
+        crowds = [{**a, "iscrowd": 1, "vague": True} if is_vague(a) else a for a in truth["annotations"]]
+        return {**truth, "annotations": crowds}
+    pairs: dict[Any, set[Any]] = {}
+    for a in vague:
+        pairs.setdefault(a["image_id"], set()).add(a["category_id"])
+    negatives, not_exhaustive = LVIS_LISTS
+    records = [
+        {
+            **record,
+            negatives: [i for i in record.get(negatives, ()) if i not in pairs.get(record["id"], ())],
+            not_exhaustive: list(dict.fromkeys([*record.get(not_exhaustive, ()), *pairs.get(record["id"], ())])),
+        }
+        for record in truth["images"]
+    ]
+    return {**truth, "images": records, "annotations": [a for a in truth["annotations"] if not is_vague(a)]}
+
+
+def _as_coco(path: Path, kind: str | None, images: Path, ignore_below: float) -> CocoFile:
     """A set in YOLO's or VOC's form. Where boxes of a class may be missing in a picture, as VOC's difficult things are,
     no answer of the class is false there: a crowd of it fills the picture."""
-    scenes = read_yolo(path, str(images), "") if kind == "yolo" else read_voc(path, str(images))
+    scenes = (
+        read_yolo(path, str(images), "", ignore_below=ignore_below) if kind == "yolo" else read_voc(path, str(images))
+    )
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, scene in enumerate(scenes.scenes, start=1):
@@ -75,6 +122,8 @@ def _as_coco(path: Path, kind: str | None, images: Path) -> CocoFile:
         records.append(record | {"width": width, "height": height})
         for label, box in zip(scene.labels.tolist(), scene.boxes.astype(float) * scale, strict=True):
             annotations.append(_annotation(number, label, box))
+        for label, box in zip(scene.vague_labels.tolist(), scene.vague_boxes.astype(float) * scale, strict=True):
+            annotations.append(_annotation(number, label, box) | {"score": 0.0})
         whole = np.array([0, 0, width, height], dtype=float)
         annotations += [_annotation(number, label, whole, iscrowd=1) for label in scene.unknown.tolist()]
     categories = [

@@ -14,11 +14,12 @@ LIST_NAMES = ("classes.txt", "obj.names", "labels.txt")
 LARGEST = 1.01
 
 
-def read_yolo(path: Path, images: str, split: str) -> Scenes:
+def read_yolo(path: Path, images: str, split: str, *, ignore_below: float = 0.0) -> Scenes:
     """data.yaml (``names``, ``path``, and pictures under the name of the split), classes.txt, or a folder with one.
 
     Labels of images/a.jpg lie in labels/a.txt, or beside the picture: "class cx cy w h" a line in fractions of the
-    picture; of a polygon "class x y x y …" the box around it is taken. A picture without a label file has no boxes.
+    picture; of a polygon "class x y x y …" the box around it is taken. One number more is the score of a guessed box,
+    and those under ``ignore_below`` become vague. A picture without a label file has no boxes.
     """
     path = next((path / name for name in YAML_NAMES + LIST_NAMES if (path / name).is_file()), path)
     if path.suffix in (".yaml", ".yml"):
@@ -30,7 +31,7 @@ def read_yolo(path: Path, images: str, split: str) -> Scenes:
     broken: list[str] = []
     rows = {number: row for row, number in enumerate(sorted(classes))}
     pictures = [one for place in ([Path(images)] if images else places) for one in _pictures(place)]
-    scenes = [_scene(picture, rows, broken) for picture in pictures]
+    scenes = [_scene(picture, rows, BoxList(broken, (1, 1), ignore_below=ignore_below)) for picture in pictures]
     return Scenes(scenes, [spoken_names(classes[number]) or [classes[number]] for number in sorted(classes)], broken)
 
 
@@ -94,8 +95,8 @@ def _pictures(place: Path) -> list[Path]:
     return [place.parent / line for line in lines if line]
 
 
-def _scene(picture: Path, rows: dict[int, int], broken: list[str]) -> Scene:
-    boxes, labels = BoxList(broken, (1, 1)), label_file(picture)
+def _scene(picture: Path, rows: dict[int, int], boxes: BoxList) -> Scene:
+    broken, labels = boxes.broken, label_file(picture)
     try:
         lines = read_text(labels).splitlines() if labels.is_file() else []
     except (OSError, UnicodeDecodeError) as error:
@@ -110,16 +111,18 @@ def _scene(picture: Path, rows: dict[int, int], broken: list[str]) -> Scene:
         except ValueError:
             broken.append(f"{where}: not numbers {line[:60]!r}")
             continue
+        # Four numbers are a box and six or more polygon corners, in pairs; an odd one is the score.
+        score = values.pop() if len(values) > 4 and len(values) % 2 else 1.0
         if label not in rows:
             broken.append(f"{where}: unknown class {label}")
-        elif len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        elif len(values) < 4:
             broken.append(f"{where}: not 'class cx cy w h' {line[:60]!r}")
             boxes.unknown.append(rows[label])
         elif max(values) > LARGEST:
             broken.append(f"{where}: not fractions of the picture {line[:60]!r}")
             boxes.unknown.append(rows[label])
         else:
-            boxes.add(where, rows[label], _corners(values), as_given=line[:60])
+            boxes.add(where, rows[label], _corners(values), as_given=line[:60], score=score)
     return boxes.scene(picture)
 
 

@@ -26,7 +26,8 @@ class Answers:
 
     ``image [N]`` and ``label [N]`` are rows of the pictures and of ``names``; ``score [N]`` in [0, 1]; ``right [N]``:
     it is the first on a box of its class (IoU 0.50). Answers on crowd regions are left out. ``best [I, C]`` is the best
-    logit of a class in a picture, NaN where it could not be asked; ``present [I, C]``: the picture has the class.
+    logit of a class in a picture, NaN where it could not be asked, or where nothing but vague boxes is of the class;
+    ``present [I, C]``: the picture has the class.
     ``rows``: the best hundred of each picture as COCO results.
     """
 
@@ -74,11 +75,13 @@ def collect_answers(
             continue
         own = boxes.get(record["id"], [])
         place = len(best)
-        present.append([i in {label_of[a["category_id"]] for a in own} for i in range(len(names))])
+        here = {label_of[a["category_id"]] for a in own if not a.get("vague")}
+        perhaps = {label_of[a["category_id"]] for a in own} - here  # guessed, but not surely there
+        present.append([i in here for i in range(len(names))])
         best.append([np.nan] * len(names))
         asked = [names.index(name) for name in queries.names]
         for label, logit in zip(asked, detector.score(encoded, queries).amax(0).tolist(), strict=True):
-            best[-1][label] = logit
+            best[-1][label] = np.nan if label in perhaps else logit
         found = detector.detect(encoded, queries, threshold=0.0, nms_iou=nms_iou, top_k=KEPT)
         rows += coco_rows(found[:MAX_DETECTIONS], record, [ids[name] for name in queries.names])
         corners, labels = in_annotated_pixels(found, record), found.labels.cpu()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from owl_swin.data.truth import counted_boxes, is_federated, read_truth
+from owl_swin.data.truth import LEAST_SURE, counted_boxes, is_federated, read_truth
 from owl_swin.detector import Detector
 from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.precision import average_precision
@@ -21,6 +21,7 @@ def evaluate_detection(
     *,
     classes: Sequence[str] | None = None,
     nms_iou: float | None = 0.5,
+    ignore_below: float = LEAST_SURE,
     draws: int = 200,
     progress: Progress | None = None,
 ) -> Report:
@@ -28,9 +29,10 @@ def evaluate_detection(
 
     Figures: AP (IoU 0.50 to 0.95), AP50, AP75, AP_small, AP_medium and AP_large (areas as annotated, in pixels of the
     annotated picture), and AP50 of each class. Pictures that cannot be read count as pictures in which nothing was
-    found, and are listed in ``broken``.
+    found, and are listed in ``broken``; guessed boxes with a score under ``ignore_below`` are neither to be found nor
+    false.
     """
-    truth = read_truth(annotations, images, classes)
+    truth = read_truth(annotations, images, classes, ignore_below=ignore_below)
     broken: list[str] = []
     rows = ask_by_name(detector, truth, broken, nms_iou=nms_iou, progress=progress)
     precision = average_precision(truth, rows, draws=draws)

@@ -74,7 +74,8 @@ def place(
     """A random crop of the picture, flipped half the time, stretched to ``hw`` by at most a third.
 
     With probability ``zoom`` the crop is around one object, so that it fills much of the canvas. Boxes that keep less
-    than ``min_kept`` of their area in the crop are dropped, the others are cut to it.
+    than ``min_kept`` of their area in the crop are dropped, the others are cut to it. Of a vague box (score 0) every
+    part stays: what it shows is no background either.
     """
     picture, boxes, labels, scores = scene.picture, scene.boxes, scene.labels, scene.scores
     if zoom and scene.odds.any() and rng.random() < zoom:
@@ -90,6 +91,7 @@ def place(
     cut = moved.clip(0, limit)
     kept = _area(cut) >= min_kept * _area(moved)
     kept &= (cut[:, 2:] - cut[:, :2]).min(1, initial=np.inf) >= MIN_SIDE_PX
+    kept |= (scores == 0) & (_area(cut) > 0)
     cut, labels, scores = cut[kept], labels[kept], scores[kept]
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
