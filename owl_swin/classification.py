@@ -5,11 +5,21 @@ from typing import Any
 
 from owl_swin.errors import QueryError, brief
 from owl_swin.exemplar import Exemplar
+from owl_swin.models.network import Spec
 from owl_swin.queries import Query, as_query
 from owl_swin.tokenizer import clean_text
 
 # Averaged by classify(); the text encoder knows them from its training.
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a close-up of a {}")
+
+
+def check_sees_whole(spec: Spec) -> None:
+    """Refuses, with QueryError, a model whose embedding of whole pictures means nothing."""
+    if not spec.has_image_embed:
+        raise QueryError(
+            f"the model {spec.name} was never trained to compare whole pictures with texts (no {spec.family} "
+            "checkpoint is); detect what is in the picture, or classify with an OWL-ViT checkpoint or a model of ours"
+        )
 
 
 def check_classes(names: Any, templates: Sequence[str]) -> tuple[list[Query], bool]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owl_swin.attention import BlockAttention
-from owl_swin.classification import TEMPLATES, check_classes, prompts
+from owl_swin.classification import TEMPLATES, check_classes, check_sees_whole, prompts
 from owl_swin.encoded import EncodedImage, PreparedImage
 from owl_swin.encoder import Encoder, Picture, check_batch_size, check_many
 from owl_swin.errors import OwlSwinError, QueryError, brief
@@ -66,9 +66,15 @@ class Detector:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
         image_size: int | None = None,
+        content_only: bool = False,
     ) -> "Detector":
-        """The model that ships ("nano"), or one from a .safetensors file or a folder that holds model.safetensors."""
-        return cls(load(source), device=device, dtype=dtype, image_size=image_size)
+        """The model that ships ("nano"), one of a .safetensors file or a folder, or an OWL-ViT or OWLv2 checkpoint of
+        transformers, by its folder or its name on the Hugging Face hub.
+
+        ``content_only``: OWLv2 pads pictures to squares; patches that show nothing else are left out, which is faster
+        and not the same to the digit.
+        """
+        return cls(load(source, content_only=content_only), device=device, dtype=dtype, image_size=image_size)
 
     def to(
         self, device: str | torch.device | torch.dtype | None = None, dtype: str | torch.dtype | None = None
@@ -329,8 +335,10 @@ class Detector:
 
         Each name, or every text of a Query, is put in every template in place of ``{}`` and the embeddings are
         averaged. Classes may be shown instead, all of them: an Exemplar, or a Query of several, then stands for its
-        whole picture, or for the square around its box. Negatives, and texts beside examples, raise QueryError.
+        whole picture, or for the square around its box. Negatives, and texts beside examples, raise QueryError, and
+        so does a model that was not trained for it.
         """
+        check_sees_whole(self.spec)
         classes, shown = check_classes(names, templates)
         if shown:
             sizes = [len(one.exemplars) for one in classes]

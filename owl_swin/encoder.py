@@ -118,17 +118,22 @@ class Encoder:
         return embeds.clone()
 
     def exemplar(self, exemplar: Exemplar, image_size: int) -> Tensor:
-        """Unit embedding [E] of one exemplar: of its box, or of the most object-like thing in its picture."""
+        """Unit embedding [E] of one exemplar: of its box, or of the most object-like thing in its picture.
+
+        To a model without objectness of its own, a picture without a box shows the thing that fills it.
+        """
         picture, preprocess = open_image(exemplar.image), self.pretrained.preprocess
-        image_hw = (picture.height, picture.width)
+        image_hw, by_objectness = (picture.height, picture.width), self.spec.has_objectness
         box = None if exemplar.box_xyxy is None else check_box(exemplar.box_xyxy, image_hw)
+        if box is None and not by_objectness:
+            box = torch.tensor([0.0, 0.0, picture.width, picture.height])
         if box is None:
             frame = preprocess.frame(image_hw, image_size)
         else:
             frame = preprocess.exemplar(image_hw, box.tolist(), image_size)
         embeddings = self.encode_pixels([preprocess.pixels(picture, frame)])[0]
         if box is not None:
-            return patch_of_box(embeddings, frame.from_image(box))
+            return patch_of_box(embeddings, frame.from_image(box), by_objectness=by_objectness)
         everything = torch.arange(len(embeddings.class_embeds), device=self.device)
         return embeddings.class_embeds[most_object_like(embeddings, everything)]
 

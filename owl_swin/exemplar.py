@@ -71,11 +71,12 @@ def picture_of(exemplar: Exemplar) -> Image.Image:
     return picture.crop(square_around(check_box(exemplar.box_xyxy, size).tolist(), size, 0.0))
 
 
-def patch_of_box(embeddings: ImageEmbeddings, box_cxcywh: Tensor) -> Tensor:
+def patch_of_box(embeddings: ImageEmbeddings, box_cxcywh: Tensor, *, by_objectness: bool = True) -> Tensor:
     """Class embedding [E] of the patch that answers for a box [4], cxcywh in [0, 1] of the model frame.
 
-    Of the patches whose own box overlaps it nearly as well as the best, the most object-like; of equals, the one least
-    like the picture's mean: one patch of an object is trained to answer, the rest as background.
+    Of the patches whose own box overlaps it nearly as well as the best, the most object-like; of equals, or not
+    ``by_objectness``, the one least like the picture's mean: one patch of an object is trained to answer, the rest as
+    background.
     """
     box = box_cxcywh.to(embeddings.pred_boxes)
     # The sides of the frame do not matter to IoU.
@@ -87,15 +88,20 @@ def patch_of_box(embeddings: ImageEmbeddings, box_cxcywh: Tensor) -> Tensor:
         x, y = box[:2].clamp(0, 1 - 1e-6).tolist()
         rows, cols = embeddings.grid_hw
         candidates = torch.tensor([int(y * rows) * cols + int(x * cols)], device=overlap.device)
-    return embeddings.class_embeds[most_object_like(embeddings, candidates)]
+    pick = most_object_like if by_objectness else _least_ordinary
+    return embeddings.class_embeds[pick(embeddings, candidates)]
 
 
 def most_object_like(embeddings: ImageEmbeddings, candidates: Tensor) -> Tensor:
     """The patch, of the indices ``candidates``, with the highest objectness; of equals, the least ordinary."""
     objectness = embeddings.objectness_logits[candidates]
-    best = candidates[objectness == objectness.max()]
-    ordinary = embeddings.class_embeds[best] @ embeddings.class_embeds.mean(0)
-    return best[ordinary.argmin()]
+    return _least_ordinary(embeddings, candidates[objectness == objectness.max()])
+
+
+def _least_ordinary(embeddings: ImageEmbeddings, candidates: Tensor) -> Tensor:
+    """The patch, of the indices ``candidates``, whose embedding is least like the mean of all."""
+    ordinary = embeddings.class_embeds[candidates] @ embeddings.class_embeds.mean(0)
+    return candidates[ordinary.argmin()]
 
 
 def combine(embeds: Tensor, *, steps: int = 50) -> Tensor:

@@ -37,13 +37,14 @@ class Frame:
 
     ``image_hw`` is the caller's picture, of which ``crop_xyxy`` is shown (None: all); ``model_hw`` is the frame that
     the network sees and ``content_hw`` its top left part that is filled (all of it, unless the frame is padded). All in
-    whole pixels.
+    whole pixels. ``span_hw``: pixels of the picture that the frame's sides are long, where content ends within a pixel.
     """
 
     image_hw: HW
     model_hw: HW
     content_hw: HW
     crop_xyxy: Crop | None = None
+    span_hw: tuple[float, float] | None = None
 
     @staticmethod
     def fit(image_hw: HW, long_side: int, crop_xyxy: Crop | None = None) -> "Frame":
@@ -67,6 +68,11 @@ class Frame:
         height, width = (min(side, max(1, round(s * scale))) for s in shown_hw)
         return Frame(image_hw, (side, side), (height, width), crop_xyxy)
 
+    @property
+    def shown_hw(self) -> HW:
+        """Height and width, in pixels of the picture, of what is shown."""
+        return crop_hw(self.crop_xyxy) if self.crop_xyxy else self.image_hw
+
     def to_image(self, boxes_cxcywh: Tensor) -> Tensor:
         """Boxes [..., 4], cxcywh in [0, 1] of the frame → xyxy pixels of the picture, clipped to it."""
         boxes = cxcywh_to_xyxy(boxes_cxcywh) * self._image_pixels(boxes_cxcywh)
@@ -79,10 +85,12 @@ class Frame:
 
     def _image_pixels(self, like: Tensor) -> Tensor:
         """Picture pixels that one whole frame spans, as (x, y, x, y)."""
-        height, width = crop_hw(self.crop_xyxy) if self.crop_xyxy else self.image_hw
-        x = width * self.model_hw[1] / self.content_hw[1]
-        y = height * self.model_hw[0] / self.content_hw[0]
+        y, x = self.span_hw or self._content_span()
         return like.new_tensor([x, y, x, y])
+
+    def _content_span(self) -> tuple[float, float]:
+        (height, width), model, content = self.shown_hw, self.model_hw, self.content_hw
+        return height * model[0] / content[0], width * model[1] / content[1]
 
     def _origin(self, like: Tensor) -> Tensor:
         x, y = self.crop_xyxy[:2] if self.crop_xyxy else (0, 0)

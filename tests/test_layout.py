@@ -18,14 +18,13 @@ FILES = {
 }
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
-    {"errors", "types", "query_file", "attention", "formats", "boxes", "files", "frame", "addresses", "tiff", "locks"},
+    {"errors", "types", "query_file", "attention", "formats", "boxes", "files", "frame", "addresses", "tiff"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded"},
     {"models"},
     {"families", "exemplar", "queries", "postprocess", "render", "runtime", "encoder", "classification"},
     {"data"},
     {"detector"},
-    {"index", "teachers"},
-    {"labelling"},
+    {"index"},
     {"training"},
     {"evaluation"},
     {"server"},

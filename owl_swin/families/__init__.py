@@ -1,21 +1,64 @@
 """Families of models: where their weights come from, and how each sees pictures and reads texts."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from owl_swin.errors import CheckpointError, ConfigError
+from owl_swin.errors import CheckpointError, ConfigError, brief
+from owl_swin.families.hub import fetch_snapshot, is_hub_name
+from owl_swin.families.owl_preprocess import Owlv2Preprocess
 from owl_swin.families.owl_swin import load_owl_swin, pretrained
+from owl_swin.families.owl_vit import FAMILIES, load_owl_vit
+from owl_swin.files import read_json
 from owl_swin.models.network import Pretrained
 from owl_swin.models.owl_swin import OwlSwin
 
+# What our own models call themselves, where they say it.
+OWN = "owl_swin"
 
-def load(source: str | Path = "nano") -> Pretrained:
-    """A model that ships ("nano"), or one of a file or folder; what cannot be read raises CheckpointError."""
+
+def load(source: str | Path = "nano", *, content_only: bool = False) -> Pretrained:
+    """A model that ships ("nano"), one of a file or folder, or one of the Hugging Face hub, as
+    "google/owlv2-base-patch16-ensemble"; what cannot be had or read raises CheckpointError.
+
+    ``content_only`` leaves out what is only padding, where a family pads its pictures.
+    """
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(f"a model is named by a text or a path, got {type(source).__name__}")
-    return load_owl_swin(source)
+    place = fetch_snapshot(str(source)) if is_hub_name(source) else source
+    settings = _settings(place)
+    kind = settings.get("model_type", OWN)
+    if kind == OWN:
+        return load_owl_swin(place)
+    if kind not in FAMILIES:
+        raise CheckpointError(
+            f"holds a model of the kind {brief(kind)}; a Detector is a model of ours, {' or '.join(FAMILIES)}",
+            of=source,
+        )
+    name = str(source) if place is not source else Path(place).resolve().name
+    loaded = load_owl_vit(Path(place), settings, name)
+    if content_only and isinstance(loaded.preprocess, Owlv2Preprocess):
+        loaded = replace(loaded, preprocess=replace(loaded.preprocess, content_only=True))
+    return loaded
+
+
+def _settings(place: str | Path) -> dict[str, Any]:
+    """What config.json says, in a folder that has one."""
+    path = Path(place) / "config.json"
+    try:
+        if not path.is_file():
+            return {}
+        settings = read_json(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a JSON file ({error})") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: must be a JSON object, got {type(settings).__name__}")
+    return settings
 
 
 def of_module(module: nn.Module) -> Pretrained:
