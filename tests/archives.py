@@ -35,7 +35,7 @@ def held_until_waited_for(uri: str, monkeypatch) -> Iterator[threading.Event]:
     waited = threading.Event()
     with contextlib.ExitStack() as holder:
         holder.enter_context(only_writer(uri, wait=False))
-        monkeypatch.setattr("owl_swin.index.lock.sleep", lambda _: (waited.set(), holder.close()))
+        monkeypatch.setattr("owl_swin.locks.sleep", lambda _: (waited.set(), holder.close()))
         yield waited
 
 

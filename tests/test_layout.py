@@ -18,13 +18,14 @@ FILES = {
 }
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
-    {"errors", "types", "query_file", "attention", "formats", "boxes", "files", "frame", "addresses", "tiff"},
+    {"errors", "types", "query_file", "attention", "formats", "boxes", "files", "frame", "addresses", "tiff", "locks"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded"},
     {"models"},
     {"families", "exemplar", "queries", "postprocess", "render", "runtime", "encoder", "classification"},
     {"data"},
     {"detector"},
-    {"index"},
+    {"index", "teachers"},
+    {"labelling"},
     {"training"},
     {"evaluation"},
     {"server"},

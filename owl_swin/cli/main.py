@@ -60,11 +60,12 @@ def _with_near_name(sentence: str) -> str:
 
 
 def _register() -> None:
-    from owl_swin.cli import bench, detect, evaluate, index, info, search, serve, training
+    from owl_swin.cli import bench, detect, evaluate, index, info, label, search, serve, training
 
     app.command("detect")(detect.detect)
     app.command("index")(index.index)
     app.command("search")(search.search)
+    app.command("label")(label.label)
     app.command("info")(info.info)
     app.command("serve")(serve.serve)
     app.command("train")(training.train)

@@ -6,12 +6,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import sleep
 
 from owl_swin.errors import ArchiveBusyError, ArchiveError
-
-# Seconds between two tries for a lock that another process holds.
-RETRY_S = 0.2
+from owl_swin.locks import hold_lock
 
 
 def lock_file(uri: str) -> Path:
@@ -30,43 +27,23 @@ def only_writer(uri: str, *, wait: bool, waiting: Callable[[str], None] | None =
 
     ``waiting`` is called once with the name of the process that holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # no such lock on this system
-        yield
-        return
     path = lock_file(uri)
     try:
         path.parent.mkdir(mode=0o700 if "://" in uri else 0o777, parents=True, exist_ok=True)
-        handle = open(path, "a+")  # noqa: SIM115
     except OSError as error:
-        raise ArchiveError(f"{uri}: the archive cannot be written ({error.strerror})") from None
-    with handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                holder = _holder(path)
-                if not wait:
-                    raise ArchiveBusyError(
-                        f"{uri}: {holder} is writing to this archive; wait for it with --wait, or try again later"
-                    ) from None
-                if waiting is not None:
-                    waiting(holder)
-                    waiting = None
-                sleep(RETRY_S)
-            except OSError as error:
-                raise ArchiveError(f"{uri}: the archive cannot be locked ({error.strerror})") from None
-        with contextlib.suppress(OSError):  # who holds it is a courtesy; a full disk has no room for it
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {os.uname().nodename}")
-            handle.flush()
+        raise _unwritable(uri, error) from None
+    lock = hold_lock(
+        path,
+        busy=lambda holder: ArchiveBusyError(
+            f"{uri}: {holder} is writing to this archive; wait for it with --wait, or try again later"
+        ),
+        failed=lambda error: _unwritable(uri, error),
+        wait=wait,
+        waiting=waiting,
+    )
+    with lock:
         yield
 
 
-def _holder(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip() or "another process"
-    except OSError:
-        return "another process"
+def _unwritable(uri: str, error: OSError) -> ArchiveError:
+    return ArchiveError(f"{uri}: the archive cannot be written ({error.strerror})")

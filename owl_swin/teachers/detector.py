@@ -1,0 +1,67 @@
+"""Any model behind Detector as a teacher."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from cachetools import LRUCache
+from PIL import Image
+from torch import Tensor
+
+from owl_swin.detector import Detector
+from owl_swin.errors import QueryError
+from owl_swin.types import Detections, QueryEmbeddings
+
+# Embeddings of texts that are kept: those of a list are asked in every picture, those of captions come again.
+KEPT_TEXTS = 20_000
+# Texts that are encoded together.
+TEXT_BATCH = 256
+
+
+class DetectorTeacher:
+    """A Detector, which encodes a picture once for all names, and a name once for all pictures."""
+
+    def __init__(self, detector: Detector, *, nms_iou: float = 0.5):
+        self._detector, self._nms_iou = detector, nms_iou
+        self._embeds: LRUCache[str, Tensor] = LRUCache(KEPT_TEXTS)
+        self._last: tuple[tuple[str, ...], QueryEmbeddings] | None = None
+        self.name = detector.name
+        self.identity: dict[str, Any] = {
+            "name": detector.name,
+            "weights": detector.fingerprint[:32],
+            "image_size": detector.image_size,
+            "nms_iou": nms_iou,
+        }
+
+    def find(
+        self, pictures: Sequence[Image.Image], texts: Sequence[tuple[str, ...]], threshold: float
+    ) -> list[Detections]:
+        """As the protocol has it; pictures of one model size are encoded together."""
+        queries = [self._queries(own) for own in texts]
+        return self._detector.detect_batch(
+            pictures, queries, batch_size=max(1, len(pictures)), threshold=threshold, nms_iou=self._nms_iou
+        )
+
+    def at_scale(self, scale: float) -> "DetectorTeacher":
+        """A model of one size cannot be asked at another."""
+        if not self._detector.spec.any_size and scale != 1:
+            raise QueryError(
+                f"{self.name} sees pictures in one size, {self._detector.image_size} pixels; leave scales out"
+            )
+        size = max(1, round(self._detector.image_size * scale))
+        return DetectorTeacher(self._detector.with_image_size(size), nms_iou=self._nms_iou)
+
+    def _queries(self, texts: tuple[str, ...]) -> QueryEmbeddings:
+        if self._last is not None and self._last[0] == texts:
+            return self._last[1]
+        known = {text: self._embeds[text] for text in texts if text in self._embeds}
+        new = [text for text in texts if text not in known]
+        for start in range(0, len(new), TEXT_BATCH):
+            part = new[start : start + TEXT_BATCH]
+            known.update(zip(part, self._detector.encode_queries(part).query_embeds, strict=True))
+        self._embeds.update(known)
+        queries = QueryEmbeddings(
+            torch.stack([known[text] for text in texts]), texts, fingerprint=self._detector.fingerprint
+        )
+        self._last = texts, queries
+        return queries
