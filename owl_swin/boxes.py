@@ -1,32 +1,34 @@
 """Box mathematics. Pure functions on tensors; nothing here knows of images or models.
 
-Two forms: ``xyxy`` is (x0, y0, x1, y1), ``cxcywh`` is (centre x, centre y, width, height). Areas and overlaps are our
-own: torchvision's are negative or NaN, also in the gradient, for boxes that are empty or inverted.
+Two forms: ``xyxy`` is (x0, y0, x1, y1), ``cxcywh`` is (centre x, centre y, width, height). These are our own:
+torchvision's areas and overlaps are negative or NaN, also in the gradient, for boxes that are empty or inverted, and
+importing torchvision takes as long as importing torch.
 """
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, clip_boxes_to_image
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """[..., 4] cxcywh → [..., 4] xyxy."""
-    return box_convert(boxes, "cxcywh", "xyxy")
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], -1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """[..., 4] xyxy → [..., 4] cxcywh."""
-    return box_convert(boxes, "xyxy", "cxcywh")
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], -1)
 
 
 def xywh_to_xyxy(boxes: Tensor) -> Tensor:
     """[..., 4] as COCO writes them (corner and size) → [..., 4] xyxy."""
-    return box_convert(boxes, "xywh", "xyxy")
+    return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
     """[..., 4] xyxy → [..., 4] as COCO writes them (corner and size)."""
-    return box_convert(boxes, "xyxy", "xywh")
+    return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -59,7 +61,8 @@ def paired_giou(a: Tensor, b: Tensor) -> Tensor:
 
 def clip(boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:
     """xyxy boxes [..., 4] cut to the picture, x in [0, width] and y in [0, height]."""
-    return clip_boxes_to_image(boxes, image_hw)
+    height, width = image_hw
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def _intersection_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

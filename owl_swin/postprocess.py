@@ -7,11 +7,11 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from owl_swin.boxes import area
 from owl_swin.errors import QueryError, brief
 from owl_swin.frame import HW
+from owl_swin.nms import not_suppressed
 from owl_swin.types import Detection, Detections
 
 # Candidates that compete in non-maximum suppression: its cost is quadratic.
@@ -116,18 +116,9 @@ def find_detections(
     if options.nms_iou is not None:
         order = order[: max(NMS_CANDIDATES, 10 * options.max_detections)]
         groups = torch.zeros_like(labels) if options.nms_across else labels
-        order = order[_not_suppressed(boxes[order], scores[order], groups[order], options.nms_iou)]
+        order = order[not_suppressed(boxes[order], scores[order], groups[order], options.nms_iou)]
     order = order[: options.max_detections]
     return Detections(boxes[order], scores[order], labels[order], tuple(names), image_hw, patches[order], best)
-
-
-def _not_suppressed(boxes: Tensor, scores: Tensor, groups: Tensor, nms_iou: float) -> Tensor:
-    """Indices of the boxes that overlap no better one of their group by more, in order."""
-    place = boxes.device
-    if place.type not in ("cpu", "cuda"):  # others have no float64
-        boxes, scores, groups = boxes.cpu(), scores.cpu(), groups.cpu()
-    # It moves the boxes of each group to a place of their own: far out, float32 has no pixels left for the 1000th.
-    return batched_nms(boxes.double(), scores.double(), groups, nms_iou).sort().values.to(place)
 
 
 def _best(scores: Tensor, boxes: Tensor, possible: Tensor, names: Sequence[str]) -> Detection | None:

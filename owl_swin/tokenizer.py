@@ -1,9 +1,14 @@
-"""Text to token ids, through open_clip's tokenizers."""
+"""Text to token ids: CLIP's byte pairs by the tokenizers library, or what a published text tower of open_clip reads."""
 
+import gzip
+import html
 import logging
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +20,67 @@ logger = logging.getLogger("owl_swin")
 MAX_CHARACTERS = 2_000
 
 
+# CLIP's vocabulary: so many bytes and pairs of them, and then the two tokens that stand around a text.
+MERGES = 48_894
+START, END = 49_406, 49_407
+# What CLIP takes apart before it looks for pairs (arXiv:2103.00020).
+PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class ClipTokenizer:
+    """Byte-pair encoding with CLIP's vocabulary of 49,408 tokens, as open_clip's SimpleTokenizer gives it.
+
+    The vocabulary is read from open_clip's folder and all else done by the tokenizers library: importing open_clip
+    would take as long as importing torch. Unlike there, "<end_of_text>" in a text is read as the signs that it is.
+    """
+
+    def __init__(self, context_length: int):
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+        signs = _byte_signs()
+        merges = _merges()
+        tokens = [*signs, *(sign + "</w>" for sign in signs), *("".join(pair) for pair in merges)]
+        self._pairs = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges, end_of_word_suffix="</w>"))
+        self._pairs.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+            [
+                pre_tokenizers.Split(Regex(PIECES), "removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        self._tokens = [*tokens, "<start_of_text>", "<end_of_text>"]
+        self._byte_of = dict(zip(signs, _byte_order(), strict=True))
+        self.vocab_size, self.context_length = len(self._tokens), context_length
+
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
+        """Ids [N, context_length], int64: start, text, end, and then zeros. What is too long is cut before the end."""
+        length = context_length or self.context_length
+        ids = torch.zeros(len(texts), length, dtype=torch.long)
+        for row, found in zip(ids, self._pairs.encode_batch([_as_clip_reads(text) for text in texts]), strict=True):
+            own = torch.tensor([START, *found.ids[: length - 2], END])
+            row[: len(own)] = own
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens; bytes that are no text become marks."""
+        signs = "".join(self._tokens[i] for i in ids)
+        words = [bytes(self._byte_of[sign] for sign in word) for word in signs.split("</w>")]
+        return b" ".join(words).decode("utf-8", errors="replace")
+
+
 class Tokenizer:
-    """Ids of open_clip's tokenizer. Text that is too long is cut, with one warning a text, never refused.
+    """Ids of a model's tokenizer. Text that is too long is cut, with one warning a text, never refused.
 
     A published model, ``open_clip_name``, brings its own context length.
     """
 
     def __init__(self, context_length: int, *, open_clip_name: str = ""):
-        import open_clip
+        self._encode: Any
+        if open_clip_name:
+            import open_clip
 
-        self._encode = (
-            open_clip.get_tokenizer(open_clip_name)
-            if open_clip_name
-            else open_clip.SimpleTokenizer(context_length=context_length)
-        )
+            self._encode = open_clip.get_tokenizer(open_clip_name)
+        else:
+            self._encode = ClipTokenizer(context_length)
         self.context_length: int = self._encode.context_length
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -77,6 +129,38 @@ def clean_text(text: str) -> str:
 def warn_once(sentence: str) -> None:
     """Logs a warning the first time, so that a text asked of a thousand pictures is named once."""
     logger.warning(sentence)
+
+
+def _as_clip_reads(text: str) -> str:
+    """Broken encodings mended, entities of HTML read, one space between words, lower case."""
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+
+
+def _merges() -> list[tuple[str, str]]:
+    """Pairs of tokens that become one, the first first, as CLIP published them."""
+    found = find_spec("open_clip")
+    assert found is not None and found.origin is not None
+    packed = (Path(found.origin).parent / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    lines = gzip.decompress(packed).decode("utf-8").split("\n")
+    pairs = (line.split() for line in lines[1 : MERGES + 1])
+    return [(first, second) for first, second in pairs]
+
+
+def _byte_order() -> list[int]:
+    """The bytes in the order of the vocabulary: those that print, and then the others."""
+    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return printed + [byte for byte in range(256) if byte not in printed]
+
+
+def _byte_signs() -> list[str]:
+    """The sign that stands for each byte, in that order: itself, or one beyond those of a byte."""
+    others = (chr(256 + i) for i in range(256))
+    return [
+        chr(byte) if chr(byte).isprintable() and chr(byte) not in " \xa0\xad" else next(others)
+        for byte in _byte_order()
+    ]
 
 
 def _shorten(text: str, limit: int = 60) -> str:

@@ -3,16 +3,19 @@
 import json
 import pickle
 import re
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, make_tiny_model
+from conftest import TINY
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from owl_swin.config import TextConfig
 from owl_swin.errors import CheckpointError
 from owl_swin.families.owl_swin import checkpoint_path, load_checkpoint, save_checkpoint
 from owl_swin.families.weights import ROW_SCALE, dequantise, quantise_rows, read_tensors
+from owl_swin.models.owl_swin import OwlSwin
 
 QUANTISED = "text_encoder.tower.token_embedding.weight"
 PLAIN = "image_projection.weight"
@@ -63,9 +66,18 @@ def test_a_loaded_model_is_complete(model_file):
     model, _ = load_checkpoint(model_file)
     ids = torch.tensor([[49406, 2368, 49407] + [0] * 9])
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
-    mask = model.text_encoder.tower.attn_mask  # no file holds it
-    assert torch.equal(mask, make_tiny_model().text_encoder.tower.attn_mask)
     assert model.encode_text(ids).isfinite().all()
+
+
+def test_a_loaded_model_with_a_published_text_tower_has_the_mask_that_no_file_holds(tmp_path):
+    config = replace(TINY, embed_dim=384, text=TextConfig(open_clip="PE-Core-S-16-384"))
+    settings = {"text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("open_clip.get_model_config", lambda name: {"embed_dim": 384, **settings})
+        model = OwlSwin(config)
+        save_checkpoint(tmp_path / "published.safetensors", model, {})
+        loaded, _ = load_checkpoint(tmp_path / "published.safetensors")
+    assert torch.equal(loaded.text_encoder.tower.attn_mask, model.text_encoder.tower.attn_mask)
 
 
 def test_saving_what_was_loaded_changes_nothing(model_file, tmp_path):

@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 from owl_swin.config import HeadsConfig, ModelConfig, SwinConfig, TextConfig
 from owl_swin.errors import ConfigError
 from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
+from owl_swin.models import efficientnet_lite
 from owl_swin.models.hybrid import HybridSwin
+from owl_swin.models.layout import without_values
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.models.stem import IMAGENET_MEAN, IMAGENET_STD, ConvStem, published_stem
+from owl_swin.models.stem import IMAGENET_MEAN, IMAGENET_STD, ConvStem, fold_norms, published_stem, stage_of
 from owl_swin.training.initial import load_init
 from owl_swin.training.optim import part_of
 
@@ -41,7 +43,7 @@ def randomised_network(name=STEM):
     return network
 
 
-@pytest.mark.parametrize("name", [STEM, "resnet10t", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", [STEM, "tf_efficientnet_lite2", "resnet10t", "mobilenetv3_small_050"])
 def test_the_stem_gives_the_maps_of_the_published_network(name):
     network = randomised_network(name)
     stem = ConvStem(name).eval()
@@ -56,6 +58,32 @@ def test_the_stem_gives_the_maps_of_the_published_network(name):
     for stride, own in zip((8, 16, 32), found, strict=True):
         torch.testing.assert_close(own.permute(0, 3, 1, 2), expected[stride], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found_last.permute(0, 3, 1, 2), last, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(efficientnet_lite.SIZES))
+def test_the_stems_that_are_built_here_are_those_of_timm(name):
+    with without_values():
+        own, theirs = ConvStem(name), fold_norms(timm.create_model(name, num_classes=0))
+    assert {k: v.shape for k, v in own.network.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
+    reductions = {stage["reduction"]: stage["num_chs"] for stage in theirs.feature_info}
+    assert (own.dims, own.last_dim) == ([reductions[stride] for stride in (8, 16, 32)], theirs.num_features)
+    settings = theirs.pretrained_cfg
+    assert (settings["mean"], settings["std"]) == (efficientnet_lite.MEAN, efficientnet_lite.STD)
+
+
+@pytest.mark.parametrize("side", [33, 47, 63, 65])
+def test_odd_sides_are_padded_as_timm_does(side):
+    network = randomised_network()
+    own = ConvStem(STEM).eval()
+    own.network.load_state_dict(published_stem(STEM, network.state_dict()))
+    pixels = torch.rand(1, 3, side, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        last, maps = network.forward_intermediates(pixels, indices=[stage_of(network, s) for s in (8, 16, 32)])
+        found, found_last = own.network(pixels)
+    for mine, its in zip((*found, found_last), (*maps, last), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name, sentence", [("no_such_network", "knows no network"), ("vit_tiny_patch16_224", "stem")])

@@ -18,7 +18,8 @@ FILES = {
 }
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
-    {"errors", "types", "query_file", "attention", "formats", "boxes", "files", "frame", "addresses", "tiff", "locks"},
+    {"errors", "types", "query_file", "attention", "formats", "boxes", "nms"}
+    | {"files", "frame", "addresses", "tiff", "locks"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded"},
     {"models"},
     {"families", "exemplar", "queries", "postprocess", "render", "runtime", "encoder", "classification"},
@@ -138,6 +139,8 @@ def test_the_public_names_are_sorted_complete_and_there():
 
 
 HEAVY = (
+    "torchvision",
+    "torch._dynamo",
     "transformers",
     "open_clip",
     "timm",
@@ -157,10 +160,12 @@ HEAVY = (
     [
         ("from owl_swin import *", HEAVY),
         ("import owl_swin", (*HEAVY, "torch", "numpy")),
-        ("import owl_swin.cli.main", (*HEAVY, "torch", "torchvision", "safetensors.torch")),
+        ("import owl_swin.cli.main", (*HEAVY, "torch", "safetensors.torch")),
+        ("from owl_swin import Detector; Detector.from_pretrained().detect(PICTURE, ['a cat'], image_size=64)", HEAVY),
     ],
 )
 def test_importing_does_not_import_what_only_a_part_needs(program, heavy):
-    program = f"{program}\nimport sys; print([name for name in {heavy!r} if name in sys.modules])"
+    found = f"import sys; print([name for name in {heavy!r} if name in sys.modules])"
+    program = f"from PIL import Image; PICTURE = Image.new('RGB', (64, 64))\n{program}\n{found}"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"

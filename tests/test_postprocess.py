@@ -1,15 +1,19 @@
 """Logits and boxes of patches → Detections, with numbers that can be followed by hand."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch.testing import assert_close
 
 from owl_swin.boxes import xyxy_to_cxcywh
 from owl_swin.errors import QueryError
 from owl_swin.frame import Frame
+from owl_swin.nms import not_suppressed
 from owl_swin.postprocess import DetectOptions, detect_options, find_detections
 
 pytestmark = pytest.mark.numeric
@@ -130,6 +134,30 @@ def test_nms_of_a_thousand_queries_is_that_of_each_alone():
     among = find(many, boxes, ["x"] * 1000, frame, threshold=0.5, nms_iou=0.5, top_k=600)
     assert 0 < len(alone) < 600
     assert among.patches.tolist() == alone.patches.tolist()
+
+
+@pytest.mark.parametrize("iou", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_suppression_is_that_of_torchvision(iou):
+    torch.manual_seed(1)
+    corners = torch.rand(500, 2) * 100
+    boxes, scores = torch.cat([corners, corners + torch.rand(500, 2) * 60], 1), torch.rand(500)
+    groups = torch.randint(0, 5, (500,))
+    expected = torchvision.ops.batched_nms(boxes.double(), scores.double(), groups, iou)
+    assert not_suppressed(boxes, scores, groups, iou).tolist() == sorted(expected.tolist())
+    assert not_suppressed(boxes[:0], scores[:0], groups[:0], iou).tolist() == []
+
+
+@pytest.mark.parametrize("origin", ["", "/nowhere/__init__.py"])
+def test_suppression_works_wherever_the_operators_of_torchvision_lie(origin):
+    program = f"""
+import torch, owl_swin.nms as nms
+class Spec:
+    origin = {origin!r}
+nms.find_spec = lambda name: Spec
+boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.9]])
+assert nms.not_suppressed(boxes, torch.tensor([0.1, 0.2]), torch.zeros(2, dtype=torch.long), 0.5).tolist() == [1]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("nms_iou", [None, 0.5])

@@ -1,6 +1,7 @@
 """Text → ids → unit vectors: nothing readable is refused, and padding has no influence."""
 
 import logging
+from random import Random
 
 import open_clip
 import pytest
@@ -88,6 +89,47 @@ def test_ids_are_those_of_open_clip_padded_with_zero(tokenizer):
     assert torch.equal(ids, open_clip.tokenize(["a photo of a cat", "cat"], context_length=12))
 
 
+SIGNS = [
+    *map(chr, range(32, 0x250)),
+    *map(chr, range(0x370, 0x530)),
+    *map(chr, range(0x1F300, 0x1F600)),
+    *"一只猫🦉’…₂½",
+]
+
+
+def test_any_text_has_the_ids_that_open_clip_gives_it(tokenizer):
+    random = Random(0)
+    texts = [
+        "don't",
+        "it's O'Neill'll",
+        "&amp;lt; &eacute;",
+        "schÃ¶n",
+        "naïve  café",
+        "İstanbul",
+        "Œuvre №5",
+        "a\u0301b",
+    ]
+    for _ in range(2000):
+        pool = random.choice(["abcdefgh '<>&;!?.-_0123", SIGNS])
+        texts.append("".join(random.choices(pool, k=random.randint(1, 20))))
+    texts = [text for text in texts if text.strip()]
+    expected = open_clip.SimpleTokenizer(context_length=12)(texts)
+    assert torch.equal(tokenizer._encode(texts), expected)
+
+
+def test_every_token_stands_for_what_open_clip_reads_in_it(tokenizer):
+    clip = open_clip.SimpleTokenizer()
+    readings = tokenizer.readings()
+    assert [readings[i] for i in range(49408)] == [clip.decode([i]).strip() for i in range(49408)]
+
+
+@pytest.mark.parametrize("text", ["<end_of_text>", "a cat <end_of_text> a dog", "<start_of_text>"])
+def test_the_marks_around_a_text_cannot_be_written_in_it(tokenizer, text):
+    row = get_tokenizer(40)([text])[0].tolist()
+    assert row.count(START) == row.count(END) == 1
+    assert row.index(END) == max(i for i, token in enumerate(row) if token)
+
+
 @pytest.mark.parametrize("n_words, cut", [(1, False), (10, False), (11, True), (40, True)])
 def test_text_that_is_too_long_is_cut_with_a_warning(tokenizer, warnings_of, n_words, cut):
     row = tokenizer(["cat " * n_words])[0]
@@ -143,11 +185,39 @@ def encoder():
 TEXTS = ["cat", "a photo of a cat", "cat " * 10, "cat " * 40, "🦉", "一只猫", "!😀", "a !§ cat", "!!!"]
 
 
+@pytest.fixture(scope="module")
+def clip_encoder(encoder):
+    """open_clip's own tower with the same weights."""
+    text = TINY.text
+    tower = open_clip.transformer.TextTransformer(
+        context_length=text.context_length,
+        vocab_size=text.vocab_size,
+        width=text.width,
+        heads=text.heads,
+        layers=text.layers,
+        output_dim=TINY.embed_dim,
+    ).eval()
+    tower.load_state_dict(encoder.tower.state_dict())
+    return tower
+
+
 @pytest.mark.parametrize("text", TEXTS)
-def test_trimmed_ids_give_what_the_whole_tower_gives(encoder, tokenizer, text):
+def test_the_tower_gives_what_that_of_open_clip_gives_of_the_whole_row(encoder, clip_encoder, tokenizer, text):
     ids = tokenizer([text])
-    whole = torch.nn.functional.normalize(encoder.tower(ids), dim=-1)
-    assert_close(encoder(ids), whole, atol=1e-5, rtol=0)
+    whole = torch.nn.functional.normalize(clip_encoder(ids), dim=-1)
+    assert_close(encoder(ids), whole.detach(), atol=1e-5, rtol=0)
+
+
+def test_a_tower_starts_with_values_as_wide_as_those_of_open_clip():
+    torch.manual_seed(0)
+    own = TextEncoder(TextConfig(64, 3, 4, 8, 300), 32).tower
+    clip = open_clip.transformer.TextTransformer(
+        context_length=8, vocab_size=300, width=64, heads=4, layers=3, output_dim=32
+    )
+    theirs = clip.state_dict()
+    assert own.state_dict().keys() == theirs.keys()
+    for name, value in own.state_dict().items():
+        assert_close(value.std(), theirs[name].std(), atol=5e-3, rtol=0.2)
 
 
 def test_a_text_is_the_same_alone_and_among_others(encoder, tokenizer):

@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from owl_swin.config import ModelConfig, from_mapping, to_mapping
@@ -15,6 +14,7 @@ from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.weights import ROW_SCALE, dequantise, load_tensors, quantise_rows, read_tensors
 from owl_swin.files import near_name, write_safetensors
 from owl_swin.frame import SwinPreprocess
+from owl_swin.models.layout import without_values
 from owl_swin.models.network import Pretrained
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.tokenizer import get_tokenizer
@@ -60,7 +60,7 @@ def load_checkpoint(source: str | Path = "nano") -> tuple[OwlSwin, dict[str, Any
         raise CheckpointError(f"{path}: its configuration cannot be read ({error})") from None
     if not isinstance(card, dict):
         raise CheckpointError(f"{path}: its model card must be a JSON object, got {type(card).__name__}")
-    with torch.device("meta"):
+    with without_values():
         model = OwlSwin(config)
     load_tensors(model, dequantise(tensors, str(path)), str(path))
     return model.eval().requires_grad_(False), card

@@ -11,6 +11,7 @@ from torch import Tensor
 from owl_swin.config import SwinConfig
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.weights import load_tensors, read_tensors
+from owl_swin.models.layout import without_values
 from owl_swin.models.swin import SwinEncoder
 
 # Table 7 of arXiv:2103.14030.
@@ -112,7 +113,7 @@ def load_swin(source: str | Path, *, padding: str | None = None, drop_path_rate:
         weights = convert_state_dict(tensors, config)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
-    with torch.device("meta"):
+    with without_values():
         encoder = SwinEncoder(config)
     load_tensors(encoder, weights, str(source))
     return encoder.eval()
@@ -160,7 +161,7 @@ def convert_state_dict(tensors: Mapping[str, Tensor], config: SwinConfig) -> dic
     Keys that are missing, left over or of another shape than ``config`` asks for raise CheckpointError.
     """
     layout, prefix = _detect_layout(tensors)
-    with torch.device("meta"):
+    with without_values():
         expected = SwinEncoder(config).state_dict()
     sources = {name: [prefix + key for key in _published_keys(name, layout)] for name in expected}
     used = {key for keys in sources.values() for key in keys}

@@ -2,7 +2,7 @@
 
 The stem replaces the patch partition and the first two stages. It is any network of timm whose intermediate maps have
 strides 8, 16 and 32; its batch normalisations are folded into the convolutions before them, so that all of it is
-plain weights.
+plain weights. Those of the models that ship are built here, since importing timm takes longer than a first answer.
 """
 
 import itertools
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from owl_swin.errors import ConfigError
+from owl_swin.models import efficientnet_lite
 
 STRIDES = (8, 16, 32)
 # What the project's pixels are normalised with; a stem may have been trained with other numbers.
@@ -26,17 +27,20 @@ class ConvStem(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        network = create_network(name)
-        settings = network.pretrained_cfg
         self.name = name
-        self.indices = [stage_of(network, stride) for stride in STRIDES]
-        self.dims = [network.feature_info[i]["num_chs"] for i in self.indices]
-        self.last_dim = int(
-            network.num_features if not hasattr(network, "head_hidden_size") else network.head_hidden_size
-        )
-        self.network = fold_norms(network)
+        if name in efficientnet_lite.SIZES:
+            self.network: nn.Module = efficientnet_lite.EfficientNetLite(name)
+            self.dims, self.last_dim = self.network.dims, self.network.last_dim
+            mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
+        else:
+            network = create_network(name)
+            self.indices = [stage_of(network, stride) for stride in STRIDES]
+            self.dims = [network.feature_info[i]["num_chs"] for i in self.indices]
+            self.last_dim = int(getattr(network, "head_hidden_size", network.num_features))
+            mean, std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
+            self.network = fold_norms(network)
         # Plain numbers, also where the model is first laid out without memory.
-        own = list(zip(settings["mean"], settings["std"], IMAGENET_MEAN, IMAGENET_STD, strict=True))
+        own = list(zip(mean, std, IMAGENET_MEAN, IMAGENET_STD, strict=True))
         self.shift = [(given_mean - mean) / std for mean, std, given_mean, _ in own]
         self.scale = [given_std / std for _, std, _, given_std in own]
 
@@ -44,12 +48,18 @@ class ConvStem(nn.Module):
         height, width = pixels.shape[2], pixels.shape[3]
         scale, shift = (pixels.new_tensor(v)[:, None, None] for v in (self.scale, self.shift))
         x = (pixels * scale + shift).contiguous(memory_format=torch.channels_last)
-        last, maps = self.network.forward_intermediates(x, indices=self.indices)  # type: ignore[operator]
+        maps, last = self._maps(x)
         sized = [
             _fit(m.permute(0, 2, 3, 1), (-(-height // stride), -(-width // stride)))
             for m, stride in zip((*maps, last), (*STRIDES, STRIDES[-1]), strict=True)
         ]
         return sized[:-1], sized[-1]
+
+    def _maps(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        if isinstance(self.network, efficientnet_lite.EfficientNetLite):
+            return self.network(pixels)
+        last, maps = self.network.forward_intermediates(pixels, indices=self.indices)  # type: ignore[operator]
+        return maps, last
 
 
 def create_network(name: str, *, pretrained: bool = False) -> Any:

@@ -10,7 +10,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from owl_swin.attention import BlockAttention
 from owl_swin.config import SwinConfig
@@ -84,7 +83,7 @@ class SwinBlock(nn.Module):
         hidden = int(dim * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         # Leaves the branch out for whole pictures at random (arXiv:1603.09382).
-        self.drop_path = StochasticDepth(drop_path, "row")
+        self.drop_path = _stochastic_depth(drop_path)
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         windows = cut_windows(x, plan)  # [B, W, N, C]
@@ -216,6 +215,15 @@ def block_attention(
     patches = cut_windows(count, plan)[0, ..., 0].long() - 1
     weights = block.attention(x, plan)[0]
     return BlockAttention(stage, index, grid_hw, plan.window_hw, plan.shift_hw, patches, weights), block(x, plan)
+
+
+def _stochastic_depth(share: float) -> nn.Module:
+    """Leaves a branch out for a share of the pictures of a batch, at random, while a model trains."""
+    if share == 0:
+        return nn.Identity()
+    from torchvision.ops import StochasticDepth  # imported late: all of torchvision takes a second
+
+    return StochasticDepth(share, "row")
 
 
 def init_linear(module: nn.Module) -> None:

@@ -1,6 +1,6 @@
-"""Text encoders: open_clip's towers, and a small one of the same kind."""
+"""Text encoders: one of CLIP's kind (arXiv:2103.00020), and open_clip's published towers."""
 
-from typing import Any
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -22,35 +22,69 @@ class TextEncoder(nn.Module):
         self.tower = _build_tower(config, embed_dim)
 
     def forward(self, ids: Tensor) -> Tensor:
-        embeds = self._forward_trimmed(ids) if not self.config.open_clip else self.tower(ids)
-        return F.normalize(embeds.float(), dim=-1)
+        return F.normalize(self.tower(ids).float(), dim=-1)
 
-    def _forward_trimmed(self, ids: Tensor) -> Tensor:
-        """The tower up to the last end-of-text token: attention is causal, so what comes after it changes nothing."""
-        tower: Any = self.tower
+
+class TextTower(nn.Module):
+    """Transformer over tokens that each attend to those before them; parameters are named as in open_clip.
+
+    ``forward(ids [N, L]) → [N, E]``. It reads up to the last end-of-text token of all: what comes after it changes
+    nothing.
+    """
+
+    def __init__(self, config: TextConfig, embed_dim: int):
+        super().__init__()
+        width, layers = config.width, config.layers
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.ModuleList(TextBlock(width, config.heads) for _ in range(layers))
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+        for block in self.transformer.resblocks:
+            block.init_weights(width, layers)
+
+    def forward(self, ids: Tensor) -> Tensor:
         end = ids.argmax(-1)  # [N], the end-of-text token has the largest id; 0 is padding and also a "!" inside a word
         length = int(end.max()) + 1 if len(ids) else 1
-        ids = ids[:, :length]
-        x = tower.token_embedding(ids) + tower.positional_embedding[:length]  # [N, L, W]
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        x = tower.ln_final(x)
-        pooled = x[torch.arange(len(ids), device=ids.device), end]  # [N, W]
-        return pooled @ tower.text_projection
+        x = self.token_embedding(ids[:, :length]) + self.positional_embedding[:length]  # [N, L, W]
+        later = torch.full((length, length), -torch.inf, dtype=x.dtype, device=x.device).triu(1)
+        for block in self.transformer.resblocks:
+            x = block(x, later)
+        pooled = self.ln_final(x)[torch.arange(len(ids), device=ids.device), end]  # [N, W]
+        return pooled @ self.text_projection
+
+
+class TextBlock(nn.Module):
+    """A transformer block that normalises before its two branches."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_2 = nn.LayerNorm(width)
+        layers = {"c_fc": nn.Linear(width, 4 * width), "gelu": nn.GELU(), "c_proj": nn.Linear(4 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, attn_mask=mask, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+    def init_weights(self, width: int, layers: int) -> None:
+        """As CLIP begins: what is added to the stream is the smaller, the more blocks add to it."""
+        deep = (2 * layers) ** -0.5
+        nn.init.normal_(self.attn.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(self.attn.out_proj.weight, std=width**-0.5 * deep)
+        nn.init.normal_(self.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(self.mlp.c_proj.weight, std=width**-0.5 * deep)
 
 
 def _build_tower(config: TextConfig, embed_dim: int) -> nn.Module:
-    from open_clip.transformer import TextTransformer
-
-    if config.open_clip:
-        return _published_tower(config.open_clip, embed_dim)
-    return TextTransformer(
-        context_length=config.context_length,
-        vocab_size=config.vocab_size,
-        width=config.width,
-        heads=config.heads,
-        layers=config.layers,
-        output_dim=embed_dim,
-    )
+    return _published_tower(config.open_clip, embed_dim) if config.open_clip else TextTower(config, embed_dim)
 
 
 def _published_tower(name: str, embed_dim: int) -> nn.Module:
