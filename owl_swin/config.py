@@ -19,7 +19,7 @@ from owl_swin.files import read_text
 
 T = TypeVar("T")
 
-PADDINGS = ("masked", "torchvision", "timm", "transformers")
+PADDINGS = ("masked", "torchvision", "timm", "transformers", "timm_backbone", "transformers_backbone")
 BOX_FORMS = ("patch", "owl")
 UPSAMPLES = ("repeat", "expand")
 
@@ -30,7 +30,8 @@ class SwinConfig:
 
     ``padding`` says what happens at the right and bottom edge when a feature map is no multiple of the window:
     "masked" (ours) keeps the filled-in patches out of the attention and shrinks windows to small maps;
-    the other three repeat what the library of that name does, for weights that come from there.
+    the others repeat what the library of that name does, for weights that come from there: alone, or as the backbone
+    of a detector, whose windows do not shrink to small maps.
 
     ``stem``: "patch" is the paper's patch partition; the name of a convolutional network of timm makes a hybrid, where
     that network takes the place of the patch partition and of stages 1 and 2, whose ``depths`` are then 0.

@@ -23,7 +23,7 @@ def randomise(module):
     for name, p in module.named_parameters():
         if name.endswith("relative_position_bias_table"):
             torch.nn.init.normal_(p)
-        elif p.ndim == 1:
+        elif p.ndim < 2:
             torch.nn.init.normal_(p, mean=float(name.endswith("weight")), std=0.3)
         else:
             torch.nn.init.normal_(p, std=p[0].numel() ** -0.5)

@@ -133,6 +133,11 @@ def test_a_download_that_was_broken_off_is_said_when_offline(hub, published, mon
     refuses("was not downloaded before and HF_HUB_OFFLINE is set", "someone/other")
 
 
+def test_a_model_with_pickled_weights_alone_names_the_command_that_converts(hub, published):
+    published(files=("config.json", "pytorch_model.bin"))
+    refuses(r"pickled \(pytorch_model.bin\).*python -c .*from_pretrained\('someone/model'\)", "someone/model")
+
+
 def test_once_downloaded_no_network_is_needed(hub, published, monkeypatch):
     published()
     folder = fetch_snapshot("someone/model")

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 
+import huggingface_hub
 import pytest
 import timm
 import timm.models.swin_transformer
@@ -17,6 +18,7 @@ from torch.testing import assert_close
 
 from owl_swin.config import SwinConfig
 from owl_swin.errors import CheckpointError, ConfigError
+from owl_swin.families import swin_weights
 from owl_swin.families.swin_weights import SWIN_SIZES, convert_state_dict, infer_config, load_swin, swin_config
 
 TINY = SwinConfig(embed_dim=16, depths=(2, 1), num_heads=(1, 2), window_size=3)
@@ -163,7 +165,7 @@ def test_swin_v2_is_refused(build):
         ("weights.safetensors", b"", "not a whole safetensors file"),
         ("weights.safetensors", b"\xff" * 100, "not a whole safetensors file"),
         ("weights.safetensors", None, "no such file; give"),
-        ("", None, "no such file; give"),
+        ("", None, "holds no weights; a model's folder has model.safetensors"),
         ("nowhere", None, "no such file; give"),
     ],
 )
@@ -203,10 +205,8 @@ def fake_libraries(monkeypatch, answer):
 
 
 def fake_hub(monkeypatch, folder):
-    """transformers' own readers read ``folder`` in place of the hub."""
-    for reader in (transformers.AutoConfig, transformers.SwinModel):
-        read = reader.from_pretrained
-        monkeypatch.setattr(reader, "from_pretrained", lambda name, read=read, **settings: read(folder, **settings))
+    """Every model of the hub is that of ``folder``."""
+    monkeypatch.setattr(swin_weights, "fetch_snapshot", lambda name, **settings: folder)
 
 
 NAMES = {
@@ -234,15 +234,20 @@ def test_a_failed_download_is_one_sentence(library, monkeypatch):
         raise OSError("no route to host\nand a long story")
 
     fake_libraries(monkeypatch, answer)
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", answer)
-    with pytest.raises(CheckpointError, match=f"{library} cannot provide these weights .no route to host.$"):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **settings: answer("transformers"))
+    reason = (
+        "cannot be fetched from the hub" if library == "transformers" else f"{library} cannot provide these weights"
+    )
+    with pytest.raises(CheckpointError, match=f"{reason} .no route to host.") as failure:
         load_swin(NAMES[library])
+    assert "\n" not in str(failure.value)
 
 
 def test_a_hub_model_of_another_kind_is_refused(monkeypatch, tmp_path):
-    transformers.ViTConfig().save_pretrained(tmp_path)
+    config = transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    transformers.ViTModel(config).save_pretrained(tmp_path)
     fake_hub(monkeypatch, tmp_path)
-    with pytest.raises(CheckpointError, match="google/vit-base-patch16-224: is a model of the kind 'vit', not 'swin'"):
+    with pytest.raises(CheckpointError, match=r"google/vit-base-patch16-224: not Swin weights of .* the keys are"):
         load_swin("google/vit-base-patch16-224")
 
 
@@ -258,7 +263,7 @@ def test_pickles_on_the_hub_are_not_read(monkeypatch, tmp_path):
     tiny("transformers").config.save_pretrained(tmp_path)
     torch.save(tiny("transformers").state_dict(), tmp_path / "pytorch_model.bin")
     fake_hub(monkeypatch, tmp_path)
-    with pytest.raises(CheckpointError, match=r"no file named model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"^microsoft/.* weights are pickled .pytorch_model.bin.*save_pretrained"):
         load_swin(NAMES["transformers"])
 
 

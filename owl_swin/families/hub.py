@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from owl_swin.errors import CheckpointError, brief
+from owl_swin.families.weights import INDEX, PICKLES, WEIGHTS, pickled_weights
 from owl_swin.files import near_name
 
 # What a model's folder is read from: weights, configuration, tokenizer. Nothing pickled, and no folder within it,
 # where repositories keep the same weights for other programs.
-WANTED = ("*.safetensors", "*.json", "*.txt", "*.model")
+CONFIG_AND_WEIGHTS = ("config.json", WEIGHTS, INDEX, "model-*.safetensors")
+WANTED = (*CONFIG_AND_WEIGHTS, "*.json", "*.txt", "*.model")
 NOT_WANTED = ("*/*",)
 # What paths end in and names of models do not.
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".onnx", ".toml", ".json")
@@ -51,6 +54,8 @@ def fetch_snapshot(
         )
     except Exception as error:  # huggingface_hub's errors and those of its HTTP client have no root in common
         raise CheckpointError(reason_of(error, name, revision), of=name) from None
+    if not any((folder / file).is_file() for file in (WEIGHTS, INDEX)) and (pickled := _pickled(name, revision, token)):
+        raise CheckpointError(pickled_weights(name, pickled), of=name)
     missing = [file for file in required if not (folder / file).is_file()]
     if missing:
         raise CheckpointError(
@@ -96,6 +101,16 @@ def reason_of(error: Exception, name: str, revision: str | None = None) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"the download cannot be stored ({where}{error.strerror}); HF_HOME says where downloads go"
     return f"cannot be fetched from the hub ({_first_line(error)}); {local}"
+
+
+def _pickled(name: str, revision: str | None, token: str | bool | None) -> str | None:
+    """The first file of pickled weights that the model has on the hub, as far as that can be found out."""
+    from huggingface_hub import HfApi
+
+    with suppress(Exception):  # it only makes a sentence better
+        files = HfApi().list_repo_files(name, revision=revision, token=token)
+        return next((file for file in files if file.endswith(PICKLES)), None)
+    return None
 
 
 def _is_here(text: str) -> bool:

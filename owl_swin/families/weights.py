@@ -29,15 +29,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return read_safetensors(path, error=CheckpointError)
 
 
-def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_folder(folder: Path, name: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a model's folder in the form of transformers: model.safetensors, or its parts.
 
-    A folder without weights, with pickled ones alone, or where a part is missing raises CheckpointError.
+    ``name`` is what the caller knows the folder by. One without weights, with pickled ones alone, or where a part is
+    missing raises CheckpointError.
     """
     if (folder / WEIGHTS).is_file():
         return read_tensors(folder / WEIGHTS)
     if not (folder / INDEX).is_file():
-        raise CheckpointError(_no_weights(folder), of=folder)
+        raise CheckpointError(_no_weights(folder), of=name or folder)
     try:
         places = read_json(folder / INDEX)["weight_map"]
         parts = sorted({str(part) for part in places.values()})
@@ -49,7 +50,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{len(lost)} of the {len(parts)} parts of this model are not there, as after a broken download: "
             f"{', '.join(lost[:3])}",
-            of=folder,
+            of=name or folder,
         )
     tensors: dict[str, Tensor] = {}
     for part in parts:
@@ -109,13 +110,18 @@ def _no_weights(folder: Path) -> str:
         return f"cannot read this folder ({error.strerror})"
     if not pickled:
         return f"holds no weights; a model's folder has {WEIGHTS}"
+    return pickled_weights(str(folder), pickled)
+
+
+def pickled_weights(model: str, file: str) -> str:
+    """Why the pickled weights of a folder, or of a model on the hub, are not read, and the command that converts."""
     convert = (
-        f"import transformers as t; kind = t.AutoConfig.from_pretrained({str(folder)!r}).architectures[0]; "
-        f"getattr(t, kind).from_pretrained({str(folder)!r}).save_pretrained('converted')"
+        f"import transformers as t; kind = t.AutoConfig.from_pretrained({model!r}).architectures[0]; "
+        f"getattr(t, kind).from_pretrained({model!r}).save_pretrained('converted')"
     )
     return (
-        f"its weights are pickled ({pickled}), can run any program and are not read; where you trust them, write them "
-        f'as safetensors: python -c "{convert}"'
+        f"its weights are pickled ({file}), can run any program and are not read; where you trust them, write them "
+        f'as safetensors in the folder "converted" and give that: python -c "{convert}"'
     )
 
 

@@ -55,7 +55,7 @@ def window_plan(map_hw: tuple[int, int], window: int, shifted: bool, padding: st
     """The plan of one block for a map of size ``map_hw``; ``padding`` as in SwinConfig."""
     window_hw, shift_hw = _window_and_shift(map_hw, window, shifted, padding)
     padded_hw = (-(-map_hw[0] // window_hw[0]) * window_hw[0], -(-map_hw[1] // window_hw[1]) * window_hw[1])
-    pad_after_shift = padding == "timm"
+    pad_after_shift = padding in ("timm", "timm_backbone")
     has_padding = padded_hw != map_hw
     (rows, row_kinds), (cols, col_kinds) = (
         _kinds_of_axis(*axis, rolled=not pad_after_shift)
@@ -98,6 +98,8 @@ def _window_and_shift(
     map_hw: tuple[int, int], window: int, shifted: bool, padding: str
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     half = window // 2 if shifted else 0
+    if padding.endswith("_backbone"):  # detectors take whole windows and shift them, however small the map
+        return (window, window), (half, half)
     if padding == "torchvision":  # whole windows always; no shift along a side that one window covers
         return (window, window), tuple(0 if size <= window else half for size in map_hw)  # type: ignore[return-value]
     if padding == "transformers" and min(map_hw) <= window:  # one small side switches both

@@ -57,10 +57,21 @@ def _load(model: OwlSwin, tensors: dict[str, Tensor], source: str) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
+SIZES_OF_SWIN = ("patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")
+
+
 def _published_swin(model: OwlSwin, name: str) -> dict[str, Tensor]:
     from owl_swin.families.swin_weights import load_swin
 
-    return load_swin(name, padding=model.config.image.padding).state_dict()
+    image = model.config.image
+    if image.stem != "patch":
+        raise ConfigError(f"swin:{name}: this model has a stem in place of a Swin's first stages (image.stem)")
+    published = load_swin(name, padding=image.padding)
+    sizes = {key: getattr(published.config, key) for key in SIZES_OF_SWIN}
+    if other := {key: size for key, size in sizes.items() if size != getattr(image, key)}:
+        said = ", ".join(f"{key} = {list(size) if isinstance(size, tuple) else size}" for key, size in other.items())
+        raise ConfigError(f"swin:{name}: is a Swin of {said}; set these under [image] of the model's configuration")
+    return published.state_dict()
 
 
 def _published_text(model: OwlSwin, name: str) -> dict[str, Tensor]:
