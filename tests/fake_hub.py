@@ -36,8 +36,9 @@ class FakeHub:
         if commit not in found:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
         folder = found[commit]
-        if api and parts[2] == "revision":
-            return 200, {}, json.dumps({"_id": "1", "id": name, "sha": commit}).encode()
+        if api and (len(parts) == 2 or parts[2] == "revision"):
+            files = [{"rfilename": one.name} for one in sorted(folder.iterdir())]
+            return 200, {}, json.dumps({"_id": "1", "id": name, "sha": commit, "siblings": files}).encode()
         if api and parts[2] == "tree":
             rows = [
                 {"type": "file", "path": one.name, "size": one.stat().st_size, "oid": sha(one.read_bytes().hex())}

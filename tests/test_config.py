@@ -146,7 +146,11 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, name, con
         (SwinConfig(), {"norm_eps": math.nan}, "must be positive"),
         (SwinConfig(), {"drop_path_rate": 1.0}, r"must be in \[0, 1\)"),
         (SwinConfig(), {"drop_path_rate": math.nan}, r"must be in \[0, 1\)"),
-        (SwinConfig(), {"padding": "reflect"}, "must be one of masked, torchvision, timm, transformers, got 'reflect'"),
+        (
+            SwinConfig(),
+            {"padding": "reflect"},
+            "must be one of masked, torchvision, timm, transformers, .*, got 'reflect'",
+        ),
         (TextConfig(), {"heads": 0}, "at least 1"),
         (TextConfig(), {"layers": -1}, "at least 1"),
         (TextConfig(), {"width": 0}, "at least 1"),

@@ -55,12 +55,23 @@ def test_the_full_swin_t_of_torchvision():
         assert_close(model.head(encoder(pixels)[-1].mean((1, 2))), model(pixels), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("padding", [padding for padding in PADDINGS if not padding.endswith("_backbone")])
 def test_paddings_agree_where_nothing_is_filled(padding):
     masked, other = (randomise(SwinEncoder(replace(NARROW, padding=p))) for p in ("masked", padding))
     pixels = random_pixels(224, 224)
     with torch.no_grad():
         assert_close(masked(pixels), other(pixels), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["timm", "transformers"])
+def test_a_backbone_differs_where_one_window_covers_a_map(padding):
+    """Its windows are shifted there too: test_swin_detectors.py compares them with their libraries."""
+    alone, backbone = (randomise(SwinEncoder(replace(NARROW, padding=p))) for p in (padding, f"{padding}_backbone"))
+    pixels = random_pixels(224, 224)  # the map of stage 4 is one window
+    with torch.no_grad():
+        maps, others = alone(pixels), backbone(pixels)
+    assert_close(maps[:3], others[:3], atol=1e-5, rtol=1e-5)
+    assert (maps[3] - others[3]).abs().max() > 1e-2
 
 
 # --- The paper's numbers -------------------------------------------------------------------------------------------

@@ -108,8 +108,8 @@ def _pickled(name: str, revision: str | None, token: str | bool | None) -> str |
     from huggingface_hub import HfApi
 
     with suppress(Exception):  # it only makes a sentence better
-        files = HfApi().list_repo_files(name, revision=revision, token=token)
-        return next((file for file in files if file.endswith(PICKLES)), None)
+        listed = HfApi().model_info(name, revision=revision, token=token, timeout=10).siblings or []
+        return next((file.rfilename for file in listed if file.rfilename.endswith(PICKLES)), None)
     return None
 
 
