@@ -75,8 +75,9 @@ def build_demo(detector: Detector, *, index: RegionIndex | None = None, folders:
                 showing.build(detector)
             with gr.Tab("Search"):
                 searching.build(detector, index, folders=folders)
-            with gr.Tab("Inside Swin"):
-                inside.build(detector)
+            if detector.has_attention:
+                with gr.Tab("Inside Swin"):
+                    inside.build(detector)
     blocks.state_session_capacity = SESSIONS
     return blocks
 

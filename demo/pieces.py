@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 
-from owl_swin import Detections, OwlSwinError
+from owl_swin import Detections, EncodedImage, OwlSwinError
 from owl_swin.demo.photos import Photo
 
 HERE = Path(__file__).parent
@@ -93,15 +93,16 @@ def strip_value(items: Sequence[dict[str, Any]], *, empty: str = "", chosen: int
     return {"items": list(items), "empty": empty, "chosen": chosen}
 
 
-def rows(found: Detections, grid_hw: tuple[int, int] | None = None) -> list[dict[str, Any]]:
-    """Detections as marks for a stage; with the grid of patches, also where the patch lies that answered."""
-    marks = []
-    for one, query, patch in zip(found, found.labels.tolist(), found.patches.tolist(), strict=True):
-        mark = {"box": one.box_xyxy, "label": one.name, "score": one.score, "query": query, "patch": None}
-        if grid_hw is not None:
-            mark["patch"] = cell_box(divmod(patch, grid_hw[1]), grid_hw, found.image_hw)
-        marks.append(mark)
-    return marks
+def rows(found: Detections, encoded: EncodedImage | None = None) -> list[dict[str, Any]]:
+    """Detections as marks for a stage; with the encoded picture, also where the patch lies that answered."""
+    marks = [
+        {"box": one.box_xyxy, "label": one.name, "score": one.score, "query": query, "patch": None}
+        for one, query in zip(found, found.labels.tolist(), strict=True)
+    ]
+    if encoded is None:
+        return marks
+    places = encoded.views[0].patches_px(found.patches.cpu()).tolist()
+    return [{**mark, "patch": tuple(place)} for mark, place in zip(marks, places, strict=True)]
 
 
 def cell_box(

@@ -48,7 +48,7 @@ def show_target(detector: Detector, shown: Shown, threshold: float, overlap: flo
         hint = None if shown.examples else {"text": "Add an example on the left, then its like is looked for here."}
         return stage_value(target.photo, note=hint), {"files": []}
     note = None if len(found) else note_of_nothing(detector, target, threshold, instead=INSTEAD)
-    marks = rows(found, target.encoded.embeddings.grid_hw)
+    marks = rows(found, target.encoded)
     src = ""
     if view == HEAT:
         scores = detector.similarity(target.encoded, target.queries)[0]

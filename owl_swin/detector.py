@@ -112,6 +112,11 @@ class Detector:
         return self._encoder.device
 
     @property
+    def has_attention(self) -> bool:
+        """Whether attention() has something to show."""
+        return self._encoder.pretrained.look_inside is not None
+
+    @property
     def dtype(self) -> torch.dtype:
         """The precision of the model's weights; embeddings and scores are float32."""
         return self._encoder.dtype
@@ -214,11 +219,11 @@ class Detector:
         """Scores [Q, h, w] in [0, 1] of the grid of patches, which covers the upright picture, for each query.
 
         Without queries, [1, h, w]: objectness. ``draw_heat_map`` shows one; ``Detections.patches`` index a map's
-        patches row by row.
+        patches row by row, unless pictures are padded: then maps are interpolated to what shows the picture.
         """
         whole = EncodedImage(self._encoded(image).views[:1])
         logits, _ = self._logits(whole, self._as_embeddings(queries))
-        return logits.sigmoid().T.reshape(-1, *whole.embeddings.grid_hw)
+        return whole.views[0].maps(logits.sigmoid())
 
     def attention(self, image: ImageSource | PreparedImage, *, image_size: int | None = None) -> list[BlockAttention]:
         """What every patch of the picture attends to in each block of the encoder, first to last.

@@ -1,8 +1,10 @@
 """Pictures on their way through a model: prepared for it, and encoded by it."""
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from owl_swin.frame import HW, Frame
@@ -26,6 +28,31 @@ class View:
 
     embeddings: ImageEmbeddings
     frame: Frame
+
+    def maps(self, values: Tensor) -> Tensor:
+        """Values of the patches [P, Q] as maps [Q, h, w] that cover the picture, or the tile, and nothing else.
+
+        Where the frame is padded, a map has a row or column for each that shows some of the picture, between whose
+        values it interpolates.
+        """
+        maps = values.T.reshape(-1, *self.embeddings.grid_hw)
+        if self.frame.span_hw is None and self.frame.content_hw == self.frame.model_hw:
+            return maps
+        shares = [shown / span for shown, span in zip(self.frame.shown_hw, self.frame.spans_hw, strict=True)]
+        height, width = (math.ceil(share * n - 1e-6) for share, n in zip(shares, maps.shape[1:], strict=True))
+        y, x = (
+            (torch.arange(n, device=maps.device) + 0.5) / n * share * 2 - 1
+            for n, share in zip((height, width), shares, strict=True)
+        )
+        places = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None]  # [1, h, w, 2], x before y
+        return F.grid_sample(maps[None], places, align_corners=False, padding_mode="border")[0]
+
+    def patches_px(self, patches: Tensor) -> Tensor:
+        """Where patches [N] of the grid lie, [N, 4] xyxy pixels of the picture, clipped to it."""
+        rows, columns = self.embeddings.grid_hw
+        centres = torch.stack([patches % columns + 0.5, patches // columns + 0.5], -1) / torch.tensor([columns, rows])
+        sizes = torch.tensor([1 / columns, 1 / rows]).expand_as(centres)
+        return self.frame.to_image(torch.cat([centres, sizes], -1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

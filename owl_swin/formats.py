@@ -72,8 +72,8 @@ def to_dicts(found: Found) -> list[dict[str, Any]]:
 def to_record(name: PathName, found: Found, *, grid_hw: tuple[int, int] | None = None) -> dict[str, Any]:
     """One line of JSON: the picture, its size, and the rows of to_dicts().
 
-    With ``grid_hw``, rows and columns of the grid of patches, each detection also says which patch answered, counted
-    from 0 row by row.
+    With ``grid_hw``, rows and columns of the grid of patches in the model's frame, each detection also says which patch
+    answered, counted from 0 row by row.
     """
     height, width = found.image_hw
     record: dict[str, Any] = {"image": os.fspath(name), "width": width, "height": height}

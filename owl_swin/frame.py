@@ -85,10 +85,14 @@ class Frame:
 
     def _image_pixels(self, like: Tensor) -> Tensor:
         """Picture pixels that one whole frame spans, as (x, y, x, y)."""
-        y, x = self.span_hw or self._content_span()
+        y, x = self.spans_hw
         return like.new_tensor([x, y, x, y])
 
-    def _content_span(self) -> tuple[float, float]:
+    @property
+    def spans_hw(self) -> tuple[float, float]:
+        """Pixels of the picture that the frame's sides are long, padding included."""
+        if self.span_hw is not None:
+            return self.span_hw
         (height, width), model, content = self.shown_hw, self.model_hw, self.content_hw
         return height * model[0] / content[0], width * model[1] / content[1]
 

@@ -134,7 +134,7 @@ def test_marks_say_which_patch_answered(detector, photo):
     found = detector.detect(encoded, ["a cat"], threshold=0.0, top_k=1)
     height, width = encoded.embeddings.grid_hw
     row, column = divmod(int(found.patches[0]), width)
-    (mark,) = rows(found, encoded.embeddings.grid_hw)
+    (mark,) = rows(found, encoded)
     assert mark["patch"] == pytest.approx(
         (column * 90 / width, row * 60 / height, (column + 1) * 90 / width, (row + 1) * 60 / height)
     )

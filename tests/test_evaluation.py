@@ -321,6 +321,8 @@ def test_the_shipped_kind_of_detector_fits(shapes, detector):
 class FakeClassifier:
     """Texts and pictures by their colour: one axis a colour that is named, or that the picture's middle has."""
 
+    spec = SimpleNamespace(has_image_embed=True)
+
     def encode_queries(self, prompts):
         assert all("{}" not in prompt for prompt in prompts)
         rows = torch.tensor([[float(colour in prompt) for colour in COLOURS] for prompt in prompts])

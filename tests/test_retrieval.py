@@ -34,6 +34,8 @@ def test_ranks_of_known_cases(similarity, owner, to_text, to_image):
 class FakeAligner:
     """Texts and pictures by their colour."""
 
+    spec = SimpleNamespace(has_image_embed=True)
+
     def encode_queries(self, texts):
         return SimpleNamespace(
             query_embeds=torch.tensor([[float(colour in text) for colour in COLOURS] for text in texts])

@@ -13,6 +13,7 @@ from owl_swin.cli.data_info import data_json, data_lines, describe_data
 from owl_swin.cli.printing import printable
 from owl_swin.errors import DataError
 
+PARTS = ("image encoder", "text encoder", "whole model")
 PACKAGES = ("owl_swin", "torch", "torchvision", "open_clip_torch", "transformers", "pillow", "safetensors", "numpy")
 
 
@@ -83,22 +84,24 @@ def _files(path: Path, pattern: str) -> list[Path]:
 def _about_model(model: str) -> dict[str, Any]:
     """Everything that is printed of a model, ready for JSON."""
     from owl_swin.config import to_mapping
-    from owl_swin.families.owl_swin import checkpoint_path, load_checkpoint
+    from owl_swin.families import load
+    from owl_swin.families.owl_swin import checkpoint_path
+    from owl_swin.models.owl_swin import OwlSwin
 
-    path = checkpoint_path(model)
-    network, card = load_checkpoint(model)
-    parts = {
-        "image encoder": network.image_encoder,
-        "text encoder": network.text_encoder,
-        "whole model": network,
-    }
+    loaded = load(model)
+    network: Any = loaded.network
+    own = isinstance(network, OwlSwin)
+    path = checkpoint_path(model) if own else Path(model)
+    files = [path] if path.is_file() else _files(path, "*.safetensors")
+    towers = (network.image_encoder, network.text_encoder) if own else (network.vision_model, network.text_model)
+    parts = dict(zip(PARTS, (*towers, network), strict=True))
     return {
-        "name": card.get("name", network.config.name),
+        "name": loaded.card.get("name", network.config.name),
         "path": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in files),
         "parameters": {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()},
         "config": to_mapping(network.config),
-        "card": card,
+        "card": dict(loaded.card),
         "versions": _versions(),
     }
 
@@ -107,11 +110,15 @@ def _model_lines(about: dict[str, Any]) -> list[str]:
     config, image = about["config"], about["config"]["image"]
     lines = [f"{about['name']}  ({about['path']}, {about['bytes'] / 1e6:.1f} MB)"]
     lines += [f"  {part:<14} {count / 1e6:6.2f} M parameters" for part, count in about["parameters"].items()]
-    depths = tuple(image["depths"])
+    if "depths" in image:
+        stride, depths = config["heads"]["stride"], tuple(image["depths"])
+        lines.append(f"  Swin {image['embed_dim']} channels, depths {depths}, windows of {image['window_size']}")
+    else:
+        stride = config["patch_size"]
+        lines.append(f"  {config['family']}: ViT {image['width']} channels, {image['layers']} layers")
     return [
         *lines,
-        f"  Swin {image['embed_dim']} channels, depths {depths}, windows of {image['window_size']}",
-        f"  pictures: longer side {config['image_size']} px; a patch is {config['heads']['stride']} px; "
+        f"  pictures: longer side {config['image_size']} px; a patch is {stride} px; "
         f"embeddings of {config['embed_dim']}",
         *card_lines(about["card"]),
         "\nversions",

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Option("--model", help="A name that ships, a .safetensors file, or a folder.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="A name that ships, a .safetensors file, a folder, or a model of the Hugging Face hub, as "
+        "google/owlv2-base-patch16-ensemble.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")]
 Dtype = Annotated[
     str | None,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_swin.classification import check_sees_whole
 from owl_swin.data.broken import left_out, reading
 from owl_swin.data.labelled import image_records
 from owl_swin.data.naming import find_classes, spoken_names
@@ -66,6 +67,7 @@ def evaluate_classification(
     are the answers: "all", "trained" or "heldout". With ``examples``, another such file, classes are shown by its
     pictures and not named.
     """
+    check_sees_whole(detector.spec)
     data = read_named(Path(annotations), Path(images) if images else None, split)
     if classes is None:
         candidates, tested = _group(data, among, annotations), set(_group(data, pictures, annotations))

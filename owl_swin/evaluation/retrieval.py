@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from owl_swin.classification import check_sees_whole
 from owl_swin.data.broken import left_out, reading
 from owl_swin.data.captions import Captioned, coco_caption_entries, shards, tar_entries
 from owl_swin.data.truth import check_pictures
@@ -38,6 +39,7 @@ def evaluate_retrieval(
     the best pictures (bootstrap over pictures). Of a tie, half counts as better. A picture that cannot be read is left
     out with its captions and listed in ``broken``.
     """
+    check_sees_whole(detector.spec)
     path = Path(annotations)
     broken: list[str] = []
     samples, notes = _read(path, images, split, broken)

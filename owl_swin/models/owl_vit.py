@@ -5,6 +5,7 @@ read no further than they reach, and a frame may leave out the patches that show
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -71,7 +72,7 @@ class OwlVit(nn.Module):
             self.objectness_head = PatchMlp(width, 1)
         else:
             # Embeddings [K, E] of broad names, the best of which stands for objectness; no part of the checkpoint.
-            self.broad_embeds = nn.Buffer(torch.zeros(1, config.embed_dim), persistent=False)
+            self.broad_embeds: Tensor = nn.Buffer(torch.zeros(1, config.embed_dim), persistent=False)
 
     @property
     def spec(self) -> Spec:
@@ -273,7 +274,7 @@ class Mlp(nn.Module):
 
     def __init__(self, config: TowerConfig):
         super().__init__()
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[config.activation]
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.width)
 
@@ -324,4 +325,4 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
