@@ -23,7 +23,11 @@ def label(
     ],
     to: Annotated[Path, typer.Option(metavar="LABELS.json", help="The data set to write, in COCO's form with scores.")],
     teacher: Annotated[
-        str, typer.Option(help="The model that labels: a name that ships, a .safetensors file, or a folder.")
+        str,
+        typer.Option(
+            help="The model that labels: a name that ships, a file, a folder, or one of the Hugging Face hub (ours, "
+            "OWL-ViT, OWLv2, GroundingDINO, MM-GroundingDINO, LLMDet, OmDet-Turbo, SAM 3)."
+        ),
     ] = "nano",
     queries: Annotated[
         Path | None,

@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,20 +201,25 @@ def _answers(
     own = [_caption_names(space, one.path) for one in opened]
     asked = [Asked.of([*space.listed, *names]) for names in own]
     shown = [i for i in range(len(opened)) if asked[i].texts]
-    found = teacher.find([opened[i].picture for i in shown], [asked[i].texts for i in shown], threshold)
+    try:
+        found = teacher.find([opened[i].picture for i in shown], [asked[i].texts for i in shown], threshold)
+    except torch.OutOfMemoryError:
+        raise DataError(
+            f"the memory of the device is too small for {len(shown)} pictures at once; give a smaller batch size"
+        ) from None
     if len(found) != len(shown):
         raise DataError(f"the teacher {teacher.name} gave {len(found)} answers for {len(shown)} pictures")
     answers = dict(zip(shown, found, strict=True))
     for i, one in enumerate(opened):
-        size = {"width": one.picture.width, "height": one.picture.height}
+        empty = LabelledPicture(one.path, one.stamp, one.picture.width, one.picture.height)
         more = tuple(name.name for name in own[i])
         if i not in answers:
-            yield LabelledPicture(one.path, one.stamp, **size)
+            yield empty
             continue
         answer = checked(answers[i], one.picture, asked[i].texts, teacher.name, one.path)
         labels, scores, boxes = _by_name(answer, asked[i], threshold)
         names = tuple(asked[i].names[label] for label in labels)
-        yield LabelledPicture(one.path, one.stamp, **size, names=names, scores=scores, boxes=boxes, asked=more)
+        yield replace(empty, names=names, scores=scores, boxes=boxes, asked=more)
 
 
 def _caption_names(space: LabelSpace, path: str) -> list[LabelName]:

@@ -29,6 +29,7 @@ class DetectorTeacher:
         self.identity: dict[str, Any] = {
             "name": detector.name,
             "weights": detector.fingerprint[:32],
+            "dtype": str(detector.dtype).removeprefix("torch."),
             "image_size": detector.image_size,
             "nms_iou": nms_iou,
         }

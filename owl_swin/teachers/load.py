@@ -1,14 +1,66 @@
 """Teachers by name: a model of ours, of the OWL family, or of transformers."""
 
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from owl_swin.detector import Detector
-from owl_swin.teachers.detector import DetectorTeacher
+from owl_swin.errors import CheckpointError
+from owl_swin.families.hub import fetch_snapshot, is_hub_name
+from owl_swin.files import read_json
+from owl_swin.teachers.detector import KEPT_TEXTS, DetectorTeacher
 from owl_swin.teachers.teacher import Teacher
+from owl_swin.teachers.transformers_model import load_transformers
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How models of a kind are loaded: the class here, and transformers' with its settings."""
+
+    module: str
+    name: str
+    model_class: str = "AutoModelForZeroShotObjectDetection"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+# By what config.json calls them; LLMDet is published as an MM-GroundingDINO, and SAM 3 within its video model.
+KINDS = {
+    "grounding-dino": Kind("grounding_dino", "GroundingDino"),
+    "mm-grounding-dino": Kind("grounding_dino", "GroundingDino"),
+    # The embeddings of names are kept by the model itself.
+    "omdet-turbo": Kind("omdet_turbo", "OmDetTurbo", settings={"cache_size": KEPT_TEXTS}),
+    "sam3": Kind("sam3", "Sam3", "Sam3Model"),
+    "sam3_video": Kind("sam3", "Sam3", "Sam3Model"),
+}
 
 
 def load_teacher(
     source: str | Path, *, device: str = "auto", dtype: str | None = None, image_size: int | None = None
 ) -> Teacher:
-    """The teacher of a name, file or folder; what cannot be read raises CheckpointError."""
-    return DetectorTeacher(Detector.from_pretrained(source, device=device, dtype=dtype, image_size=image_size))
+    """The teacher of a name, file, folder, or model "user/model" of the hub; what cannot be had or read raises
+    CheckpointError.
+
+    ``image_size`` is the longer side in pixels that pictures are brought to; QueryError where the model knows another
+    one only.
+    """
+    folder = fetch_snapshot(str(source)) if is_hub_name(source) else Path(source)
+    kind = _kind(folder)
+    if kind not in KINDS:
+        return DetectorTeacher(Detector.from_pretrained(source, device=device, dtype=dtype, image_size=image_size))
+    how = KINDS[kind]
+    make = getattr(import_module(f"owl_swin.teachers.{how.module}"), how.name)
+    name = str(source) if is_hub_name(source) else folder.resolve().name
+    return load_transformers(
+        folder, name, kind, make, how.model_class, device=device, dtype=dtype, image_size=image_size, **how.settings
+    )
+
+
+def _kind(folder: Path) -> str:
+    """What config.json says that the model is; "" where there is none."""
+    path = folder / "config.json"
+    try:
+        content = read_json(path) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    return str(content.get("model_type", "")) if isinstance(content, dict) else ""
