@@ -22,6 +22,7 @@ from owl_swin.image import ImageSource
 from owl_swin.models.network import Network, Pretrained, Spec
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.postprocess import DetectOptions, DetectSettings, detect_options, find_detections, options_per_image
+from owl_swin.publishing import Publishable
 from owl_swin.queries import Queries, Query, as_queries, encode_queries, queries_per_image
 from owl_swin.runtime import pick_device, pick_dtype
 from owl_swin.scoring import score
@@ -31,7 +32,7 @@ from owl_swin.types import Classification, Detections, PatchLogitInputs, QueryEm
 ANYTHING = "object"
 
 
-class Detector:
+class Detector(Publishable):
     """Finds what you name or show in pictures.
 
     >>> detector = Detector.from_pretrained()
@@ -67,14 +68,16 @@ class Detector:
         dtype: str | torch.dtype | None = None,
         image_size: int | None = None,
         content_only: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
     ) -> "Detector":
-        """The model that ships ("nano"), one of a .safetensors file or a folder, or an OWL-ViT or OWLv2 checkpoint of
-        transformers, by its folder or its name on the Hugging Face hub.
+        """The model that ships ("nano"), or one of ours, OWL-ViT or OWLv2 by its file, folder or name on the hub.
 
         ``content_only``: OWLv2 pads pictures to squares; patches that show nothing else are left out, which is faster
-        and not the same to the digit.
+        and not the same to the digit. ``revision`` and ``token`` are of a model on the Hugging Face hub.
         """
-        return cls(load(source, content_only=content_only), device=device, dtype=dtype, image_size=image_size)
+        found = load(source, content_only=content_only, revision=revision, token=token)
+        return cls(found, device=device, dtype=dtype, image_size=image_size)
 
     def to(
         self, device: str | torch.device | torch.dtype | None = None, dtype: str | torch.dtype | None = None

@@ -1,5 +1,6 @@
-"""The part of the Hugging Face hub that models are fetched from, on this machine: an HTTP server over folders."""
+"""The part of the Hugging Face hub that models are fetched from and sent to, on this machine: a server over folders."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -19,6 +20,9 @@ class FakeHub:
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     tokens: set[str] = field(default_factory=set)
+    writers: set[str] = field(default_factory=set)
+    folder: Path | None = None
+    messages: list[str] = field(default_factory=list)
 
     def answer(self, path):
         """Status, headers and body of a request."""
@@ -47,8 +51,40 @@ class FakeHub:
             return 200, {}, json.dumps(rows).encode()
         if rest in self.broken:
             return 410, {}, b""  # huggingface_hub waits and asks again after a 500
+        if not (folder / rest).is_file():
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
         content = (folder / rest).read_bytes()
         return 200, {"X-Repo-Commit": commit, "ETag": f'"{sha(content.hex())}"'}, content
+
+    def take(self, path, body):
+        """Status, headers and body of a request that writes: a new model, branch or commit."""
+        parts = path.partition("?")[0].strip("/").split("/")
+        if parts == ["api", "validate-yaml"]:
+            return 200, {}, b'{"errors": [], "warnings": []}'
+        made = parts == ["api", "repos", "create"]
+        name = "/".join(
+            [json.loads(body).get("organization") or "me", json.loads(body)["name"]] if made else parts[2:4]
+        )
+        if name in self.refusals:
+            status, code = self.refusals[name]
+            return status, {"X-Error-Code": code}, b"{}"
+        revision = "main" if made else parts[5]
+        if made or parts[4] == "branch":
+            folder = self.repositories.setdefault((name, revision), self.folder / name / revision)
+            folder.mkdir(parents=True, exist_ok=True)
+            return 200, {}, json.dumps({"url": f"{huggingface_hub.constants.ENDPOINT}/{name}"}).encode()
+        if parts[4] == "preupload":
+            files = [one["path"] for one in json.loads(body)["files"]]
+            modes = [{"path": file, "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            return 200, {}, json.dumps({"files": modes}).encode()
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "header":
+                self.messages.append(line["value"]["summary"])
+            else:
+                place = self.repositories[name, revision] / line["value"]["path"]
+                place.write_bytes(base64.b64decode(line["value"]["content"]))
+        address = f"{huggingface_hub.constants.ENDPOINT}/{name}/commit/{sha(name)}"
+        return 200, {}, json.dumps({"success": True, "commitUrl": address, "commitOid": sha(name)}).encode()
 
 
 def sha(*words):
@@ -66,9 +102,20 @@ def serving(hub, monkeypatch, cache):
         def do_HEAD(self):
             self.reply(head=True)
 
-        def reply(self, head):
+        def do_POST(self):
+            length = int(self.headers.get("Content-Length") or 0)
+            content = self.rfile.read(length) if length else b"".join(self.chunks())
+            hub.writers |= {self.headers.get("Authorization", "")} if "validate-yaml" not in self.path else set()
+            self.reply(head=False, answer=hub.take(self.path, content))
+
+        def chunks(self):
+            while size := int(self.rfile.readline(), 16) if self.headers.get("Transfer-Encoding") else 0:
+                yield self.rfile.read(size)
+                self.rfile.readline()
+
+        def reply(self, head, answer=None):
             hub.tokens.add(self.headers.get("Authorization", ""))
-            status, headers, body = hub.answer(self.path)
+            status, headers, body = answer or hub.answer(self.path)
             self.send_response(status)
             for key, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(key, value)

@@ -7,8 +7,9 @@ import pytest
 
 from owl_swin.cli.info import card_lines
 from owl_swin.errors import DataError
-from owl_swin.evaluation.card import build_card, markdown_table
+from owl_swin.evaluation.card import build_card
 from owl_swin.families.owl_swin import checkpoint_path, load_checkpoint
+from owl_swin.publishing import markdown_table
 
 ROOT = Path(__file__).parent.parent
 CARD = """

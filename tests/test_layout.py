@@ -22,7 +22,8 @@ FLOORS = [
     | {"files", "frame", "addresses", "tiff", "locks"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded"},
     {"models"},
-    {"families", "exemplar", "queries", "postprocess", "render", "runtime", "encoder", "classification"},
+    {"families", "exemplar", "queries", "postprocess", "render", "runtime", "encoder", "classification"}
+    | {"publishing"},
     {"data"},
     {"detector"},
     {"index", "teachers"},

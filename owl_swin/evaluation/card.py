@@ -55,9 +55,3 @@ def _figure(folder: Path, figure: str) -> str:
         return "none"
     digits = 2 if 0 < value < 1 else 1
     return f"{value:.{digits}f}" + (f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else "")
-
-
-def markdown_table(card: dict[str, Any]) -> str:
-    """The card's results as a Markdown table."""
-    rows = [f"| {row['what']} | {row['value']} | `{row['command']}` |" for row in card.get("results", ())]
-    return "\n".join(["| what | percent (95 % interval) | command |", "|---|---|---|", *rows])

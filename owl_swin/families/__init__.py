@@ -20,15 +20,24 @@ from owl_swin.models.owl_swin import OwlSwin
 OWN = "owl_swin"
 
 
-def load(source: str | Path = "nano", *, content_only: bool = False) -> Pretrained:
+def load(
+    source: str | Path = "nano",
+    *,
+    content_only: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Pretrained:
     """A model that ships ("nano"), one of a file or folder, or one of the Hugging Face hub, as
     "google/owlv2-base-patch16-ensemble"; what cannot be had or read raises CheckpointError.
 
-    ``content_only`` leaves out what is only padding, where a family pads its pictures.
+    ``content_only`` leaves out what is only padding, where a family pads its pictures. ``revision`` and ``token`` are
+    those of a model on the hub.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(f"a model is named by a text or a path, got {type(source).__name__}")
-    place = fetch_snapshot(str(source)) if is_hub_name(source) else source
+    if revision is not None and not is_hub_name(source):
+        raise CheckpointError(f"a revision is one of a model on the hub, got {revision!r}", of=source)
+    place = fetch_snapshot(str(source), revision=revision, token=token) if is_hub_name(source) else source
     settings = _settings(place)
     kind = settings.get("model_type", OWN)
     if kind == OWN:

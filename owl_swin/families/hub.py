@@ -93,14 +93,14 @@ def reason_of(error: Exception, name: str, revision: str | None = None) -> str:
     if isinstance(error, errors.LocalTokenNotFoundError):
         return "a token was asked for and none is stored; run `hf auth login` or give the token itself"
     if isinstance(error, errors.LocalEntryNotFoundError):
-        cause = _first_line(error.__cause__ or error)
+        cause = first_line(error.__cause__ or error)
         return f"the model was not wholly downloaded before and the hub cannot be reached ({cause}); {local}"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None and error.response.status_code == 401:
         return "the hub refuses the token; run `hf auth login` or give another"
     if isinstance(error, OSError) and error.strerror:  # a full or read-only disk
         where = f"{error.filename}: " if error.filename else ""
         return f"the download cannot be stored ({where}{error.strerror}); HF_HOME says where downloads go"
-    return f"cannot be fetched from the hub ({_first_line(error)}); {local}"
+    return f"cannot be fetched from the hub ({first_line(error)}); {local}"
 
 
 def _pickled(name: str, revision: str | None, token: str | bool | None) -> str | None:
@@ -129,6 +129,7 @@ def _at(revision: str | None) -> str:
     return f" at {revision!r}" if revision else ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error says, which may be pages."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return brief(text)[1:-1] if len(text) > 200 else text

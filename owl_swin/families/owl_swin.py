@@ -12,7 +12,7 @@ from torch import Tensor
 from owl_swin.config import ModelConfig, from_mapping, to_mapping
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.weights import ROW_SCALE, dequantise, load_tensors, quantise_rows, read_tensors
-from owl_swin.files import near_name, write_safetensors
+from owl_swin.files import near_name, read_json, write_safetensors
 from owl_swin.frame import SwinPreprocess
 from owl_swin.models.layout import without_values
 from owl_swin.models.network import Pretrained
@@ -23,12 +23,17 @@ FORMAT = "owl_swin-1"
 SHIPPED = ("nano",)
 
 
-def save_checkpoint(path: str | Path, model: OwlSwin, card: Mapping[str, Any], *, int8: bool = True) -> None:
-    """Writes model and card to ``path``, whole or not at all: small tensors as float16, large ones as int8 rows."""
+def save_checkpoint(
+    path: str | Path, model: OwlSwin, card: Mapping[str, Any], *, int8: bool = True, exact: bool = False
+) -> None:
+    """Writes model and card to ``path``, whole or not at all: small tensors as float16, large ones as int8 rows, or all
+    of them as they are (``exact``)."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu()
-        if int8 and tensor.ndim >= 2 and tensor.numel() >= 4096 and "bias_table" not in name:
+        if exact:
+            tensors[name] = tensor.clone().contiguous()  # a tensor that has two names is written twice
+        elif int8 and tensor.ndim >= 2 and tensor.numel() >= 4096 and "bias_table" not in name:
             tensors[name], tensors[name + ROW_SCALE] = quantise_rows(tensor)
         else:
             tensors[name] = tensor.half().contiguous()
@@ -47,23 +52,38 @@ def load_checkpoint(source: str | Path = "nano") -> tuple[OwlSwin, dict[str, Any
     """
     path = checkpoint_path(source)
     tensors, metadata = read_tensors(path)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: holds no owl_swin model (format {metadata.get('format')!r}, expected {FORMAT!r})"
-        )
-    try:
-        config = from_mapping(ModelConfig, json.loads(metadata["config"]), where=str(path))
-        card = json.loads(metadata["card"])
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from None
-    except (KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: its configuration cannot be read ({error})") from None
-    if not isinstance(card, dict):
-        raise CheckpointError(f"{path}: its model card must be a JSON object, got {type(card).__name__}")
+    config, card = _described(path, metadata)
     with without_values():
         model = OwlSwin(config)
     load_tensors(model, dequantise(tensors, str(path)), str(path))
     return model.eval().requires_grad_(False), card
+
+
+def settings_of(config: ModelConfig, card: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of a model: its kind, its configuration and its card."""
+    kind = {"model_type": "owl_swin", "architectures": ["OwlSwin"], "format": FORMAT}
+    return {**kind, "config": to_mapping(config), "card": dict(card)}
+
+
+def _described(path: Path, metadata: Mapping[str, str]) -> tuple[ModelConfig, dict[str, Any]]:
+    """Configuration and card of a model, from its file; from config.json beside it where other programs that wrote the
+    weights again left them out."""
+    beside, found = path.with_name("config.json"), metadata.get("format")
+    try:
+        if found == FORMAT:
+            held: Any = {key: json.loads(metadata[key]) for key in ("config", "card")}
+        else:
+            held = read_json(beside) if beside.is_file() else None
+            if not isinstance(held, dict) or held.get("format") != FORMAT:
+                raise CheckpointError(f"{path}: holds no owl_swin model (format {found!r}, expected {FORMAT!r})")
+        config, card = from_mapping(ModelConfig, held["config"], where=str(path)), held["card"]
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    except (OSError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: its configuration cannot be read ({error})") from None
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{path}: its model card must be a JSON object, got {type(card).__name__}")
+    return config, card
 
 
 def load_owl_swin(source: str | Path = "nano") -> Pretrained:
