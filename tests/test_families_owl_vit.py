@@ -1,10 +1,14 @@
 """Folders and hub names of OWL-ViT and OWLv2: what is read of them, and one sentence where that cannot be."""
 
 import json
+import re
 import shutil
+import socket
 
 import pytest
 import torch
+from fake_hub import FakeHub, serving
+from huggingface_hub import constants
 from owl_checkpoints import save_clip_tokenizer, save_owl
 from picture_files import noise
 
@@ -157,3 +161,50 @@ def test_pictures_are_classified_as_transformers_does_where_that_was_trained(fol
     save_owl(tmp_path, "owlv2")
     with pytest.raises(QueryError, match="was never trained to compare whole pictures with texts"):
         Detector.from_pretrained(tmp_path).classify(picture, names)
+
+
+# --- The hub -------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_the_hub_is_called_by_its_name_and_kept(folder, monkeypatch, tmp_path):
+    with serving(FakeHub({("google/owl", "main"): folder}), monkeypatch, tmp_path / "cache"):
+        detector = Detector.from_pretrained("google/owl")
+        assert detector.name == "google/owl"
+        assert detector.fingerprint == Detector.from_pretrained(folder).fingerprint
+        with pytest.raises(CheckpointError, match="google/owls: no such model on the hub, and no such folder here"):
+            Detector.from_pretrained("google/owls")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert Detector.from_pretrained("google/owl").name == "google/owl"
+        with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE is set.*a folder that holds the model can be given"):
+            Detector.from_pretrained("google/other")
+
+
+def test_a_download_that_was_cut_off_is_not_taken_for_the_model(changed, monkeypatch, tmp_path):
+    _cut(changed)
+    hub = serving(FakeHub({("google/owl", "main"): changed}), monkeypatch, tmp_path / "cache")
+    with hub, pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load("google/owl")
+
+
+def test_pickled_weights_are_converted_by_the_command_that_the_refusal_names(folder, changed, monkeypatch, tmp_path):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(changed / "model.safetensors"), changed / "pytorch_model.bin")
+    (changed / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError) as refused:
+        load(changed)
+    command = re.search(r'python -c "(.*)"', str(refused.value)).group(1)
+    monkeypatch.chdir(tmp_path)
+    exec(command, {})
+    converted = Detector.from_pretrained("converted")
+    assert converted.fingerprint == Detector.from_pretrained(folder).fingerprint
+
+
+def test_the_model_that_ships_asks_nobody(monkeypatch):
+    def refuse(*args, **settings):
+        raise AssertionError("a network call")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    found = Detector.from_pretrained(image_size=64).detect(noise(40, 40), ["a dog"], threshold=0.0)
+    assert len(found) > 0

@@ -68,7 +68,7 @@ class Owlv2Preprocess:
         shown_hw = crop_hw(crop_xyxy) if crop_xyxy else image_hw
         longer = max(shown_hw)
         height, width = (min(side, math.ceil(shown * side / longer)) for shown in shown_hw)
-        if not self.content_only:
+        if not self.content_only or side % self.patch_size:
             return Frame(image_hw, (side, side), (height, width), crop_xyxy, (longer, longer))
         cells = side // self.patch_size
         rows, columns = (min(cells, math.ceil(length / self.patch_size)) for length in (height, width))
