@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 PADDINGS = ("masked", "torchvision", "timm", "transformers", "timm_backbone", "transformers_backbone")
 BOX_FORMS = ("patch", "owl")
+TEXT_ACTIVATIONS = ("gelu", "quick_gelu")
 UPSAMPLES = ("repeat", "expand")
 
 
@@ -86,7 +87,10 @@ class SwinConfig:
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """A CLIP text transformer. ``open_clip`` names a published tower instead (its sizes then come from open_clip)."""
+    """A CLIP text transformer. ``open_clip`` names a published tower instead (its sizes then come from open_clip).
+
+    ``activation``: "gelu", or "quick_gelu" with which OpenAI trained CLIP, and OWL-ViT after it.
+    """
 
     width: int = 512
     layers: int = 12
@@ -94,8 +98,14 @@ class TextConfig:
     context_length: int = 77
     vocab_size: int = 49408
     open_clip: str = ""
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
 
     def __post_init__(self) -> None:
+        if self.activation not in TEXT_ACTIVATIONS:
+            raise ConfigError(f"text.activation must be one of {', '.join(TEXT_ACTIVATIONS)}, got {self.activation!r}")
+        if not 0 < self.mlp_ratio < math.inf:
+            raise ConfigError(f"text.mlp_ratio must be positive, got {self.mlp_ratio}")
         if min(self.width, self.layers, self.heads, self.vocab_size) < 1:
             raise ConfigError("text: width, layers, heads and vocab_size must be at least 1")
         if self.width % self.heads:
@@ -186,13 +196,17 @@ class ModelConfig:
 
 def read_toml(path: str | Path, cls: type[T]) -> T:
     """Reads the file ``path`` into the frozen dataclass ``cls``; unknown keys and wrong kinds raise ConfigError."""
+    return from_mapping(cls, read_mapping(path), where=str(path))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The plain values of a TOML file; one that cannot be read raises ConfigError."""
     try:
-        mapping = tomllib.loads(read_text(path))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this configuration file ({error.strerror or error})") from None
     except ValueError as error:  # tomllib's own, bytes that are no text, or NUL in the path
         raise ConfigError(f"{path}: not a TOML file ({error})") from None
-    return from_mapping(cls, mapping, where=str(path))
 
 
 def from_mapping(cls: type[T], mapping: dict[str, Any], *, where: str = "config", prefix: str = "") -> T:

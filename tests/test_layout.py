@@ -30,6 +30,7 @@ FLOORS = [
     {"labelling"},
     {"training"},
     {"evaluation"},
+    {"distillation"},
     {"server"},
     {"bench"},
     {"cli", "__main__"},

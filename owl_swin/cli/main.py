@@ -60,7 +60,7 @@ def _with_near_name(sentence: str) -> str:
 
 
 def _register() -> None:
-    from owl_swin.cli import bench, detect, evaluate, index, info, label, search, serve, training
+    from owl_swin.cli import bench, detect, distil, evaluate, index, info, label, search, serve, training
 
     app.command("detect")(detect.detect)
     app.command("index")(index.index)
@@ -70,6 +70,7 @@ def _register() -> None:
     app.command("serve")(serve.serve)
     app.command("train")(training.train)
     app.command("paste")(training.paste)
+    app.command("distil")(distil.distil)
     app.command("distil-text")(training.distil_text)
     app.add_typer(evaluate.app, name="eval")
     app.command("export")(training.export)

@@ -40,6 +40,14 @@ def find_pictures(arguments: Sequence[str], *, allow_url: bool = False) -> list[
     return found
 
 
+def find_picture_files(arguments: Sequence[str]) -> list[str]:
+    """As find_pictures, for what names its pictures by their files: neither stdin nor an address is one."""
+    for argument in arguments:
+        if argument == STDIN or is_url(argument):
+            raise ImageError(f"{argument}: expected pictures that are files; give folders, patterns or files")
+    return find_pictures(arguments)
+
+
 def open_picture(source: str, *, allow_url: bool = False) -> Image.Image:
     """The picture of a path, of stdin for "-", or of an http(s) address where ``allow_url`` permits that."""
     if source == STDIN:

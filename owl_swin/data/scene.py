@@ -42,7 +42,8 @@ class Scene:
     not one of these.
 
     ``scores [N]`` in (0, 1] are how sure a guessed box is; None: all are certain. ``vague_boxes [V, 4]`` and
-    ``vague_labels [V]`` were guessed with too little certainty to be boxes, or their absence.
+    ``vague_labels [V]`` were guessed with too little certainty to be boxes, or their absence. ``embeds [N, E]`` and
+    ``image_embed [E]`` are what the teacher that guessed the boxes thinks of each, and of the whole picture.
     """
 
     source: Path
@@ -55,6 +56,8 @@ class Scene:
     scores: np.ndarray | None = None
     vague_boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), dtype=np.float32))
     vague_labels: np.ndarray = field(default_factory=no_rows)
+    embeds: np.ndarray | None = None
+    image_embed: np.ndarray | None = None
 
     def boxes_on(self, picture: Image.Image) -> np.ndarray:
         """The boxes in pixels of the picture as it is, which may be stored smaller than annotated."""
@@ -305,6 +308,7 @@ def _renumbered(scenes: Scenes, new_row: np.ndarray, names: list[list[str]]) -> 
             boxes=scene.boxes[new_row[scene.labels] >= 0],
             labels=moved(scene.labels),
             scores=None if scene.scores is None else scene.scores[new_row[scene.labels] >= 0],
+            embeds=None if scene.embeds is None else scene.embeds[new_row[scene.labels] >= 0],
             vague_boxes=scene.vague_boxes[new_row[scene.vague_labels] >= 0],
             vague_labels=moved(scene.vague_labels),
             negatives=None if scene.negatives is None else np.unique(moved(scene.negatives)),

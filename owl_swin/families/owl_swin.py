@@ -45,6 +45,13 @@ def save_checkpoint(
     write_safetensors(Path(path), tensors, metadata, what="the model", error=CheckpointError)
 
 
+def replace_card(path: Path, card: Mapping[str, Any]) -> None:
+    """Puts another card in the place of that of a model's file; the weights stay as they are, to the bit."""
+    tensors, metadata = read_tensors(path)
+    metadata["card"] = json.dumps(dict(card), ensure_ascii=False)
+    write_safetensors(path, tensors, metadata, what="the model", error=CheckpointError)
+
+
 def load_checkpoint(source: str | Path = "nano") -> tuple[OwlSwin, dict[str, Any]]:
     """The model, in evaluation mode, and its card, from a name that ships or a file or a folder with model.safetensors.
 

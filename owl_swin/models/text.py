@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owl_swin.config import TextConfig
+from owl_swin.models.owl_vit import quick_gelu
 
 
 class TextEncoder(nn.Module):
@@ -38,7 +39,7 @@ class TextTower(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
         self.transformer = nn.Module()
-        self.transformer.resblocks = nn.ModuleList(TextBlock(width, config.heads) for _ in range(layers))
+        self.transformer.resblocks = nn.ModuleList(TextBlock(config) for _ in range(layers))
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -61,12 +62,14 @@ class TextTower(nn.Module):
 class TextBlock(nn.Module):
     """A transformer block that normalises before its two branches."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, config: TextConfig):
         super().__init__()
+        width, hidden = config.width, round(config.width * config.mlp_ratio)
+        activation = nn.GELU() if config.activation == "gelu" else QuickGELU()
         self.ln_1 = nn.LayerNorm(width)
-        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.attn = nn.MultiheadAttention(width, config.heads, batch_first=True)
         self.ln_2 = nn.LayerNorm(width)
-        layers = {"c_fc": nn.Linear(width, 4 * width), "gelu": nn.GELU(), "c_proj": nn.Linear(4 * width, width)}
+        layers = {"c_fc": nn.Linear(width, hidden), "gelu": activation, "c_proj": nn.Linear(hidden, width)}
         self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -81,6 +84,13 @@ class TextBlock(nn.Module):
         nn.init.normal_(self.attn.out_proj.weight, std=width**-0.5 * deep)
         nn.init.normal_(self.mlp.c_fc.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(self.mlp.c_proj.weight, std=width**-0.5 * deep)
+
+
+class QuickGELU(nn.Module):
+    """OpenAI's approximation of GELU, with which CLIP was trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quick_gelu(x)
 
 
 def _build_tower(config: TextConfig, embed_dim: int) -> nn.Module:

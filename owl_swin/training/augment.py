@@ -10,12 +10,14 @@ from PIL import Image
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """A finished training scene: pixels [H, W, 3] uint8, boxes [N, 4], labels [N], scores [N] (0: a vague box)."""
+    """A finished training scene: pixels [H, W, 3] uint8, boxes [N, 4], labels [N], scores [N] (0: a vague box), and
+    ``rows [N]``: the box's place among those of all its pictures, one picture after another."""
 
     pixels: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
+    rows: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +53,19 @@ def mosaic(
     ys = np.linspace(0, height, side + 1).round().astype(int)
     xs = np.linspace(0, width, side + 1).round().astype(int)
     pixels = np.empty((height, width, 3), dtype=np.uint8)
-    boxes, labels, scores = [], [], []
+    boxes, labels, scores, rows, first = [], [], [], [], 0
     for row in range(side):
         for col in range(side):
             cell_hw = (int(ys[row + 1] - ys[row]), int(xs[col + 1] - xs[col]))
-            cell = place(pictures[row * side + col], cell_hw, rng, min_kept=min_kept, zoom=zoom)
+            scene = pictures[row * side + col]
+            cell = place(scene, cell_hw, rng, min_kept=min_kept, zoom=zoom)
             pixels[ys[row] : ys[row + 1], xs[col] : xs[col + 1]] = cell.pixels
             boxes.append(cell.boxes + np.array([xs[col], ys[row], xs[col], ys[row]], dtype=np.float32))
             labels.append(cell.labels)
             scores.append(cell.scores)
-    return Canvas(pixels, np.concatenate(boxes), np.concatenate(labels), np.concatenate(scores))
+            rows.append(first + cell.rows)
+            first += len(scene.boxes)
+    return Canvas(pixels, *map(np.concatenate, (boxes, labels, scores, rows)))
 
 
 def place(
@@ -96,7 +101,7 @@ def place(
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
         cut = cut[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array([hw[1], 0, hw[1], 0], np.float32)
-    return Canvas(pixels, cut, labels, scores)
+    return Canvas(pixels, cut, labels, scores, np.flatnonzero(kept))
 
 
 def _random_crop(

@@ -5,6 +5,7 @@ from pathlib import Path
 from owl_swin.training.config import OptimConfig
 from owl_swin.training.distributed import started_process
 from owl_swin.training.loop import LoopConfig, begin_run, run_task
+from owl_swin.training.state import only_run
 from owl_swin.training.tasks.text import DistilConfig, TextTask
 
 
@@ -32,5 +33,6 @@ def distil(config: DistilConfig, *, stop_after: int | None = None, allow_changes
     )
     with started_process(config.device) as process:
         settings = begin_run(config, process, allow_changes)
-        task = TextTask(config, process)
-        return run_task(task, loop, process, settings, stop_after=stop_after, allow_changes=allow_changes)
+        with only_run(Path(config.output), process):
+            task = TextTask(config, process)
+            return run_task(task, loop, process, settings, stop_after=stop_after, allow_changes=allow_changes)

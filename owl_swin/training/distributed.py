@@ -112,3 +112,9 @@ def sliced_like(tensor: Tensor, other: Tensor) -> Tensor:
     if isinstance(other, DTensor):
         return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
     return tensor.to(other.device)
+
+
+def wait_for_all(process: Process) -> None:
+    """Goes on when all processes have come to here."""
+    if process.world > 1:
+        dist.barrier()

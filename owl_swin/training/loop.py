@@ -20,7 +20,7 @@ from owl_swin.training.distributed import Process, mean_over_processes, share, s
 from owl_swin.training.initial import blended
 from owl_swin.training.journal import Journal
 from owl_swin.training.optim import average_of, build_optimizer, freeze, set_learning_rate
-from owl_swin.training.state import RunState, check_settings, load_state, save_state
+from owl_swin.training.state import RunState, check_settings, load_state, only_run, save_state
 from owl_swin.training.streams import stream_seed
 from owl_swin.training.tasks import Task
 from owl_swin.training.tasks.build import build_task
@@ -87,10 +87,11 @@ def train(config: TrainConfig, *, stop_after: int | None = None, allow_changes: 
     """
     with started_process(config.device) as process:
         settings = begin_run(config, process, allow_changes)
-        task = build_task(config, process)
-        return run_task(
-            task, LoopConfig.of(config), process, settings, stop_after=stop_after, allow_changes=allow_changes
-        )
+        with only_run(Path(config.output), process):
+            task = build_task(config, process)
+            return run_task(
+                task, LoopConfig.of(config), process, settings, stop_after=stop_after, allow_changes=allow_changes
+            )
 
 
 def begin_run(config: RunConfig, process: Process, allow_changes: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A sentence encoder as teacher of texts: its vectors, and the directions in which they differ most."""
+"""Teachers of texts: a sentence encoder, whose directions that differ most count, or a detector's own text encoder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_swin.detector import Detector
 from owl_swin.errors import DataError
 
 
@@ -30,6 +31,12 @@ def teacher_embeddings(folder: str | Path, texts: Sequence[str], *, batch_size: 
         mask = batch["attention_mask"][..., None].float()
         out[rows] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
     return out
+
+
+def model_embeddings(detector: Detector, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+    """Unit embeddings [N, E] of texts as a detector reads them, on the CPU."""
+    parts = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
+    return torch.cat([detector.encode_queries(list(part)).query_embeds.float().cpu() for part in parts])
 
 
 def principal_directions(embeds: Tensor, size: int) -> tuple[Tensor, Tensor]:

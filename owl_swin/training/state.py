@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from owl_swin.errors import CheckpointError, ConfigError
+from owl_swin.errors import CheckpointError, ConfigError, OwlSwinError
 from owl_swin.files import read_safetensors, write_safetensors
+from owl_swin.locks import hold_lock
 from owl_swin.training.distributed import Process, sliced_like, whole
 
 logger = logging.getLogger("owl_swin")
@@ -41,6 +43,24 @@ class RunState:
         moved = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         named = [*self.model.named_parameters("model"), *self.extra.named_parameters("extra")]
         return {name: p for name, p in named if id(p) in moved}
+
+
+@contextmanager
+def only_run(folder: Path, process: Process) -> Iterator[None]:
+    """Holds a run's folder for this process and those that `torchrun` started with it; if another run has it, raises
+    ConfigError."""
+    if not process.first:
+        yield
+        return
+    with hold_lock(
+        folder / ".run.lock",
+        busy=lambda holder: ConfigError(
+            f"{folder}: {holder} has a run in this folder; wait for it, or give this run a folder of its own"
+        ),
+        failed=lambda error: OwlSwinError(f"{folder}: cannot write in this folder ({error.strerror})"),
+        remove=True,
+    ):
+        yield
 
 
 def save_state(path: Path, run: RunState, *, step: int, settings: Mapping[str, Any], process: Process) -> None:

@@ -1,5 +1,6 @@
 """The detection task: scenes with boxes and names, matched and scored as OWL-ViT does (arXiv:2205.06230)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +29,7 @@ from owl_swin.training.sampling import SceneSampler
 from owl_swin.training.streams import stream_seed
 from owl_swin.training.tasks.align import AlignBatch, AlignTask
 from owl_swin.training.tasks.image import ImageTask
+from owl_swin.training.taught import TaughtBatch, TaughtWeights, embed_loss, image_embed_loss, taught_batch
 from owl_swin.training.texts import TextBank, prompted
 from owl_swin.training.views import jitter_colours
 from owl_swin.types import ImageEmbeddings
@@ -42,7 +44,8 @@ class DetectBatch:
     """``pixels [B, 3, H, W]`` uint8; a list item a scene: ``boxes [G, 4]`` cxcywh in [0, 1], ``labels [G]``, columns of
     the batch's Q classes, and ``scores [G]`` (0: a vague box); ``asked``: for each scene the columns [q] that count in
     it, in order; ``classes [Q]`` of the bank and how they are said this time, ``texts [Q]`` rows of it; ``colours
-    [B, 3]`` uniform numbers. ``exemplars`` show things of some of these classes, as columns."""
+    [B, 3]`` uniform numbers. ``exemplars`` show things of some of these classes, as columns. ``taught`` is what a
+    teacher thinks of the boxes and scenes."""
 
     pixels: Tensor
     boxes: list[Tensor]
@@ -54,18 +57,30 @@ class DetectBatch:
     colours: Tensor
     align: AlignBatch | None
     exemplars: ExemplarBatch | None = None
+    taught: TaughtBatch | None = None
 
 
 class DetectTask(ImageTask):
     """Draws a set by weight for each scene; positives are the scene's names, negatives other names of its own set that
     are known to be absent."""
 
-    def __init__(self, config: TrainConfig, model: OwlSwin, process: Process):
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: OwlSwin,
+        process: Process,
+        *,
+        sets: Sequence[Scenes] = (),
+        taught: TaughtWeights | None = None,
+    ):
+        """``sets`` stand for those of ``config.data`` where they were read before; their scenes have a teacher's
+        embeddings where ``taught`` says how these count."""
         self.config, self.model, self.process = config, model, process
         if config.detect.fresh_class_head:
             copy_pooled_to_class_head(model)
         cache = PictureCache(int(config.cache_gib * 2**30))
-        self.sets: list[Scenes] = [load_scenes(data, cache) for data in config.data]
+        self.sets: list[Scenes] = list(sets) or [load_scenes(data, cache) for data in config.data]
+        self.taught = taught
         weights = np.array([data.weight for data in config.data])
         self.odds = weights / weights.sum()
         # Classes of several sets that are said the same are one class of the bank.
@@ -74,7 +89,7 @@ class DetectTask(ImageTask):
             np.array([places.setdefault(tuple(own), len(places)) for own in scenes.names]) for scenes in self.sets
         ]
         self.names = [own[0] for own in places]
-        self.bank = TextBank(prompted(list(places)), model, trainable=config.optim.text_lr > 0)
+        self.bank = TextBank(self.texts_of(list(places)), model, trainable=config.optim.text_lr > 0)
         self.samplers = [SceneSampler(own, data.repeat) for own, data in zip(self.sets, config.data, strict=True)]
         self.name_weights = torch.ones(len(places))
         for rows, sampler in zip(self.rows, self.samplers, strict=True):
@@ -89,6 +104,11 @@ class DetectTask(ImageTask):
         self.draws = [ExemplarDraw(scenes) for scenes in self.sets] if config.detect.exemplars else []
         self.crop_side = exemplar_side(model.config.exemplar_stride)
 
+    @staticmethod
+    def texts_of(names: Sequence[Sequence[str]]) -> list[list[str]]:
+        """The texts by which classes of these names are asked for."""
+        return prompted(names)
+
     def batch(self, index: int) -> DetectBatch:
         """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the
         same, and so that the processes together see the scenes that one would. Exemplars are of a process's own
@@ -99,7 +119,7 @@ class DetectTask(ImageTask):
         longer = config.image_size * config.detect.scales[rng.integers(len(config.detect.scales))]
         hw = (max(32, round(longer * shape[0] / 32) * 32), max(32, round(longer * shape[1] / 32) * 32))
         chances = torch.from_numpy(rng.random(len(self.bank), dtype=np.float32)).clamp(max=1 - 1e-6)
-        canvases, asked, labels, shown = [], [], [], []
+        canvases, asked, labels, shown, rows = [], [], [], [], []
         first = self.process.rank * config.batch_size
         for place in range(first, first + config.batch_size):
             rng = np.random.default_rng(stream_seed(config.seed, index, place))
@@ -110,6 +130,7 @@ class DetectTask(ImageTask):
             labels.append(torch.from_numpy(self.rows[owner][canvas.labels]))
             asked.append(self._asked(owner, own, drawn, rng))
             shown.append((owner, own, drawn))
+            rows.append(canvas.rows)
         classes = torch.cat(asked + labels).unique()  # [Q], sorted
         scale = torch.tensor([hw[1], hw[0], hw[1], hw[0]])
         return DetectBatch(
@@ -123,6 +144,7 @@ class DetectTask(ImageTask):
             colours=colours[first : first + config.batch_size],
             align=self.align.batch(index) if self.align else None,
             exemplars=self._exemplars(shown, classes, index) if self.draws else None,
+            taught=taught_batch([drawn for _, _, drawn in shown], rows) if self.taught else None,
         )
 
     def preview(self, averaged: nn.Module, batch: DetectBatch) -> Image.Image:
@@ -214,8 +236,12 @@ class DetectTask(ImageTask):
                 "giou": settings.giou_weight,
                 "objectness": settings.objectness_weight,
                 "exemplar": settings.exemplar_weight,
+                "embed": self.taught.boxes if self.taught else 0.0,
             }
             total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+            if self.taught is not None and batch.taught is not None:
+                parts["image_embed"] = image_embed_loss(images.image_embed, batch.taught)
+                total = total + self.taught.image * parts["image_embed"]
             if self.naming is not None and stem_map is not None:
                 parts["naming"] = self.naming.losses(stem_map, images.class_embeds, images.image_embed, images.grid_hw)
                 total = total + parts["naming"]
@@ -272,6 +298,9 @@ class DetectTask(ImageTask):
             weights = share * F.pad(rare, (0, 1)).amax(1)[match.targets]
             cosines = image.class_embeds[match.patches] @ texts[asked].T  # [M, q]
             losses["name"] = name_loss(cosines, names[match.targets], weights)
+        if batch.taught is not None:
+            said = batch.taught.boxes[place].to(device)[sure][_first_of(boxes, all_boxes[sure])]
+            losses["embed"] = embed_loss(image.class_embeds[match.patches], said[match.targets], share)
         if exemplars is not None and batch.exemplars is not None:
             shown = batch.exemplars.labels.to(device)
             here, place_of = _places(asked, shown)
@@ -279,6 +308,13 @@ class DetectTask(ImageTask):
             lost = focal_loss(logits, class_targets[:, place_of], **focal) * answers[:, place_of]
             losses["exemplar"] = lost.sum() / count
         return losses
+
+
+def _first_of(boxes: Tensor, among: Tensor) -> Tensor:
+    """For each box the first row of ``among`` that is the very same."""
+    if not len(boxes):
+        return torch.zeros(0, dtype=torch.long, device=boxes.device)
+    return (boxes[:, None] == among[None]).all(-1).float().argmax(1)
 
 
 def _inside(centres: Tensor, boxes: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.data.captions import tar_captions
 from owl_swin.data.wordnet import wordnet_nouns
+from owl_swin.detector import Detector
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.weights import load_tensors, read_tensors
 from owl_swin.files import write_safetensors
@@ -50,11 +51,17 @@ ADJECTIVES = (
 # How often a phrase and a caption are drawn, beside a name that one can photograph.
 PHRASE_ODDS, CAPTION_ODDS = 0.7, 1.0
 HELD_OUT = 2_000
+# What a teacher's name begins with where it is a detector.
+MODEL = "model:"
 
 
 @dataclass(frozen=True, slots=True)
 class DistilConfig:
-    """One distillation run; paths are folders and files of the caller's."""
+    """One distillation run; paths are folders and files of the caller's.
+
+    ``teacher`` is the folder of a sentence encoder, whose principal directions are learned; or "model:SOURCE", a
+    detector whose own text space is: `owl-swin distil --text` then gives the tower to a student of it.
+    """
 
     model: str
     teacher: str
@@ -168,6 +175,8 @@ def _collect(config: DistilConfig, rng: random.Random) -> tuple[list[str], np.nd
 def _targets(config: DistilConfig, texts: Sequence[str], phrases: int, embed_dim: int) -> Tensor:
     """Unit targets [N, embed_dim] of ``texts``; the first ``phrases`` of them say which directions count."""
     output = Path(config.output)
+    if config.teacher.startswith(MODEL):
+        return _model_targets(config, texts, embed_dim)
     key = hashlib.sha256("\n".join([config.teacher, *texts]).encode()).hexdigest()
     embeds = _kept(output / "teacher.safetensors", key, lambda: sentences.teacher_embeddings(config.teacher, texts))
     if embeds.shape[1] < embed_dim:
@@ -185,6 +194,19 @@ def _targets(config: DistilConfig, texts: Sequence[str], phrases: int, embed_dim
             "give this run a folder of its own"
         )
     return F.normalize((embeds - kept[:1]) @ kept[1:].T, dim=-1)
+
+
+def _model_targets(config: DistilConfig, texts: Sequence[str], embed_dim: int) -> Tensor:
+    """The same of a detector's text encoder: its space as it is."""
+    detector = Detector.from_pretrained(config.teacher.removeprefix(MODEL), device="cpu")
+    if detector.spec.embed_dim != embed_dim:
+        raise ConfigError(
+            f"{config.model}: embed_dim is {embed_dim}, and the text space of the teacher {detector.name} has "
+            f"{detector.spec.embed_dim}; they must be the same"
+        )
+    key = hashlib.sha256("\n".join([detector.fingerprint, *texts]).encode()).hexdigest()
+    path = Path(config.output) / "teacher.safetensors"
+    return _kept(path, key, lambda: sentences.model_embeddings(detector, texts))
 
 
 def _kept(path: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
