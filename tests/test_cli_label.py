@@ -48,6 +48,20 @@ def test_a_folder_becomes_a_set_that_can_be_looked_at_and_trained_on(label, owl_
     assert again.out.endswith("1 skipped, 2 labelled before\n")  # and no sheet among the pictures
 
 
+def test_captions_name_what_is_looked_for(label, photos):
+    (photos / "captions.csv").write_text("path,caption\na.png,a photo of a red mug\n")
+    (photos / "more").mkdir()
+    (photos / "more" / "b b.txt").write_text("two dogs\n")
+    for captions, listed, names in (
+        ("captions.csv", [], {"red", "mug", "red mug"}),
+        ("more", ["--query", "a cat"], {"a cat", "dogs"}),
+    ):
+        run = label("Photos", "--to", f"{captions}.json", "--captions", captions, *listed, "--picture-threshold", "0")
+        assert run.code == 0
+        made = json.loads((photos / f"{captions}.json").read_text())
+        assert {category["name"] for category in made["categories"]} == names
+
+
 def test_thresholds_are_the_published_ones_and_can_be_set(label, photos):
     names = [option for name in ("a dog", "a cat", "x", "mug", "a car") for option in ("--query", name)]
     label("Photos/a.png", "--to", "all.json", *names, "--threshold", "0", "--picture-threshold", "0")
@@ -62,7 +76,7 @@ def test_thresholds_are_the_published_ones_and_can_be_set(label, photos):
     "arguments, said",
     [
         (["Photos", "--queries", "name.txt"], "name.txt: expected a file with a name on each line (No such file or "),
-        (["Photos"], "there is nothing to look for; give a file of names with --queries, or names with --query"),
+        (["Photos"], "there is nothing to look for; give a file of names with --queries, names with --query, "),
         (["Empty", "--query", "a dog"], "Empty: there is no picture in this folder"),
         (["-", "--query", "a dog"], "-: a data set names its pictures; give files or folders"),
         (["http://a.org/b.jpg", "--query", "x"], "http://a.org/b.jpg: a data set names its pictures"),

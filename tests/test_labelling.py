@@ -1,72 +1,28 @@
 """Pseudo-labels: what a teacher finds becomes a set with scores, whatever stops the run or is wrong with its parts."""
 
-import json
 import os
 import resource
 import signal
-from pathlib import Path
 
 import pytest
-import torch
 from picture_files import BAD_FILES, encode, noise, turned
 from processes import forked
+from scripted_teacher import BOX, DOG_AND_CAT, ONE_EACH, Scripted, five_pictures, labels_of
 
 from owl_swin.data.config import DataConfig
 from owl_swin.data.scenes import load_scenes
 from owl_swin.errors import ConfigError, DataError, OwlSwinError, QueryError
-from owl_swin.labelling.names import LabelSpace, label_names, read_label_names
+from owl_swin.labelling.names import LabelSpace, label_names
 from owl_swin.labelling.run import LabelOptions, label_pictures
 from owl_swin.locks import hold_lock
 from owl_swin.teachers.detector import DetectorTeacher
-from owl_swin.types import Detections
 
-
-class Scripted:
-    """A teacher that finds, in a picture of width W, what its script has for W: (label, score, box)."""
-
-    name = "scripted"
-
-    def __init__(self, script, identity="a", dies_at=None):
-        self.script, self.identity, self.dies_at = script, {"name": identity}, dies_at
-        self.seen, self.asked = [], []
-
-    def find(self, pictures, texts, threshold):
-        self.asked += texts
-        return [self._found(picture, own) for picture, own in zip(pictures, texts, strict=True)]
-
-    def _found(self, picture, texts):
-        if picture.width == self.dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.seen.append(picture.width)
-        rows = self.script.get(picture.width, [])
-        boxes = torch.tensor([box for _, _, box in rows], dtype=torch.float32).reshape(-1, 4)
-        scores = torch.tensor([score for _, score, _ in rows])
-        labels = torch.tensor([label for label, _, _ in rows], dtype=torch.long)
-        size = picture.height, picture.width
-        return Detections(boxes, scores, labels, texts, size, torch.zeros(len(rows), dtype=torch.long))
-
-
-BOX = (2, 3, 12, 23)
-ONE_EACH = {width: [(0, 0.9, BOX)] for width in (40, 41, 42, 43, 44)}
-DOG_AND_CAT = LabelSpace(label_names(["dog", "cat"]))
+# --- The set -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def photos(tmp_path) -> list[Path]:
-    """Five pictures, of widths 40 to 44, one of them in a folder in the folder."""
-    folder = tmp_path / "photos"
-    (folder / "süd").mkdir(parents=True)
-    paths = [folder / f"{width}.png" for width in (40, 41, 42, 43)] + [folder / "süd" / "44.png"]
-    for width, path in enumerate(paths, start=40):
-        path.write_bytes(encode(noise(30, width, seed=width)))
-    return paths
-
-
-def labels_of(path: Path) -> dict:
-    return json.loads(path.read_text())
-
-
-# --- The set -------------------------------------------------------------------------------------------------------
+def photos(tmp_path):
+    return five_pictures(tmp_path / "photos")
 
 
 def test_a_picture_stays_by_its_best_box_and_a_box_from_a_lower_score_on(tmp_path, photos):
@@ -289,20 +245,3 @@ def test_nothing_to_label_or_to_look_for_is_refused(tmp_path, photos):
     for wrong in ({"threshold": 1.5}, {"picture_threshold": float("nan")}, {"batch_size": 0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             LabelOptions(**wrong)
-
-
-def test_names_of_a_file(tmp_path):
-    path = tmp_path / "names.txt"
-    path.write_text("\ufeffdog\n\n traffic_light \ndog\nsofa, couch\nĐèn\n", encoding="utf-8")
-    assert [(one.name, one.texts) for one in read_label_names(path)] == [
-        ("dog", ("dog",)),
-        ("traffic light", ("traffic light",)),
-        ("sofa, couch", ("sofa", "couch")),
-        ("Đèn", ("Đèn",)),
-    ]
-    for content, said in ((b"\n , \n", "holds no name"), (b"\xff\xfe\x00", "no text in UTF-8")):
-        path.write_bytes(content)
-        with pytest.raises(QueryError, match=said):
-            read_label_names(path)
-    with pytest.raises(QueryError, match=r"gone.txt: expected a file with a name on each line \(No such file"):
-        read_label_names(tmp_path / "gone.txt")

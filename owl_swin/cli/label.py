@@ -34,6 +34,14 @@ def label(
         typer.Option(metavar="NAMES.txt", help='Names to look for, one on each line; "sofa, couch" is one class.'),
     ] = None,
     query: Annotated[list[str] | None, typer.Option(help="A name to look for; repeat it.")] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Look in each picture for what its captions name too: COCO captions, a .csv, .tsv or .jsonl with path "
+            "and caption, or a folder with a .txt for each picture.",
+        ),
+    ] = None,
     threshold: Annotated[float, typer.Option(help="Lowest score of a box.")] = 0.1,
     picture_threshold: Annotated[float, typer.Option(help="A picture stays if its best box has this score.")] = 0.3,
     batch_size: Annotated[int, typer.Option(help="Pictures that the teacher is shown together.")] = 8,
@@ -54,21 +62,28 @@ def label(
         make_folder_of(sheet)
     sources = _sources(photos, sheet)
 
+    from owl_swin.labelling.captions import captions_of, n_grams
     from owl_swin.labelling.names import LabelSpace, label_names, read_label_names
     from owl_swin.labelling.run import LabelOptions, label_pictures
 
     listed = label_names(query or ()) + (read_label_names(queries) if queries is not None else ())
-    if not listed:
-        raise QueryError("there is nothing to look for; give a file of names with --queries, or names with --query")
+    if not listed and captions is None:
+        raise QueryError(
+            "there is nothing to look for; give a file of names with --queries, names with --query, or --captions"
+        )
     chosen = LabelOptions(threshold, picture_threshold, batch_size)
+
+    root = photos[0] if len(photos) == 1 and Path(photos[0]).is_dir() else None
+    own = {} if captions is None else {p: n_grams(texts) for p, texts in captions_of(captions, sources, root).items()}
 
     from owl_swin.teachers.load import load_teacher
 
     model = load_teacher(teacher, device=device, dtype=dtype, image_size=image_size)
-    root = photos[0] if len(photos) == 1 and Path(photos[0]).is_dir() else None
     try:
         with Progress(len(sources)) as progress:
-            report = label_pictures(sources, to, model, LabelSpace(listed), chosen, root=root, progress=progress.show)
+            report = label_pictures(
+                sources, to, model, LabelSpace(listed, own), chosen, root=root, progress=progress.show
+            )
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         raise typer.Exit(130) from None

@@ -98,6 +98,11 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def read_csv(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
+    """The pictures of a table."""
+    yield from squares(csv_entries(config, broken), config.size, broken)
+
+
+def csv_entries(config: DataConfig, broken: list[str]) -> list[Captioned]:
     """A line a caption, with column names on top, separated by commas, tabs or semicolons; lines of one picture are
     put together."""
     path = Path(config.path)
@@ -114,10 +119,15 @@ def read_csv(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
             )
         file.seek(0)
         rows = [(f"line {n}", row) for n, row in enumerate(csv.DictReader(file, delimiter=separator), start=2)]
-    yield from _table(rows, config, broken)
+    return _table(rows, config, broken)
 
 
 def read_jsonl(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
+    """The pictures of a file with an object on each line."""
+    yield from squares(jsonl_entries(config, broken), config.size, broken)
+
+
+def jsonl_entries(config: DataConfig, broken: list[str]) -> list[Captioned]:
     """A JSON object a line, with a picture's path and a caption or a list of them."""
     rows = []
     for number, line in enumerate(read_text(config.path).splitlines(), start=1):
@@ -132,7 +142,7 @@ def read_jsonl(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
             rows.append((f"line {number}", row))
         elif row is not None:
             broken.append(f"line {number}: not a JSON object ({line[:40]})")
-    yield from _table(rows, config, broken)
+    return _table(rows, config, broken)
 
 
 def read_coco_captions(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
@@ -166,8 +176,8 @@ def coco_caption_entries(path: Path, images: Path, broken: list[str]) -> list[Ca
     ]
 
 
-def _table(rows: list[tuple[str, dict[str, Any]]], config: DataConfig, broken: list[str]) -> Iterator[Sample]:
-    """Samples of the rows of a table, one a picture."""
+def _table(rows: list[tuple[str, dict[str, Any]]], config: DataConfig, broken: list[str]) -> list[Captioned]:
+    """The rows of a table put together, one entry a picture."""
     texts: dict[str, list[str]] = {}
     for where, row in rows:
         name, text = texts_of(row.get(config.path_column)), texts_of(row.get(config.caption_column))
@@ -178,8 +188,7 @@ def _table(rows: list[tuple[str, dict[str, Any]]], config: DataConfig, broken: l
         else:
             broken.append(f"{where}: has no {config.caption_column if name else config.path_column}")
     folder = Path(config.images) if config.images else Path(config.path).parent
-    entries = ((name, folder / name, tuple(own)) for name, own in texts.items())
-    yield from squares(entries, config.size, broken)
+    return [(name, folder / name, tuple(own)) for name, own in texts.items()]
 
 
 def _read_member(

@@ -41,21 +41,27 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class LabelSpace:
-    """The names to look for: ``listed`` in every picture, and beside them those of ``captions`` in their own picture.
+    """The names to look for: ``listed`` in every picture, and beside them those of its captions in a picture.
 
-    ``captions`` go by the picture's name, as the run that labels it has it.
+    ``own`` has these by the picture's path, as the run that labels it has it.
     """
 
-    listed: tuple[LabelName, ...]
-    captions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    listed: tuple[LabelName, ...] = ()
+    own: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
-        """A name of all that is asked."""
-        digest = hashlib.sha256(repr([(one.name, one.texts) for one in self.listed]).encode("utf-8", "surrogatepass"))
-        for key in sorted(self.captions):
-            digest.update(repr((key, list(self.captions[key]))).encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()[:32]
+        """A name of what is asked in every picture."""
+        listed = repr([(one.name, one.texts) for one in self.listed])
+        return hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    def own_names(self, picture: str) -> tuple[str, ...]:
+        """The names that are asked in this picture only."""
+        return tuple(self.own.get(picture, ()))
+
+    def asked(self, picture: str) -> Asked:
+        """What a teacher is asked in the picture."""
+        return Asked.of([*self.listed, *(LabelName(name, (name,)) for name in self.own_names(picture))])
 
 
 def label_names(lines: Iterable[str]) -> tuple[LabelName, ...]:

@@ -23,7 +23,7 @@ from owl_swin.files import make_folder_of, write_bytes
 from owl_swin.image import open_image
 from owl_swin.labelling.journal import Journal, LabelledPicture, digest_of
 from owl_swin.labelling.label_set import label_set
-from owl_swin.labelling.names import Asked, LabelName, LabelSpace
+from owl_swin.labelling.names import Asked, LabelSpace
 from owl_swin.locks import hold_lock
 from owl_swin.teachers.teacher import Teacher, checked
 from owl_swin.types import Detections
@@ -88,7 +88,7 @@ def label_pictures(
     paths = list(dict.fromkeys(os.fspath(path) for path in pictures))
     if not paths:
         raise DataError("there is no picture to label")
-    if not space.listed and not space.captions:
+    if not space.listed and not any(space.own.values()):
         raise QueryError("there is nothing to look for; give names, or captions to take them from")
     folder = common_folder(paths) if root is None else os.fspath(root)
     make_folder_of(to)
@@ -111,7 +111,7 @@ def _label(
     journal: Journal,
     progress: Callable[[int], None] | None,
 ) -> LabelReport:
-    known = {path for path in paths if path in journal.pictures and journal.pictures[path].stamp == stamp_of(path)}
+    known = {path for path in paths if _is_known(path, journal, space)}
     done, skipped = len(known), list[tuple[str, str]]()
     new = [path for path in paths if path not in known]
     for batch in _batches(_opened(new, 2 * options.batch_size), options.batch_size):
@@ -198,8 +198,7 @@ def _answers(
     opened: Sequence[Opened], teacher: Teacher, space: LabelSpace, threshold: float
 ) -> Iterator[LabelledPicture]:
     """What the teacher finds in pictures that are shown to it together."""
-    own = [_caption_names(space, one.path) for one in opened]
-    asked = [Asked.of([*space.listed, *names]) for names in own]
+    asked = [space.asked(one.path) for one in opened]
     shown = [i for i in range(len(opened)) if asked[i].texts]
     try:
         found = teacher.find([opened[i].picture for i in shown], [asked[i].texts for i in shown], threshold)
@@ -211,19 +210,21 @@ def _answers(
         raise DataError(f"the teacher {teacher.name} gave {len(found)} answers for {len(shown)} pictures")
     answers = dict(zip(shown, found, strict=True))
     for i, one in enumerate(opened):
-        empty = LabelledPicture(one.path, one.stamp, one.picture.width, one.picture.height)
-        more = tuple(name.name for name in own[i])
+        size, own = one.picture.size, space.own_names(one.path)
+        empty = LabelledPicture(one.path, one.stamp, *size, asked=own)
         if i not in answers:
             yield empty
             continue
         answer = checked(answers[i], one.picture, asked[i].texts, teacher.name, one.path)
         labels, scores, boxes = _by_name(answer, asked[i], threshold)
         names = tuple(asked[i].names[label] for label in labels)
-        yield replace(empty, names=names, scores=scores, boxes=boxes, asked=more)
+        yield replace(empty, names=names, scores=scores, boxes=boxes)
 
 
-def _caption_names(space: LabelSpace, path: str) -> list[LabelName]:
-    return [LabelName(name, (name,)) for name in space.captions.get(path, ())]
+def _is_known(path: str, journal: Journal, space: LabelSpace) -> bool:
+    """Whether this very file was asked for these very names."""
+    row = journal.pictures.get(path)
+    return row is not None and row.stamp == stamp_of(path) and row.asked == space.own_names(path)
 
 
 def _by_name(
