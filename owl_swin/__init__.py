@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from owl_swin.image import open_image
     from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
     from owl_swin.index.region_index import RegionIndex
+    from owl_swin.pipelines import ZeroShotObjectDetectionPipeline, pipeline
     from owl_swin.postprocess import DetectOptions
     from owl_swin.queries import Query
     from owl_swin.render import draw_detections, draw_heat_map
@@ -54,10 +55,12 @@ __all__ = [
     "QueryEmbeddings",
     "QueryError",
     "RegionIndex",
+    "ZeroShotObjectDetectionPipeline",
     "draw_detections",
     "draw_heat_map",
     "load_swin",
     "open_image",
+    "pipeline",
     "to_coco",
     "to_csv",
     "to_fiftyone",
@@ -95,10 +98,12 @@ _MODULES = {
     "QueryEmbeddings": "owl_swin.types",
     "QueryError": "owl_swin.errors",
     "RegionIndex": "owl_swin.index.region_index",
+    "ZeroShotObjectDetectionPipeline": "owl_swin.pipelines",
     "draw_detections": "owl_swin.render",
     "draw_heat_map": "owl_swin.render",
     "load_swin": "owl_swin.families.swin_weights",
     "open_image": "owl_swin.image",
+    "pipeline": "owl_swin.pipelines",
     "to_coco": "owl_swin.formats",
     "to_csv": "owl_swin.formats",
     "to_fiftyone": "owl_swin.formats",

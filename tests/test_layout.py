@@ -26,7 +26,7 @@ FLOORS = [
     | {"publishing"},
     {"data"},
     {"detector"},
-    {"index", "teachers"},
+    {"index", "teachers", "pipelines"},
     {"labelling"},
     {"training"},
     {"evaluation"},
