@@ -69,17 +69,22 @@ def benchmark_training(
     return {
         "protocol": f"training step of the image side, {batch_size} pictures of {image_size} px, {precision}, "
         f"median of {rounds} alternating rounds",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {place.type}, torch {torch.__version__}",
-        "images_per_s": {name: _figure(value) for name, value in rate.items()},
-        "gflops": {name: _figure(value) for name, value in gflops.items()},
+        "machine": describe_machine(place),
+        "images_per_s": {name: figure(value) for name, value in rate.items()},
+        "gflops": {name: figure(value) for name, value in gflops.items()},
         "matrix_side": side,
-        "matrix_gflops": _figure(matrix),
-        "share_of_matrix_rate": {name: _figure(value / matrix) for name, value in gflops.items()},
-        "ratio_to_timm": _figure(rate["owl_swin"] / rate["timm"]),
+        "matrix_gflops": figure(matrix),
+        "share_of_matrix_rate": {name: figure(value / matrix) for name, value in gflops.items()},
+        "ratio_to_timm": figure(rate["owl_swin"] / rate["timm"]),
     }
 
 
-def _figure(value: float) -> float:
+def describe_machine(device: torch.device) -> str:
+    """What figures were measured on."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {device.type}, torch {torch.__version__}"
+
+
+def figure(value: float) -> float:
     """Four significant digits, so that ratios of figures hold on a slow machine too."""
     return float(f"{value:.4g}")
 

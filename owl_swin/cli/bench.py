@@ -110,6 +110,43 @@ def search(
     _print_result(result, json_out)
 
 
+@app.command()
+def labels(
+    model: Annotated[
+        str | None, typer.Option(help="An OWL-ViT or OWLv2 checkpoint. None: random weights of --shape.")
+    ] = None,
+    shape: Annotated[
+        str, typer.Option(help="tiny, or the name of a published checkpoint as owlv2-base-patch16.")
+    ] = "tiny",
+    counts: Annotated[str, typer.Option("--labels", help="Numbers of labels, separated by commas.")] = "1,10,80",
+    rounds: Annotated[int, typer.Option(help="Measured rounds of each; the median counts.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Time one picture with several labels beside transformers' pipeline, which encodes it once a label.
+
+    Example: owl-swin bench labels --shape owlvit-base-patch32
+    """
+    from owl_swin.bench.labels import benchmark_labels
+    from owl_swin.errors import QueryError
+    from owl_swin.runtime import pick_device
+
+    _prepare(json_out)
+    try:
+        numbers = [int(part) for part in counts.split(",")]
+    except ValueError:
+        raise QueryError(f"--labels are whole numbers between commas, got {counts!r}") from None
+    result = benchmark_labels(
+        model,
+        shape=shape,
+        labels=numbers,
+        rounds=rounds,
+        device=str(pick_device(device)),
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    _print_result(result, json_out)
+
+
 def _prepare(json_out: Path | None) -> None:
     """Finds out before the work whether its result can be kept."""
     if json_out is not None:
