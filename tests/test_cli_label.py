@@ -62,6 +62,16 @@ def test_captions_name_what_is_looked_for(label, photos):
         assert {category["name"] for category in made["categories"]} == names
 
 
+def test_several_teachers_and_views(label, photos, model_file):
+    views = ("--teacher", model_file, "--agree", "2", "--flip", "--scale", "1", "--scale", "1.5")
+    run = label("Photos", "--to", "l.json", "--query", "a dog", *views, "--picture-threshold", "0.1")
+    assert run.code == 0
+    teacher = json.loads((photos / "l.json").read_text())["info"]["teacher"]
+    assert teacher["scales"] == [1, 1.5] and teacher["flip"] and len(teacher["teachers"]) == 2
+    run = label("Photos", "--to", "m.json", "--query", "a dog", "--agree", "2")
+    assert run.code == 2 and run.err == "owl-swin: of 1 teachers 1 to 1 can agree, got 2\n"
+
+
 def test_thresholds_are_the_published_ones_and_can_be_set(label, photos):
     names = [option for name in ("a dog", "a cat", "x", "mug", "a car") for option in ("--query", name)]
     label("Photos/a.png", "--to", "all.json", *names, "--threshold", "0", "--picture-threshold", "0")

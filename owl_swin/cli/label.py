@@ -23,12 +23,13 @@ def label(
     ],
     to: Annotated[Path, typer.Option(metavar="LABELS.json", help="The data set to write, in COCO's form with scores.")],
     teacher: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="The model that labels: a name that ships, a file, a folder, or one of the Hugging Face hub (ours, "
-            "OWL-ViT, OWLv2, GroundingDINO, MM-GroundingDINO, LLMDet, OmDet-Turbo, SAM 3)."
+            "OWL-ViT, OWLv2, GroundingDINO, MM-GroundingDINO, LLMDet, OmDet-Turbo, SAM 3). Repeated: fused.",
+            show_default="nano",
         ),
-    ] = "nano",
+    ] = None,
     queries: Annotated[
         Path | None,
         typer.Option(metavar="NAMES.txt", help='Names to look for, one on each line; "sofa, couch" is one class.'),
@@ -45,6 +46,12 @@ def label(
     threshold: Annotated[float, typer.Option(help="Lowest score of a box.")] = 0.1,
     picture_threshold: Annotated[float, typer.Option(help="A picture stays if its best box has this score.")] = 0.3,
     batch_size: Annotated[int, typer.Option(help="Pictures that the teacher is shown together.")] = 8,
+    agree: Annotated[int, typer.Option(help="Of several teachers, how many must have found a thing.")] = 1,
+    flip: Annotated[bool, typer.Option("--flip", help="Show each picture mirrored too, and fuse the answers.")] = False,
+    scale: Annotated[
+        list[float] | None,
+        typer.Option(help="Size at which pictures are shown, against the teacher's own; repeat it.", show_default="1"),
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(help="A picture to write, of sample pictures with their boxes.")] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = None,
@@ -76,9 +83,12 @@ def label(
     root = photos[0] if len(photos) == 1 and Path(photos[0]).is_dir() else None
     own = {} if captions is None else {p: n_grams(texts) for p, texts in captions_of(captions, sources, root).items()}
 
+    from owl_swin.teachers.ensemble import Ensemble
     from owl_swin.teachers.load import load_teacher
 
-    model = load_teacher(teacher, device=device, dtype=dtype, image_size=image_size)
+    teachers = [load_teacher(one, device=device, dtype=dtype, image_size=image_size) for one in teacher or ("nano",)]
+    single = len(teachers) == 1 and not flip and not scale
+    model = teachers[0] if single and agree == 1 else Ensemble(teachers, flip=flip, scales=scale or (1,), agree=agree)
     try:
         with Progress(len(sources)) as progress:
             report = label_pictures(

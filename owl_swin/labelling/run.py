@@ -206,6 +206,9 @@ def _answers(
         raise DataError(
             f"the memory of the device is too small for {len(shown)} pictures at once; give a smaller batch size"
         ) from None
+    except DataError as error:  # of one of several teachers
+        where = f"{opened[0].path} to {opened[-1].path}" if len(opened) > 1 else opened[0].path
+        raise DataError(error.reason, of=where) from None
     if len(found) != len(shown):
         raise DataError(f"the teacher {teacher.name} gave {len(found)} answers for {len(shown)} pictures")
     answers = dict(zip(shown, found, strict=True))
@@ -215,7 +218,10 @@ def _answers(
         if i not in answers:
             yield empty
             continue
-        answer = checked(answers[i], one.picture, asked[i].texts, teacher.name, one.path)
+        try:
+            answer = checked(answers[i], one.picture, asked[i].texts, teacher.name)
+        except DataError as error:
+            raise DataError(error.reason, of=one.path) from None
         labels, scores, boxes = _by_name(answer, asked[i], threshold)
         names = tuple(asked[i].names[label] for label in labels)
         yield replace(empty, names=names, scores=scores, boxes=boxes)

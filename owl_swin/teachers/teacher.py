@@ -35,7 +35,7 @@ class Teacher(Protocol):
         ...
 
 
-def checked(found: Detections, picture: Image.Image, texts: Sequence[str], teacher: str, where: str) -> Detections:
+def checked(found: Detections, picture: Image.Image, texts: Sequence[str], teacher: str) -> Detections:
     """A teacher's answer on the CPU, boxes cut to the picture and those outside of it left out.
 
     Scores outside [0, 1], boxes that are no numbers and labels that are none of the texts raise DataError.
@@ -43,12 +43,12 @@ def checked(found: Detections, picture: Image.Image, texts: Sequence[str], teach
     boxes, scores, labels = found.boxes.float().cpu(), found.scores.float().cpu(), found.labels.cpu()
     if not ((scores >= 0) & (scores <= 1)).all():  # NaN fails this too
         wrong = scores[~((scores >= 0) & (scores <= 1))][0].item()
-        raise DataError(f"{where}: the teacher {teacher} gave a score of {wrong:g}, which is not in 0 to 1")
+        raise DataError(f"the teacher {teacher} gave a score of {wrong:g}, which is not in 0 to 1")
     if not boxes.isfinite().all():
-        raise DataError(f"{where}: the teacher {teacher} gave a box with NaN or infinity")
+        raise DataError(f"the teacher {teacher} gave a box with NaN or infinity")
     if not ((labels >= 0) & (labels < len(texts))).all():
         wrong = int(labels[(labels < 0) | (labels >= len(texts))][0])
-        raise DataError(f"{where}: the teacher {teacher} gave the label {wrong}, and was asked for {len(texts)} names")
+        raise DataError(f"the teacher {teacher} gave the label {wrong}, and was asked for {len(texts)} names")
     boxes = clip(boxes, (picture.height, picture.width))
     inside = area(boxes) > 0
     n = int(inside.sum())
