@@ -37,16 +37,18 @@ class Publishable:
         """The network itself."""
         raise NotImplementedError
 
-    def save_pretrained(self, folder: str | Path, *, int8: bool = False, licence: str | None = None) -> Path:
+    def save_pretrained(
+        self, folder: str | Path, *, int8: bool = False, licence: str | None = None, name: str | None = None
+    ) -> Path:
         """Writes config.json, model.safetensors and the model card README.md, and gives the folder back.
 
         Weights are as they are, to the bit, for any reader of safetensors; ``int8`` writes large matrices as int8 rows
         with a scale each, a quarter of the size. ``licence`` is what the hub calls one, as "apache-2.0"; None: what the
-        card says. A card that somebody wrote there is kept.
+        card says. ``name`` is where the model will be found, as "user/name". A card that somebody wrote is kept.
         """
         folder = Path(folder)
-        name = folder.resolve().name
-        _write(folder, _own(self.model), self.card, name=name, source=str(folder), int8=int8, licence=licence)
+        source = name or folder.resolve().name
+        _write(folder, _own(self.model), self.card, source, int8=int8, licence=licence)
         return folder
 
     def push_to_hub(
@@ -66,18 +68,18 @@ class Publishable:
         huggingface_hub takes it; None is what `hf auth login` stored. What the hub refuses raises CheckpointError.
         """
         with tempfile.TemporaryDirectory() as kept:
-            folder, name = Path(kept), repo_id.rpartition("/")[2]
-            _write(folder, _own(self.model), self.card, name=name, source=repo_id, int8=int8, licence=licence)
+            folder = Path(kept)
+            _write(folder, _own(self.model), self.card, repo_id, int8=int8, licence=licence)
             try:
                 return _push(folder, repo_id, token, revision, private, commit_message)
             except Exception as error:  # huggingface_hub's errors and those of its HTTP client have no root in common
                 raise CheckpointError(_refusal(error), of=repo_id) from None
 
 
-def model_card(card: Mapping[str, Any], *, name: str, source: str, licence: str | None = None) -> str:
+def model_card(card: Mapping[str, Any], source: str, *, licence: str | None = None) -> str:
     """The text of README.md: the hub's metadata, what ``card`` says, its table of results, and a program to start with.
 
-    ``name`` is the title where the card has none, ``source`` what from_pretrained reads.
+    ``source`` is what from_pretrained reads.
     """
     from huggingface_hub import ModelCardData
 
@@ -92,7 +94,7 @@ def model_card(card: Mapping[str, Any], *, name: str, source: str, licence: str 
     )
     parts = [
         f"---\n{metadata.to_yaml().strip()}\n---",
-        f"# {card.get('name') or name}",
+        f"# {card.get('name') or source.rpartition('/')[2]}",
         *_sentences(card, "description"),
     ]
     parts += ["## How to use it", _program(source)]
@@ -126,14 +128,13 @@ def _write(
     folder: Path,
     model: OwlSwin,
     card: Mapping[str, Any],
-    *,
-    name: str,
     source: str,
+    *,
     int8: bool,
     licence: str | None,
 ) -> None:
     make_folder(folder)
-    text = model_card(card, name=name, source=source, licence=licence)
+    text = model_card(card, source, licence=licence)
     save_checkpoint(folder / WEIGHTS, model, card, int8=int8, exact=not int8)
     write_json(folder / "config.json", settings_of(model.config, card), what="the model's settings")
     if _somebodys_own(folder / CARD):

@@ -2,6 +2,8 @@
 
 import json
 import socket
+from dataclasses import replace
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -9,12 +11,14 @@ import torch
 from conftest import TINY, make_tiny_model
 from fake_hub import FakeHub, serving
 from huggingface_hub import ModelCard
-from owl_checkpoints import save_owl
 from safetensors.torch import load_file, save_file
 
+from owl_swin.cli.main import main
 from owl_swin.detector import Detector
 from owl_swin.errors import CheckpointError, OwlSwinError
+from owl_swin.models.network import Pretrained
 from owl_swin.publishing import FILES, MARK, markdown_table, model_card
+from owl_swin.training.initial import load_init
 
 CARD = {
     "name": "Käfer | finder",
@@ -97,7 +101,7 @@ def test_the_card_has_what_the_hub_asks_for_and_our_table(beetles, tmp_path):
     ],
 )
 def test_a_licence_is_named_where_it_is_one(licence, given, expected):
-    data = ModelCard(model_card({"licence": licence}, name="x", source="a/x", licence=given)).data
+    data = ModelCard(model_card({"licence": licence}, "a/x", licence=given)).data
     assert (data.license, data.get("license_name")) == expected
 
 
@@ -120,9 +124,9 @@ def test_what_cannot_be_written_is_one_sentence(beetles, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OwlSwinError, match="cannot write in this folder"):
         beetles.save_pretrained(tmp_path / "file")
-    save_owl(tmp_path / "owl", "owlvit")
+    other = SimpleNamespace(spec=replace(beetles.spec, family="owlvit"))
     with pytest.raises(CheckpointError, match="of the family 'owlvit' cannot be saved by owl_swin; it came from trans"):
-        Detector.from_pretrained(tmp_path / "owl").save_pretrained(tmp_path / "copy")
+        Detector(Pretrained(other, None, None)).save_pretrained(tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
 
@@ -193,3 +197,36 @@ def test_a_revision_of_what_is_no_model_of_the_hub_is_refused(beetles, tmp_path)
     for source in ("nano", tmp_path):
         with pytest.raises(CheckpointError, match="a revision is one of a model on the hub, got 'v2'"):
             Detector.from_pretrained(source, revision="v2")
+
+
+def test_the_command_line_sends_a_model_and_reads_it_by_its_name(hub, beetles, tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["owl-swin", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, *capsys.readouterr()
+
+    beetles.save_pretrained(tmp_path / "run")
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    code, out, _ = run("push", tmp_path / "run", "me/beetles", "--licence", "mit", "--folder", tmp_path / "look")
+    assert (code, out) == (0, f"{tmp_path / 'look'}\n") and hub.messages == []
+    card = (tmp_path / "look" / "README.md").read_text(encoding="utf-8")
+    assert "license: mit" in card and 'from_pretrained("me/beetles")' in card
+    code, out, _ = run("push", tmp_path / "run", "me/beetles", "--message", "Beetles", "--int8")
+    assert code == 0 and out.endswith("/me/beetles\n") and hub.messages == ["Beetles"]
+    code, out, _ = run("info", "me/beetles")
+    assert code == 0 and out.startswith("Käfer | finder  (") and "beetles: AP50" in out
+    copy = tmp_path / "copy.safetensors"
+    assert run("export", "me/beetles", "--to", copy)[0] == 0 and Detector.from_pretrained(copy).card == CARD
+    code, _, err = run("push", tmp_path / "run", "beetles")
+    assert (code, err) == (2, 'owl-swin: beetles: no possible name of a model on the hub; give one as "user/name"\n')
+    code, _, err = run("info", "me/bugs")
+    assert code == 2 and err.startswith("owl-swin: me/bugs: no such model on the hub, and no such folder here")
+
+
+def test_training_starts_from_a_model_of_the_hub(hub, beetles):
+    beetles.push_to_hub("me/beetles", token="hf_mine")
+    model = make_tiny_model(seed=1)
+    load_init(model, "me/beetles")
+    assert Detector(model).fingerprint == beetles.fingerprint

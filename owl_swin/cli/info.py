@@ -27,7 +27,10 @@ class Format(StrEnum):
 def info(
     what: Annotated[
         str,
-        typer.Argument(metavar="MODEL|DATA", help="A name that ships, a .safetensors file, a folder; or a data set."),
+        typer.Argument(
+            metavar="MODEL|DATA",
+            help="A name that ships or is on the hub, a .safetensors file, a folder; or a data set.",
+        ),
     ] = "nano",
     kind: Annotated[
         str | None,
@@ -62,10 +65,16 @@ def info(
 def _kind_of_data(what: str, kind: str | None, *, asked: bool) -> str | None:
     """The kind of the data set at ``what``, or None when it is a model."""
     from owl_swin.data.guess import guess_kind
+    from owl_swin.families.hub import is_hub_name
     from owl_swin.families.owl_swin import SHIPPED
 
     path = Path(what)
-    if kind is None and (what in SHIPPED or path.suffix == ".safetensors" or any(_files(path, "*.safetensors"))):
+    if kind is None and (
+        what in SHIPPED
+        or (is_hub_name(what) and not asked)
+        or path.suffix == ".safetensors"
+        or any(_files(path, "*.safetensors"))
+    ):
         return None
     chosen = kind or guess_kind(what)
     if chosen is None and (asked or path.suffix == ".json" or any(_files(path, "*"))):
@@ -85,13 +94,14 @@ def _about_model(model: str) -> dict[str, Any]:
     """Everything that is printed of a model, ready for JSON."""
     from owl_swin.config import to_mapping
     from owl_swin.families import load
+    from owl_swin.families.hub import local_place
     from owl_swin.families.owl_swin import checkpoint_path
     from owl_swin.models.owl_swin import OwlSwin
 
     loaded = load(model)
     network: Any = loaded.network
     own = isinstance(network, OwlSwin)
-    path = checkpoint_path(model) if own else Path(model)
+    path = checkpoint_path(model) if own else Path(local_place(model))
     files = [path] if path.is_file() else _files(path, "*.safetensors")
     towers = (network.image_encoder, network.text_encoder) if own else (network.vision_model, network.text_model)
     parts = dict(zip(PARTS, (*towers, network), strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from owl_swin.errors import CheckpointError, ConfigError, brief
-from owl_swin.families.hub import fetch_snapshot, is_hub_name
+from owl_swin.families.hub import is_hub_name, local_place
 from owl_swin.families.owl_preprocess import Owlv2Preprocess
 from owl_swin.families.owl_swin import load_owl_swin, pretrained
 from owl_swin.families.owl_vit import FAMILIES, load_owl_vit
@@ -37,7 +37,7 @@ def load(
         raise CheckpointError(f"a model is named by a text or a path, got {type(source).__name__}")
     if revision is not None and not is_hub_name(source):
         raise CheckpointError(f"a revision is one of a model on the hub, got {revision!r}", of=source)
-    place = fetch_snapshot(str(source), revision=revision, token=token) if is_hub_name(source) else source
+    place = local_place(source, revision=revision, token=token)
     settings = _settings(place)
     kind = settings.get("model_type", OWN)
     if kind == OWN:

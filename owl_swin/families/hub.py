@@ -26,6 +26,11 @@ def is_hub_name(source: str | Path) -> bool:
     return not isinstance(source, Path) and len(text) <= 193 and not _is_here(text)
 
 
+def local_place(source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> str | Path:
+    """Where a model is on this machine: of one on the hub the folder that it is fetched to, else ``source`` itself."""
+    return fetch_snapshot(str(source), revision=revision, token=token) if is_hub_name(source) else source
+
+
 def fetch_snapshot(
     name: str,
     *,

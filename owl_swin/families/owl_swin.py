@@ -11,6 +11,7 @@ from torch import Tensor
 
 from owl_swin.config import ModelConfig, from_mapping, to_mapping
 from owl_swin.errors import CheckpointError, ConfigError
+from owl_swin.families.hub import local_place
 from owl_swin.families.weights import ROW_SCALE, dequantise, load_tensors, quantise_rows, read_tensors
 from owl_swin.files import near_name, read_json, write_safetensors
 from owl_swin.frame import SwinPreprocess
@@ -112,10 +113,10 @@ def pretrained(model: OwlSwin, card: Mapping[str, Any] | None = None) -> Pretrai
 
 
 def checkpoint_path(source: str | Path) -> Path:
-    """The file behind a name that ships, a file or a folder."""
+    """The file behind a name that ships, a file, a folder, or a name on the hub."""
     if str(source) in SHIPPED:
         return Path(str(files("owl_swin") / "weights" / f"{source}.safetensors"))
-    path = Path(source)
+    path = Path(local_place(source))
     try:
         if path.is_dir():
             path = path / "model.safetensors"
@@ -127,6 +128,7 @@ def checkpoint_path(source: str | Path) -> Path:
         near = (*difflib.get_close_matches(str(source), SHIPPED, n=1), near_name(str(source)))[0]
         hint = f" (did you mean {near}?)" if near else ""
         raise CheckpointError(
-            f"{source}: no such model{hint}; give a .safetensors file, a folder with model.safetensors, or {names}"
+            f"{source}: no such model{hint}; give a .safetensors file, a folder with model.safetensors, a name on the "
+            f"Hugging Face hub as user/model, or {names}"
         )
     return path
