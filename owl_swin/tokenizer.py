@@ -4,7 +4,7 @@ import gzip
 import html
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,6 +60,11 @@ class ClipTokenizer:
             row[: len(own)] = own
         return ids
 
+    def has_vocabulary(self, vocabulary: Mapping[str, int]) -> bool:
+        """Whether ids of tokens are these; the two tokens that stand around a text may be called otherwise."""
+        same = (vocabulary.get(token) == i for i, token in enumerate(self._tokens[:START]))
+        return len(vocabulary) == self.vocab_size and all(same)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens; bytes that are no text become marks."""
         signs = "".join(self._tokens[i] for i in ids)
@@ -97,6 +102,10 @@ class Tokenizer:
     def readings(self) -> dict[int, str]:
         """What every id of the small tower's tokenizer stands for, spaces cut off."""
         return {i: self._encode.decode([i]).strip() for i in range(self._encode.vocab_size)}
+
+    def has_vocabulary(self, vocabulary: Mapping[str, int]) -> bool:
+        """Whether ids of tokens are those of CLIP, and this reads texts by them."""
+        return isinstance(self._encode, ClipTokenizer) and self._encode.has_vocabulary(vocabulary)
 
     def _is_cut(self, text: str, row: Tensor) -> bool:
         # With room for one more token, only a text that was cut ends elsewhere. SigLIP's padding is not 0.

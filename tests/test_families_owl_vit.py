@@ -35,13 +35,21 @@ def changed(folder, tmp_path):
 
 
 def test_the_vocabulary_of_a_folder_is_that_of_clip(tmp_path):
+    """Whether in the two files that are published or in the one that transformers writes today."""
+    import transformers
+
     save_clip_tokenizer(tmp_path)
-    own, clip = FolderTokenizer(tmp_path, 16), get_tokenizer(16)
-    assert own.vocab_size == 49408
-    assert torch.equal(own(TEXTS), clip(TEXTS))
-    long = ["word " * 40]
-    assert torch.equal(own(long), clip(long))
-    assert own([]).shape == (0, 16)
+    clip = get_tokenizer(16)
+    assert clip.has_vocabulary(json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8")))
+    transformers.CLIPTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "new")
+    assert (tmp_path / "new" / "tokenizer.json").is_file()
+    for folder in (tmp_path, tmp_path / "new"):
+        own = FolderTokenizer(folder, 16)
+        assert own.vocab_size == 49408
+        assert torch.equal(own(TEXTS), clip(TEXTS))
+        long = ["word " * 40]
+        assert torch.equal(own(long), clip(long))
+        assert own([]).shape == (0, 16)
 
 
 def test_the_tokenizer_of_the_folder_comes_first(tmp_path):
@@ -128,6 +136,8 @@ def _settings(**changes):
         (lambda folder: (folder / "config.json").write_text("{"), "not a JSON file"),
         (lambda folder: (folder / "config.json").write_text("[]"), "must be a JSON object"),
         (lambda folder: (folder / "vocab.json").write_text("{"), "its tokenizer cannot be read"),
+        (lambda folder: (folder / "vocab.json").write_text('{"a": 0}'), "its tokenizer cannot be read"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
         (lambda folder: (folder / "preprocessor_config.json").write_text('{"image_mean": 3}'), "cannot be read"),
     ],
 )

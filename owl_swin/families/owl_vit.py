@@ -24,13 +24,13 @@ IMAGE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
 PATCH_SIZES = {"owlvit": 32, "owlv2": 16}
 # OWL-ViT has no objectness: the best answer to these names stands for it.
 BROAD_NAMES = (
-    *("person", "animal", "bird", "insect", "plant", "food", "vehicle", "furniture", "electric appliance"),
-    *("electronic device", "tool", "piece of clothing", "bag", "toy", "book", "bottle", "kitchen utensil"),
-    *("piece of sports equipment", "musical instrument", "sign", "building", "container", "lamp", "picture"),
+    *("a person", "an animal", "a bird", "an insect", "a plant", "food", "a vehicle", "furniture", "an appliance"),
+    *("an electronic device", "a tool", "clothing", "a bag", "a toy", "a book", "a bottle", "a kitchen utensil"),
+    *("sports equipment", "a musical instrument", "a sign", "a building", "a container", "a lamp", "a picture"),
 )
 # Ids of the tokenizer that stands in where a folder has none.
 CLIP_VOCABULARY = 49_408
-BROAD_TEMPLATE = "a photo of a {}"
+BROAD_TEMPLATE = "a photo of {}"
 
 
 def load_owl_vit(folder: Path, settings: Mapping[str, Any], name: str) -> Pretrained:
@@ -121,12 +121,12 @@ def _read_weights(folder: Path, family: str, name: str) -> dict[str, Tensor]:
 
 def _tokenizer(folder: Path, config: OwlVitConfig) -> Callable[[Sequence[str]], Tensor]:
     """The folder's own tokenizer, or CLIP's."""
-    made: FolderTokenizer | Tokenizer
-    if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+    clip = get_tokenizer(config.context_length)
+    made: FolderTokenizer | Tokenizer = clip
+    known, whose = CLIP_VOCABULARY, "CLIP's tokenizer"
+    if not _reads_as_clip(folder, clip):
         made = FolderTokenizer(folder, config.context_length)
         known, whose = made.vocab_size, "its tokenizer"
-    else:
-        made, known, whose = get_tokenizer(config.context_length), CLIP_VOCABULARY, "CLIP's tokenizer"
     if known > config.vocab_size:
         raise CheckpointError(
             f"{folder}: its text encoder knows {config.vocab_size} tokens, but {whose} has {known}; put the tokenizer "
@@ -135,34 +135,51 @@ def _tokenizer(folder: Path, config: OwlVitConfig) -> Callable[[Sequence[str]], 
     return made
 
 
+def _reads_as_clip(folder: Path, clip: Tokenizer) -> bool:
+    """Whether the folder has no tokenizer, or the one that is built in: importing transformers takes seconds."""
+    if (folder / "tokenizer.json").is_file():
+        return False
+    path = folder / "vocab.json"
+    try:
+        return not path.is_file() or clip.has_vocabulary(read_json(path))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"its tokenizer cannot be read ({error})", of=path) from None
+
+
 class FolderTokenizer:
-    """Ids of the tokenizer that transformers saved in a folder. Text that is too long is cut, with one warning."""
+    """Ids of the tokenizer that a folder holds. Text that is too long is cut, with one warning, never refused."""
 
     def __init__(self, folder: Path, context_length: int):
-        from transformers import CLIPTokenizer
-
-        try:
-            self._encode = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:  # a damaged file: whatever its reader raises
-            raise CheckpointError(f"{folder}: its tokenizer cannot be read ({error})") from None
         self.context_length = context_length
+        try:
+            if (folder / "tokenizer.json").is_file():
+                from tokenizers import Tokenizer as Reader
+
+                self._encode = Reader.from_file(str(folder / "tokenizer.json"))
+            else:
+                from transformers import CLIPTokenizer
+
+                self._encode = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+            self._encode.no_padding()
+            self._encode.no_truncation()
+        except Exception as error:  # a damaged file: whatever its reader raises
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"its tokenizer cannot be read ({reason})", of=folder) from None
 
     @property
     def vocab_size(self) -> int:
         """How many ids there are."""
-        return len(self._encode)
+        return self._encode.get_vocab_size()
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids [N, context_length], int64."""
-        if not texts:
-            return torch.zeros((0, self.context_length), dtype=torch.long)
-        rows = self._encode([clean_text(text) for text in texts], truncation=False)["input_ids"]
-        ids = torch.zeros((len(rows), self.context_length), dtype=torch.long)
-        for text, row, out in zip(texts, rows, ids, strict=True):
+        ids = torch.zeros((len(texts), self.context_length), dtype=torch.long)
+        found = self._encode.encode_batch([clean_text(text) for text in texts])
+        for text, row, out in zip(texts, (one.ids for one in found), ids, strict=True):
             if len(row) > self.context_length:
                 warn_once(f"query {text[:60]!r} is longer than {self.context_length} tokens and was cut")
                 row = [*row[: self.context_length - 1], row[-1]]
-            out[: len(row)] = torch.tensor(row)
+            out[: len(row)] = torch.tensor(row, dtype=torch.long)
         return ids
 
 
