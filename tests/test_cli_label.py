@@ -40,7 +40,9 @@ def test_a_folder_becomes_a_set_that_can_be_looked_at_and_trained_on(label, owl_
     assert [category["name"] for category in made["categories"]] == ["a dog", "sofa, couch"]
     assert all(0.1 <= a["score"] <= 1 for a in made["annotations"])
     assert run.out == f"labels.json: {len(made['annotations'])} boxes in 2 pictures; 0 left out, 1 skipped\n"
-    assert "broken.jpg: not a picture" in run.err and 'kind "coco", path "labels.json", images "Photos"' in run.err
+    assert (
+        "broken.jpg: not a picture" in run.err and 'kind = "coco", path = "labels.json", images = "Photos"' in run.err
+    )
     assert Image.open(photos / "Photos" / "sheet.jpg").width > 400
     about = owl_swin("info", "labels.json", "--images", "Photos", "--format", "json")
     assert json.loads(about.out)["boxes"] == len(made["annotations"])
@@ -60,6 +62,21 @@ def test_captions_name_what_is_looked_for(label, photos):
         assert run.code == 0
         made = json.loads((photos / f"{captions}.json").read_text())
         assert {category["name"] for category in made["categories"]} == names
+
+
+def test_tasks_for_label_studio_are_written_too(label, photos):
+    run = label(
+        *("Photos", "--to", "l.json", "--query", "a <dog>"),
+        *("--label-studio", "tasks/t.json", "--label-studio-root", "."),
+    )
+    assert run.code == 0 and '<Label value="a &lt;dog&gt;" />' in run.err
+    tasks = json.loads((photos / "tasks" / "t.json").read_text())
+    boxes = json.loads((photos / "l.json").read_text())["annotations"]
+    assert [one["data"]["image"] for one in tasks] == [
+        "/data/local-files/?d=Photos/a.png",
+        "/data/local-files/?d=Photos/S%C3%BCd/b%20b.png",
+    ]
+    assert sum(len(one["predictions"][0]["result"]) for one in tasks) == len(boxes) > 0
 
 
 def test_several_teachers_and_views(label, photos, model_file):
@@ -92,6 +109,14 @@ def test_thresholds_are_the_published_ones_and_can_be_set(label, photos):
         (["http://a.org/b.jpg", "--query", "x"], "http://a.org/b.jpg: a data set names its pictures"),
         (["Photos", "--query", "a dog", "--threshold", "1.5"], "threshold must lie in 0 to 1, got 1.5"),
         (["Photos", "--query", "a dog", "--sheet", "sheet.txt"], "sheet.txt: the sheet's name must end in .jpg"),
+        (
+            ["Photos", "--query", "x", "--label-studio-root", "Photos"],
+            "--label-studio-root is for the tasks of --label",
+        ),
+        (
+            ["Photos", "--query", "x", "--label-studio", "t.json", "--label-studio-root", "Empty"],
+            "Photos/a.png: does not lie below Empty",
+        ),
         (["Photos", "--query", "a dog", "--teacher", "no-such-model"], "no-such-model"),
         (["Photos", "--query", "a dog", "--to", "Photos"], "Photos: cannot write a file here (Is a directory)"),
         (["Photos", "--query", "a dog", "--to", "/dev/null/l.json"], "/dev/null: cannot write in this folder"),

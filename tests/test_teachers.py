@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers
+from owl_checkpoints import save_clip_tokenizer, save_owl
 from picture_files import noise
 from safetensors.torch import load_file, save_file
 from teacher_checkpoints import (
@@ -18,6 +19,7 @@ from teacher_checkpoints import (
 from torch.testing import assert_close
 
 from owl_swin.boxes import pairwise_iou
+from owl_swin.detector import Detector
 from owl_swin.errors import CheckpointError, DataError, QueryError
 from owl_swin.labelling.names import LabelSpace, label_names
 from owl_swin.labelling.run import LabelOptions, label_pictures
@@ -256,3 +258,18 @@ def test_a_folder_that_is_not_whole_is_refused(folders, tmp_path, harm, said):
 def test_a_model_of_ours_is_a_teacher_too(model_file):
     teacher = load_teacher(model_file, device="cpu", image_size=128)
     assert isinstance(teacher, DetectorTeacher) and teacher.identity["image_size"] == 128
+
+
+def test_a_model_of_the_owl_family_is_a_teacher_too(tmp_path):
+    save_owl(tmp_path / "owl", "owlv2")
+    save_clip_tokenizer(tmp_path / "owl")
+    PICTURES[0].save(tmp_path / "0.png")
+    teacher = load_teacher(tmp_path / "owl", device="cpu")
+    label_pictures(
+        [tmp_path / "0.png"], tmp_path / "l.json", teacher, LabelSpace(label_names(["cat", "dog"])), LabelOptions(0, 0)
+    )
+    made = json.loads((tmp_path / "l.json").read_text())
+    found = Detector.from_pretrained(tmp_path / "owl").detect(PICTURES[0], ["cat", "dog"], threshold=0)
+    rows = [(a["category_id"] - 1, a["score"]) for a in made["annotations"]]
+    assert rows == [(one.query, pytest.approx(one.score, abs=1e-6)) for one in found] and len(rows) > 2
+    assert set(made["info"]["teacher"]) == {"name", "weights", "dtype", "image_size", "nms_iou"}

@@ -1,7 +1,9 @@
 """`owl-swin label`: pictures that nobody labelled in, a data set with scores out."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +12,13 @@ from owl_swin.cli import options
 from owl_swin.cli.pictures import STDIN, find_pictures
 from owl_swin.cli.printing import Progress, emit_line, note, say
 from owl_swin.errors import ImageError, OwlSwinError, QueryError
-from owl_swin.files import IMAGE_FORMS, make_folder_of, write_image
+from owl_swin.files import IMAGE_FORMS, make_folder_of, write_image, write_text
+from owl_swin.formats import label_studio_address, label_studio_interface
+
+if TYPE_CHECKING:
+    from owl_swin.labelling.names import LabelSpace
+    from owl_swin.labelling.run import LabelReport
+    from owl_swin.teachers.teacher import Teacher
 
 # Notes on pictures that could not be read, one a picture; more are counted.
 MOST_NOTES = 10
@@ -53,6 +61,14 @@ def label(
         typer.Option(help="Size at which pictures are shown, against the teacher's own; repeat it.", show_default="1"),
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="A picture to write, of sample pictures with their boxes.")] = None,
+    label_studio: Annotated[
+        Path | None,
+        typer.Option(metavar="TASKS.json", help="The same as tasks of Label Studio, to be corrected there."),
+    ] = None,
+    label_studio_root: Annotated[
+        Path | None,
+        typer.Option(help="Label Studio's LOCAL_FILES_DOCUMENT_ROOT, above the pictures: its tasks then show them."),
+    ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = None,
     image_size: options.ImageSize = None,
@@ -62,60 +78,103 @@ def label(
     It may be stopped at any moment; the same command goes on from there, and afterwards labels only what is new.
 
     Example: owl-swin label Photos --to labels.json --queries names.txt --sheet labels.jpg
+
+    With an open model: owl-swin label Photos --to labels.json --queries names.txt --teacher
+    google/owlv2-base-patch16-ensemble
+
+    By several, as they agree: owl-swin label Photos --to labels.json --captions captions.csv --teacher
+    IDEA-Research/grounding-dino-tiny --teacher google/owlv2-base-patch16-ensemble --agree 2
     """
-    if sheet is not None:
-        if sheet.suffix.lower() not in IMAGE_FORMS:
-            raise OwlSwinError(f"{sheet}: the sheet's name must end in {', '.join(IMAGE_FORMS)}")
-        make_folder_of(sheet)
+    _check_outputs(sheet, label_studio, label_studio_root)
     sources = _sources(photos, sheet)
-
-    from owl_swin.labelling.captions import captions_of, n_grams
-    from owl_swin.labelling.names import LabelSpace, label_names, read_label_names
-    from owl_swin.labelling.run import LabelOptions, label_pictures
-
-    listed = label_names(query or ()) + (read_label_names(queries) if queries is not None else ())
-    if not listed and captions is None:
-        raise QueryError(
-            "there is nothing to look for; give a file of names with --queries, names with --query, or --captions"
-        )
-    chosen = LabelOptions(threshold, picture_threshold, batch_size)
-
+    if label_studio_root is not None:
+        for source in sources:
+            label_studio_address(source, label_studio_root)
     root = photos[0] if len(photos) == 1 and Path(photos[0]).is_dir() else None
-    own = {} if captions is None else {p: n_grams(texts) for p, texts in captions_of(captions, sources, root).items()}
+    space = _label_space(queries, query or (), captions, sources, root)
 
-    from owl_swin.teachers.ensemble import Ensemble
+    from owl_swin.labelling.label_set import label_studio_tasks
+    from owl_swin.labelling.run import LabelOptions, label_pictures
     from owl_swin.teachers.load import load_teacher
 
+    chosen = LabelOptions(threshold, picture_threshold, batch_size)
     teachers = [load_teacher(one, device=device, dtype=dtype, image_size=image_size) for one in teacher or ("nano",)]
-    single = len(teachers) == 1 and not flip and not scale
-    model = teachers[0] if single and agree == 1 else Ensemble(teachers, flip=flip, scales=scale or (1,), agree=agree)
+    model = _joined(teachers, flip, scale, agree)
     try:
         with Progress(len(sources)) as progress:
-            report = label_pictures(
-                sources, to, model, LabelSpace(listed, own), chosen, root=root, progress=progress.show
-            )
+            report = label_pictures(sources, to, model, space, chosen, root=root, progress=progress.show)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
-    for path, reason in report.skipped[:MOST_NOTES]:
-        say(f"{path}: {reason}")
-    if len(report.skipped) > MOST_NOTES:
-        say(f"{len(report.skipped)} of {len(sources)} pictures could not be read")
-    known = f", {report.known} labelled before" if report.known else ""
-    skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
-    emit_line(f"{to}: {report.boxes} boxes in {report.kept} pictures; {report.dropped} left out{skipped}{known}")
-    note(f'its pictures are named from {report.root} on: train with kind "coco", path "{to}", images "{report.root}"')
+    _say_report(to, report, len(sources))
+    if label_studio is not None:
+        tasks = label_studio_tasks(report.pictures, made_by=model.name, root=label_studio_root)
+        write_text(label_studio, json.dumps(tasks) + "\n", what="the tasks")
+        names = [one.name for one in space.listed] + [name for row in report.pictures for name in row.names]
+        note(f"wrote {label_studio}; labelling interface for these tasks: {label_studio_interface(names)}")
     if sheet is not None:
         _write_sheet(to, report.root, sheet)
 
 
-def _sources(photos: list[str], sheet: Path | None) -> list[str]:
+def _check_outputs(sheet: Path | None, tasks: Path | None, root: Path | None) -> None:
+    """Refuses, before any work, what cannot be written after it."""
+    if sheet is not None and sheet.suffix.lower() not in IMAGE_FORMS:
+        raise OwlSwinError(f"{sheet}: the sheet's name must end in {', '.join(IMAGE_FORMS)}")
+    if root is not None and tasks is None:
+        raise OwlSwinError("--label-studio-root is for the tasks of --label-studio; give that too")
+    if root is not None and not root.is_dir():
+        raise OwlSwinError(f"{root}: --label-studio-root must be the folder that Label Studio serves; there is none")
+    for path in (sheet, tasks):
+        if path is not None:
+            make_folder_of(path)
+
+
+def _sources(photos: Sequence[str], sheet: Path | None) -> list[str]:
+    """The pictures, without the sheet of an earlier run."""
     for photo in photos:
         if photo == STDIN or is_url(photo):
             raise ImageError(f"{photo}: a data set names its pictures; give files or folders")
     sources = find_pictures(photos)
-    own = None if sheet is None or not sheet.exists() else sheet
-    return [source for source in sources if own is None or not (Path(source).exists() and own.samefile(source))]
+    if sheet is None or not sheet.exists():
+        return sources
+    return [source for source in sources if not (Path(source).exists() and sheet.samefile(source))]
+
+
+def _label_space(
+    queries: Path | None, query: Sequence[str], captions: Path | None, sources: Sequence[str], root: str | None
+) -> "LabelSpace":
+    """The names to look for, of all options that give some."""
+    from owl_swin.labelling.captions import captions_of, n_grams
+    from owl_swin.labelling.names import LabelSpace, label_names, read_label_names
+
+    listed = label_names(query) + (read_label_names(queries) if queries is not None else ())
+    if not listed and captions is None:
+        raise QueryError(
+            "there is nothing to look for; give a file of names with --queries, names with --query, or --captions"
+        )
+    own = {} if captions is None else {p: n_grams(texts) for p, texts in captions_of(captions, sources, root).items()}
+    return LabelSpace(listed, own)
+
+
+def _joined(teachers: "Sequence[Teacher]", flip: bool, scales: Sequence[float] | None, agree: int) -> "Teacher":
+    """One teacher of all that was asked for."""
+    if len(teachers) == 1 and not flip and not scales and agree == 1:
+        return teachers[0]
+    from owl_swin.teachers.ensemble import Ensemble
+
+    return Ensemble(teachers, flip=flip, scales=scales or (1.0,), agree=agree)
+
+
+def _say_report(to: Path, report: "LabelReport", n_sources: int) -> None:
+    for path, reason in report.skipped[:MOST_NOTES]:
+        say(f"{path}: {reason}")
+    if len(report.skipped) > MOST_NOTES:
+        say(f"{len(report.skipped)} of {n_sources} pictures could not be read")
+    known = f", {report.known} labelled before" if report.known else ""
+    skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
+    emit_line(f"{to}: {report.boxes} boxes in {report.kept} pictures; {report.dropped} left out{skipped}{known}")
+    kind = "lvis" if any(row.asked for row in report.pictures) else "coco"
+    note(f'to train on it: kind = "{kind}", path = "{to}", images = "{report.root}"')
 
 
 def _write_sheet(labels: Path, root: str, sheet: Path) -> None:

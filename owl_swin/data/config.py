@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from owl_swin.errors import ConfigError
 
-DETECT_KINDS = ("coco", "lvis", "voc", "yolo", "visual_genome", "sheets")
+DETECT_KINDS = ("coco", "lvis", "voc", "yolo", "visual_genome", "label_studio", "sheets")
 ALIGN_KINDS = (
     "captions",
     "csv",
@@ -31,6 +31,7 @@ class DataConfig:
     - "lvis": the same with ``neg_category_ids`` and ``not_exhaustive_category_ids`` in the image records
     - "voc": a folder of Pascal VOC XML, the folder above it, or an image-set list such as ImageSets/Main/train.txt
     - "yolo": data.yaml or a list of class names (classes.txt), with labels/*.txt beside images/
+    - "label_studio": the JSON or JSON-MIN export of a Label Studio project
     - "visual_genome": objects.json, or region_descriptions.json with phrases as names
 
     Kinds of named or captioned pictures, for alignment:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from owl_swin.data.label_studio import is_label_studio
 from owl_swin.data.naming import pictures_in
 from owl_swin.data.yolo import is_yolo
 from owl_swin.errors import DataError
@@ -42,6 +43,8 @@ def _of_folder(folder: Path) -> str | None:
 
 
 def _of_json(content: Any) -> str | None:
+    if is_label_studio(content):
+        return "label_studio"
     if isinstance(content, list):
         known = isinstance(content[0], dict) and {"objects", "regions"} & content[0].keys() if content else ()
         return "visual_genome" if known else None

@@ -6,6 +6,7 @@ from pathlib import Path
 from owl_swin.data.broken import reading, report_broken
 from owl_swin.data.coco import read_coco, read_lvis
 from owl_swin.data.config import DETECT_KINDS, DataConfig
+from owl_swin.data.label_studio import read_label_studio
 from owl_swin.data.naming import images_folder
 from owl_swin.data.scene import (
     PictureCache,
@@ -55,6 +56,8 @@ def _read(config: DataConfig) -> Scenes:
         return read_voc(path, config.images)
     if config.kind == "yolo":
         return read_yolo(path, config.images, config.split, ignore_below=config.ignore_below)
+    if config.kind == "label_studio":
+        return read_label_studio(path, config.images)
     if config.kind == "sheets":
         return read_sheets(path, config.split)
     folder = images_folder(path, config.images)

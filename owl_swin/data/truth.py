@@ -10,6 +10,7 @@ import numpy as np
 from owl_swin.data.broken import left_out, reading
 from owl_swin.data.coco import LVIS_LISTS, CocoFile, read_coco_file
 from owl_swin.data.guess import guess_kind
+from owl_swin.data.label_studio import read_label_studio
 from owl_swin.data.naming import find_classes
 from owl_swin.data.scene import missing_files, upright_size
 from owl_swin.data.voc import read_voc
@@ -19,7 +20,7 @@ from owl_swin.errors import DataError
 logger = logging.getLogger("owl_swin")
 
 # Kinds of sets in other forms than COCO's.
-BOX_FORMS = ("yolo", "voc")
+BOX_FORMS = ("yolo", "voc", "label_studio")
 # A guessed box with a score below this is as likely wrong as right: no truth to compare answers with.
 LEAST_SURE = 0.5
 
@@ -34,8 +35,8 @@ def read_truth(
 ) -> dict[str, Any]:
     """A set in COCO's form, as CocoFile has it: "images", "categories", "annotations"; "notes" say what was left out.
 
-    The file is in COCO's or LVIS' form; or it is YOLO's data.yaml or list of classes, or a folder or
-    list of Pascal VOC.
+    The file is in COCO's or LVIS' form; or it is YOLO's data.yaml or list of classes, a folder or list of Pascal VOC,
+    or an export of Label Studio.
 
     With ``classes``, only these and their annotations. A category of id 0 without boxes, which Roboflow's exports add
     for the whole, goes unless ``background``. A guessed box whose ``score`` is under ``ignore_below`` is neither to be
@@ -43,7 +44,7 @@ def read_truth(
     of whose pictures or annotations none is there raises DataError.
     """
     path = Path(annotations)
-    kind = guess_kind(str(path)) if path.suffix != ".json" else None
+    kind = guess_kind(str(path)) if path.suffix != ".json" or _is_list(path) else None
     with reading(path, "a COCO detection file"):
         file = (
             _as_coco(path, kind, Path(images), ignore_below)
@@ -104,12 +105,22 @@ def _without_vague(truth: dict[str, Any], ignore_below: float) -> dict[str, Any]
     return {**truth, "images": records, "annotations": [a for a in truth["annotations"] if not is_vague(a)]}
 
 
+def _is_list(path: Path) -> bool:
+    """Whether a JSON file holds a list, as no set in COCO's form does."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    except (OSError, ValueError):
+        return False
+
+
 def _as_coco(path: Path, kind: str | None, images: Path, ignore_below: float) -> CocoFile:
-    """A set in YOLO's or VOC's form. Where boxes of a class may be missing in a picture, as VOC's difficult things are,
+    """A set in one of BOX_FORMS. Where boxes of a class may be missing in a picture, as VOC's difficult things are,
     no answer of the class is false there: a crowd of it fills the picture."""
-    scenes = (
-        read_yolo(path, str(images), "", ignore_below=ignore_below) if kind == "yolo" else read_voc(path, str(images))
-    )
+    if kind == "yolo":
+        scenes = read_yolo(path, str(images), "", ignore_below=ignore_below)
+    else:
+        scenes = (read_voc if kind == "voc" else read_label_studio)(path, str(images))
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, scene in enumerate(scenes.scenes, start=1):

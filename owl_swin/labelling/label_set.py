@@ -1,10 +1,14 @@
-"""Labelled pictures as a data set in COCO's form whose annotations carry a score."""
+"""Labelled pictures as a data set in COCO's form whose annotations carry a score, and as tasks of Label Studio."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from owl_swin.formats import to_label_studio
 from owl_swin.labelling.journal import LabelledPicture
+from owl_swin.types import Detections
 
 
 def label_set(
@@ -45,3 +49,23 @@ def label_set(
             )
     categories = [{"id": number, "name": name} for name, number in category_ids.items()]
     return {"info": info, "images": images, "categories": categories, "annotations": annotations}
+
+
+def label_studio_tasks(
+    pictures: Sequence[LabelledPicture], *, made_by: str, root: str | os.PathLike[str] | None = None
+) -> list[dict[str, Any]]:
+    """Tasks with the boxes as predictions, to be corrected; ``root`` as in ``formats.to_label_studio``."""
+    found = [_detections(picture) for picture in pictures]
+    return to_label_studio([picture.image for picture in pictures], found, model_version=made_by, root=root)
+
+
+def _detections(picture: LabelledPicture) -> Detections:
+    names = tuple(dict.fromkeys(picture.names))
+    return Detections(
+        torch.tensor(picture.boxes, dtype=torch.float64).reshape(-1, 4),
+        torch.tensor(picture.scores, dtype=torch.float64),
+        torch.tensor([names.index(name) for name in picture.names], dtype=torch.long),
+        names,
+        (picture.height, picture.width),
+        torch.zeros(len(picture.names), dtype=torch.long),
+    )

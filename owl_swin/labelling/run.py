@@ -55,7 +55,7 @@ class LabelOptions:
 class LabelReport:
     """What a run came to: ``kept`` pictures with ``boxes``; ``dropped`` had no box good enough; ``known`` were labelled
     by an earlier run; ``skipped`` could not be read, (path, reason). ``root`` is the folder from which on the set names
-    its files."""
+    its files. ``pictures`` are those that were kept."""
 
     kept: int
     boxes: int
@@ -63,6 +63,7 @@ class LabelReport:
     known: int
     skipped: tuple[tuple[str, str], ...]
     root: str
+    pictures: tuple[LabelledPicture, ...]
 
 
 def label_pictures(
@@ -140,7 +141,7 @@ def _label(
     journal.will_write(digest_of(content))
     write_bytes(to, content, what="the labels")
     boxes = sum(len(row.boxes) for row in kept)
-    return LabelReport(len(kept), boxes, len(rows) - len(kept), len(known), tuple(skipped), root)
+    return LabelReport(len(kept), boxes, len(rows) - len(kept), len(known), tuple(skipped), root, tuple(kept))
 
 
 @dataclass(frozen=True, slots=True)
