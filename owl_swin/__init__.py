@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from owl_swin.postprocess import DetectOptions
     from owl_swin.queries import Query
     from owl_swin.render import draw_detections, draw_heat_map
+    from owl_swin.tiling import Tiles
     from owl_swin.types import Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "QueryEmbeddings",
     "QueryError",
     "RegionIndex",
+    "Tiles",
     "ZeroShotObjectDetectionPipeline",
     "draw_detections",
     "draw_heat_map",
@@ -98,6 +100,7 @@ _MODULES = {
     "QueryEmbeddings": "owl_swin.types",
     "QueryError": "owl_swin.errors",
     "RegionIndex": "owl_swin.index.region_index",
+    "Tiles": "owl_swin.tiling",
     "ZeroShotObjectDetectionPipeline": "owl_swin.pipelines",
     "draw_detections": "owl_swin.render",
     "draw_heat_map": "owl_swin.render",

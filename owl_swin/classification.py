@@ -1,13 +1,19 @@
 """Classes of whole pictures: told by texts in templates, or shown by examples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from owl_swin.encoded import EncodedImage
 from owl_swin.errors import QueryError, brief
-from owl_swin.exemplar import Exemplar
+from owl_swin.exemplar import Exemplar, picture_of
 from owl_swin.models.network import Spec
 from owl_swin.queries import Query, as_query
 from owl_swin.tokenizer import clean_text
+from owl_swin.types import QueryEmbeddings
 
 # Averaged by classify(); the text encoder knows them from its training.
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a close-up of a {}")
@@ -22,8 +28,8 @@ def check_sees_whole(spec: Spec) -> None:
         )
 
 
-def check_classes(names: Any, templates: Sequence[str]) -> tuple[list[Query], bool]:
-    """The classes, and whether they are shown by examples; what makes no classes raises QueryError.
+def check_classes(names: Any, templates: Sequence[str]) -> list[Query]:
+    """The classes, all of texts or all of examples; what makes no classes raises QueryError.
 
     Refused are a single name that is no list, no names, templates without a place for the name, classes of both kinds,
     negatives, and texts beside examples.
@@ -43,10 +49,26 @@ def check_classes(names: Any, templates: Sequence[str]) -> tuple[list[Query], bo
             raise QueryError(
                 f"a class of whole pictures is texts or examples alone; the query {brief(one.name)} has other parts"
             )
-    shown = {bool(one.exemplars) for one in classes}
-    if len(shown) > 1:
+    if len({bool(one.exemplars) for one in classes}) > 1:
         raise QueryError("pictures are told apart by texts or by examples; these classes are of both kinds")
-    return classes, shown == {True}
+    return classes
+
+
+def class_means(
+    classes: Sequence[Query],
+    templates: Sequence[str],
+    encode_images: Callable[[Iterable[Any]], Sequence[EncodedImage]],
+    encode_texts: Callable[[Sequence[str]], QueryEmbeddings],
+) -> Tensor:
+    """Unit embeddings [N, E] of the classes: the mean of those of its examples, or of its texts in all templates."""
+    if classes[0].exemplars:
+        sizes = [len(one.exemplars) for one in classes]
+        pictures = (picture_of(example) for one in classes for example in one.exemplars)
+        embeds = torch.stack([one.embeddings.image_embed for one in encode_images(pictures)])
+    else:
+        texts, sizes = prompts(classes, templates)
+        embeds = encode_texts(texts).query_embeds
+    return F.normalize(torch.stack([part.mean(0) for part in embeds.split(sizes)]), dim=-1)
 
 
 def prompts(classes: Sequence[Query], templates: Sequence[str]) -> tuple[list[str], list[int]]:

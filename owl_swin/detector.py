@@ -3,33 +3,34 @@
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from owl_swin.attention import BlockAttention
-from owl_swin.classification import TEMPLATES, check_classes, check_sees_whole, prompts
-from owl_swin.encoded import EncodedImage, PreparedImage
-from owl_swin.encoder import Encoder, Picture, check_batch_size, check_many
+from owl_swin.classification import TEMPLATES, check_classes, check_sees_whole, class_means
+from owl_swin.encoded import EncodedImage, PreparedImage, View
+from owl_swin.encoder import Encoder, Picture, check_batch_size, check_many, chosen_size
 from owl_swin.errors import OwlSwinError, QueryError, brief
-from owl_swin.exemplar import Exemplar, combine, picture_of
+from owl_swin.exemplar import Exemplar, combine
 from owl_swin.families import load, of_module
-from owl_swin.frame import Crop, check_image_size
+from owl_swin.frame import check_image_size
 from owl_swin.image import ImageSource
 from owl_swin.models.network import Network, Pretrained, Spec
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.postprocess import DetectOptions, DetectSettings, detect_options, find_detections, options_per_image
+from owl_swin.postprocess import DetectOptions, DetectSettings, detect_options, options_per_image
 from owl_swin.publishing import Publishable
 from owl_swin.queries import Queries, Query, as_queries, encode_queries, queries_per_image
 from owl_swin.runtime import pick_device, pick_dtype
-from owl_swin.scoring import score
-from owl_swin.types import Classification, Detections, PatchLogitInputs, QueryEmbeddings
+from owl_swin.scoring import names_of, score
+from owl_swin.tiling import TilesLike, find_in_views
+from owl_swin.types import Classification, Detections, ImageEmbeddings, PatchLogitInputs, QueryEmbeddings
 
-# The class-free mode gives its boxes this name.
-ANYTHING = "object"
+# Without queries, whatever looks like a thing.
+_Asked = tuple[QueryEmbeddings | None, DetectOptions]
 
 
 class Detector(Publishable):
@@ -142,12 +143,13 @@ class Detector(Publishable):
     # --- Encoding --------------------------------------------------------------------------------------------------
 
     def prepare(
-        self, image: ImageSource, *, image_size: int | None = None, tiles: Sequence[Crop] | None = None
+        self, image: ImageSource, *, image_size: int | None = None, tiles: TilesLike | None = None
     ) -> PreparedImage:
         """The picture read and brought to the size of the model: the part of encoding that other threads can do.
 
-        ``tiles`` are parts of the picture, xyxy in whole pixels, that are shown to the model beside the whole: small
-        things are found there. The result can stand in for the picture everywhere.
+        ``tiles`` are shown to the model beside the whole picture: small things are found there. A number is their side
+        in pixels, ``Tiles(640, overlap=0.2)`` says more, and a list of boxes, xyxy in whole pixels, names them. The
+        result can stand in for the picture everywhere.
         """
         prepared = self._prepared(image, image_size, tiles)
         assert isinstance(prepared, PreparedImage)
@@ -158,7 +160,7 @@ class Detector(Publishable):
         image: ImageSource | PreparedImage,
         *,
         image_size: int | None = None,
-        tiles: Sequence[Crop] | None = None,
+        tiles: TilesLike | None = None,
     ) -> EncodedImage:
         """One pass through the image encoder. The result can be given to detect() in place of the picture."""
         return self._encoded(image, image_size, tiles)
@@ -224,9 +226,8 @@ class Detector(Publishable):
         Without queries, [1, h, w]: objectness. ``draw_heat_map`` shows one; ``Detections.patches`` index a map's
         patches row by row, unless pictures are padded: then maps are interpolated to what shows the picture.
         """
-        whole = EncodedImage(self._encoded(image).views[:1])
-        logits, _ = self._logits(whole, self._as_embeddings(queries))
-        return whole.views[0].maps(logits.sigmoid())
+        whole = self._encoded(image).views[0]
+        return whole.maps(self._logits(whole.embeddings, self._as_embeddings(queries)).sigmoid())
 
     def attention(self, image: ImageSource | PreparedImage, *, image_size: int | None = None) -> list[BlockAttention]:
         """What every patch of the picture attends to in each block of the encoder, first to last.
@@ -245,7 +246,7 @@ class Detector(Publishable):
         *,
         options: DetectOptions | None = None,
         image_size: int | None = None,
-        tiles: Sequence[Crop] | None = None,
+        tiles: TilesLike | None = None,
         **settings: Unpack[DetectSettings],
     ) -> Detections:
         """Boxes of everything in the picture that answers a query; without queries, of all that looks like a thing.
@@ -253,12 +254,13 @@ class Detector(Publishable):
         Boxes are xyxy pixels of the upright picture. Nothing found is an empty Detections, whose ``best`` says what a
         lower threshold would show. What DetectOptions holds can be given here too: ``threshold``, ``nms_iou``,
         ``nms_across``, ``objectness``, ``max_detections`` (or ``top_k``). ``image_size`` is that of the constructor and
-        ``tiles`` those of prepare(), for this picture alone.
+        ``tiles`` those of prepare(), for this picture alone: then it may be huge, and a thing that a seam cuts is one.
         """
         if isinstance(image, (list, tuple)):
             raise QueryError(f"detect takes one picture, got a list of {len(image)}; call detect_batch for several")
-        chosen = detect_options(options, settings)
-        return self._detect(self._encoded(image, image_size, tiles), self._as_embeddings(queries), chosen)
+        chosen, asked = detect_options(options, settings), self._as_embeddings(queries)
+        size = chosen_size(image, image_size, tiles, self.image_size)
+        return self._detect(self._encoder.views(image, size, tiles), (asked, chosen))
 
     def detect_batch(
         self,
@@ -267,19 +269,18 @@ class Detector(Publishable):
         *,
         options: DetectOptions | None = None,
         batch_size: int = 8,
+        tiles: TilesLike | None = None,
         **settings: Unpack[DetectSettings],
     ) -> list[Detections]:
         """As detect, for many pictures: one Detections a picture, in order.
 
         ``queries`` is one list for all pictures, or a list of lists, one a picture, of any lengths. At most
-        ``batch_size`` pictures are read before they are encoded; one that cannot be read raises ImageError.
+        ``batch_size`` pictures, or ``tiles``, are read before they are encoded; one that cannot be raises ImageError.
         """
         many = list(check_many(images, "detect_batch", "detect"))
         per_image = queries_per_image(queries, len(many), self.encode_queries)
-        chosen = options_per_image(detect_options(options, settings), [_names(asked) for asked in per_image])
-        encoded = self._encoder.stream(many, self.image_size, check_batch_size(batch_size))
-        found = zip(encoded, per_image, chosen, strict=True)
-        return [self._detect(one, query, own) for one, query, own in found if isinstance(one, EncodedImage)]
+        chosen = options_per_image(detect_options(options, settings), [names_of(asked) for asked in per_image])
+        return list(self._answers(many, zip(per_image, chosen, strict=True), check_batch_size(batch_size), tiles))
 
     @overload
     def stream(
@@ -289,6 +290,7 @@ class Detector(Publishable):
         *,
         options: DetectOptions | None = None,
         batch_size: int = 8,
+        tiles: TilesLike | None = None,
         on_error: Literal["raise"] = "raise",
         **settings: Unpack[DetectSettings],
     ) -> Iterator[Detections]: ...
@@ -301,6 +303,7 @@ class Detector(Publishable):
         *,
         options: DetectOptions | None = None,
         batch_size: int = 8,
+        tiles: TilesLike | None = None,
         on_error: Literal["return"],
         **settings: Unpack[DetectSettings],
     ) -> Iterator[Detections | OwlSwinError]: ...
@@ -312,6 +315,7 @@ class Detector(Publishable):
         *,
         options: DetectOptions | None = None,
         batch_size: int = 8,
+        tiles: TilesLike | None = None,
         on_error: Literal["raise", "return"] = "raise",
         **settings: Unpack[DetectSettings],
     ) -> Iterator[Any]:
@@ -327,9 +331,8 @@ class Detector(Publishable):
             raise QueryError(f'on_error must be "raise" or "return", got {brief(on_error)}')
         check_many(images, "stream", "detect")
         chosen, asked = detect_options(options, settings), self._as_embeddings(queries)
-        chosen.thresholds(_names(asked))  # what is for other queries is refused here, not at the first picture
-        encoded = self._encoder.stream(images, self.image_size, check_batch_size(batch_size), on_error)
-        return (self._detect(one, asked, chosen) if isinstance(one, EncodedImage) else one for one in encoded)
+        chosen.thresholds(names_of(asked))  # what is for other queries is refused here, not at the first picture
+        return self._answers(images, repeat((asked, chosen)), check_batch_size(batch_size), tiles, on_error)
 
     @torch.no_grad()
     def classify(
@@ -347,52 +350,50 @@ class Detector(Publishable):
         so does a model that was not trained for it.
         """
         check_sees_whole(self.spec)
-        classes, shown = check_classes(names, templates)
-        if shown:
-            sizes = [len(one.exemplars) for one in classes]
-            pictures = (picture_of(example) for one in classes for example in one.exemplars)
-            embeds = torch.stack([one.embeddings.image_embed for one in self.encode_images(pictures)])
-        else:
-            texts, sizes = prompts(classes, templates)
-            embeds = self.encode_queries(texts).query_embeds
-        means = torch.stack([part.mean(0) for part in embeds.split(sizes)])
-        cosine = F.normalize(means, dim=-1) @ self._encoded(image).embeddings.image_embed
+        classes = check_classes(names, templates)
+        means = class_means(classes, templates, self.encode_images, self.encode_queries)
+        cosine = means @ self._encoded(image).embeddings.image_embed
         return Classification((self.spec.alignment_scale * cosine).softmax(-1), tuple(one.name for one in classes))
 
     # --- Inside ----------------------------------------------------------------------------------------------------
 
-    def _prepared(
-        self, image: Picture, image_size: int | None, tiles: Sequence[Crop] | None
-    ) -> PreparedImage | EncodedImage:
-        if isinstance(image, (PreparedImage, EncodedImage)) and not (image_size is None and tiles is None):
-            raise QueryError("this picture was prepared or encoded already; give image_size and tiles there")
-        size = self.image_size if image_size is None else check_image_size(image_size)
-        return self._encoder.prepare(image, size, tiles or ())
+    def _prepared(self, image: Picture, size: int | None, tiles: TilesLike | None) -> PreparedImage | EncodedImage:
+        return self._encoder.prepare(image, chosen_size(image, size, tiles, self.image_size), tiles)
 
-    def _encoded(
-        self, image: Picture, image_size: int | None = None, tiles: Sequence[Crop] | None = None
-    ) -> EncodedImage:
+    def _encoded(self, image: Picture, image_size: int | None = None, tiles: TilesLike | None = None) -> EncodedImage:
         prepared = self._prepared(image, image_size, tiles)
         return prepared if isinstance(prepared, EncodedImage) else self._encoder.encode([prepared], 1)[0]
 
-    @torch.no_grad()
-    def _detect(self, encoded: EncodedImage, queries: QueryEmbeddings | None, options: DetectOptions) -> Detections:
-        logits, names = self._logits(encoded, queries)
-        if options.objectness is not None:
-            keep = encoded.objectness_logits().sigmoid() >= options.objectness
-            logits = logits.masked_fill(~keep[:, None], -torch.inf)
-        return find_detections(logits, encoded.boxes_px(), names, encoded.image_hw, options)
+    def _answers(
+        self,
+        images: Iterable[Picture],
+        asked: Iterable[_Asked],
+        batch_size: int,
+        tiles: TilesLike | None,
+        on_error: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Any]:
+        if tiles is None:
+            encoded = self._encoder.stream(images, self.image_size, batch_size, on_error)
+            for one, what in zip(encoded, asked, strict=False):
+                yield self._detect(enumerate(one.views), what) if isinstance(one, EncodedImage) else one
+            return
+        for image, what in zip(images, asked, strict=False):
+            try:
+                size = chosen_size(image, None, tiles, self.image_size)
+                yield self._detect(self._encoder.views(image, size, tiles, batch_size), what)
+            except OwlSwinError as error:
+                if on_error == "raise":
+                    raise
+                yield error
 
-    def _logits(self, encoded: EncodedImage, queries: QueryEmbeddings | None) -> tuple[Tensor, tuple[str, ...]]:
-        """Logits [P, Q] and the names of the queries; without queries, the objectness of every patch."""
-        if queries is None:
-            return encoded.objectness_logits()[:, None], (ANYTHING,)
-        return self.score(encoded, queries), queries.names
+    @torch.no_grad()
+    def _detect(self, views: Iterable[tuple[int, View]], asked: _Asked) -> Detections:
+        queries, options = asked
+        return find_in_views(views, lambda patches: self._logits(patches, queries), names_of(queries), options)
+
+    def _logits(self, patches: ImageEmbeddings, queries: QueryEmbeddings | None) -> Tensor:
+        """Logits [P, Q]; without queries, [P, 1]: the objectness of every patch."""
+        return patches.objectness_logits[:, None] if queries is None else self.score(patches, queries)
 
     def _as_embeddings(self, queries: Queries) -> QueryEmbeddings | None:
         return queries if queries is None or isinstance(queries, QueryEmbeddings) else self.encode_queries(queries)
-
-
-def _names(queries: QueryEmbeddings | None) -> tuple[str, ...]:
-    """What the detections of these queries are called."""
-    return (ANYTHING,) if queries is None else queries.names

@@ -16,10 +16,12 @@ from owl_swin.attention import BlockAttention
 from owl_swin.encoded import EncodedImage, PreparedImage, View
 from owl_swin.errors import OwlSwinError, QueryError, brief
 from owl_swin.exemplar import Exemplar, check_box, most_object_like, patch_of_box
-from owl_swin.frame import HW, Crop
+from owl_swin.frame import HW, Frame, check_image_size
+from owl_swin.huge import open_parts
 from owl_swin.image import ImageSource, open_image
 from owl_swin.models.network import Pretrained, Spec
 from owl_swin.runtime import ForkGuard, placed
+from owl_swin.tiling import TilesLike, tile_crops
 from owl_swin.types import ImageEmbeddings
 
 Picture = ImageSource | PreparedImage | EncodedImage
@@ -51,15 +53,31 @@ class Encoder:
             self._spec = self.pretrained.network.spec
         return self._spec
 
-    def prepare(self, image: Picture, image_size: int, tiles: Sequence[Crop] = ()) -> PreparedImage | EncodedImage:
+    def prepare(self, image: Picture, image_size: int, tiles: TilesLike | None = None) -> PreparedImage | EncodedImage:
         """The picture, and parts of it, read and brought to the size of the model; what was is given back."""
         if isinstance(image, (PreparedImage, EncodedImage)):
             return image
-        opened, preprocess = open_image(image), self.pretrained.preprocess
-        image_hw = (opened.height, opened.width)
-        frames = [preprocess.frame(image_hw, image_size)]
-        frames += [preprocess.frame(image_hw, image_size, check_tile(tile, image_hw)) for tile in tiles]
-        return PreparedImage(tuple(frames), tuple(preprocess.pixels(opened, frame) for frame in frames))
+        with open_parts(image, large=tiles is not None) as parts:
+            frames = self._frames(parts.image_hw, image_size, tiles)
+            pixels = dict(parts.shown(frames, self.pretrained.preprocess.pixels))
+        return PreparedImage(tuple(frames), tuple(pixels[i] for i in range(len(frames))))
+
+    def views(
+        self, image: Picture, image_size: int, tiles: TilesLike | None = None, batch_size: int = 8
+    ) -> Iterator[tuple[int, View]]:
+        """The whole picture, numbered 0, and parts of it, in the order in which they are read; at most ``batch_size``
+        of them are in memory at a time."""
+        if isinstance(image, (PreparedImage, EncodedImage)):
+            one = image if isinstance(image, EncodedImage) else self.encode([image], batch_size)[0]
+            yield from enumerate(one.views)
+            return
+        with open_parts(image, large=tiles is not None) as parts:
+            frames = self._frames(parts.image_hw, image_size, tiles)
+            shown = parts.shown(frames, self.pretrained.preprocess.pixels)
+            while batch := list(islice(shown, batch_size)):
+                prepared = [PreparedImage((frames[i],), (pixels,)) for i, pixels in batch]
+                encoded = self.encode(prepared, batch_size)
+                yield from ((i, one.views[0]) for (i, _), one in zip(batch, encoded, strict=True))
 
     def encode(self, images: Sequence[PreparedImage], batch_size: int = 8) -> list[EncodedImage]:
         """Pictures in order; frames of one size share a batch, none is padded to another."""
@@ -145,6 +163,11 @@ class Encoder:
         with torch.no_grad():
             return self.pretrained.look_inside(self.pretrained.network, self._network_input(image.pixels[:1]))
 
+    def _frames(self, image_hw: HW, image_size: int, tiles: TilesLike | None) -> list[Frame]:
+        """Those of the whole picture and of its tiles."""
+        crops = (None, *tile_crops(tiles, image_hw))
+        return [self.pretrained.preprocess.frame(image_hw, image_size, crop) for crop in crops]
+
     def _network_input(self, pixels: Sequence[Tensor]) -> Tensor:
         """Pixels of frames of one size → what the network reads [B, 3, H, W]."""
         return self.pretrained.preprocess.normalise(torch.stack(list(pixels)).to(self.device)).to(self.dtype)
@@ -156,19 +179,11 @@ class Encoder:
             return error
 
 
-def check_tile(tile: Crop, image_hw: HW) -> Crop:
-    """A part of a picture, xyxy in whole pixels; one that is empty or not inside raises QueryError."""
-    try:
-        x0, y0, x1, y1 = tile
-    except (TypeError, ValueError):
-        x0 = y0 = x1 = y1 = -1
-    whole = all(isinstance(value, Integral) for value in (x0, y0, x1, y1))
-    if not whole or not (0 <= x0 < x1 <= image_hw[1] and 0 <= y0 < y1 <= image_hw[0]):
-        raise QueryError(
-            f"a tile is xmin, ymin, xmax, ymax in whole pixels inside the picture, which is "
-            f"{image_hw[1]}x{image_hw[0]}, got {brief(tile)}"
-        )
-    return int(x0), int(y0), int(x1), int(y1)
+def chosen_size(image: Picture, image_size: int | None, tiles: TilesLike | None, default: int) -> int:
+    """The size that a picture is brought to; of one that was prepared or encoded, neither it nor tiles can change."""
+    if isinstance(image, (PreparedImage, EncodedImage)) and not (image_size is None and tiles is None):
+        raise QueryError("this picture was prepared or encoded already; give image_size and tiles there")
+    return default if image_size is None else check_image_size(image_size)
 
 
 def check_many(images: Any, called: str, single: str) -> Iterable[Any]:

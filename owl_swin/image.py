@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import sys
 import warnings
 from pathlib import Path
@@ -43,12 +44,12 @@ def is_picture_name(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() in PICTURE_SUFFIXES
 
 
-def open_image(source: ImageSource) -> Image.Image:
+def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture as RGB, upright (EXIF orientation applied), of a path, bytes, an open file, PIL, an array or a tensor.
 
     Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] and tensors [H, W] or [C, H, W]: uint8, uint16, or floats in
     [0, 1] or up to 255. Transparent parts become white, 16-bit grey becomes 8-bit: of 12 bits, if its values are.
-    Whatever cannot be read raises ImageError with one sentence.
+    Whatever cannot be read, or has more than ``max_pixels``, raises ImageError with one sentence.
     """
     name = str(source) if isinstance(source, (str, os.PathLike)) else "picture"
     try:
@@ -56,26 +57,43 @@ def open_image(source: ImageSource) -> Image.Image:
             # What Pillow warns of (large pictures, damaged EXIF) is read all the same, or refused below.
             warnings.simplefilter("ignore")
             if "torch" in sys.modules and isinstance(source, sys.modules["torch"].Tensor):
-                return _to_rgb(_from_array(_of_tensor(source)))
+                return rgb_of(_from_array(_of_tensor(source), max_pixels))
             if isinstance(source, np.ndarray):
-                return _to_rgb(_from_array(source))
+                return rgb_of(_from_array(source, max_pixels))
             if isinstance(source, Image.Image):
-                return _to_rgb(_checked_size(source, name))
-            content = _content(source)
+                return rgb_of(_checked_size(source, name, max_pixels))
+            content = file_content(source)
             if not content:
                 raise ImageError("the file is empty", of=name)
-            with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
-                _checked_size(image, name)
+            with open_header(io.BytesIO(content)) as image:
+                _checked_size(image, name, max_pixels)
                 image.load()
-                return _to_rgb(image)
+                return rgb_of(image)
     except ImageError:
         raise
-    except Image.DecompressionBombError:
-        raise ImageError(f"has more than {MAX_PIXELS} pixels, the largest picture that is read", of=name) from None
+    except Image.DecompressionBombError:  # within a file of several sizes, as icons are
+        raise ImageError(f"has more than {max_pixels} pixels, the largest picture that is read", of=name) from None
     except UnidentifiedImageError:
         raise ImageError("not a picture in a format that is read here (JPEG, PNG, WebP, …)", of=name) from None
     except Exception as error:  # Pillow's decoders have no root in common: OSError, SyntaxError, struct.error, …
         raise ImageError(f"the picture is damaged or cut off ({error})", of=name) from None
+
+
+def open_header(file: BinaryIO) -> Image.Image:
+    """A picture of any size of which nothing is decoded; what is in none of readable_formats() raises
+    UnidentifiedImageError. Image.open would refuse large ones before anyone can say how they are to be read."""
+    start = file.read(16)
+    for form in readable_formats():
+        factory, accept = Image.OPEN[form]
+        verdict = accept is None or accept(start)
+        if isinstance(verdict, str) or not verdict:  # a text is why not
+            continue
+        file.seek(0)
+        try:
+            return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # as Image.open takes them: of another format
+            continue
+    raise UnidentifiedImageError
 
 
 def pixels_to_decode(image: Image.Image) -> int:
@@ -85,7 +103,7 @@ def pixels_to_decode(image: Image.Image) -> int:
     return max(pixels, tile_pixels(file)) if image.format == "TIFF" and file is not None else pixels
 
 
-def _content(source: Any) -> bytes:
+def file_content(source: Any) -> bytes:
     """The bytes of a file, from its path, an open binary file or a buffer."""
     if isinstance(source, (str, os.PathLike)):
         return _read(Path(source))
@@ -122,11 +140,11 @@ def _read(path: Path) -> bytes:
         raise ImageError(f"cannot read this file ({reason})", of=path) from None
 
 
-def _checked_size(image: Image.Image, name: str) -> Image.Image:
+def _checked_size(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     width, height = image.size
-    if pixels_to_decode(image) > MAX_PIXELS:
+    if pixels_to_decode(image) > max_pixels:
         raise ImageError(
-            f"{width}x{height} is more than {MAX_PIXELS} pixels, the largest picture that is read", of=name
+            f"{width}x{height} is more than {max_pixels} pixels, the largest picture that is read", of=name
         )
     if max(width, height) > MAX_SIDE:
         raise ImageError(
@@ -149,20 +167,20 @@ def _of_tensor(tensor: "torch.Tensor") -> np.ndarray[Any, Any]:
     return (tensor if tensor.ndim == 2 else tensor.permute(1, 2, 0)).numpy()
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+def _from_array(array: np.ndarray[Any, Any], max_pixels: int) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
             f"an array picture must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {array.dtype} {list(array.shape)}"
         )
     if 0 in array.shape:
         raise ImageError(f"the picture has no pixels ({array.shape[1]}x{array.shape[0]})")
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:  # before any copy
+    if array.shape[0] * array.shape[1] > max_pixels:  # before any copy
         height, width = array.shape[:2]
-        raise ImageError(f"{width}x{height} is more than {MAX_PIXELS} pixels, the largest picture that is read")
+        raise ImageError(f"{width}x{height} is more than {max_pixels} pixels, the largest picture that is read")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.dtype == np.uint16:
-        array = _to_8_bits(array)
+        array = to_8_bits(array)
     elif array.dtype.kind == "f":
         array = _of_floats(array)
     elif array.dtype != np.uint8:
@@ -178,20 +196,24 @@ def _of_floats(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return (array.astype(np.float32) * (255 if high <= 1 else 1)).round().astype(np.uint8)
 
 
-def _to_8_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """16-bit values as uint8; values that are all of 12 or 8 bits are taken as such, or they would be black."""
-    highest = int(values.max(initial=0))
+def to_8_bits(values: np.ndarray[Any, Any], highest: int | None = None) -> np.ndarray[Any, Any]:
+    """16-bit values as uint8; values that are all of 12 or 8 bits are taken as such, or they would be black.
+
+    ``highest`` is that of the whole picture, where these are a part of one.
+    """
+    highest = int(values.max(initial=0)) if highest is None else highest
     bits = next((bits for bits in GREY_BITS if highest < 2**bits), GREY_BITS[-1])
     scaled = values.astype(np.float32) * np.float32(255 / (2**bits - 1))
     return scaled.clip(0, 255).round().astype(np.uint8)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def rgb_of(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, upright."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey, as PNG and TIFF hold it
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+        return Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image), nan=0.0, posinf=255.0, neginf=0.0)
         values = values * 255 if values.max(initial=0) <= 1 else values

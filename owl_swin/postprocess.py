@@ -46,6 +46,11 @@ class DetectOptions:
         if not isinstance(most, Integral) or most < 1:
             raise QueryError(f"max_detections or top_k must be a whole number, at least 1, got {brief(most)}")
 
+    @property
+    def n_candidates(self) -> int:
+        """So many boxes, the best, compete in non-maximum suppression."""
+        return max(NMS_CANDIDATES, 10 * self.max_detections)
+
     def thresholds(self, names: Sequence[str]) -> Tensor:
         """Thresholds [Q] of queries called so; those that are for other queries, or for more or fewer, raise
         QueryError."""
@@ -114,7 +119,7 @@ def find_detections(
     # A stable order: equal scores keep the order of patches and queries on every machine.
     order = scores.argsort(descending=True, stable=True)
     if options.nms_iou is not None:
-        order = order[: max(NMS_CANDIDATES, 10 * options.max_detections)]
+        order = order[: options.n_candidates]
         groups = torch.zeros_like(labels) if options.nms_across else labels
         order = order[not_suppressed(boxes[order], scores[order], groups[order], options.nms_iou)]
     order = order[: options.max_detections]

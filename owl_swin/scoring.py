@@ -11,6 +11,14 @@ from torch import Tensor
 from owl_swin.config import CalibrationConfig
 from owl_swin.types import PatchLogitInputs, QueryEmbeddings
 
+# The class-free mode gives its boxes this name.
+ANYTHING = "object"
+
+
+def names_of(queries: QueryEmbeddings | None) -> tuple[str, ...]:
+    """What the detections of these queries are called; None asks for anything."""
+    return (ANYTHING,) if queries is None else queries.names
+
 
 def raw_logits(patches: PatchLogitInputs, query_embeds: Tensor) -> Tensor:
     """Logits [..., P, Q] of every patch for every embedding [..., Q, E], before calibration."""

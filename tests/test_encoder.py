@@ -14,7 +14,7 @@ from picture_files import encode, noise
 from test_detector import ALL, SOME, score_table
 from torch.testing import assert_close
 
-from owl_swin import encoder as encoder_room
+from owl_swin import huge
 from owl_swin.detector import Detector
 from owl_swin.errors import ConfigError, ImageError, QueryError
 from owl_swin.exemplar import Exemplar
@@ -123,7 +123,7 @@ def test_pictures_are_read_a_batch_at_a_time_and_kept_in_the_size_of_the_model(d
     """Large pictures are not all open together: what is read before the first batch is encoded is that batch."""
     events = []
     passed = OwlSwin.encode_image
-    monkeypatch.setattr(encoder_room, "open_image", lambda source: events.append("open") or open_image(source))
+    monkeypatch.setattr(huge, "open_image", lambda source, **bound: events.append("open") or open_image(source))
     monkeypatch.setattr(
         OwlSwin, "encode_image", lambda self, pixels: events.append(len(pixels)) or passed(self, pixels)
     )

@@ -20,10 +20,10 @@ FILES = {
 FLOORS = [
     {"errors", "types", "query_file", "attention", "formats", "boxes", "nms"}
     | {"files", "frame", "addresses", "tiff", "locks"},
-    {"config", "image", "tokenizer", "scoring", "fetching", "encoded"},
+    {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge"},
     {"models"},
     {"families", "exemplar", "queries", "postprocess", "render", "runtime", "encoder", "classification"}
-    | {"publishing"},
+    | {"publishing", "tiling"},
     {"data"},
     {"detector"},
     {"index", "teachers", "pipelines"},
@@ -154,6 +154,10 @@ HEAVY = (
     "lancedb",
     "ray",
     "fastapi",
+    "rasterio",
+    "av",
+    "cv2",
+    "trackers",
 )
 
 

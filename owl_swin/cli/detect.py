@@ -10,7 +10,7 @@ import typer
 
 from owl_swin.addresses import is_url
 from owl_swin.cli import options
-from owl_swin.cli.pictures import STDIN, find_pictures, open_picture
+from owl_swin.cli.pictures import STDIN, find_pictures, named, open_picture, picture_file, reduced
 from owl_swin.cli.printing import Progress, note, say
 from owl_swin.cli.query_options import QueryOptions, add_saved, check_query_file, make_queries
 from owl_swin.cli.results import Drawings, Format, Results, Streamed, make_results
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from owl_swin.detector import Detector
     from owl_swin.postprocess import DetectOptions
+    from owl_swin.tiling import Tiles
     from owl_swin.types import Detections, QueryEmbeddings
 
 # Pictures that are decoded and encoded together.
@@ -75,6 +76,8 @@ def detect(
     device: options.Device = "auto",
     dtype: options.Dtype = None,
     image_size: options.ImageSize = None,
+    tile: options.Tile = None,
+    overlap: options.Overlap = None,
     allow_url: options.AllowUrl = False,
     format: Annotated[
         Format, typer.Option(help="Form of the output; yolo and voc are a file a picture, in the folder of --to.")
@@ -104,6 +107,8 @@ def detect(
     A folder: owl-swin detect Photos --queries "a dog, a cat" --threshold 0.3 --threshold "a cat=0.1" --format csv
     """
     _check_output(format, to, label_studio_root, explain and save is None)
+    if explain and tile is not None:
+        raise OwlSwinError("--explain shows the patches of the whole picture; give it without --tile")
     asked = make_queries(
         QueryOptions(query or (), queries, like or (), negative or (), name, join, weight), allow_url=allow_url
     )
@@ -115,16 +120,18 @@ def detect(
     if save is not None:
         _check_apart(sources, save)
 
-    from owl_swin.detector import ANYTHING, Detector
+    from owl_swin.detector import Detector
     from owl_swin.postprocess import DetectOptions
+    from owl_swin.scoring import names_of
 
+    tiles = options.make_tiles(tile, overlap)
     limits = DetectOptions(
         nms_iou=None if nms_iou == 1 else nms_iou, nms_across=nms_across, objectness=objectness, max_detections=top_k
     )
     detector = Detector.from_pretrained(model, device=device, dtype=dtype, image_size=image_size)
     own = detector.encode_queries(asked) if asked else None
     encoded = add_saved(detector, own, query_file or ())
-    names = (ANYTHING,) if encoded is None else encoded.names
+    names = names_of(encoded)
     thresholds = read_thresholds(threshold or (), names)
 
     def nothing(found: "Detections") -> str:
@@ -153,6 +160,7 @@ def detect(
         explain,
         allow_url,
         None if format is Format.TABLE else nothing,
+        tiles,
     )
     failed = run.over(sources)
     if label_studio_root is not None:
@@ -173,6 +181,7 @@ class _Run:
     explain: bool
     allow_url: bool
     nothing: Callable[["Detections"], str] | None  # what to say beside the output of a picture without detections
+    tiles: "Tiles | None" = None
     done: int = 0
     failed: int = 0
     without: int = 0
@@ -183,8 +192,12 @@ class _Run:
             # A bar and results that come one after another would write into one another's lines on a terminal.
             with_bar = len(sources) > BATCH and not (sys.stdout.isatty() and isinstance(self.results, Streamed))
             with Progress(len(sources), with_bar=with_bar) as progress:
-                for start in range(0, len(sources), BATCH):
-                    self._batch(list(self._opened(sources[start : start + BATCH])))
+                step = BATCH if self.tiles is None else 1
+                for start in range(0, len(sources), step):
+                    if self.tiles is None:
+                        self._batch(list(self._opened(sources[start : start + step])))
+                    else:
+                        self._tiled(sources[start], self.tiles)
                     progress.show(self.done + self.failed)
         except KeyboardInterrupt:
             self.results.close()
@@ -215,6 +228,21 @@ class _Run:
                 maps = self.detector.similarity(patches, self.queries) if self.explain else None
                 self.drawings.save(source, image, one, maps)
             self._note(source, one)
+
+    def _tiled(self, source: str, tiles: "Tiles") -> None:
+        """One picture of any size, which is never whole in memory where its file can be read in parts."""
+        try:
+            content = picture_file(source, allow_url=self.allow_url)
+            found = self.detector.detect(content, self.queries, options=self.options, tiles=tiles)
+        except ImageError as error:
+            say(str(named(error, source)))
+            self.failed += 1
+            return
+        self.results.add(source, found, None)
+        self.done += 1
+        if self.drawings is not None:
+            self.drawings.save(source, *reduced(content, found), None)
+        self._note(source, found)
 
     def _note(self, source: str, found: "Detections") -> None:
         if len(found) or self.nothing is None:

@@ -1,9 +1,14 @@
 """Options that several commands have, with one name and one sentence each."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from owl_swin.errors import OwlSwinError
+
+if TYPE_CHECKING:
+    from owl_swin.tiling import Tiles
 
 Model = Annotated[
     str,
@@ -63,3 +68,26 @@ QueryFiles = Annotated[
 AllowUrl = Annotated[
     bool, typer.Option("--allow-url", help="Pictures may be http(s) addresses of the open internet; fetch them.")
 ]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        "--tile",
+        help="Show the model the picture in tiles of so many pixels a side too: finds small things, and reads pictures "
+        "of any size.",
+    ),
+]
+Overlap = Annotated[
+    float | None,
+    typer.Option(
+        "--overlap", help="With --tile, the share of a side that neighbours have in common.", show_default="0.2"
+    ),
+]
+
+
+def make_tiles(tile: int | None, overlap: float | None) -> "Tiles | None":
+    """What --tile and --overlap ask for; None without them."""
+    from owl_swin.tiling import Tiles
+
+    if tile is None and overlap is not None:
+        raise OwlSwinError("--overlap is for --tile, the side of the tiles in pixels; give that too")
+    return None if tile is None else Tiles(tile) if overlap is None else Tiles(tile, overlap)

@@ -1,10 +1,13 @@
 """The pictures that a command line names: files, folders, patterns, stdin, and addresses where they are allowed."""
 
 import glob
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -13,10 +16,15 @@ from owl_swin.cli.printing import say
 from owl_swin.errors import ImageError
 from owl_swin.fetching import fetch
 from owl_swin.files import near_name
-from owl_swin.image import is_picture_name, open_image
+from owl_swin.image import MAX_PIXELS, is_picture_name, open_image
 from owl_swin.index.folder import walk
 
+if TYPE_CHECKING:
+    from owl_swin.types import Detections
+
 STDIN = "-"
+# Longest side of the drawing of a picture that is too large to be decoded whole.
+DRAWN = 4096
 # Of a picture on the internet.
 MOST_BYTES, FETCH_TIMEOUT_S, REDIRECTS = 100 * 2**20, 30.0, 5
 
@@ -50,26 +58,44 @@ def find_picture_files(arguments: Sequence[str]) -> list[str]:
 
 def open_picture(source: str, *, allow_url: bool = False) -> Image.Image:
     """The picture of a path, of stdin for "-", or of an http(s) address where ``allow_url`` permits that."""
+    try:
+        return open_image(picture_file(source, allow_url=allow_url))
+    except ImageError as error:
+        raise named(error, source) from None
+
+
+def picture_file(source: str, *, allow_url: bool = False) -> str | bytes:
+    """The path of a file, or the bytes of stdin or of an http(s) address."""
     if source == STDIN:
         content = sys.stdin.buffer.read() if sys.stdin is not None else b""
         if not content:
-            raise ImageError("-: nothing came in on stdin; send a picture there, as in `owl-swin detect - < photo.jpg`")
-        try:
-            return open_image(content)
-        except ImageError as error:
-            raise ImageError(error.reason, of=STDIN) from None
+            raise ImageError("nothing came in on stdin; send a picture there, as in `owl-swin detect - < photo.jpg`")
+        return content
+    if not is_url(source):
+        return source
+    _check_allowed(source, allow_url)
+    return fetch(source, None, max_bytes=MOST_BYTES, timeout_s=FETCH_TIMEOUT_S, redirects=REDIRECTS)
+
+
+def named(error: ImageError, source: str) -> ImageError:
+    """The error about what stands on the command line, and the file that is probably meant."""
+    if source == STDIN:
+        return ImageError(error.reason, of=STDIN)
     if is_url(source):
-        _check_allowed(source, allow_url)
-        try:
-            content = fetch(source, None, max_bytes=MOST_BYTES, timeout_s=FETCH_TIMEOUT_S, redirects=REDIRECTS)
-            return open_image(content)
-        except ImageError as error:
-            raise ImageError(f"{source}: {error}") from None
-    try:
-        return open_image(source)
-    except ImageError as error:
-        near = near_name(source)
-        raise ImageError(f"{error}; did you mean {near}?") if near else error from None
+        return error if str(error).startswith(source) else ImageError(f"{source}: {error}")
+    near = near_name(source)
+    return ImageError(f"{error}; did you mean {near}?") if near else error
+
+
+def reduced(source: str | bytes, found: "Detections") -> "tuple[Image.Image, Detections]":
+    """A picture of any size for a drawing, and what was found in its own pixels: a huge one has DRAWN pixels a side."""
+    from owl_swin.huge import open_parts
+
+    with open_parts(source) as parts:
+        small = parts.reduced(max(parts.image_hw) if math.prod(parts.image_hw) <= MAX_PIXELS else DRAWN)
+    scale = small.width / found.image_hw[1], small.height / found.image_hw[0]
+    boxes = found.boxes * found.boxes.new_tensor([*scale, *scale])
+    return small, replace(found, boxes=boxes, image_hw=(small.height, small.width))
 
 
 def _check_allowed(address: str, allow_url: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from owl_swin.detector import ANYTHING, Detector
+from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import Exemplar
@@ -23,6 +23,7 @@ from owl_swin.fetching import fetch
 from owl_swin.formats import to_record
 from owl_swin.postprocess import detect_options
 from owl_swin.queries import Query
+from owl_swin.scoring import names_of
 from owl_swin.server.archive import Archive
 from owl_swin.server.batching import Batcher, QueueFull
 from owl_swin.server.cache import ByteCache
@@ -155,7 +156,7 @@ class Serving:
         heads = await all_of([work.read(partial(self._head, blob)) for blob in blobs])
         work.count_pixels(heads)
         queries = await self.encode(sources, work) if sources is not None else None
-        detect_options(None, options).thresholds((ANYTHING,) if queries is None else queries.names)
+        detect_options(None, options).thresholds(names_of(queries))
         found = [self._detect_one(*pair, queries, options, work) for pair in zip(blobs, heads, strict=True)]
         return b'{"results": [' + b", ".join(await all_of(found)) + b"]}"
 
