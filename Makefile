@@ -11,7 +11,7 @@ THRESHOLD ?= 0.5
 IMAGE ?=
 OUT ?= out
 
-.PHONY: detect test test-numeric check screenshots figures oneshot ablation forgetting clean
+.PHONY: detect test test-numeric check screenshots figures oneshot ablation forgetting self-training clean
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
@@ -108,6 +108,18 @@ forgetting: $(VENV)/.dev
 	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_TRAINED)" --json $$name.fod.json && \
 	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_HELDOUT)" --json $$name.heldout.json && \
 	  $(EVAL) classify --model $$run $(TINY) --pictures heldout --among heldout --json $$name.tiny.json || exit 1; \
+	done
+
+# label → train on soft scores → eval: a model learns from what it found itself in pictures that nobody labelled.
+ST := runs/self_training
+self-training: $(VENV)/.dev
+	@test -e data || ln -s "$(DATA)" data
+	mkdir -p $(ST)
+	$(BIN)/python -c "import json; print(*(c['name'] for c in json.load(open('data/coco/train.json'))['categories']), sep='\n')" > $(ST)/names.txt
+	$(BIN)/owl-swin label data/imagenet_det200/images --queries $(ST)/names.txt --to $(ST)/labels.json --sheet $(ST)/labels.jpg
+	$(BIN)/owl-swin train configs/train/self_training.toml
+	for run in nano $(ST)/run; do \
+	  $(EVAL) detect --model $$run $(COCO) --json $(ST)/$$(basename $$run).json || exit 1; \
 	done
 
 $(VENV)/.photos: pyproject.toml constraints.txt

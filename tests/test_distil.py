@@ -23,7 +23,7 @@ from owl_swin.data.scenes import load_scenes
 from owl_swin.detector import Detector
 from owl_swin.distillation import seen as teacher_pass
 from owl_swin.distillation.run import Distillation, distil
-from owl_swin.errors import ConfigError
+from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
 from owl_swin.labelling.names import label_names
 from owl_swin.locks import hold_lock
@@ -81,6 +81,7 @@ def weights(folder):
 
 def test_a_student_learns_of_its_teacher_and_any_text_works(owl_swin, place):  # noqa: F811
     (place / "Photos" / "broken.jpg").write_bytes(b"no picture")
+    (place / "run").mkdir()
     asked = ("--queries", "names.txt", "--unlabelled", "others.txt", "--steps", "40", "--batch-size", "3")
     command = ("distil", "Photos", "--teacher", "teacher.safetensors", "--student", "student.toml", "--output", "run")
     (place / "recipe.toml").write_text("log_every = 1\noptim = {image_lr = 4e-3, heads_lr = 4e-3}\n")
@@ -198,17 +199,20 @@ def test_a_wrong_call_is_one_sentence(owl_swin, place, arguments, said):  # noqa
         (["Empty"], "Empty: there is no picture in this folder"),
         (["https://a.org/b.jpg"], "https://a.org/b.jpg: expected pictures that are files"),
         (["One"], "a student needs at least 2 pictures, one of which is held out; 1 could be read"),
+        (["Own"], "there is no picture to learn from"),  # but what the run has drawn
         (["Broken"], "none of 2 pictures can be read; the first: Broken/a.png: not a picture"),
     ],
 )
 def test_too_little_to_learn_from_is_one_sentence(owl_swin, place, arguments, said):  # noqa: F811
-    for name in ("Empty", "One", "Broken"):
-        Path(name).mkdir()
+    for name in ("Empty", "One", "Broken", "Own/run"):
+        Path(name).mkdir(parents=True)
+    shutil.copy("Photos/0.png", "Own/run/found-10.png")
     shutil.copy("Photos/0.png", "One")
     for name in ("a.png", "b.png"):
         (Path("Broken") / name).write_bytes(b"no picture")
-    if len(arguments) == 1 and arguments[0] in ("Empty", "One", "Broken", "https://a.org/b.jpg"):
-        arguments = [*arguments, "--teacher", "teacher.safetensors", "--student", "student.toml", "--output", "run"]
+    if len(arguments) == 1 and arguments[0] in ("Empty", "One", "Own", "Broken", "https://a.org/b.jpg"):
+        output = "Own/run" if arguments == ["Own"] else "run"
+        arguments = [*arguments, "--teacher", "teacher.safetensors", "--student", "student.toml", "--output", output]
         arguments += ["--query", "a dog", "--device", "cpu"]
     run = owl_swin("distil", *arguments)
     assert run.code == 2 and run.out == "" and said in run.err.splitlines()[-1]
@@ -298,8 +302,16 @@ def test_an_owl_teaches_a_student(place):
     save_owl(place / "owl", "owlv2")
     done = call(place, teacher="owl", steps=2, picture_threshold=0.0, threshold=0.0)
     assert done.comparison.text_cosine > 0.999 and done.comparison.image_sizes == (64, 96)
-    card = load_checkpoint("run")[1]
-    assert card["teacher"]["family"] == "owlv2" and "image_embed" not in Path("run/labels.json").read_text()
+    network, card = load_checkpoint("run")
+    assert card["teacher"]["family"] == "owlv2" and "mean of its patches" in card["limits"][1]
+    assert torch.equal(network.image_projection.weight, network.class_head.embed.weight)  # OWLv2 has none to teach
+
+
+def test_a_teacher_without_embeddings_is_told_what_else_it_can_do(place):
+    (place / "dino").mkdir()
+    (place / "dino" / "config.json").write_text('{"model_type": "grounding-dino"}')
+    with pytest.raises(CheckpointError, match=r"dino: reads names and pictures together.*`owl-swin label`"):
+        call(place, teacher="dino")
 
 
 # --- The loss ------------------------------------------------------------------------------------------------------

@@ -83,7 +83,8 @@ def distil(
     if not names:
         raise QueryError("there is nothing to look for; give a file of names with --queries, or names with --query")
     others = read_label_names(unlabelled) if unlabelled is not None else ()
-    sources = find_picture_files(photos)
+    own = output.resolve()  # what the run draws is no picture to learn from
+    sources = [path for path in find_picture_files(photos) if not Path(path).resolve().is_relative_to(own)]
 
     from owl_swin.distillation.run import Distillation
     from owl_swin.distillation.run import distil as run
@@ -109,8 +110,9 @@ def distil(
         say(f"left out: {sentence}")
     if len(done.broken) > MOST_NOTES:
         say(f"{len(done.broken)} of {len(sources)} pictures could not be read")
-    if done.comparison is None:
+    if done.steps < config.steps:
         emit_line(f"{done.folder}: {done.steps} of {config.steps} steps are done; the same command goes on")
+    if done.comparison is None:  # not yet, or by the first of several processes
         return
     emit_line(f"{'student':<26} {done.folder / 'model.safetensors'}")
     for line in done.comparison.lines():

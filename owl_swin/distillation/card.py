@@ -9,6 +9,10 @@ from owl_swin.training.tasks.student import StudentConfig
 
 # Names that a card spells out.
 MOST_NAMES = 12
+WITHOUT_IMAGE_EMBED = (
+    "The teacher makes nothing of whole pictures: what the student says of them, in classification and retrieval, is "
+    "the mean of its patches."
+)
 
 
 def student_card(
@@ -49,7 +53,8 @@ def student_card(
         ],
         "limits": [
             "What the teacher gets wrong, the student was taught. Agreement with it is no accuracy: measure that on "
-            "true boxes with `owl-swin eval detect`."
+            "true boxes with `owl-swin eval detect`.",
+            *([] if spec.has_image_embed else [WITHOUT_IMAGE_EMBED]),
         ],
         "licence": [
             "A student is made of its teacher's answers and of the pictures: the terms of both hold for it.",

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from owl_swin.config import ModelConfig, read_toml, to_mapping
 from owl_swin.data.scene import PictureCache
 from owl_swin.detector import Detector
@@ -25,14 +27,16 @@ from owl_swin.distillation.agreement import (
 from owl_swin.distillation.card import student_card
 from owl_swin.distillation.scenes import held_out, labels_of, scenes_of, worth_learning
 from owl_swin.distillation.seen import Progress, SeenPicture, see_pictures
-from owl_swin.errors import DataError, QueryError
+from owl_swin.errors import CheckpointError, DataError, QueryError
 from owl_swin.evaluation.detection import evaluate_detection
 from owl_swin.evaluation.report import Report
+from owl_swin.families.hub import is_hub_name
 from owl_swin.families.owl_swin import load_checkpoint, replace_card
 from owl_swin.files import make_folder, remove_parts, write_json
 from owl_swin.labelling.names import LabelName
 from owl_swin.labelling.run import common_folder, stamp_of
 from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.teachers.load import KINDS, kind_of
 from owl_swin.training.distributed import Process, started_process
 from owl_swin.training.loop import STATE, LoopConfig, run_task
 from owl_swin.training.state import check_settings, only_run
@@ -127,7 +131,7 @@ def distil(
     what = _checked(what)
     base = read_toml(config.student, ModelConfig)
     with started_process(config.device) as process:
-        teacher = Detector.from_pretrained(what.teacher, device=process.device)
+        teacher = _teacher(what.teacher, process.device)
         model_config = student_config(base, teacher.model, config.text, config.student)
         run = _Run(what, config, process, teacher, common_folder(what.photos), progress, [])
         make_folder(run.folder)
@@ -142,7 +146,7 @@ def distil(
             learned, kept_back = held_out(seen, config.held_out, run.root)
             learned = worth_learning(learned, config.picture_threshold, what.names)
             counts = {"learned from": len(learned), "held out": len(kept_back)}
-            counts["without a sure box"] = len(seen) - len(learned) - len(kept_back)
+            counts["without a sure box, left out"] = len(seen) - len(learned) - len(kept_back)
             card = student_card(run.folder.name, teacher, what.teacher, what.names, counts, config)
             if process.first:
                 run.write_labels("held_out.json", kept_back, what.names)
@@ -151,6 +155,7 @@ def distil(
             steps, comparison = check_settings(run.folder / STATE, settings, allow_changes=True), None
             if steps >= config.steps and process.first:
                 comparison = _compare(run, kept_back, counts)
+                run.broken.extend(comparison.agreement.broken)
                 write_json(run.folder / "comparison.json", comparison.to_json(), what="the comparison")
                 replace_card(run.folder / MODEL, card | {"results": result_rows(comparison, "owl-swin distil")})
     return Distilled(run.folder, steps, comparison, tuple(dict.fromkeys(run.broken)))
@@ -168,6 +173,18 @@ def _checked(what: Distillation) -> Distillation:
     if what.unlabelled and not unlabelled:
         raise QueryError("all names that were not to be labelled are among those that are")
     return replace(what, photos=photos, unlabelled=unlabelled)
+
+
+def _teacher(source: str, device: torch.device) -> Detector:
+    """The teacher; one that reads names and pictures together has nothing that a student of ours could learn from but
+    labels."""
+    if not is_hub_name(source) and kind_of(Path(source)) in KINDS:
+        raise CheckpointError(
+            "reads names and pictures together, so it has no embeddings that a student could learn; label pictures "
+            "with it by `owl-swin label`, and train on these by `owl-swin train`",
+            of=source,
+        )
+    return Detector.from_pretrained(source, device=device)
 
 
 def _settings(run: _Run, model_config: ModelConfig) -> dict[str, Any]:

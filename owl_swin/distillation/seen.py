@@ -3,18 +3,19 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from owl_swin.detector import Detector
-from owl_swin.encoded import EncodedImage
+from owl_swin.encoded import EncodedImage, PreparedImage
 from owl_swin.errors import DataError, ImageError
-from owl_swin.evaluation.sets import encode_pictures
 from owl_swin.image import open_image
 from owl_swin.labelling.journal import LabelledPicture
 from owl_swin.labelling.names import LabelName
@@ -27,6 +28,8 @@ from owl_swin.types import QueryEmbeddings
 VERSION = 1
 # Pictures of one file, and of one pass: what a kill costs, and what is in memory at once.
 CHUNK, BATCH = 64, 8
+# Threads that read pictures while the teacher looks at others.
+READERS = 2
 
 # (pictures done, of so many)
 Progress = Callable[[int, int], None]
@@ -96,25 +99,25 @@ def see_pictures(
         make = partial(_look, chunks[place], teacher, queries, threshold)
         return kept_tensors(folder / f"{place:06d}.safetensors", key, make)
 
+    own = {}
     for place in range(process.rank, len(chunks), process.world):
-        seen(place)
+        own[place] = seen(place)
         if progress is not None and process.first:
             progress(min(len(paths), (place + process.world) * CHUNK), len(paths))
     wait_for_all(process)
-    found = [one for place, chunk in enumerate(chunks) for one in _pictures(chunk, seen(place))]
-    for path in sorted(set(paths) - {one.path for one in found}, key=paths.index):
-        broken.append(_why_not(path))
+    found: list[SeenPicture] = []
+    for place, chunk in enumerate(chunks):
+        found += _pictures(chunk, own.pop(place) if place in own else seen(place))
+    readable = {one.path for one in found}
+    broken += [_why_not(path) for path in paths if path not in readable]
     return found
 
 
 def _look(paths: Sequence[str], teacher: Detector, queries: QueryEmbeddings, threshold: float) -> dict[str, Tensor]:
     """Sizes [n, 2] and counts [n] of the pictures, and what was found in all of them, one after another."""
-    encoded: list[EncodedImage | None] = []
-    for start in range(0, len(paths), BATCH):
-        encoded += encode_pictures(teacher, paths[start : start + BATCH], [])
     whole = teacher.spec.has_image_embed
     sizes, counts, parts, images = [], [], [], []
-    for path, one in zip(paths, encoded, strict=True):
+    for path, one in zip(paths, _encoded(paths, teacher), strict=True):
         sizes.append((0, 0) if one is None else one.image_hw)
         if one is None:
             counts.append(0)
@@ -133,6 +136,22 @@ def _look(paths: Sequence[str], teacher: Detector, queries: QueryEmbeddings, thr
     if whole:
         kept["images"] = torch.stack(images).cpu() if images else torch.zeros(0, size).half()
     return {"sizes": torch.tensor(sizes), "counts": torch.tensor(counts), **kept}
+
+
+def _encoded(paths: Sequence[str], teacher: Detector) -> Iterator[EncodedImage | None]:
+    """The pictures in order, None for one that cannot be read; other threads read ahead."""
+    with ThreadPoolExecutor(READERS) as pool:
+        ready = pool.map(partial(_prepared, teacher), paths)
+        while batch := list(islice(ready, BATCH)):
+            encoded = iter(teacher.encode_images([one for one in batch if one is not None], batch_size=BATCH))
+            yield from (None if one is None else next(encoded) for one in batch)
+
+
+def _prepared(teacher: Detector, path: str) -> PreparedImage | None:
+    try:
+        return teacher.prepare(path)
+    except ImageError:
+        return None
 
 
 def _pictures(paths: Sequence[str], kept: dict[str, Tensor]) -> list[SeenPicture]:

@@ -45,7 +45,7 @@ def load_teacher(
     one only.
     """
     folder = fetch_snapshot(str(source)) if is_hub_name(source) else Path(source)
-    kind = _kind(folder)
+    kind = kind_of(folder)
     if kind not in KINDS:
         return DetectorTeacher(Detector.from_pretrained(source, device=device, dtype=dtype, image_size=image_size))
     how = KINDS[kind]
@@ -56,7 +56,7 @@ def load_teacher(
     )
 
 
-def _kind(folder: Path) -> str:
+def kind_of(folder: Path) -> str:
     """What config.json says that the model is; "" where there is none."""
     path = folder / "config.json"
     try:

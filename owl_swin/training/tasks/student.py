@@ -23,9 +23,7 @@ def _optim() -> OptimConfig:
 
 
 def _detect() -> DetectConfig:
-    return DetectConfig(
-        negatives=100, mosaic=(0.7, 0.3), quality=True, l1_weight=2.0, giou_weight=2.0, min_crop=0.5, zoom=0.3
-    )
+    return DetectConfig(negatives=100, mosaic=(0.7, 0.3), l1_weight=2.0, giou_weight=2.0, min_crop=0.5, zoom=0.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +111,7 @@ class StudentTask(DetectTask):
         weights = TaughtWeights(config.embed_weight, config.image_embed_weight)
         super().__init__(train, model, process, sets=[scenes], taught=weights)
         self.card = card
+        self.has_image_embed = any(scene.image_embed is not None for scene in scenes.scenes)
 
     @staticmethod
     def texts_of(names: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -121,6 +120,8 @@ class StudentTask(DetectTask):
 
     def write_result(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Writes model.safetensors, whose card says who the teacher was."""
+        if not self.has_image_embed:  # the pooled projection is untrained
+            weights |= {f"image_projection.{kind}": weights[f"class_head.embed.{kind}"] for kind in ("weight", "bias")}
         averaged = OwlSwin(self.result_config())
         averaged.load_state_dict({k: weights[k].cpu().reshape(v.shape) for k, v in averaged.state_dict().items()})
         save_checkpoint(folder / "model.safetensors", averaged, self.card)
