@@ -1,5 +1,6 @@
 """Models by their names on the hub: fetched whole, or refused with one sentence."""
 
+import re
 import socket
 
 import huggingface_hub
@@ -23,7 +24,7 @@ def hub(monkeypatch, tmp_path):
 def published(hub, tmp_path):
     """Writes files of a model to the hub."""
 
-    def publish(name="someone/model", revision="main", files=("config.json",), text="{}"):
+    def publish(name="someone/model", revision="main", files=("config.json", "model.safetensors"), text="{}"):
         folder = tmp_path / "hub" / name.replace("/", "-") / revision
         folder.mkdir(parents=True)
         for file in files:
@@ -95,7 +96,7 @@ def test_what_was_fetched_is_there_without_a_network(hub, published, monkeypatch
 @pytest.mark.parametrize(
     "status, code, sentence",
     [
-        (403, "GatedRepo", "accept the terms at https://huggingface.co/someone/gated, then run `hf auth login`"),
+        (403, "GatedRepo", "accept the terms at http://127.0.0.1:[0-9]*/someone/gated, then run `hf auth login`"),
         (401, "GatedRepo", "accept the terms at"),
         (404, "RepoNotFound", r"no such model on the hub, and no such folder here; where it is private"),
         (401, "", "(no such model on the hub|the hub refuses the token)"),
@@ -114,7 +115,9 @@ def refuses(sentence, name, **settings):
 
 
 def test_other_failures_are_one_sentence(hub, published, tmp_path, monkeypatch):
-    published(files=("config.json", "model.safetensors"))
+    published()
+    published(name="someone/empty", files=("config.json",))
+    refuses("holds no weights; a model has model.safetensors", "someone/empty")
     refuses("has no revision 'v9'", "someone/model", revision="v9")
     refuses("holds no tokenizer.json", "someone/model", required=("config.json", "tokenizer.json"))
     refuses("no possible name", "some--one/mo..del")
@@ -131,6 +134,25 @@ def test_a_download_that_was_broken_off_is_said_when_offline(hub, published, mon
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     refuses("only a part of the model was downloaded", "someone/model")
     refuses("was not downloaded before and HF_HUB_OFFLINE is set", "someone/other")
+
+
+@pytest.mark.parametrize(
+    "error, sentence",
+    [
+        (
+            OSError(28, "No space left on device", "/cache/blob"),
+            "cannot be stored (/cache/blob: No space left on device)",
+        ),
+        (PermissionError(13, "Permission denied"), "cannot be stored (Permission denied); HF_HOME says where"),
+        (ConnectionResetError("reset\nby peer"), "cannot be fetched from the hub (reset); a folder that holds"),
+    ],
+)
+def test_a_download_that_the_disk_or_the_line_ends_is_one_sentence(error, sentence, monkeypatch):
+    def fail(*args, **settings):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    refuses(re.escape(sentence), "someone/model")
 
 
 def test_a_model_with_pickled_weights_alone_names_the_command_that_converts(hub, published):

@@ -37,7 +37,7 @@ def fetch_snapshot(
     revision: str | None = None,
     token: str | bool | None = None,
     wanted: Sequence[str] = WANTED,
-    required: Sequence[str] = ("config.json",),
+    required: Sequence[str] = (),
 ) -> Path:
     """The folder in huggingface_hub's cache with the ``wanted`` files of a model "user/model", downloaded if need be.
 
@@ -59,8 +59,10 @@ def fetch_snapshot(
         )
     except Exception as error:  # huggingface_hub's errors and those of its HTTP client have no root in common
         raise CheckpointError(reason_of(error, name, revision), of=name) from None
-    if not any((folder / file).is_file() for file in (WEIGHTS, INDEX)) and (pickled := _pickled(name, revision, token)):
-        raise CheckpointError(pickled_weights(name, pickled), of=name)
+    if not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
+        pickled = _pickled(name, revision, token)
+        said = pickled_weights(name, pickled) if pickled else f"holds no weights{_at(revision)}; a model has {WEIGHTS}"
+        raise CheckpointError(said, of=name)
     missing = [file for file in required if not (folder / file).is_file()]
     if missing:
         raise CheckpointError(
@@ -73,13 +75,13 @@ def fetch_snapshot(
 
 def reason_of(error: Exception, name: str, revision: str | None = None) -> str:
     """What went wrong between here and the hub, and what to do, as one sentence without the model's name."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     chain = [error, error.__cause__]
     local = f"a folder that holds the model can be given instead of its name{_near(name)}"
     if isinstance(error, errors.GatedRepoError):
         return (
-            f"its owner gives this model only to who asks: accept the terms at https://huggingface.co/{name}, then run "
+            f"its owner gives this model only to who asks: accept the terms at {constants.ENDPOINT}/{name}, then run "
             "`hf auth login` or give a token"
         )
     if isinstance(error, errors.RevisionNotFoundError):
