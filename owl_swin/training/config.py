@@ -120,9 +120,10 @@ class TrainConfig:
     """One run of `owl-swin train`.
 
     ``init`` are weights to start from, each on top of the one before: a model file, a run's folder or state, a name
-    that ships, "swin:NAME" (a published Swin for the image encoder), "open_clip:MODEL/TAG" (a published text encoder),
-    "stem:FILE" (weights of the stem with timm's names; "stem:timm" those that timm publishes) or "text:SOURCE" (of a
-    model only its text encoder). ``batch_size`` is for each process and each of the ``accumulate`` passes of a step.
+    that ships or is on the hub, "swin:NAME" (a published Swin for the image encoder, also the one inside of a detector,
+    as "swin:IDEA-Research/grounding-dino-tiny"), "open_clip:MODEL/TAG" (a published text encoder), "stem:FILE"
+    (weights of the stem with timm's names; "stem:timm" those that timm publishes) or "text:SOURCE" (of a model only its
+    text encoder). ``batch_size`` is for each process and each of the ``accumulate`` passes of a step.
     ``contrast`` is the loss on captions. ``linear_weight`` weighs a free linear classifier for each labelled set, which
     only training has:
     fixed texts alone teach a young encoder slowly. ``logit_scale`` is the inverse temperature to start the alignment
