@@ -15,6 +15,7 @@ from owl_swin.frame import HW, Crop, Frame, crop_hw
 # OpenAI's CLIP.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+STRIP_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,17 @@ class Owlv2Preprocess:
 
     def pixels(self, image: Image.Image, frame: Frame) -> Tensor:
         """float32 [3, H, W] in [0, 1]: shades between those of uint8 count."""
-        content = torch.from_numpy(_content(image, frame)).float().div_(255)
+        content = torch.from_numpy(_content(image, frame))
         height, width = frame.shown_hw
         square, side = max(height, width), max(frame.model_hw)
-        rows = _resample(content.flatten(1), square, side, frame.model_hw[0]).unflatten(1, (width, 3))
+        strips = content.split(max(1, STRIP_PIXELS // height), 1)  # a huge picture is never whole in float32
+        rows = torch.cat(
+            [
+                _resample(strip.flatten(1).float().div_(255), square, side, frame.model_hw[0]).unflatten(1, (-1, 3))
+                for strip in strips
+            ],
+            1,
+        )
         columns = _resample(rows.transpose(0, 1).flatten(1), square, side, frame.model_hw[1])
         return columns.unflatten(1, (frame.model_hw[0], 3)).permute(2, 1, 0).contiguous()
 
