@@ -74,8 +74,13 @@ class Frame:
         return crop_hw(self.crop_xyxy) if self.crop_xyxy else self.image_hw
 
     def to_image(self, boxes_cxcywh: Tensor) -> Tensor:
-        """Boxes [..., 4], cxcywh in [0, 1] of the frame → xyxy pixels of the picture, clipped to it."""
+        """Boxes [..., 4], cxcywh in [0, 1] of the frame → xyxy pixels of the picture, clipped to it.
+
+        Around a crop in a padded frame the picture goes on and was not seen: there boxes are clipped to the crop.
+        """
         boxes = cxcywh_to_xyxy(boxes_cxcywh) * self._image_pixels(boxes_cxcywh)
+        if self.span_hw is not None:
+            boxes = clip(boxes, self.shown_hw)
         return clip(boxes + self._origin(boxes) if self.crop_xyxy else boxes, self.image_hw)
 
     def from_image(self, boxes_xyxy: Tensor) -> Tensor:

@@ -132,6 +132,26 @@ def test_a_map_covers_the_picture_and_no_padding(folders):
     ]
 
 
+def test_tiles_are_frames_of_the_family_too(folders):
+    picture, crops = noise(100, 150), [(10, 20, 80, 60), (90, 0, 150, 90)]
+    for detector in [
+        *(Detector.from_pretrained(folder) for folder in folders.values()),
+        Detector.from_pretrained(folders["owlv2"], content_only=True),
+    ]:
+        encoded = detector.encode_image(picture, tiles=crops)
+        queries = detector.encode_queries(["a dog"])
+        for view, crop in zip(encoded.views[1:], crops, strict=True):
+            alone = detector.encode_image(picture.crop(crop))
+            torch.testing.assert_close(view.embeddings.class_embeds, alone.embeddings.class_embeds)
+            boxes = view.frame.to_image(view.embeddings.pred_boxes)
+            shift = torch.tensor([crop[0], crop[1]] * 2)
+            if detector.spec.family == "owlvit":  # whose frames have no padding, so that boxes may reach past a seam
+                boxes = boxes.clamp(min=torch.tensor(crop[:2] * 2)).minimum(torch.tensor(crop[2:] * 2))
+            torch.testing.assert_close(boxes, alone.boxes_px() + shift, atol=0.01, rtol=0)
+        found = detector.detect(picture, queries, threshold=0.0, tiles=crops)
+        assert len(found) > 0
+
+
 # --- Archives ------------------------------------------------------------------------------------------------------
 
 
