@@ -16,6 +16,7 @@ from PIL import Image
 
 from owl_swin.addresses import is_url
 from owl_swin.detector import Detector
+from owl_swin.encoded import EncodedImage, PreparedImage
 from owl_swin.errors import ConfigError, ImageError, QueryError, brief
 from owl_swin.fetching import fetch
 from owl_swin.formats import CORNERS
@@ -196,7 +197,8 @@ def _is_one(image: Any) -> bool:
     if isinstance(image, (list, tuple)):
         return False
     whole = (str, Path, bytes, bytearray, memoryview, Mapping, Image.Image, np.ndarray, torch.Tensor)
-    return isinstance(image, whole) or callable(getattr(image, "read", None)) or hasattr(image, "image_hw")
+    ready = (PreparedImage, EncodedImage)
+    return isinstance(image, (*whole, *ready)) or callable(getattr(image, "read", None))
 
 
 def _labels_per_image(labels: Any, n_images: int) -> list[Any]:

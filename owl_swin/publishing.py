@@ -1,10 +1,12 @@
 """Models of ours as strangers find and read them: a folder of config.json, model.safetensors and a card, or the hub."""
 
+import copy
 import json
 import logging
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +39,24 @@ class Publishable:
         """The network itself."""
         raise NotImplementedError
 
+    @property
+    def image_size(self) -> int:
+        """Longer side in pixels that pictures are brought to."""
+        raise NotImplementedError
+
     def save_pretrained(
         self, folder: str | Path, *, int8: bool = False, licence: str | None = None, name: str | None = None
     ) -> Path:
         """Writes config.json, model.safetensors and the model card README.md, and gives the folder back.
 
-        Weights are as they are, to the bit, for any reader of safetensors; ``int8`` writes large matrices as int8 rows
-        with a scale each, a quarter of the size. ``licence`` is what the hub calls one, as "apache-2.0"; None: what the
-        card says. ``name`` is where the model will be found, as "user/name". A card that somebody wrote is kept.
+        Weights are as they are, to the bit, for any reader of safetensors, and the size of pictures is this detector's.
+        ``int8`` writes large matrices as int8 rows with a scale each, a quarter of the size. ``licence`` is what the
+        hub calls one, as "apache-2.0"; None: what the card says. ``name`` is where the model will be found, as
+        "user/name". A card that somebody wrote is kept.
         """
         folder = Path(folder)
         source = name or folder.resolve().name
-        _write(folder, _own(self.model), self.card, source, int8=int8, licence=licence)
+        _write(folder, _own(self.model, self.image_size), self.card, source, int8=int8, licence=licence)
         return folder
 
     def push_to_hub(
@@ -69,7 +77,7 @@ class Publishable:
         """
         with tempfile.TemporaryDirectory() as kept:
             folder = Path(kept)
-            _write(folder, _own(self.model), self.card, repo_id, int8=int8, licence=licence)
+            _write(folder, _own(self.model, self.image_size), self.card, repo_id, int8=int8, licence=licence)
             try:
                 return _push(folder, repo_id, token, revision, private, commit_message)
             except Exception as error:  # huggingface_hub's errors and those of its HTTP client have no root in common
@@ -115,9 +123,12 @@ def markdown_table(card: Mapping[str, Any]) -> str:
     return "\n".join(["| what | percent (95 % interval) | command |", "|---|---|---|", *rows])
 
 
-def _own(model: Network) -> OwlSwin:
+def _own(model: Network, image_size: int) -> OwlSwin:
+    """A model of ours, made for pictures of that size."""
     if isinstance(model, OwlSwin):
-        return model
+        sized = copy.copy(model)
+        sized.config = replace(model.config, image_size=image_size)
+        return sized
     raise CheckpointError(
         f"a model of the family {model.spec.family!r} cannot be saved by owl_swin; it came from transformers, whose "
         "save_pretrained and push_to_hub write it"

@@ -129,6 +129,7 @@ def test_what_transformers_does_not_take_is_taken_too(nano, photo, picture):
         found = nano(same, LABELS)
         assert (found[0] if isinstance(same, list) else found) == expected
     assert nano(base64.b64encode(photo.read_bytes() + b" " * 4096).decode(), LABELS) == expected
+    assert nano(nano.detector.prepare(picture), LABELS) == nano(nano.detector.encode_image(picture), LABELS)
     assert [row["label"] for row in nano(photo, [owl_swin.Exemplar(picture)])][:1] == ["exemplar"]
 
 

@@ -69,6 +69,13 @@ def test_weights_that_another_program_wrote_again_are_read_by_the_settings_besid
         Detector.from_pretrained(tmp_path)
 
 
+def test_the_size_of_pictures_is_kept(beetles, picture, tmp_path):
+    larger = beetles.with_image_size(160)
+    larger.save_pretrained(tmp_path)
+    assert Detector.from_pretrained(tmp_path).image_size == 160 and beetles.model.config.image_size == 96
+    same(larger, Detector.from_pretrained(tmp_path, device="cpu"), picture)
+
+
 def test_int8_is_smaller_and_nearly_the_same(beetles, picture, tmp_path):
     sizes = []
     for int8 in (False, True):

@@ -10,6 +10,7 @@ import timm
 import torch
 import transformers
 from conftest import TINY
+from fake_hub import FakeHub, serving
 from safetensors.torch import load_file, save_file
 from swin_libraries import random_pixels, randomise
 from torch.testing import assert_close
@@ -257,6 +258,14 @@ def test_a_swin_without_a_last_norm_says_so(folder, caplog):
     assert encoder.norm.weight.eq(1).all() and encoder.norm.bias.eq(0).all()
 
 
+def test_a_detector_that_leaves_the_last_stage_out_has_no_norm_for_it(tmp_path, caplog):
+    randomise(
+        transformers.SwinBackbone(transformers.SwinConfig(**SIZES, out_features=["stage2", "stage3"]))
+    ).save_pretrained(tmp_path)
+    encoder = load_swin(tmp_path)
+    assert "it has no norm of its last map" in caplog.messages[0] and encoder.norm.weight.eq(1).all()
+
+
 def test_a_swin_alone_is_read_without_a_word(tmp_path, caplog):
     randomise(transformers.SwinModel(transformers.SwinConfig(**SIZES))).save_pretrained(tmp_path)
     assert load_swin(tmp_path).config == replace(OURS, padding="transformers") and caplog.messages == []
@@ -275,11 +284,15 @@ def test_a_detector_without_a_swin_is_refused(tmp_path):
         load_swin(tmp_path)
 
 
-def test_training_starts_from_a_detector(folder, caplog):
-    config = replace(TINY, image=replace(OURS, window_size=4))
-    model = OwlSwin(config)
-    load_init(model, f"swin:{folder('mm_grounding_dino')}")
-    expected = load_swin(folder("mm_grounding_dino"))
+def test_training_starts_from_a_detector_of_the_hub(folder, monkeypatch, tmp_path):
+    name = "IDEA-Research/grounding-dino-tiny"
+    model = OwlSwin(replace(TINY, image=OURS))
+    with serving(FakeHub({(name, "main"): folder("grounding_dino")}), monkeypatch, tmp_path / "cache"):
+        load_init(model, f"swin:{name}")
+    expected = load_swin(folder("grounding_dino"))
     assert_close(model.image_encoder.state_dict(), expected.state_dict(), atol=0, rtol=0)
+
+
+def test_a_swin_of_other_sizes_says_what_to_set(folder):
     with pytest.raises(ConfigError, match=r"is a Swin of embed_dim = 8, depths = .*; set these under \[image\]"):
         load_init(OwlSwin(TINY), f"swin:{folder('mm_grounding_dino')}")
