@@ -106,13 +106,14 @@ def distil(
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
+    if not done.first:
+        return
     for sentence in done.broken[:MOST_NOTES]:
         say(f"left out: {sentence}")
     if len(done.broken) > MOST_NOTES:
         say(f"{len(done.broken)} of {len(sources)} pictures could not be read")
-    if done.steps < config.steps:
+    if done.comparison is None:
         emit_line(f"{done.folder}: {done.steps} of {config.steps} steps are done; the same command goes on")
-    if done.comparison is None:  # not yet, or by the first of several processes
         return
     emit_line(f"{'student':<26} {done.folder / 'model.safetensors'}")
     for line in done.comparison.lines():

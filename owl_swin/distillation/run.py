@@ -37,7 +37,7 @@ from owl_swin.labelling.names import LabelName
 from owl_swin.labelling.run import common_folder, stamp_of
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.teachers.load import KINDS, kind_of
-from owl_swin.training.distributed import Process, started_process
+from owl_swin.training.distributed import Process, started_process, wait_for_all
 from owl_swin.training.loop import STATE, LoopConfig, run_task
 from owl_swin.training.state import check_settings, only_run
 from owl_swin.training.student import build_student, check_texts, student_config, text_cosines
@@ -63,13 +63,14 @@ class Distillation:
 
 @dataclass(frozen=True, slots=True)
 class Distilled:
-    """What a call came to: ``steps`` of the run are done; at its end ``comparison`` is there. ``broken`` pictures could
-    not be read."""
+    """What a call came to: ``steps`` of the run are done; at its end the first of several processes (``first``) has a
+    ``comparison``. ``broken`` pictures could not be read."""
 
     folder: Path
     steps: int
     comparison: Comparison | None
     broken: tuple[str, ...]
+    first: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,13 +153,14 @@ def distil(
                 run.write_labels("held_out.json", kept_back, what.names)
                 run.write_labels("labels.json", learned, what.names)
             _train(run, model, learned, card, settings, stop_after=stop_after, allow_changes=allow_changes)
+            wait_for_all(process)  # the first one writes the state
             steps, comparison = check_settings(run.folder / STATE, settings, allow_changes=True), None
             if steps >= config.steps and process.first:
                 comparison = _compare(run, kept_back, counts)
                 run.broken.extend(comparison.agreement.broken)
                 write_json(run.folder / "comparison.json", comparison.to_json(), what="the comparison")
                 replace_card(run.folder / MODEL, card | {"results": result_rows(comparison, "owl-swin distil")})
-    return Distilled(run.folder, steps, comparison, tuple(dict.fromkeys(run.broken)))
+    return Distilled(run.folder, steps, comparison, tuple(dict.fromkeys(run.broken)), process.first)
 
 
 def _checked(what: Distillation) -> Distillation:
@@ -249,7 +251,7 @@ def _compare(run: _Run, kept_back: Sequence[SeenPicture], counts: dict[str, int]
         agreement=agreement("held_out.json"),
         unlabelled=unlabelled,
         patch_cosine=patch_cosine(student, kept_back),
-        text_cosine=float(text_cosines(student.model, run.teacher, texts).mean()),
+        text_cosine=float(text_cosines(network.to(run.process.device), run.teacher, texts).mean()),
         seconds=(teacher_s, student_s),
         image_sizes=(run.teacher.image_size, student.image_size),
         parameters=(parameters_of(run.teacher), parameters_of(student)),

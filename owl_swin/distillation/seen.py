@@ -159,10 +159,11 @@ def _pictures(paths: Sequence[str], kept: dict[str, Tensor]) -> list[SeenPicture
     counts = kept["counts"].tolist()
     columns = [kept[name].split(counts) for name in ("boxes", "scores", "labels", "embeds")]
     images, seen = iter(kept.get("images", ())), []
-    for path, (height, width), *own in zip(paths, kept["sizes"].tolist(), *columns, strict=True):
+    for path, (height, width), *found in zip(paths, kept["sizes"].tolist(), *columns, strict=True):
         if height:
+            boxes, scores, labels, embeds = found
             image = next(images) if "images" in kept else None
-            seen.append(SeenPicture(path, height, width, *own, image))
+            seen.append(SeenPicture(path, height, width, boxes, scores, labels, embeds, image))
     return seen
 
 
