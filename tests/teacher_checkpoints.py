@@ -1,11 +1,13 @@
 """Small random checkpoints of transformers' open-vocabulary detectors, with processors and tokenizers, as it saves
 them."""
 
+import json
 import string
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
@@ -130,4 +132,19 @@ def save_sam3(folder: Path, seed: int = 0) -> Path:
     randomised(transformers.Sam3Model(config), seed).save_pretrained(folder)
     images = transformers.Sam3ImageProcessor(size={"height": 56, "width": 56})
     transformers.Sam3Processor(images, clip_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def save_sam3_video(folder: Path, seed: int = 0) -> Path:
+    """As SAM 3 is published: the detector within the model for video, with a tracker beside it."""
+    save_sam3(folder, seed)
+    detector = json.loads((folder / "config.json").read_text())
+    config = {"model_type": "sam3_video", "architectures": ["Sam3VideoModel"], "detector_config": detector}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {f"detector_model.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    weights["tracker_model.no_memory"] = torch.zeros(3)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    processor = json.loads((folder / "processor_config.json").read_text())
+    processor |= {"processor_class": "Sam3VideoProcessor", "video_processor": {"video_processor_type": "Sam3Video"}}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
     return folder

@@ -15,6 +15,7 @@ from teacher_checkpoints import (
     save_grounding_dino,
     save_omdet_turbo,
     save_sam3,
+    save_sam3_video,
 )
 from torch.testing import assert_close
 
@@ -110,6 +111,12 @@ def test_sam3_encodes_a_picture_once_for_all_texts(folders, teachers):
             order = expected["scores"].argsort(descending=True)
             assert_close(scores, expected["scores"][order], atol=1e-5, rtol=0)
             assert_close(boxes, expected["boxes"][order], atol=1e-2, rtol=0)
+
+
+def test_sam3_is_found_within_its_model_for_video(teachers, tmp_path):
+    teacher = load_teacher(save_sam3_video(tmp_path / "video"), device="cpu")
+    (expected,), (found,) = (one.find(PICTURES[:1], [("cat",)], 0.0) for one in (teachers["sam3"], teacher))
+    assert found == expected and len(found) > 0
 
 
 # --- What holds for all of them ------------------------------------------------------------------------------------

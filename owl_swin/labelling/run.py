@@ -115,7 +115,7 @@ def _label(
     known = {path for path in paths if _is_known(path, journal, space)}
     done, skipped = len(known), list[tuple[str, str]]()
     new = [path for path in paths if path not in known]
-    for batch in _batches(_opened(new, 2 * options.batch_size), options.batch_size):
+    for batch in _batches(_opened(new, options.batch_size), options.batch_size):
         readable = [one for one in batch if not isinstance(one, Unreadable)]
         skipped += [(one.path, one.reason) for one in batch if isinstance(one, Unreadable)]
         for row in _answers(readable, teacher, space, options.threshold):

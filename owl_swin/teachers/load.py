@@ -16,11 +16,12 @@ from owl_swin.teachers.transformers_model import load_transformers
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How models of a kind are loaded: the class here, and transformers' with its settings."""
+    """How models of a kind are loaded: the class here, and transformers' own with the settings of the model."""
 
     module: str
     name: str
     model_class: str = "AutoModelForZeroShotObjectDetection"
+    processor_class: str = "AutoProcessor"
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -30,8 +31,8 @@ KINDS = {
     "mm-grounding-dino": Kind("grounding_dino", "GroundingDino"),
     # The embeddings of names are kept by the model itself.
     "omdet-turbo": Kind("omdet_turbo", "OmDetTurbo", settings={"cache_size": KEPT_TEXTS}),
-    "sam3": Kind("sam3", "Sam3", "Sam3Model"),
-    "sam3_video": Kind("sam3", "Sam3", "Sam3Model"),
+    "sam3": Kind("sam3", "Sam3", "Sam3Model", "Sam3Processor"),
+    "sam3_video": Kind("sam3", "Sam3", "Sam3Model", "Sam3Processor"),
 }
 
 
@@ -51,8 +52,9 @@ def load_teacher(
     how = KINDS[kind]
     make = getattr(import_module(f"owl_swin.teachers.{how.module}"), how.name)
     name = str(source) if is_hub_name(source) else folder.resolve().name
+    classes = how.model_class, how.processor_class
     return load_transformers(
-        folder, name, kind, make, how.model_class, device=device, dtype=dtype, image_size=image_size, **how.settings
+        folder, name, kind, make, classes, device=device, dtype=dtype, image_size=image_size, **how.settings
     )
 
 

@@ -110,15 +110,15 @@ def load_transformers(
     name: str,
     kind: str,
     make: Callable[[Any, Any], Architecture],
-    model_class: str,
+    classes: tuple[str, str],
     *,
     device: str = "auto",
     dtype: str | None = None,
     image_size: int | None = None,
     **settings: Any,
 ) -> TransformersTeacher:
-    """The teacher of a folder that transformers has saved, with its processor; what is not whole raises
-    CheckpointError."""
+    """The teacher of a folder that transformers has saved, of these classes of its model and processor; what is not
+    whole raises CheckpointError."""
     import transformers
 
     if not any(folder.glob("*.safetensors")):
@@ -131,8 +131,8 @@ def load_transformers(
     precision = pick_dtype(dtype) or torch.float32
     with quiet():
         try:
-            processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model, report = getattr(transformers, model_class).from_pretrained(
+            processor = getattr(transformers, classes[1]).from_pretrained(folder, local_files_only=True)
+            model, report = getattr(transformers, classes[0]).from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
