@@ -36,7 +36,7 @@ class View:
         values it interpolates.
         """
         maps = values.T.reshape(-1, *self.embeddings.grid_hw)
-        if self.frame.span_hw is None and self.frame.content_hw == self.frame.model_hw:
+        if self.frame.padded_hw is None and self.frame.content_hw == self.frame.model_hw:
             return maps
         shares = [shown / span for shown, span in zip(self.frame.shown_hw, self.frame.spans_hw, strict=True)]
         height, width = (math.ceil(share * n - 1e-6) for share, n in zip(shares, maps.shape[1:], strict=True))

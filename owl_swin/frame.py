@@ -37,14 +37,14 @@ class Frame:
 
     ``image_hw`` is the caller's picture, of which ``crop_xyxy`` is shown (None: all); ``model_hw`` is the frame that
     the network sees and ``content_hw`` its top left part that is filled (all of it, unless the frame is padded). All in
-    whole pixels. ``span_hw``: pixels of the picture that the frame's sides are long, where content ends within a pixel.
+    whole pixels. ``padded_hw``: the frame's sides in longer sides of what is shown, where content ends within a pixel.
     """
 
     image_hw: HW
     model_hw: HW
     content_hw: HW
     crop_xyxy: Crop | None = None
-    span_hw: tuple[float, float] | None = None
+    padded_hw: tuple[float, float] | None = None
 
     @staticmethod
     def fit(image_hw: HW, long_side: int, crop_xyxy: Crop | None = None) -> "Frame":
@@ -79,7 +79,7 @@ class Frame:
         Around a crop in a padded frame the picture goes on and was not seen: there boxes are clipped to the crop.
         """
         boxes = cxcywh_to_xyxy(boxes_cxcywh) * self._image_pixels(boxes_cxcywh)
-        if self.span_hw is not None:
+        if self.padded_hw is not None:
             boxes = clip(boxes, self.shown_hw)
         return clip(boxes + self._origin(boxes) if self.crop_xyxy else boxes, self.image_hw)
 
@@ -96,8 +96,9 @@ class Frame:
     @property
     def spans_hw(self) -> tuple[float, float]:
         """Pixels of the picture that the frame's sides are long, padding included."""
-        if self.span_hw is not None:
-            return self.span_hw
+        if self.padded_hw is not None:
+            longer = max(self.shown_hw)
+            return longer * self.padded_hw[0], longer * self.padded_hw[1]
         (height, width), model, content = self.shown_hw, self.model_hw, self.content_hw
         return height * model[0] / content[0], width * model[1] / content[1]
 

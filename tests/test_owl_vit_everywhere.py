@@ -234,6 +234,18 @@ def test_evaluations_take_the_folder(owl_swin, folders, tmp_path):
             assert "never trained to compare whole pictures" in err
 
 
+@pytest.mark.parametrize("content_only", [False, True])
+def test_a_photo_that_the_server_decodes_at_a_part_of_its_size_keeps_its_pixels(folders, content_only):
+    from owl_swin.server.pictures import read_picture
+
+    detector = Detector.from_pretrained(folders["owlv2"], content_only=content_only)
+    file = encode(noise(901, 1603), "JPEG")
+    (frame,) = read_picture(detector, file, "a.jpg", max_pixels=10**7, key=b"").prepared.frames
+    (whole,) = detector.prepare(file).frames
+    everything = torch.tensor([[0.5, 0.25, 1.0, 0.5], [0.1, 0.1, 0.1, 0.1]])
+    torch.testing.assert_close(frame.to_image(everything), whole.to_image(everything))
+
+
 def test_the_server_answers_as_the_detector_and_has_the_demo(detector):
     from owl_swin.server.app import build_demo, create_app
     from owl_swin.server.settings import ServerSettings

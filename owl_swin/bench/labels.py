@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,8 @@ def benchmark_labels(
             progress(f"{n} labels")
             ours, theirs = _alternating(
                 [
-                    lambda names=names: detector.detect(picture, names, threshold=THRESHOLD),
-                    lambda names=names: pipe(picture, candidate_labels=names, threshold=THRESHOLD),
+                    partial(detector.detect, picture, names, threshold=THRESHOLD),
+                    partial(pipe, picture, candidate_labels=names, threshold=THRESHOLD),
                 ],
                 rounds,
             )
@@ -181,7 +182,7 @@ def _without_padding(
 ) -> dict[str, float]:
     cut = Detector.from_pretrained(place, device=device, content_only=True)
     whole_s, cut_s = _alternating(
-        [lambda one=one: one.detect(picture, ["a thing"], threshold=THRESHOLD) for one in (detector, cut)], rounds
+        [partial(one.detect, picture, ["a thing"], threshold=THRESHOLD) for one in (detector, cut)], rounds
     )
     queries = detector.encode_queries(["a thing"])
     seen = [one.encode_image(picture) for one in (detector, cut)]

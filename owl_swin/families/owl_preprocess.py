@@ -70,12 +70,12 @@ class Owlv2Preprocess:
         longer = max(shown_hw)
         height, width = (min(side, math.ceil(shown * side / longer)) for shown in shown_hw)
         if not self.content_only or side % self.patch_size:
-            return Frame(image_hw, (side, side), (height, width), crop_xyxy, (longer, longer))
+            return Frame(image_hw, (side, side), (height, width), crop_xyxy, (1.0, 1.0))
         cells = side // self.patch_size
         rows, columns = (min(cells, math.ceil(length / self.patch_size)) for length in (height, width))
         model_hw = (rows * self.patch_size, columns * self.patch_size)
         content_hw = (min(height, model_hw[0]), min(width, model_hw[1]))
-        return Frame(image_hw, model_hw, content_hw, crop_xyxy, (longer * rows / cells, longer * columns / cells))
+        return Frame(image_hw, model_hw, content_hw, crop_xyxy, (rows / cells, columns / cells))
 
     def exemplar(self, image_hw: HW, box_xyxy: Sequence[float], image_size: int) -> Frame:
         """The frame of the whole picture."""
