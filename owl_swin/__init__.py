@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from owl_swin.render import draw_detections, draw_heat_map
     from owl_swin.tiling import Tiles
     from owl_swin.types import Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
+    from owl_swin.video import VideoFrame, detect_video
 
 __all__ = [
     "ArchiveError",
@@ -57,7 +58,9 @@ __all__ = [
     "QueryError",
     "RegionIndex",
     "Tiles",
+    "VideoFrame",
     "ZeroShotObjectDetectionPipeline",
+    "detect_video",
     "draw_detections",
     "draw_heat_map",
     "load_swin",
@@ -102,6 +105,8 @@ _MODULES = {
     "RegionIndex": "owl_swin.index.region_index",
     "Tiles": "owl_swin.tiling",
     "ZeroShotObjectDetectionPipeline": "owl_swin.pipelines",
+    "VideoFrame": "owl_swin.video",
+    "detect_video": "owl_swin.video",
     "draw_detections": "owl_swin.render",
     "draw_heat_map": "owl_swin.render",
     "load_swin": "owl_swin.families.swin_weights",

@@ -61,6 +61,22 @@ def write_bytes(
             part.write_bytes(content)
 
 
+@contextmanager
+def growing_file(path: Path, *, what: str = "the file") -> Iterator[Path]:
+    """Where a file that is written bit by bit goes until it is whole, and then takes the place of ``path``.
+
+    An error on the way leaves what was there before. What cannot be written raises OwlSwinError, which names ``what``.
+    """
+    if _is_special(path):
+        yield path
+        return
+    try:
+        with _replacing(path) as part:
+            yield part
+    except OSError as error:
+        raise OwlSwinError(f"{path}: cannot write {what} here ({_reason(error)})") from None
+
+
 def write_text(path: Path, text: str, *, what: str = "the file", error: type[OwlSwinError] = OwlSwinError) -> None:
     """Writes ``text`` as UTF-8."""
     write_bytes(path, text.encode(), what=what, error=error)

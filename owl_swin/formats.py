@@ -84,6 +84,17 @@ def to_record(name: PathName, found: Found, *, grid_hw: tuple[int, int] | None =
     return {**record, "detections": rows}
 
 
+def to_video_record(
+    name: PathName, number: int, time_s: float, found: Found, track_ids: Sequence[int | None]
+) -> dict[str, Any]:
+    """One line of JSON about a frame of a video: as to_record(), with the frame's number and its time in seconds, and
+    in each row the number of the thing, ``track_id``."""
+    height, width = found.image_hw
+    rows = [{**row, "track_id": track_id} for row, track_id in zip(to_dicts(found), track_ids, strict=True)]
+    head = {"video": os.fspath(name), "frame": number, "time_s": round(time_s, 6), "width": width, "height": height}
+    return {**head, "detections": rows}
+
+
 def to_coco(names: Sequence[PathName], results: Sequence[Found]) -> dict[str, Any]:
     """A COCO data set whose annotations carry a score: boxes are [x, y, width, height], ids count from 1.
 

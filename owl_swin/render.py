@@ -42,11 +42,18 @@ def label_colour(label: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_detections(image: ImageSource, detections: Detections, *, with_scores: bool = True) -> Image.Image:
+def draw_detections(
+    image: ImageSource,
+    detections: Detections,
+    *,
+    with_scores: bool = True,
+    track_ids: Sequence[int | None] | None = None,
+) -> Image.Image:
     """A copy of the picture, upright and RGB, with a box, name and score for each detection, the best on top.
 
     Names stand above all boxes and not over one another: the best choose first, and one that finds no place is left
-    away. ``with_scores`` False leaves the scores away, for annotations.
+    away. ``with_scores`` False leaves the scores away, for annotations. ``track_ids`` number the things of a video, one
+    a detection: each has its own colour, and #number behind its name.
     """
     canvas = open_image(image)
     if (canvas.height, canvas.width) != detections.image_hw:
@@ -56,12 +63,15 @@ def draw_detections(image: ImageSource, detections: Detections, *, with_scores: 
     size = max(MIN_LETTER, round(min(canvas.width, max(canvas.height, 320)) / 32))
     line = max(2, size // 6)
     boxes = [(x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)) for x0, y0, x1, y1 in detections.boxes.tolist()]
-    colours = [label_colour(label) for label in detections.labels.tolist()]
+    numbers = [None] * len(detections) if track_ids is None else list(track_ids)
+    kinds = detections.labels.tolist() if track_ids is None else [number or 0 for number in numbers]
+    colours = [label_colour(kind) for kind in kinds]
     for box, colour in zip(reversed(boxes), reversed(colours), strict=True):
         _draw_box(draw, box, colour, line)
     placed = _Placed(canvas.width, canvas.height)
-    for one, box, colour in zip(detections, boxes, colours, strict=True):
-        label = _Label.of(one.name, f"{one.score:.2f}" if with_scores else "", size, canvas.width - 2 * line)
+    for one, number, box, colour in zip(detections, numbers, boxes, colours, strict=True):
+        after = [f"#{number}"] * (number is not None) + [f"{one.score:.2f}"] * with_scores
+        label = _Label.of(one.name, " ".join(after), size, canvas.width - 2 * line)
         place = placed.find(box, label.width + 2 * line, label.height + 2 * line) if label.text else None
         if place is not None:
             x, y = place

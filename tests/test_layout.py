@@ -19,14 +19,14 @@ FILES = {
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
     {"errors", "types", "query_file", "attention", "formats", "boxes", "nms"}
-    | {"files", "frame", "addresses", "tiff", "locks"},
+    | {"files", "frame", "addresses", "tiff", "locks", "video_source"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge"},
     {"models"},
     {"families", "exemplar", "queries", "postprocess", "render", "runtime", "encoder", "classification"}
-    | {"publishing", "tiling"},
+    | {"publishing", "tiling", "tracking", "video_output"},
     {"data"},
     {"detector"},
-    {"index", "teachers", "pipelines"},
+    {"index", "teachers", "pipelines", "video"},
     {"labelling"},
     {"training"},
     {"evaluation"},

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from owl_swin.cli.printing import Progress, note, say
 from owl_swin.cli.query_options import QueryOptions, add_saved, check_query_file, make_queries
 from owl_swin.cli.results import Drawings, Format, Results, Streamed, make_results
 from owl_swin.cli.thresholds import nothing_sentence, read_thresholds
+from owl_swin.cli.video import VideoOptions, VideoRun
 from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.files import make_folder_of
 from owl_swin.formats import label_studio_address, label_studio_interface
@@ -39,7 +41,7 @@ def detect(
         typer.Argument(
             metavar="IMAGE...",
             help="Pictures; folders, with all folders in them, or patterns such as '2024/**/*.jpg', each in order of "
-            "name; - reads one picture from stdin.",
+            "name; - reads one picture from stdin. Or videos, a camera such as /dev/video0, or rtsp:// addresses.",
         ),
     ],
     query: options.Texts = None,
@@ -76,6 +78,11 @@ def detect(
     device: options.Device = "auto",
     dtype: options.Dtype = None,
     image_size: options.ImageSize = None,
+    fps: Annotated[float | None, typer.Option("--fps", help="Of a video, so many frames a second at most.")] = None,
+    every: Annotated[int | None, typer.Option("--every", metavar="N", help="Of a video, each Nth frame.")] = None,
+    track: Annotated[
+        bool, typer.Option("--track/--no-track", help="Number the things in a video, the same one the same.")
+    ] = True,
     tile: options.Tile = None,
     overlap: options.Overlap = None,
     allow_url: options.AllowUrl = False,
@@ -104,6 +111,8 @@ def detect(
 
     By example: owl-swin detect *.jpg --like mug.jpg@40,60,210,300 --like mug2.jpg --not cup.jpg --not "a blue cup"
 
+    A video: owl-swin detect street.mp4 --query "a car" --fps 5 --format jsonl --save drawn
+
     A folder: owl-swin detect Photos --queries "a dog, a cat" --threshold 0.3 --threshold "a cat=0.1" --format csv
     """
     _check_output(format, to, label_studio_root, explain and save is None)
@@ -115,6 +124,8 @@ def detect(
     if save_query is not None:
         check_query_file(save_query, asked)
     sources = find_pictures(images, allow_url=allow_url)
+    wanted = VideoOptions(fps, every, track)
+    of_videos = wanted.of_videos(sources, format, explain)
     if label_studio_root is not None:
         _check_below(sources, label_studio_root)
     if save is not None:
@@ -137,6 +148,13 @@ def detect(
     def nothing(found: "Detections") -> str:
         return nothing_sentence(found.best, thresholds)
 
+    if of_videos:
+        _keep_queries(save_query, own)
+        say_nothing = partial(nothing_sentence, thresholds=thresholds)
+        videos = VideoRun(detector, encoded, replace(limits, threshold=thresholds), tiles, wanted, format, say_nothing)
+        if videos.over(sources, to, save):
+            raise typer.Exit(2)
+        return
     results = make_results(
         format,
         to,
@@ -147,10 +165,7 @@ def detect(
         label_studio_root=label_studio_root,
     )
     drawings = Drawings(save) if save is not None else None
-    if save_query is not None and own is not None:
-        make_folder_of(save_query)
-        own.save(save_query)
-        note(f"wrote {save_query}")
+    _keep_queries(save_query, own)
     run = _Run(
         detector,
         encoded,
@@ -167,6 +182,14 @@ def detect(
         note(f"labelling interface for these tasks: {label_studio_interface(names)}")
     if failed:
         raise typer.Exit(2)
+
+
+def _keep_queries(path: Path | None, queries: "QueryEmbeddings | None") -> None:
+    """Writes the queries of this call."""
+    if path is not None and queries is not None:
+        make_folder_of(path)
+        queries.save(path)
+        note(f"wrote {path}")
 
 
 @dataclass

@@ -18,6 +18,7 @@ from owl_swin.fetching import fetch
 from owl_swin.files import near_name
 from owl_swin.image import MAX_PIXELS, is_picture_name, open_image
 from owl_swin.index.folder import walk
+from owl_swin.video_source import is_video, shown_source
 
 if TYPE_CHECKING:
     from owl_swin.types import Detections
@@ -38,8 +39,8 @@ def find_pictures(arguments: Sequence[str], *, allow_url: bool = False) -> list[
     """
     found: list[str] = []
     for argument in arguments:
-        if is_url(argument):
-            _check_allowed(argument, allow_url)
+        if is_url(argument) or ("://" in argument and is_video(argument)):
+            _check_allowed(shown_source(argument), allow_url)
             found.append(argument)
         else:
             found += _pictures_of(argument)
@@ -100,7 +101,7 @@ def reduced(source: str | bytes, found: "Detections") -> "tuple[Image.Image, Det
 
 def _check_allowed(address: str, allow_url: bool) -> None:
     if not allow_url:
-        raise ImageError(f"{address}: pictures are fetched from the internet with --allow-url only")
+        raise ImageError(f"{address}: pictures and videos are fetched from other machines with --allow-url only")
 
 
 def _pictures_of(argument: str) -> list[str]:
