@@ -24,6 +24,9 @@ from owl_swin.runtime import ForkGuard, placed
 from owl_swin.tiling import TilesLike, tile_crops
 from owl_swin.types import ImageEmbeddings
 
+# Pixels of tiles that a CPU encodes at a time.
+CPU_PIXELS = 2**19
+
 Picture = ImageSource | PreparedImage | EncodedImage
 
 
@@ -66,13 +69,15 @@ class Encoder:
         self, image: Picture, image_size: int, tiles: TilesLike | None = None, batch_size: int = 8
     ) -> Iterator[tuple[int, View]]:
         """The whole picture, numbered 0, and parts of it, in the order in which they are read; at most ``batch_size``
-        of them are in memory at a time."""
+        of them, on a CPU fewer where they are large, are in memory at a time."""
         if isinstance(image, (PreparedImage, EncodedImage)):
             one = image if isinstance(image, EncodedImage) else self.encode([image], batch_size)[0]
             yield from enumerate(one.views)
             return
         with open_parts(image, large=tiles is not None) as parts:
             frames = self._frames(parts.image_hw, image_size, tiles)
+            if self.device.type == "cpu":  # it is no faster with more, and they take memory for each pixel
+                batch_size = min(batch_size, max(1, CPU_PIXELS // image_size**2))
             shown = parts.shown(frames, self.pretrained.preprocess.pixels)
             while batch := list(islice(shown, batch_size)):
                 prepared = [PreparedImage((frames[i],), (pixels,)) for i, pixels in batch]
