@@ -224,6 +224,7 @@ def _program(source: str) -> str:
         "```\n\n"
         "Code that was written for transformers' pipeline needs one other line:\n\n"
         "```python\n"
+        "import owl_swin\n\n"
         f'pipe = owl_swin.pipeline("{TASK}", model={json.dumps(source, ensure_ascii=False)})\n'
         "```"
     )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from owl_swin.errors import CheckpointError, brief
 from owl_swin.families.weights import INDEX, PICKLES, WEIGHTS, pickled_weights
@@ -48,14 +49,14 @@ def fetch_snapshot(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError
 
-    asked = {"revision": revision, "token": token, "ignore_patterns": list(NOT_WANTED)}
+    asked: dict[str, Any] = {"revision": revision, "token": token, "ignore_patterns": list(NOT_WANTED)}
     try:
         try:
-            folder = Path(snapshot_download(name, allow_patterns=list(wanted), **asked))
+            folder = Path(str(snapshot_download(name, allow_patterns=list(wanted), **asked)))
         except IncompleteSnapshotError:
             # Offline, with what another program has fetched: it may have left out files that a model does without.
             needed = [*CONFIG_AND_WEIGHTS, *required]
-            folder = Path(snapshot_download(name, allow_patterns=needed, local_files_only=True, **asked))
+            folder = Path(str(snapshot_download(name, allow_patterns=needed, local_files_only=True, **asked)))
     except Exception as error:  # huggingface_hub's errors and those of its HTTP client have no root in common
         raise CheckpointError(reason_of(error, name, revision), of=name) from None
     if not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
