@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from owl_swin.errors import ConfigError
 from owl_swin.files import make_folder_of, write_json
 
 app = typer.Typer(help="Speed, measured on this machine.", no_args_is_help=True, rich_markup_mode=None)
@@ -40,6 +41,56 @@ def train(
         device=str(pick_device(device)),
     )
     _print_result(result, json_out)
+
+
+@app.command()
+def detect(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, peers and rounds: two minutes.")] = False,
+    sizes: Annotated[str | None, typer.Option(help="Sizes of the table, as 480x640,960x960 (height first).")] = None,
+    systems: Annotated[str | None, typer.Option(help="Only these systems, by name, with commas.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Alternating rounds; 3, or 1 with --quick.")] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Small networks, to try the benchmark itself.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    plot: Annotated[Path | None, typer.Option(help="Draw plots into this folder.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Time detection beside OWL-ViT, OWLv2, GroundingDINO and OmDet-Turbo, and our Swin beside those of timm,
+    torchvision and transformers.
+
+    Example: owl-swin bench detect --quick
+    """
+    from owl_swin.bench.detection import benchmark_detection
+    from owl_swin.bench.plots import save_plots
+    from owl_swin.cli.benchmark_tables import print_detection
+    from owl_swin.runtime import pick_device
+
+    _prepare(json_out)
+    result = benchmark_detection(
+        quick=quick,
+        sizes=None if sizes is None else _sizes(sizes),
+        systems=None if systems is None else [name.strip() for name in systems.split(",")],
+        rounds=rounds,
+        device=str(pick_device(device)),
+        tiny=tiny,
+        progress=lambda sentence: print(sentence, file=sys.stderr),
+    )
+    if json_out is not None:
+        write_json(json_out, result)
+    print_detection(result)
+    if plot is not None:
+        for path in save_plots(result, plot):
+            print(path)
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    """ "480x640,960x960" → heights and widths."""
+    try:
+        sizes = [tuple(int(side) for side in part.split("x")) for part in text.split(",")]
+    except ValueError:
+        sizes = [()]
+    if any(len(size) != 2 or min(size) < 32 or max(size) > 4096 for size in sizes):
+        raise ConfigError(f"--sizes takes heights and widths from 32 to 4096, as 480x640,960x960; got {text!r}")
+    return sizes  # type: ignore[return-value]
 
 
 @app.command()

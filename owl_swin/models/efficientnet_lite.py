@@ -34,8 +34,11 @@ MEAN = STD = (0.5, 0.5, 0.5)
 
 
 class EfficientNetLite(nn.Module):
-    """``forward(pixels [B, 3, H, W])`` → maps [B, C, ⌈H/s⌉, ⌈W/s⌉] of strides s = 8, 16 and 32, and the last one of
-    stride 32, which a classifier would read."""
+    """``forward(pixels [B, 3, H, W])`` → maps [B, ⌈H/s⌉, ⌈W/s⌉, C] of strides s = 8, 16 and 32, and the last one of
+    stride 32, which a classifier would read.
+
+    Channels are last throughout: a convolution of one pixel is then a plain matrix product.
+    """
 
     def __init__(self, name: str):
         super().__init__()
@@ -56,13 +59,13 @@ class EfficientNetLite(nn.Module):
         self.last_dim = HEAD_CHANNELS
 
     def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        x = F.relu6(self.conv_stem(pixels))
+        x = _relu6(self.conv_stem(pixels.permute(0, 2, 3, 1)))
         maps = []
         for place, blocks in enumerate(self.blocks):
             x = blocks(x)
             if place in (2, 4, 6):
                 maps.append(x)
-        return maps, F.relu6(self.conv_head(x))
+        return maps, _relu6(self.conv_head(x))
 
 
 class InvertedResidual(nn.Module):
@@ -85,28 +88,36 @@ class InvertedResidual(nn.Module):
             self.conv_pw = project
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu6(self.conv_pw(x)) if self.expands else x
-        y = F.relu6(self.conv_dw(y))
+        y = _relu6(self.conv_pw(x)) if self.expands else x
+        y = _relu6(self.conv_dw(y))
         y = self.conv_pwl(y) if self.expands else self.conv_pw(y)
         return x + y if self.adds else y
 
 
 class SameConv(nn.Conv2d):
-    """Convolution whose output has ⌈side / stride⌉; of an odd padding, the larger half is right and below."""
+    """Convolution of maps [B, H, W, C] whose output has ⌈side / stride⌉; of an odd padding, the larger half is right
+    and below."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1):
         padding = (kernel - 1) // 2 if stride == 1 else 0
         super().__init__(channels, out, kernel, stride, padding, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kernel_size == (1, 1):
+            return F.linear(x, self.weight[:, :, 0, 0], self.bias)
         if self.stride[0] > 1:
             missing = [
                 max((math.ceil(side / step) - 1) * step + kernel - side, 0)
-                for side, step, kernel in zip(x.shape[-2:], self.stride, self.kernel_size, strict=True)
+                for side, step, kernel in zip(x.shape[1:3], self.stride, self.kernel_size, strict=True)
             ]
             top, left = missing[0] // 2, missing[1] // 2
-            x = F.pad(x, (left, missing[1] - left, top, missing[0] - top))
-        return super().forward(x)
+            x = F.pad(x, (0, 0, left, missing[1] - left, top, missing[0] - top))
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _relu6(x: Tensor) -> Tensor:
+    """In place: neither kind of convolution needs its output to find gradients."""
+    return F.relu6(x, inplace=True)
 
 
 def rounded(channels: float, multiple: int = 8) -> int:

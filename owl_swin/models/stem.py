@@ -50,16 +50,17 @@ class ConvStem(nn.Module):
         x = (pixels * scale + shift).contiguous(memory_format=torch.channels_last)
         maps, last = self._maps(x)
         sized = [
-            _fit(m.permute(0, 2, 3, 1), (-(-height // stride), -(-width // stride)))
+            _fit(m, (-(-height // stride), -(-width // stride)))
             for m, stride in zip((*maps, last), (*STRIDES, STRIDES[-1]), strict=True)
         ]
         return sized[:-1], sized[-1]
 
     def _maps(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Maps [B, h, w, C]."""
         if isinstance(self.network, efficientnet_lite.EfficientNetLite):
             return self.network(pixels)
         last, maps = self.network.forward_intermediates(pixels, indices=self.indices)  # type: ignore[operator]
-        return maps, last
+        return [m.permute(0, 2, 3, 1) for m in maps], last.permute(0, 2, 3, 1)
 
 
 def create_network(name: str, *, pretrained: bool = False) -> Any:

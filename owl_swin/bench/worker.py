@@ -1,0 +1,68 @@
+"""A process that holds one system and times it when asked: ``python -m owl_swin.bench.worker NAME DEVICE tiny|full``.
+
+It answers JSON lines: to ``{"hw": [h, w], "batch": n, "dtype": "float32"}`` the seconds of each part of one pass.
+"""
+
+import itertools
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+
+from owl_swin.bench.systems import Pass, System, build
+
+PARTS = ("before", "network", "after")
+
+
+def main() -> None:
+    """Builds the system, says so, and answers until its input ends."""
+    name, device, size = sys.argv[1:4]
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    try:
+        system = build(name, device=device, tiny=size == "tiny")
+        first: dict[str, Any] = {"own_hw": system.own_hw}
+    except Exception as error:  # whatever a library raises here is why it cannot be compared
+        first = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps(first), file=answers, flush=True)
+    begun: dict[tuple, Pass] = {}
+    for line in sys.stdin:
+        try:
+            answer = _answer(system, json.loads(line), begun, torch.device(device))
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _answer(system: System, asked: dict[str, Any], begun: dict[tuple, Pass], device: torch.device) -> dict[str, Any]:
+    key = (tuple(asked["hw"]), asked["batch"], asked["dtype"])
+    if key not in begun:
+        begun.clear()
+        begun[key] = system.begin(key[0], key[1], getattr(torch, key[2]))
+    seconds = timed(begun[key], device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    return {"seconds": seconds, "peak_mib": peak}
+
+
+def timed(one: Pass, device: torch.device) -> list[float]:
+    """Seconds of the three parts of one pass."""
+    clock = [_now(device)]
+    x: Any = None
+    for part in (lambda _: one.before(), one.network, one.after):
+        x = part(x)
+        clock.append(_now(device))
+    return [b - a for a, b in itertools.pairwise(clock)]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()
