@@ -52,8 +52,8 @@ def benchmark_detection(
     curve = tuple(table) if tiny else curve
     place = torch.device(device)
     result: dict[str, Any] = {
-        "protocol": f"a process a system, {rounds} alternating rounds after one to warm up, medians; random weights but "
-        f"for nano{', small networks' if tiny else ''}; one picture and one name unless said",
+        "protocol": f"a process a system, {rounds} alternating rounds after one to warm up, medians; random weights "
+        f"but for nano{', small networks' if tiny else ''}; one picture and one name unless said",
         "machine": machine(place),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -143,10 +143,10 @@ def start_up(rounds: int) -> dict[str, Any]:
     program = (
         "import time; a = time.perf_counter(); from owl_swin import Detector; from PIL import Image; "
         "b = time.perf_counter(); d = Detector.from_pretrained('nano'); c = time.perf_counter(); "
-        "d.detect(Image.new('RGB', (640, 480)), ['a cat', 'a dog']); e = time.perf_counter(); import resource; "
-        "print(b - a, c - b, e - c, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "d.detect(Image.new('RGB', (640, 480)), ['a cat', 'a dog']); e = time.perf_counter(); "
+        "from owl_swin.bench.memory import peak_mib; print(b - a, c - b, e - c, peak_mib())"
     )
-    empty = "import torch, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    empty = "import torch; from owl_swin.bench.memory import peak_mib; print(peak_mib())"
     rows, walls = [], []
     for _ in range(rounds):
         start = time.perf_counter()

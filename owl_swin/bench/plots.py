@@ -1,5 +1,6 @@
 """The plots of the detection benchmark."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def _pixels(axes: Any, result: dict[str, Any]) -> bool:
     nano = sorted((_megapixels(r), r["ms"]) for rows in result["sizes"] for r in rows if _is_nano(r))
     if nano:
         axes.loglog(*zip(*nano, strict=True), "o-", label="owl_swin nano")
-    for marker, row in zip("svD^P*X", [r for r in result["peers"] if "ms" in r and "owl_swin" not in r["system"]]):
+    others = [row for row in result["peers"] if "ms" in row and "owl_swin" not in row["system"]]
+    for marker, row in zip(itertools.cycle("svD^P*X"), others, strict=False):
         axes.loglog([_megapixels(row)], [row["ms"]], marker, ms=8, label=row["system"])
     axes.set(xlabel="megapixels", ylabel="milliseconds", title="One picture, one name, from picture to boxes (fp32)")
     axes.legend(fontsize=8)

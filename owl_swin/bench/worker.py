@@ -5,13 +5,13 @@ It answers JSON lines: to ``{"hw": [h, w], "batch": n, "dtype": "float32"}`` the
 
 import itertools
 import json
-import resource
 import sys
 import time
 from typing import Any
 
 import torch
 
+from owl_swin.bench.memory import peak_mib
 from owl_swin.bench.systems import Pass, System, build
 
 PARTS = ("before", "network", "after")
@@ -42,9 +42,7 @@ def _answer(system: System, asked: dict[str, Any], begun: dict[tuple, Pass], dev
         begun.clear()
         begun[key] = system.begin(key[0], key[1], getattr(torch, key[2]))
     seconds = timed(begun[key], device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else peak_mib()
     return {"seconds": seconds, "peak_mib": peak}
 
 

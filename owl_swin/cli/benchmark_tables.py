@@ -41,8 +41,9 @@ def print_detection(result: dict[str, Any]) -> None:
     start = result["startup"]
     print(
         f"\nStart-up of nano: import {start['import_s']:.2f} s, load {start['load_s']:.2f} s, first result "
-        f"{start['first_result_s']:.2f} s, whole process {start['whole_process_s']:.2f} s; memory {start['peak_mib']:.0f} "
-        f"MiB, of which importing torch {start['torch_alone_mib']:.0f}; the package has {start['package_mib']:.1f} MiB."
+        f"{start['first_result_s']:.2f} s, whole process {start['whole_process_s']:.2f} s; memory "
+        f"{start['peak_mib']:.0f} MiB, of which importing torch {start['torch_alone_mib']:.0f}; "
+        f"the package has {start['package_mib']:.1f} MiB."
     )
     _print("Ratios", [("", ""), *((name, f"{value:.2f}") for name, value in result["ratios"].items())])
 

@@ -1,8 +1,8 @@
 """Swin Transformer (Liu et al. 2021, arXiv:2103.14030) for pictures of any height and width.
 
 Tokens travel as maps [B, H, W, C]. A block cuts the map into windows once, does everything there (normalisation,
-attention and MLP of a window touch nothing outside it) and puts the map together again. Without gradients the windows
-stream through the block in chunks that stay in the processor's cache.
+attention and MLP of a window touch nothing outside it) and puts the map together again. Without gradients cutting and
+shifting are one gather, and the windows stream through the block in chunks that stay in the processor's cache.
 """
 
 from typing import cast
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from owl_swin.attention import BlockAttention
 from owl_swin.config import SwinConfig
-from owl_swin.models.windows import WindowPlan, cut_windows, join_windows, window_plan
+from owl_swin.models.windows import WindowPlan, cut_windows, gather_windows, join_windows, window_plan
 
 # Numbers (tokens times channels) in one chunk of windows: what stays in the cache of a processor core.
 CHUNK_VALUES = 262_144
@@ -86,17 +86,27 @@ class SwinBlock(nn.Module):
         self.drop_path = _stochastic_depth(drop_path)
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        if not (torch.is_grad_enabled() or self.training or torch.compiler.is_compiling()):
+            return self._streamed(x, plan)
         windows = cut_windows(x, plan)  # [B, W, N, C]
-        biases, count = self.attn.biases(plan), windows.shape[1]
-        chunk = max(1, CHUNK_VALUES // (windows.shape[0] * windows.shape[2] * windows.shape[3]))
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            chunk = count
-        parts = []
-        for i in range(0, count, chunk):
-            bias, valid = plan.of(biases, i, i + chunk), plan.of(plan.valid, i, i + chunk)
-            parts.append(self._in_windows(windows[:, i : i + chunk], bias, valid))
-        windows = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        count = windows.shape[1]
+        bias, valid = plan.of(self.attn.biases(plan), 0, count), plan.of(plan.valid, 0, count)
+        windows = windows + self.drop_path(self.attn(self._normed(windows, valid), bias))
+        windows = windows + self.drop_path(self.mlp(self.norm2(windows)))
         return join_windows(windows, plan, (x.shape[1], x.shape[2]))
+
+    def _streamed(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """The same without gradients: windows of one kind at a time, changed in place, in chunks that stay in the
+        processor's cache."""
+        windows, kinds, where = gather_windows(x, plan)
+        biases = self.attn.biases(plan)
+        for kind, alike in enumerate(kinds):
+            valid = None if plan.valid is None else plan.valid[kind]
+            bias = biases[kind : kind + 1] if len(biases) > 1 else biases
+            for chunk in alike.split(max(1, CHUNK_VALUES // alike[0].numel())):
+                chunk += self.attn(self._normed(chunk, valid)[None], bias)[0]
+                chunk += self.mlp(self.norm2(chunk))
+        return torch.embedding(windows, where)
 
     def attention(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """What the block attends to in a map [B, H, W, C]: [B, W, heads, N, N]."""
@@ -106,12 +116,9 @@ class SwinBlock(nn.Module):
         bias = plan.of(self.attn.biases(plan), 0, count)
         return self.attn.weights(windows if valid is None else windows * valid, bias)
 
-    def _in_windows(self, windows: Tensor, bias: Tensor, valid: Tensor | None) -> Tensor:
+    def _normed(self, windows: Tensor, valid: Tensor | None) -> Tensor:
         normed = self.norm1(windows)
-        if valid is not None:
-            normed = normed * valid.to(normed.dtype)
-        windows = windows + self.drop_path(self.attn(normed, bias))
-        return windows + self.drop_path(self.mlp(self.norm2(windows)))
+        return normed if valid is None else normed * valid.to(normed.dtype)
 
 
 class PatchMerging(nn.Module):

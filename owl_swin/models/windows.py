@@ -1,5 +1,6 @@
 """How a map of patches is cut into windows, shifted, filled up and masked, and put together again."""
 
+from collections.abc import Sequence
 from threading import Lock
 from typing import NamedTuple, overload
 
@@ -11,6 +12,15 @@ from torch import Tensor
 MASKED = -100.0
 # What all plans together may take: a few hundred sizes of pictures.
 PLAN_BYTES = 32 * 2**20
+
+
+class GatherPlan(NamedTuple):
+    """The same cut for a gather: windows of one kind after another."""
+
+    patch: Tensor  # [W * N], the patch of the map at each place of each window; any for a filled-in place
+    runs: tuple[tuple[int, int], ...]  # of each kind the first place, and how many it has
+    place: Tensor  # [H * W], the place of each patch of the map
+    run: Tensor  # [2, H * W], first place and number of places of the kind of the window that the patch is in
 
 
 class WindowPlan(NamedTuple):
@@ -28,6 +38,7 @@ class WindowPlan(NamedTuple):
     valid: Tensor | None  # [K, N, 1], 0 for filled-in patches that must enter the attention as zeros; None: all 1
     kinds: tuple[int, ...]  # [W], the kind of each window
     kind: Tensor  # the same as indices
+    gather: GatherPlan | None  # None where a graph is traced, which has no use for it
 
     @overload
     def of(self, rows: Tensor, start: int, stop: int) -> Tensor: ...
@@ -46,7 +57,7 @@ class WindowPlan(NamedTuple):
 
 
 def _bytes_of_plan(plan: WindowPlan) -> int:
-    return sum(part.nbytes for part in plan if isinstance(part, Tensor)) + 8 * len(plan.kinds)
+    return sum(part.nbytes for part in (*plan, *(plan.gather or ())) if isinstance(part, Tensor)) + 8 * len(plan.kinds)
 
 
 @cached(LRUCache(PLAN_BYTES, _bytes_of_plan), lock=Lock())
@@ -74,7 +85,42 @@ def window_plan(map_hw: tuple[int, int], window: int, shifted: bool, padding: st
     valid = real[..., None].float().to(device) if has_padding and padding != "masked" else None
     index = _relative_index(window_hw, window).to(device)
     kind = torch.tensor(kinds).to(device)
-    return WindowPlan(window_hw, shift_hw, padded_hw, pad_after_shift, index, mask, valid, kinds, kind)
+    gather = None
+    if not torch.compiler.is_compiling():
+        # Where nothing is masked or filled up it does not matter of which kind a window is.
+        order = [0] * len(kinds) if mask is None and valid is None else kinds
+        plan = _gather_plan(map_hw, padded_hw, window_hw, shift_hw, pad_after_shift, order)
+        gather = GatherPlan(plan.patch.to(device), plan.runs, plan.place.to(device), plan.run.to(device))
+    return WindowPlan(window_hw, shift_hw, padded_hw, pad_after_shift, index, mask, valid, kinds, kind, gather)
+
+
+def _gather_plan(
+    map_hw: tuple[int, int],
+    padded_hw: tuple[int, int],
+    window_hw: tuple[int, int],
+    shift_hw: tuple[int, int],
+    pad_after_shift: bool,
+    kinds: Sequence[int],
+) -> GatherPlan:
+    back = (-shift_hw[0], -shift_hw[1])
+    patches = torch.arange(map_hw[0] * map_hw[1]).view(1, *map_hw, 1)
+    missing = (0, 0, 0, padded_hw[1] - map_hw[1], 0, padded_hw[0] - map_hw[0])
+    if pad_after_shift:
+        cut = F.pad(torch.roll(patches, back, (1, 2)), missing, value=-1)
+    else:
+        cut = torch.roll(F.pad(patches, missing, value=-1), back, (1, 2))
+    windows = _cut(cut, window_hw)[0, ..., 0]  # [W, N]
+    kind = torch.tensor(kinds)
+    counts = torch.bincount(kind, minlength=int(kind.max()) + 1) * windows.shape[1]
+    firsts = counts.cumsum(0) - counts
+    order = kind.argsort(stable=True)
+    patch = windows[order].flatten()
+    place, run = torch.empty_like(patches).flatten(), torch.empty(2, patches.numel(), dtype=torch.long)
+    real = patch >= 0
+    place[patch[real]] = real.nonzero()[:, 0]
+    kind_of_place = kind[order].repeat_interleave(windows.shape[1])
+    run[:, patch[real]] = torch.stack([firsts, counts])[:, kind_of_place[real]]
+    return GatherPlan(patch.clamp(min=0), tuple(zip(firsts.tolist(), counts.tolist(), strict=True)), place, run)
 
 
 def _kinds_of_axis(
@@ -134,14 +180,36 @@ def _join(windows: Tensor, window_hw: tuple[int, int], map_hw: tuple[int, int]) 
     return x.reshape(batch, height, width, channels)
 
 
+def gather_windows(x: Tensor, plan: WindowPlan) -> tuple[Tensor, list[Tensor], Tensor]:
+    """What ``cut_windows`` does in one copy, and in another order: the windows of a kind one after another.
+
+    [B, H, W, C] → a new tensor [B * W * N, C], its parts [n, N, C] of each kind as views of it, and the row [B, H, W]
+    of each patch of the map. What fills windows up are patches of the map, which must not be attended to.
+    """
+    batch, height, width, channels = x.shape
+    assert plan.gather is not None
+    gather, picture = plan.gather, torch.arange(x.shape[0], device=x.device)[:, None]
+    patch = gather.patch + picture * (height * width)  # [B, W * N]
+    rows = torch.cat([patch[:, first : first + count].flatten() for first, count in gather.runs])
+    windows = torch.embedding(x.reshape(-1, channels), rows)
+    # The places of a kind of all pictures stand together: before them those of earlier kinds, of all pictures too.
+    where = gather.place + (batch - 1) * gather.run[0] + picture * gather.run[1]
+    n = plan.window_hw[0] * plan.window_hw[1]
+    parts = windows.split([batch * count for _, count in gather.runs])
+    return windows, [part.view(-1, n, channels) for part in parts], where.view(batch, height, width)
+
+
+def _padded(x: Tensor, hw: tuple[int, int]) -> Tensor:
+    return F.pad(x, (0, 0, 0, hw[1] - x.shape[2], 0, hw[0] - x.shape[1]))
+
+
 def cut_windows(x: Tensor, plan: WindowPlan) -> Tensor:
     """[B, H, W, C] → windows [B, W, N, C], filled with zeros to whole windows and cyclically shifted."""
-    pad = (0, 0, 0, plan.padded_hw[1] - x.shape[2], 0, plan.padded_hw[0] - x.shape[1])
     back = (-plan.shift_hw[0], -plan.shift_hw[1])
     if plan.pad_after_shift:
-        x = F.pad(torch.roll(x, back, (1, 2)), pad)
+        x = _padded(torch.roll(x, back, (1, 2)), plan.padded_hw)
     else:
-        x = F.pad(x, pad) if any(pad) else x
+        x = _padded(x, plan.padded_hw) if plan.padded_hw != (x.shape[1], x.shape[2]) else x
         x = torch.roll(x, back, (1, 2)) if any(back) else x
     return _cut(x, plan.window_hw)
 
