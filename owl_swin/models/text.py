@@ -1,6 +1,7 @@
 """Text encoders: one of CLIP's kind (arXiv:2103.00020), and open_clip's published towers."""
 
 from collections import OrderedDict
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -38,14 +39,14 @@ class TextTower(nn.Module):
         width, layers = config.width, config.layers
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
-        self.transformer = nn.Module()
-        self.transformer.resblocks = nn.ModuleList(TextBlock(config) for _ in range(layers))
+        blocks = [TextBlock(config) for _ in range(layers)]
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(blocks)})
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
-        for block in self.transformer.resblocks:
+        for block in blocks:
             block.init_weights(width, layers)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class TextTower(nn.Module):
         length = int(end.max()) + 1 if len(ids) else 1
         x = self.token_embedding(ids[:, :length]) + self.positional_embedding[:length]  # [N, L, W]
         later = torch.full((length, length), -torch.inf, dtype=x.dtype, device=x.device).triu(1)
-        for block in self.transformer.resblocks:
+        for block in cast(nn.ModuleList, self.transformer["resblocks"]):
             x = block(x, later)
         pooled = self.ln_final(x)[torch.arange(len(ids), device=ids.device), end]  # [N, W]
         return pooled @ self.text_projection
@@ -82,8 +83,9 @@ class TextBlock(nn.Module):
         deep = (2 * layers) ** -0.5
         nn.init.normal_(self.attn.in_proj_weight, std=width**-0.5)
         nn.init.normal_(self.attn.out_proj.weight, std=width**-0.5 * deep)
-        nn.init.normal_(self.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-        nn.init.normal_(self.mlp.c_proj.weight, std=width**-0.5 * deep)
+        first, _, last = cast(tuple[nn.Linear, nn.Module, nn.Linear], tuple(self.mlp))
+        nn.init.normal_(first.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(last.weight, std=width**-0.5 * deep)
 
 
 class QuickGELU(nn.Module):
