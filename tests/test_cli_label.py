@@ -33,7 +33,7 @@ def label(owl_swin, model_file):  # noqa: F811
 
 def test_a_folder_becomes_a_set_that_can_be_looked_at_and_trained_on(label, owl_swin, photos):  # noqa: F811
     (photos / "Photos" / "broken.jpg").write_bytes(b"no picture")
-    run = label("Photos", "--to", "labels.json", "--queries", "names.txt", "--sheet", "Photos/sheet.jpg")
+    run = label("Photos", "--to", "labels.json", "--queries", "names.txt", "--sheet", "sheet.jpg")
     assert run.code == 0
     made = json.loads((photos / "labels.json").read_text())
     assert [image["file_name"] for image in made["images"]] == ["a.png", "Süd/b b.png"]
@@ -43,11 +43,11 @@ def test_a_folder_becomes_a_set_that_can_be_looked_at_and_trained_on(label, owl_
     assert (
         "broken.jpg: not a picture" in run.err and 'kind = "coco", path = "labels.json", images = "Photos"' in run.err
     )
-    assert Image.open(photos / "Photos" / "sheet.jpg").width > 400
+    assert Image.open(photos / "sheet.jpg").width > 400
     about = owl_swin("info", "labels.json", "--images", "Photos", "--format", "json")
     assert json.loads(about.out)["boxes"] == len(made["annotations"])
-    again = label("Photos", "--to", "labels.json", "--queries", "names.txt", "--sheet", "Photos/sheet.jpg")
-    assert again.out.endswith("1 skipped, 2 labelled before\n")  # and no sheet among the pictures
+    again = label("Photos", "--to", "labels.json", "--queries", "names.txt", "--sheet", "sheet.jpg")
+    assert again.out.endswith("1 skipped, 2 labelled before\n")
 
 
 def test_captions_name_what_is_looked_for(label, photos):
@@ -108,6 +108,8 @@ def test_thresholds_are_the_published_ones_and_can_be_set(label, photos):
         (["-", "--query", "a dog"], "-: a data set names its pictures; give files or folders"),
         (["http://a.org/b.jpg", "--query", "x"], "http://a.org/b.jpg: a data set names its pictures"),
         (["Photos", "--query", "a dog", "--threshold", "1.5"], "threshold must lie in 0 to 1, got 1.5"),
+        (["Photos", "--query", "x", "--sheet", "Photos/Süd/b.jpg"], "Photos/Süd/b.jpg: lies among the pictures; name"),
+        (["Photos", "--query", "x", "--label-studio", "labels.json"], "labels.json: is named for the labels and for"),
         (["Photos", "--query", "a dog", "--sheet", "sheet.txt"], "sheet.txt: the sheet's name must end in .jpg"),
         (
             ["Photos", "--query", "x", "--label-studio-root", "Photos"],

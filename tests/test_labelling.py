@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 from picture_files import BAD_FILES, encode, noise, turned
@@ -96,6 +97,20 @@ def test_a_detector_answers_as_detect_does(tmp_path, detector, photos):
         assert len(found) > 0
         assert [a["score"] for a in rows] == pytest.approx(found.scores.tolist(), abs=1e-6)
         assert [a["category_id"] - 1 for a in rows] == found.labels.tolist()
+
+
+def test_names_that_are_no_text_and_odd_shapes(tmp_path, detector):
+    names = [b"caf\xe9.png", "con mèo.png".encode(), b"line\nbreak.png"]
+    paths = [os.fsdecode(os.fsencode(tmp_path) + b"/" + name) for name in names]
+    for path, shape in zip(paths, [(1, 4000), (300, 2), (60, 90)], strict=True):
+        Path(path).write_bytes(encode(noise(*shape)))
+    space, options = LabelSpace(label_names(["a dog"])), LabelOptions(0.0, 0.0)
+    label_pictures(paths, tmp_path / "l.json", DetectorTeacher(detector), space, options)
+    scenes = load_scenes(DataConfig("coco", str(tmp_path / "l.json"), images=str(tmp_path)))
+    assert [str(scene.source) for scene in scenes.scenes] == paths
+    assert [scene.stated_wh for scene in scenes.scenes] == [(4000, 1), (2, 300), (90, 60)]
+    assert all(len(scene.boxes) for scene in scenes.scenes) and scenes.broken == []
+    assert label_pictures(paths, tmp_path / "l.json", DetectorTeacher(detector), space, options).known == 3
 
 
 def test_broken_pictures_are_passed_over_and_said(tmp_path, photos):

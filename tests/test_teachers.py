@@ -157,6 +157,13 @@ def test_pictures_of_another_size_are_for_those_that_can(teachers, kind):
     assert teachers[kind].at_scale(1).identity == teachers[kind].identity
 
 
+def test_the_size_of_pictures_is_that_of_their_longer_side(folders):
+    assert load_teacher(folders["grounding-dino"], device="cpu", image_size=320).identity["scale"] == 2
+    assert load_teacher(folders["omdet-turbo"], device="cpu", image_size=64).identity["scale"] == 1
+    with pytest.raises(QueryError, match="sam3 sees pictures in one size, 56 pixels"):
+        load_teacher(folders["sam3"], device="cpu", image_size=112)
+
+
 # --- Captions and tasks --------------------------------------------------------------------------------------------
 
 

@@ -85,8 +85,8 @@ def label(
     By several, as they agree: owl-swin label Photos --to labels.json --captions captions.csv --teacher
     IDEA-Research/grounding-dino-tiny --teacher google/owlv2-base-patch16-ensemble --agree 2
     """
-    _check_outputs(sheet, label_studio, label_studio_root)
     sources = _sources(photos, sheet)
+    _check_outputs(to, sheet, label_studio, label_studio_root)
     if label_studio_root is not None:
         for source in sources:
             label_studio_address(source, label_studio_root)
@@ -116,7 +116,7 @@ def label(
         _write_sheet(to, report.root, sheet)
 
 
-def _check_outputs(sheet: Path | None, tasks: Path | None, root: Path | None) -> None:
+def _check_outputs(to: Path, sheet: Path | None, tasks: Path | None, root: Path | None) -> None:
     """Refuses, before any work, what cannot be written after it."""
     if sheet is not None and sheet.suffix.lower() not in IMAGE_FORMS:
         raise OwlSwinError(f"{sheet}: the sheet's name must end in {', '.join(IMAGE_FORMS)}")
@@ -124,20 +124,25 @@ def _check_outputs(sheet: Path | None, tasks: Path | None, root: Path | None) ->
         raise OwlSwinError("--label-studio-root is for the tasks of --label-studio; give that too")
     if root is not None and not root.is_dir():
         raise OwlSwinError(f"{root}: --label-studio-root must be the folder that Label Studio serves; there is none")
+    if tasks is not None and tasks.absolute() == to.absolute():
+        raise OwlSwinError(f"{to}: is named for the labels and for the tasks of Label Studio; give each its own file")
     for path in (sheet, tasks):
         if path is not None:
             make_folder_of(path)
 
 
 def _sources(photos: Sequence[str], sheet: Path | None) -> list[str]:
-    """The pictures, without the sheet of an earlier run."""
+    """The pictures; a sheet among them, which would be labelled by the next run or take a picture's place, is
+    refused."""
     for photo in photos:
         if photo == STDIN or is_url(photo):
             raise ImageError(f"{photo}: a data set names its pictures; give files or folders")
     sources = find_pictures(photos)
-    if sheet is None or not sheet.exists():
-        return sources
-    return [source for source in sources if not (Path(source).exists() and sheet.samefile(source))]
+    if sheet is not None and sheet.parent.is_dir():
+        for folder in {Path(source).parent for source in sources}:
+            if folder.is_dir() and folder.samefile(sheet.parent):
+                raise OwlSwinError(f"{sheet}: lies among the pictures; name another folder for the sheet")
+    return sources
 
 
 def _label_space(

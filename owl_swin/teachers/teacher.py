@@ -43,7 +43,8 @@ def checked(found: Detections, picture: Image.Image, texts: Sequence[str], teach
     boxes, scores, labels = found.boxes.float().cpu(), found.scores.float().cpu(), found.labels.cpu()
     if not ((scores >= 0) & (scores <= 1)).all():  # NaN fails this too
         wrong = scores[~((scores >= 0) & (scores <= 1))][0].item()
-        raise DataError(f"the teacher {teacher} gave a score of {wrong:g}, which is not in 0 to 1")
+        hint = "; in half precision a model may overflow, float32 does not" if wrong != wrong else ""
+        raise DataError(f"the teacher {teacher} gave a score of {wrong:g}, which is not in 0 to 1{hint}")
     if not boxes.isfinite().all():
         raise DataError(f"the teacher {teacher} gave a box with NaN or infinity")
     if not ((labels >= 0) & (labels < len(texts))).all():
