@@ -12,11 +12,12 @@ from torch import Tensor
 
 from owl_swin.attention import BlockAttention
 from owl_swin.classification import TEMPLATES, check_classes, check_sees_whole, class_means
+from owl_swin.devices import pick_device, pick_dtype
 from owl_swin.encoded import EncodedImage, PreparedImage, View
 from owl_swin.encoder import Encoder, Picture, check_batch_size, check_many, chosen_size
 from owl_swin.errors import OwlSwinError, QueryError, brief
 from owl_swin.exemplar import Exemplar, combine
-from owl_swin.families import load, of_module
+from owl_swin.families import LoadSettings, load, of_module
 from owl_swin.frame import check_image_size
 from owl_swin.image import ImageSource
 from owl_swin.models.network import Network, Pretrained, Spec
@@ -24,7 +25,6 @@ from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.postprocess import DetectOptions, DetectSettings, detect_options, options_per_image
 from owl_swin.publishing import Publishable
 from owl_swin.queries import Queries, Query, as_queries, encode_queries, queries_per_image
-from owl_swin.runtime import pick_device, pick_dtype
 from owl_swin.scoring import names_of, score
 from owl_swin.tiling import TilesLike, find_in_views
 from owl_swin.types import Classification, Detections, ImageEmbeddings, PatchLogitInputs, QueryEmbeddings
@@ -58,7 +58,7 @@ class Detector(Publishable):
         pretrained = source if isinstance(source, Pretrained) else of_module(source)
         self.card: dict[str, Any] = dict(pretrained.card if card is None else card)
         self._image_size = None if image_size is None else check_image_size(image_size)
-        self._encoder = Encoder(pretrained, pick_device(device), pick_dtype(dtype))
+        self._encoder = Encoder(pretrained, pick_device(device, pretrained.network), pick_dtype(dtype))
 
     @classmethod
     def from_pretrained(
@@ -68,17 +68,16 @@ class Detector(Publishable):
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
         image_size: int | None = None,
-        content_only: bool = False,
-        revision: str | None = None,
-        token: str | bool | None = None,
+        **settings: Unpack[LoadSettings],
     ) -> "Detector":
         """The model that ships ("nano"), or one of ours, OWL-ViT or OWLv2 by its file, folder or name on the hub.
 
         ``content_only``: OWLv2 pads pictures to squares; patches that show nothing else are left out, which is faster
         and not the same to the digit. ``revision`` and ``token`` are of a model on the Hugging Face hub.
+        ``runtime``: "torch", "compile" (torch.compile), or for a folder that `owl-swin export` wrote "onnx" or
+        "openvino"; "auto" is torch for weights, and for such a folder what it was written for.
         """
-        found = load(source, content_only=content_only, revision=revision, token=token)
-        return cls(found, device=device, dtype=dtype, image_size=image_size)
+        return cls(load(source, **settings), device=device, dtype=dtype, image_size=image_size)
 
     def to(
         self, device: str | torch.device | torch.dtype | None = None, dtype: str | torch.dtype | None = None
@@ -90,7 +89,7 @@ class Detector(Publishable):
         if isinstance(device, torch.dtype):
             device, dtype = None, device if dtype is None else dtype
         moved = copy.copy(self)
-        place = self.device if device is None else pick_device(device)
+        place = self.device if device is None else pick_device(device, self.model)
         moved._encoder = Encoder(self._encoder.pretrained, place, pick_dtype(dtype), self.spec)
         return moved
 

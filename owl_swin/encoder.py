@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from owl_swin.attention import BlockAttention
+from owl_swin.devices import ForkGuard, placed
 from owl_swin.encoded import EncodedImage, PreparedImage, View
 from owl_swin.errors import OwlSwinError, QueryError, brief
 from owl_swin.exemplar import Exemplar, check_box, most_object_like, patch_of_box
@@ -20,7 +21,6 @@ from owl_swin.frame import HW, Frame, check_image_size
 from owl_swin.huge import open_parts
 from owl_swin.image import ImageSource, open_image
 from owl_swin.models.network import Pretrained, Spec
-from owl_swin.runtime import ForkGuard, placed
 from owl_swin.tiling import TilesLike, tile_crops
 from owl_swin.types import ImageEmbeddings
 

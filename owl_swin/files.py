@@ -11,7 +11,8 @@ import itertools
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,40 @@ def remove_parts(folder: Path) -> None:
     """Removes what writers that were killed left unfinished in a folder that only this process writes to."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, *, what: str, replaces: Callable[[Path], bool]) -> Iterator[Path]:
+    """A new folder that becomes ``path`` at the end; an error leaves nothing of it.
+
+    A folder of that name that is not empty raises OwlSwinError, unless ``replaces`` says that it may go.
+    """
+    target = Path(os.path.realpath(path))
+    with _one_sentence(path, what, OwlSwinError):
+        if target.exists() and not target.is_dir():
+            raise FileExistsError("there is a file of that name")
+        filled = target.is_dir() and any(target.iterdir())
+        if filled and not replaces(target):
+            raise FileExistsError("the folder holds other files; name a new one")
+        make_folder(target.parent)
+        part = target.with_name(f".{secrets.token_hex(6)}.part")
+        part.mkdir()
+        try:
+            yield part
+            for file in part.rglob("*"):
+                if file.is_file():
+                    _to_disk(file, os.O_RDWR)
+            if filled:
+                old = target.with_name(f".{secrets.token_hex(6)}.part")
+                os.replace(target, old)
+                os.replace(part, target)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(part, target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):
+            _to_disk(target.parent, os.O_RDONLY)
 
 
 @contextmanager

@@ -60,6 +60,22 @@ class ClipTokenizer:
             row[: len(own)] = own
         return ids
 
+    def save(self, path: Path) -> None:
+        """Writes tokenizer.json of the tokenizers library, which gives the same ids for texts whose encoding is whole
+        and that hold no entities of HTML."""
+        from tokenizers import Regex, Tokenizer, normalizers, processors
+
+        whole = Tokenizer.from_str(self._pairs.to_str())
+        spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        whole.normalizer = normalizers.Sequence([normalizers.NFC(), *spaces, normalizers.Lowercase()])  # type: ignore[assignment]
+        start, end = self._tokens[START], self._tokens[END]
+        whole.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+            single=f"{start} $A {end}", special_tokens=[(start, START), (end, END)]
+        )
+        whole.enable_truncation(self.context_length)
+        whole.enable_padding(pad_id=0, pad_token=self._tokens[0], length=self.context_length)
+        whole.save(str(path))
+
     def has_vocabulary(self, vocabulary: Mapping[str, int]) -> bool:
         """Whether ids of tokens are these; the two tokens that stand around a text may be called otherwise."""
         same = (vocabulary.get(token) == i for i, token in enumerate(self._tokens[:START]))
@@ -87,6 +103,7 @@ class Tokenizer:
         else:
             self._encode = ClipTokenizer(context_length)
         self.context_length: int = self._encode.context_length
+        self.open_clip_name = open_clip_name
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids [N, context_length], int64, padded as the tower expects: CLIP with 0."""
@@ -98,6 +115,14 @@ class Tokenizer:
             if row[-1] != 0 and self._is_cut(text, row):
                 warn_once(f"query {_shorten(text)!r} is longer than {self.context_length} tokens and was cut")
         return ids
+
+    def save(self, path: Path) -> None:
+        """Writes tokenizer.json of the tokenizers library: CLIP's, or that of a published model."""
+        fast = getattr(getattr(self._encode, "tokenizer", None), "backend_tokenizer", None)
+        if fast is not None:
+            fast.save(str(path))
+        else:
+            ClipTokenizer(self.context_length).save(path)
 
     def readings(self) -> dict[int, str]:
         """What every id of the small tower's tokenizer stands for, spaces cut off."""

@@ -22,10 +22,10 @@ TINY = ModelConfig(
 )
 
 
-def make_tiny_model(seed: int = 0) -> OwlSwin:
+def make_tiny_model(seed: int = 0, config: ModelConfig = TINY) -> OwlSwin:
     """A model with weights large enough that different inputs give clearly different outputs."""
     torch.manual_seed(seed)
-    model = OwlSwin(TINY).eval().requires_grad_(False)
+    model = OwlSwin(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "embedding" not in name:
             parameter.normal_(std=0.5 / parameter.shape[1] ** 0.5)

@@ -22,8 +22,8 @@ FLOORS = [
     | {"files", "frame", "addresses", "tiff", "locks", "video_source"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge"},
     {"models"},
-    {"families", "exemplar", "queries", "postprocess", "render", "runtime", "encoder", "classification"}
-    | {"publishing", "tiling", "tracking", "video_output"},
+    {"families", "exemplar", "queries", "postprocess", "render", "devices", "encoder", "classification"}
+    | {"publishing", "runtimes", "tiling", "tracking", "video_output"},
     {"data"},
     {"detector"},
     {"index", "teachers", "pipelines", "video"},

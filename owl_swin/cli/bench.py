@@ -29,7 +29,7 @@ def train(
     """
     from owl_swin.bench.training import benchmark_training
     from owl_swin.config import ModelConfig, read_toml
-    from owl_swin.runtime import pick_device
+    from owl_swin.devices import pick_device
 
     _prepare(json_out)
     result = benchmark_training(
@@ -62,7 +62,7 @@ def detect(
     from owl_swin.bench.detection import benchmark_detection
     from owl_swin.bench.plots import save_plots
     from owl_swin.cli.benchmark_tables import print_detection
-    from owl_swin.runtime import pick_device
+    from owl_swin.devices import pick_device
 
     _prepare(json_out)
     result = benchmark_detection(
@@ -179,8 +179,8 @@ def labels(
     Example: owl-swin bench labels --shape owlvit-base-patch32
     """
     from owl_swin.bench.labels import benchmark_labels
+    from owl_swin.devices import pick_device
     from owl_swin.errors import QueryError
-    from owl_swin.runtime import pick_device
 
     _prepare(json_out)
     try:

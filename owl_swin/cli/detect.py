@@ -77,6 +77,7 @@ def detect(
     model: options.Model = "nano",
     device: options.Device = "auto",
     dtype: options.Dtype = None,
+    runtime: options.Runtime = "auto",
     image_size: options.ImageSize = None,
     fps: Annotated[float | None, typer.Option("--fps", help="Of a video, so many frames a second at most.")] = None,
     every: Annotated[int | None, typer.Option("--every", metavar="N", help="Of a video, each Nth frame.")] = None,
@@ -139,7 +140,7 @@ def detect(
     limits = DetectOptions(
         nms_iou=None if nms_iou == 1 else nms_iou, nms_across=nms_across, objectness=objectness, max_detections=top_k
     )
-    detector = Detector.from_pretrained(model, device=device, dtype=dtype, image_size=image_size)
+    detector = Detector.from_pretrained(model, device=device, dtype=dtype, image_size=image_size, runtime=runtime)
     own = detector.encode_queries(asked) if asked else None
     encoded = add_saved(detector, own, query_file or ())
     names = names_of(encoded)

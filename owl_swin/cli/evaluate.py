@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from owl_swin.cli import options
 from owl_swin.cli.evaluation_options import (
     Annotations,
     By,
@@ -48,6 +49,7 @@ def detect(
     ignore_below: IgnoreBelow = 0.5,
     image_size: ImageSize = None,
     device: Device = "auto",
+    runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
 ) -> None:
     """COCO average precision, asked by class name.
@@ -56,7 +58,7 @@ def detect(
     """
     from owl_swin.evaluation.detection import evaluate_detection
 
-    detector = evaluated_detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime)
     settings: dict[str, Any] = {
         "classes": chosen_names(classes),
         "nms_iou": checked_nms(nms_iou),
@@ -75,6 +77,7 @@ def diagnose(
     threshold: Annotated[float | None, typer.Option(help="Score to show; by default that of detection.")] = None,
     image_size: ImageSize = None,
     device: Device = "auto",
+    runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
 ) -> None:
     """Where a detector fails: boxes that are reached, that are named right, that pass the threshold.
@@ -83,7 +86,7 @@ def diagnose(
     """
     from owl_swin.evaluation.diagnosis import evaluate_diagnosis
 
-    detector = evaluated_detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime)
     settings: dict[str, Any] = {"classes": chosen_names(classes), "threshold": threshold, "progress": show_progress}
     finish(evaluate_diagnosis(detector, annotations, images, **settings), json_out)
 
@@ -98,6 +101,7 @@ def lvis(
     nms_iou: Nms = 0.5,
     image_size: ImageSize = None,
     device: Device = "auto",
+    runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
 ) -> None:
     """LVIS average precision, standard and fixed, by frequency, with its rules for what was annotated.
@@ -106,7 +110,7 @@ def lvis(
     """
     from owl_swin.evaluation.lvis import evaluate_lvis
 
-    detector = evaluated_detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime)
     settings: dict[str, Any] = {
         "classes": chosen_names(classes),
         "fixed": fixed,
@@ -124,6 +128,7 @@ def odinw(
     nms_iou: Nms = 0.5,
     image_size: ImageSize = None,
     device: Device = "auto",
+    runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
 ) -> None:
     """Many small sets: a row each and their mean.
@@ -132,7 +137,7 @@ def odinw(
     """
     from owl_swin.evaluation.odinw import evaluate_odinw
 
-    detector = evaluated_detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime)
     finish(
         evaluate_odinw(
             detector,
@@ -155,6 +160,7 @@ def split(
     nms_iou: Nms = 0.5,
     image_size: ImageSize = None,
     device: Device = "auto",
+    runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
 ) -> None:
     """Base against novel classes, asked together, and the harmonic mean.
@@ -163,7 +169,7 @@ def split(
     """
     from owl_swin.evaluation.open_vocabulary import evaluate_split
 
-    detector = evaluated_detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime)
     lists: dict[str, Any] = {"base": chosen_names(base) or [], "novel": chosen_names(novel) or []}
     finish(
         evaluate_split(
@@ -197,6 +203,7 @@ def oneshot(
     nms_iou: Nms = 0.5,
     image_size: ImageSize = None,
     device: Device = "auto",
+    runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
 ) -> None:
     """Average precision when each class is shown by a box of another picture.
@@ -205,7 +212,7 @@ def oneshot(
     """
     from owl_swin.evaluation.oneshot import evaluate_oneshot
 
-    detector = evaluated_detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime)
     result = evaluate_oneshot(
         detector,
         annotations,
@@ -240,6 +247,7 @@ def absence(
     nms_iou: Nms = 0.5,
     image_size: ImageSize = None,
     device: Device = "auto",
+    runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
 ) -> None:
     """Are scores low where a class is absent? AUROC, false alarms, false positives a picture.
@@ -248,7 +256,7 @@ def absence(
     """
     from owl_swin.evaluation.absence import evaluate_absence
 
-    detector = evaluated_detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime)
     result = evaluate_absence(
         detector,
         annotations,
@@ -280,6 +288,7 @@ def calibrate(
     nms_iou: Nms = 0.5,
     image_size: ImageSize = None,
     device: Device = "auto",
+    runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
 ) -> None:
     """Do scores mean what they say? With --fit, make them so; --to keeps the cure in a model file.
@@ -297,7 +306,7 @@ def calibrate(
     for path in (to, plot):
         if path is not None:
             make_folder_of(path)
-    detector = evaluated_detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime)
     network = detector.model
     if to is not None and not isinstance(network, OwlSwin):
         raise OwlSwinError(f"{model}: --to writes models of owl_swin's own kind, this is of another")
@@ -337,6 +346,7 @@ def classify(
     example_images: Annotated[Path | None, typer.Option(help="Folder of these; else that of --images.")] = None,
     image_size: ImageSize = None,
     device: Device = "auto",
+    runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
 ) -> None:
     """Zero-shot classification: each picture gets the name, or with --examples the shown class, that fits best.
@@ -345,7 +355,7 @@ def classify(
     """
     from owl_swin.evaluation.classification import evaluate_classification
 
-    detector = evaluated_detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime)
     settings: dict[str, Any] = {"split": split, "classes": chosen_names(classes), "pictures": pictures, "among": among}
     settings |= {"examples": examples, "example_images": example_images}
     finish(evaluate_classification(detector, annotations, images, progress=show_progress, **settings), json_out)
@@ -359,6 +369,7 @@ def retrieve(
     split: Annotated[str, typer.Option(help="What the names of the tars begin with.")] = "test",
     image_size: ImageSize = None,
     device: Device = "auto",
+    runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
 ) -> None:
     """Pictures find their captions and captions their pictures: recall at 1, 5 and 10.
@@ -367,5 +378,5 @@ def retrieve(
     """
     from owl_swin.evaluation.retrieval import evaluate_retrieval
 
-    detector = evaluated_detector(model, device, image_size, json_out)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime)
     finish(evaluate_retrieval(detector, annotations, images, split=split, progress=show_progress), json_out)

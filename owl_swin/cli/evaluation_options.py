@@ -56,13 +56,15 @@ def figures_table(report: "Report") -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def evaluated_detector(model: str, device: str, image_size: int | None, json_out: Path | None) -> "Detector":
+def evaluated_detector(
+    model: str, device: str, image_size: int | None, json_out: Path | None, runtime: str
+) -> "Detector":
     """The model to measure; where the result cannot be written that is said before any work."""
     from owl_swin.detector import Detector
 
     if json_out is not None:  # a place that cannot be written is said before the long part, not after it
         make_folder_of(json_out)
-    return Detector.from_pretrained(model, device=device, image_size=image_size)
+    return Detector.from_pretrained(model, device=device, image_size=image_size, runtime=runtime)
 
 
 def finish(report: "Report", json_out: Path | None) -> None:

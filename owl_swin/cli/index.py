@@ -34,6 +34,7 @@ def index(
     ],
     model: options.Model = "nano",
     device: options.Device = "auto",
+    runtime: options.Runtime = "auto",
     image_size: Annotated[
         int | None, typer.Option(help="Longer side in pixels. None: the archive's, or the model's for a new one.")
     ] = None,
@@ -67,7 +68,7 @@ def index(
     if forget and found is None:
         raise NoArchiveError(to)
     size = found.image_size if found is not None and image_size is None else image_size
-    detector = Detector.from_pretrained(model, device=device, image_size=size)
+    detector = Detector.from_pretrained(model, device=device, image_size=size, runtime=runtime)
     waiting = _say_waiting if wait else None
     with RegionIndex.open(to, detector, create=not forget) as archive:
         for folder in folders:

@@ -61,7 +61,7 @@ def _with_near_name(sentence: str) -> str:
 
 
 def _register() -> None:
-    from owl_swin.cli import bench, detect, distil, evaluate, index, info, label, push, search, serve, training
+    from owl_swin.cli import bench, detect, distil, evaluate, export, index, info, label, push, search, serve, training
 
     app.command("detect")(detect.detect)
     app.command("index")(index.index)
@@ -74,7 +74,7 @@ def _register() -> None:
     app.command("distil")(distil.distil)
     app.command("distil-text")(training.distil_text)
     app.add_typer(evaluate.app, name="eval")
-    app.command("export")(training.export)
+    app.command("export")(export.export)
     app.command("push")(push.push)
     app.add_typer(bench.app, name="bench")
 

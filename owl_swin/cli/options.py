@@ -23,6 +23,14 @@ Dtype = Annotated[
     str | None,
     typer.Option("--dtype", help="float32, bfloat16 or half: precision of the model. None: the file's own."),
 ]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        "--runtime",
+        help="torch, compile, or for a folder that `owl-swin export` wrote, onnx or openvino. auto: torch, and for "
+        "such a folder what it was written for.",
+    ),
+]
 ImageSize = Annotated[
     int | None, typer.Option("--image-size", help="Longer side in pixels; larger finds smaller things.")
 ]

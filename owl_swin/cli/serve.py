@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from owl_swin.cli import options
 from owl_swin.errors import ConfigError, MissingExtraError
 from owl_swin.files import read_text
 
@@ -34,6 +35,7 @@ def serve(
     insecure: Annotated[bool, typer.Option("--insecure", help="Let anybody who reaches the address use it.")] = False,
     model: Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")] = "nano",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
+    runtime: options.Runtime = "auto",
     image_size: Annotated[int | None, typer.Option(help="Longer side in pixels; larger finds smaller things.")] = None,
     index: Annotated[
         str | None,
@@ -91,7 +93,7 @@ def serve(
         max_queries=max_queries,
         url_hosts=tuple(allow_url_host or ()),
     )
-    recipe = Recipe(model, device, image_size, index, demo, settings)
+    recipe = Recipe(model, device, image_size, index, demo, settings, runtime)
     if engine is Engine.RAY:
         serve_on_ray(recipe, replicas=replicas, access_log=access_log)
     elif replicas != 1:

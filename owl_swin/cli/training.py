@@ -1,4 +1,4 @@
-"""`owl-swin train | distil-text | export`: making models."""
+"""`owl-swin train | paste | distil-text`: making models."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from owl_swin.errors import OwlSwinError
-from owl_swin.files import make_folder, make_folder_of
+from owl_swin.files import make_folder
 from owl_swin.image import is_picture_name
 
 
@@ -85,32 +85,3 @@ def distil_text(
     from owl_swin.training.tasks.text import DistilConfig
 
     print(run(read_toml(config, DistilConfig), allow_changes=allow_changes))
-
-
-def export(
-    model: Annotated[str, typer.Argument(help="A training run's folder, or any model.")],
-    to: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
-    card: Annotated[Path | None, typer.Option(help="TOML file with the sentences of the model card.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Longer side in pixels of pictures.")] = None,
-    figures: Annotated[Path, typer.Option(help="Folder of the JSON results that the card names.")] = Path(
-        "runs/figures"
-    ),
-) -> None:
-    """Write a model as one small file with its card. --image-size sets the longer side that it reads by default.
-
-    Example: owl-swin export runs/detect --to my_model.safetensors --card configs/model/nano_card.toml
-    """
-    from owl_swin.evaluation.card import build_card
-    from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
-    from owl_swin.frame import check_image_size
-
-    network, old_card = load_checkpoint(model)
-    if card is not None:
-        old_card = build_card(card, figures)
-    if image_size is not None:
-        network.config = replace(network.config, image_size=check_image_size(image_size))
-    if to.suffix != ".safetensors":
-        raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
-    make_folder_of(to)
-    save_checkpoint(to, network, old_card)
-    print(f"{to}  {to.stat().st_size / 1e6:.1f} MB")

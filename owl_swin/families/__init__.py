@@ -3,7 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import nn
 
@@ -15,9 +15,20 @@ from owl_swin.families.owl_vit import FAMILIES, load_owl_vit
 from owl_swin.files import read_json
 from owl_swin.models.network import Pretrained
 from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.runtimes import GRAPH_RUNTIMES, check_runtime, is_exported
+from owl_swin.runtimes.torch import compiled
 
 # What our own models call themselves, where they say it.
 OWN = "owl_swin"
+
+
+class LoadSettings(TypedDict, total=False):
+    """What ``load`` may be told beside the source."""
+
+    content_only: bool
+    revision: str | None
+    token: str | bool | None
+    runtime: str
 
 
 def load(
@@ -26,18 +37,29 @@ def load(
     content_only: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
+    runtime: str = "auto",
 ) -> Pretrained:
     """A model that ships ("nano"), one of a file or folder, or one of the Hugging Face hub, as
     "google/owlv2-base-patch16-ensemble"; what cannot be had or read raises CheckpointError.
 
     ``content_only`` leaves out what is only padding, where a family pads its pictures. ``revision`` and ``token`` are
-    those of a model on the hub.
+    those of a model on the hub. ``runtime`` is one of ``runtimes.RUNTIMES``.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(f"a model is named by a text or a path, got {type(source).__name__}")
     if revision is not None and not is_hub_name(source):
         raise CheckpointError(f"a revision is one of a model on the hub, got {revision!r}", of=source)
     place = local_place(source, revision=revision, token=token)
+    if check_runtime(runtime) in GRAPH_RUNTIMES or is_exported(place):
+        from owl_swin.runtimes.load import load_exported  # which reads the tokenizers of families
+
+        return load_exported(Path(place), runtime)
+    loaded = _load_weights(source, place, content_only)
+    return compiled(loaded) if runtime == "compile" else loaded
+
+
+def _load_weights(source: str | Path, place: str | Path, content_only: bool) -> Pretrained:
+    """The model of a file or folder ``place``, as the caller named it."""
     settings = _settings(place)
     kind = settings.get("model_type", OWN)
     if kind == OWN:

@@ -171,6 +171,10 @@ class FolderTokenizer:
         """How many ids there are."""
         return self._encode.get_vocab_size()
 
+    def save(self, path: Path) -> None:
+        """Writes it as tokenizer.json."""
+        self._encode.save(str(path))
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids [N, context_length], int64."""
         ids = torch.zeros((len(texts), self.context_length), dtype=torch.long)

@@ -7,6 +7,7 @@ EfficientNet (arXiv:1905.11946): convolutions are padded as TensorFlow does, and
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -103,11 +104,12 @@ class SameConv(nn.Conv2d):
         super().__init__(channels, out, kernel, stride, padding, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel_size == (1, 1):
+        # Other runtimes know convolutions of this kind, and a graph of them keeps one layout.
+        if self.kernel_size == (1, 1) and not torch.jit.is_tracing():
             return F.linear(x, self.weight[:, :, 0, 0], self.bias)
         if self.stride[0] > 1:
             missing = [
-                max((math.ceil(side / step) - 1) * step + kernel - side, 0)
+                max((-(-side // step) - 1) * step + kernel - side, 0)
                 for side, step, kernel in zip(x.shape[1:3], self.stride, self.kernel_size, strict=True)
             ]
             top, left = missing[0] // 2, missing[1] // 2

@@ -96,8 +96,10 @@ class BoxHead(nn.Module):
         offsets = self.mlp(patches).float()
         if self.box_form == "owl":
             return torch.sigmoid(offsets + grid_prior(grid_hw).to(offsets))
-        height, width = stride_hw
-        stride = offsets.new_tensor([width, height])
+        # In a traced graph the sides of the frame are symbols, which new_tensor would make numbers of.
+        stride = torch.stack(
+            [torch.full((), side, dtype=torch.float32, device=offsets.device) for side in stride_hw[::-1]]
+        )
         centres = cell_centres(grid_hw).to(offsets) * stride
         # One stride of offset a unit, and sizes from four strides up and down by factors of e.
         centre = centres + offsets[..., :2] * stride

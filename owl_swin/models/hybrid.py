@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from owl_swin.attention import BlockAttention
 from owl_swin.config import SwinConfig
-from owl_swin.models.stem import ConvStem
+from owl_swin.models.stem import ConvStem, fitted
 from owl_swin.models.swin import PatchMerging, SwinBlock, block_attention, drop_path_rates, init_linear, swin_stage
 
 
@@ -79,8 +79,7 @@ class HybridSwin(nn.Module):
         """What stages 2 (finished), 3 and 4 get of the stem."""
         f8, f16, f32, last = (norm(m.float()) for norm, m in zip(self.stem_norms, (*maps, last), strict=True))
         batch, height, width, _ = f16.shape
-        even = f8.new_zeros(batch, 2 * height, 2 * width, f8.shape[3])
-        even[:, : f8.shape[1], : f8.shape[2]] = f8
+        even = fitted(f8, (2 * height, 2 * width))
         gathered = even.reshape(batch, height, 2, width, 2, -1).permute(0, 1, 3, 2, 4, 5).flatten(3)
         stage3 = self.norm3(self.lateral3(torch.cat([gathered, f16], -1)))
         return self.lateral2(f8), stage3, self.lateral4(torch.cat([f32, last], -1))

@@ -98,7 +98,7 @@ class OwlVit(nn.Module):
     def encode_image(self, pixels: Tensor) -> ImageEmbeddings:
         """Normalised pixels [B, 3, H, W] → everything that no query touches."""
         patch = self.config.patch_size
-        grid_hw = (pixels.shape[2] // patch, pixels.shape[3] // patch)
+        grid_hw = (int(pixels.shape[2]) // patch, int(pixels.shape[3]) // patch)  # a number in a trace, too
         tokens = self.vision_model(pixels, grid_hw)  # [B, 1 + P, D]
         whole = tokens[:, :1]
         patches = self.layer_norm(tokens[:, 1:] * whole)
@@ -180,7 +180,7 @@ class PatchEmbeddings(nn.Module):
 
     def forward(self, pixels: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_embedding.expand(len(pixels), 1, -1), patches], 1)
+        tokens = torch.cat([self.class_embedding.expand(pixels.shape[0], 1, -1), patches], 1)
         return tokens + self._positions(grid_hw)
 
     def _positions(self, grid_hw: tuple[int, int]) -> Tensor:
@@ -207,9 +207,10 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         end = ids.argmax(-1)  # the end-of-text token has the largest id
         # Attention is causal: what comes after the last text's end changes nothing.
-        ids = ids[:, : int(end.max()) + 1 if len(ids) else 1]
+        if not torch.jit.is_tracing():
+            ids = ids[:, : int(end.max()) + 1 if len(ids) else 1]
         x = self.encoder(self.embeddings(ids), causal=True)
-        return self.final_layer_norm(x[torch.arange(len(ids), device=ids.device), end])
+        return self.final_layer_norm(x[torch.arange(ids.shape[0], device=ids.device), end])
 
 
 class TokenEmbeddings(nn.Module):

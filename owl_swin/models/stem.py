@@ -50,7 +50,7 @@ class ConvStem(nn.Module):
         x = (pixels * scale + shift).contiguous(memory_format=torch.channels_last)
         maps, last = self._maps(x)
         sized = [
-            _fit(m, (-(-height // stride), -(-width // stride)))
+            fitted(m, (-(-height // stride), -(-width // stride)))
             for m, stride in zip((*maps, last), (*STRIDES, STRIDES[-1]), strict=True)
         ]
         return sized[:-1], sized[-1]
@@ -138,7 +138,7 @@ def published_stem(name: str, tensors: dict[str, Tensor] | None) -> dict[str, Te
     return network.state_dict()
 
 
-def _fit(x: Tensor, hw: tuple[int, int]) -> Tensor:
+def fitted(x: Tensor, hw: tuple[int, int]) -> Tensor:
     """A map [B, h, w, C] cut, or filled up with zeros, to ``hw``: networks round their sides differently."""
     x = x[:, : hw[0], : hw[1]]
     missing = hw[0] - x.shape[1], hw[1] - x.shape[2]

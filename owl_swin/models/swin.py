@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from owl_swin.attention import BlockAttention
 from owl_swin.config import SwinConfig
-from owl_swin.models.windows import WindowPlan, cut_windows, gather_windows, join_windows, window_plan
+from owl_swin.models.windows import (
+    TracedPlan,
+    WindowPlan,
+    cut_windows,
+    gather_windows,
+    join_windows,
+    traced_plan,
+    window_plan,
+)
 
 # Numbers (tokens times channels) in one chunk of windows: what stays in the cache of a processor core.
 CHUNK_VALUES = 262_144
@@ -30,7 +38,7 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def biases(self, plan: WindowPlan) -> Tensor:
+    def biases(self, plan: WindowPlan | TracedPlan) -> Tensor:
         """What is added to the attention logits in each kind of window: [K, heads, N, N]."""
         n = plan.relative_index.shape[0]
         bias = self.relative_position_bias_table[plan.relative_index.flatten()].view(n, n, -1).permute(2, 0, 1)[None]
@@ -49,7 +57,9 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(windows).view(batch, count, n, 3, self.num_heads, -1)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each [B, W, heads, N, C/heads]
         bias = bias.to(q.dtype)
-        if len(bias) == 1:  # the same for every window
+        if torch.jit.is_tracing():  # of a graph nobody knows how many windows there will be, one or more
+            bias = bias.expand(count, -1, -1, -1)
+        if not torch.jit.is_tracing() and len(bias) == 1:  # the same for every window
             q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         else:  # windows and heads share one axis, so that the bias needs no copy for each picture
             q, k, v = (x.flatten(1, 2) for x in (q, k, v))
@@ -85,12 +95,15 @@ class SwinBlock(nn.Module):
         # Leaves the branch out for whole pictures at random (arXiv:1603.09382).
         self.drop_path = _stochastic_depth(drop_path)
 
-    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
-        if not (torch.is_grad_enabled() or self.training or torch.compiler.is_compiling()):
+    def forward(self, x: Tensor, plan: WindowPlan | TracedPlan) -> Tensor:
+        whole = torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(plan, TracedPlan)
+        if not (whole or torch.is_grad_enabled() or self.training):
             return self._streamed(x, plan)
         windows = cut_windows(x, plan)  # [B, W, N, C]
-        count = windows.shape[1]
-        bias, valid = plan.of(self.attn.biases(plan), 0, count), plan.of(plan.valid, 0, count)
+        bias, valid = self.attn.biases(plan), None
+        if isinstance(plan, WindowPlan):
+            count = len(plan.kinds)
+            bias, valid = plan.of(bias, 0, count), plan.of(plan.valid, 0, count)
         windows = windows + self.drop_path(self.attn(self._normed(windows, valid), bias))
         windows = windows + self.drop_path(self.mlp(self.norm2(windows)))
         return join_windows(windows, plan, (x.shape[1], x.shape[2]))
@@ -204,11 +217,21 @@ def drop_path_rates(config: SwinConfig) -> list[float]:
 
 def swin_stage(blocks: nn.Module, x: Tensor, config: SwinConfig) -> Tensor:
     """The blocks of one stage on a map [B, H, W, C], by turns in plain and in shifted windows."""
-    # A traced plan is part of the graph and must not stay behind in the cache.
-    make_plan = window_plan.__wrapped__ if torch.compiler.is_compiling() else window_plan
+    plans = [_plan_of_stage(x, config, shifted) for shifted in (False, True)[: len(cast(nn.ModuleList, blocks))]]
     for i, block in enumerate(cast(nn.ModuleList, blocks)):
-        x = block(x, make_plan((x.shape[1], x.shape[2]), config.window_size, i % 2 == 1, config.padding, x.device))
+        x = block(x, plans[i % 2])
     return x
+
+
+def _plan_of_stage(x: Tensor, config: SwinConfig, shifted: bool) -> WindowPlan | TracedPlan:
+    """How the blocks of a stage, every other one shifted, cut a map [B, H, W, C]."""
+    height, width = x.shape[1], x.shape[2]
+    if torch.jit.is_tracing() and config.padding == "masked":
+        return traced_plan((height, width), config.window_size, shifted, x.device)
+    # What is part of a graph must not stay behind in the cache.
+    tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    make_plan = window_plan.__wrapped__ if tracing else window_plan
+    return make_plan((int(height), int(width)), config.window_size, shifted, config.padding, x.device)
 
 
 def block_attention(

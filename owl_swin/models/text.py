@@ -51,12 +51,12 @@ class TextTower(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         end = ids.argmax(-1)  # [N], the end-of-text token has the largest id; 0 is padding and also a "!" inside a word
-        length = int(end.max()) + 1 if len(ids) else 1
+        length = ids.shape[1] if torch.jit.is_tracing() else int(end.max()) + 1 if len(ids) else 1
         x = self.token_embedding(ids[:, :length]) + self.positional_embedding[:length]  # [N, L, W]
         later = torch.full((length, length), -torch.inf, dtype=x.dtype, device=x.device).triu(1)
         for block in cast(nn.ModuleList, self.transformer["resblocks"]):
             x = block(x, later)
-        pooled = self.ln_final(x)[torch.arange(len(ids), device=ids.device), end]  # [N, W]
+        pooled = self.ln_final(x)[torch.arange(ids.shape[0], device=ids.device), end]  # [N, W]
         return pooled @ self.text_projection
 
 

@@ -56,6 +56,20 @@ class WindowPlan(NamedTuple):
         return rows[self.kind[start:stop]]
 
 
+class TracedPlan(NamedTuple):
+    """The plan of a map whose sides are known only when a graph runs: "masked" padding, made by the graph itself.
+
+    Windows are never smaller than the model's; what a small map has less is masked, which comes to the same.
+    """
+
+    window_hw: tuple[int, int]
+    padded_hw: tuple[int, int]
+    there: tuple[Tensor, Tensor]  # rows and columns of the padded map, in the order in which windows are cut
+    back: tuple[Tensor, Tensor]  # and where those of the map are then
+    relative_index: Tensor  # [N, N] rows of the bias table
+    mask: Tensor  # [W, N, N], 0 or MASKED
+
+
 def _bytes_of_plan(plan: WindowPlan) -> int:
     return sum(part.nbytes for part in (*plan, *(plan.gather or ())) if isinstance(part, Tensor)) + 8 * len(plan.kinds)
 
@@ -203,8 +217,10 @@ def _padded(x: Tensor, hw: tuple[int, int]) -> Tensor:
     return F.pad(x, (0, 0, 0, hw[1] - x.shape[2], 0, hw[0] - x.shape[1]))
 
 
-def cut_windows(x: Tensor, plan: WindowPlan) -> Tensor:
+def cut_windows(x: Tensor, plan: WindowPlan | TracedPlan) -> Tensor:
     """[B, H, W, C] → windows [B, W, N, C], filled with zeros to whole windows and cyclically shifted."""
+    if isinstance(plan, TracedPlan):
+        return _cut(_moved(_padded(x, plan.padded_hw), plan.there), plan.window_hw)
     back = (-plan.shift_hw[0], -plan.shift_hw[1])
     if plan.pad_after_shift:
         x = _padded(torch.roll(x, back, (1, 2)), plan.padded_hw)
@@ -214,10 +230,42 @@ def cut_windows(x: Tensor, plan: WindowPlan) -> Tensor:
     return _cut(x, plan.window_hw)
 
 
-def join_windows(windows: Tensor, plan: WindowPlan, map_hw: tuple[int, int]) -> Tensor:
+def join_windows(windows: Tensor, plan: WindowPlan | TracedPlan, map_hw: tuple[int, int]) -> Tensor:
     """Inverse of ``cut_windows``."""
     x = _join(windows, plan.window_hw, plan.padded_hw)
+    if isinstance(plan, TracedPlan):
+        return _moved(x, plan.back)
     if plan.pad_after_shift:
         return torch.roll(x[:, : map_hw[0], : map_hw[1]], plan.shift_hw, (1, 2))
     x = torch.roll(x, plan.shift_hw, (1, 2)) if any(plan.shift_hw) else x
     return x[:, : map_hw[0], : map_hw[1]] if plan.padded_hw != map_hw else x
+
+
+def traced_plan(map_hw: tuple[int, int], window: int, shifted: bool, device: torch.device) -> TracedPlan:
+    """The plan of one block, with "masked" padding, for a map whose sides a trace follows."""
+    padded_hw = ((map_hw[0] + window - 1) // window * window, (map_hw[1] + window - 1) // window * window)
+    axes = [_traced_axis(*axis, window, window // 2 if shifted else 0) for axis in zip(map_hw, padded_hw, strict=True)]
+    (rows, rows_back, row_regions), (cols, cols_back, col_regions) = axes
+    # Padding is a region of its own, of which no patch is.
+    regions = torch.where((row_regions[:, None] < 0) | (col_regions < 0), -1, 3 * row_regions[:, None] + col_regions)
+    regions = _cut(regions[None, ..., None], (window, window))[0, ..., 0]  # [W, N]
+    together = (regions[:, None, :] == regions[:, :, None]) & (regions[:, None, :] >= 0)
+    mask = torch.where(together, 0.0, MASKED).to(device)
+    index = _relative_index((window, window), window).to(device)
+    return TracedPlan((window, window), padded_hw, (rows, cols), (rows_back, cols_back), index, mask)
+
+
+def _traced_axis(size: int, padded: int, window: int, half: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one side: what each place shows, where each patch is shown, and the region of each place, -1 for padding."""
+    places = torch.arange(padded)
+    # One window that covers the side is not shifted.
+    shift = torch.where(torch.full((1,), size) > window, half, 0)
+    there = (places + shift) % padded
+    back = (torch.arange(size) + padded - shift) % padded
+    regions = (places >= padded - window).long() + (places >= padded - shift).long()
+    return there, back, torch.where(there < size, torch.where(shift > 0, regions, 0), -1)
+
+
+def _moved(x: Tensor, places: tuple[Tensor, Tensor]) -> Tensor:
+    """Rows and columns of a map [B, H, W, C], picked."""
+    return x.index_select(1, places[0].to(x.device)).index_select(2, places[1].to(x.device))

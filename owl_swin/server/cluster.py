@@ -26,24 +26,27 @@ class Recipe:
     index: str | None = None
     demo: bool = False
     settings: ServerSettings = field(default_factory=ServerSettings)
+    runtime: str = "auto"
 
     def make(self) -> Any:
         """The application, with a detector and an open archive of its own."""
-        from owl_swin.detector import Detector
         from owl_swin.server.app import build_demo, create_app
 
-        detector = Detector.from_pretrained(self.model, device=self.device, image_size=self.image_size)
+        detector = self._detector(self.device)
         index = open_index(self.index, detector)
         return create_app(detector, self.settings, index=index, demo=build_demo if self.demo else None)
 
     def check(self) -> None:
         """A model or an archive that a replica could not open raises what it would raise there."""
-        from owl_swin.detector import Detector
-
-        detector = Detector.from_pretrained(self.model, device="cpu", image_size=self.image_size)
+        detector = self._detector("cpu")
         index = open_index(self.index, detector)
         if index is not None:
             index.close()
+
+    def _detector(self, device: str) -> Any:
+        from owl_swin.detector import Detector
+
+        return Detector.from_pretrained(self.model, device=device, image_size=self.image_size, runtime=self.runtime)
 
 
 def open_index(uri: str | None, detector: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from owl_swin.errors import ConfigError
+from owl_swin.runtimes.network import GraphNetwork
 
 logger = logging.getLogger("owl_swin")
 
@@ -20,9 +21,12 @@ DTYPES = {
 }
 
 
-def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of that name; "auto" is an accelerator where there is one, else the CPU. Never a silent fallback."""
-    if isinstance(device, str) and device == "auto":
+def pick_device(device: str | torch.device = "auto", network: Any = None) -> torch.device:
+    """The device of that name; "auto" is an accelerator where there is one and the network can go there, else the CPU.
+    Never a silent fallback."""
+    if isinstance(device, str) and device == "auto" and isinstance(network, GraphNetwork):
+        device = "cpu"
+    elif isinstance(device, str) and device == "auto":
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         return torch.empty(0, device=torch.device(device)).device
@@ -42,6 +46,8 @@ def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 def placed(network: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """The network itself if it is in evaluation mode, on the device and of the precision; else a copy that is."""
+    if isinstance(network, GraphNetwork):
+        return network.placed(device, dtype)
     if not isinstance(network, nn.Module):
         return network
     numbers = [*network.parameters(), *network.buffers()]

@@ -1,0 +1,102 @@
+"""A network whose two graphs something else than PyTorch computes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from owl_swin.errors import CheckpointError, ConfigError, QueryError
+from owl_swin.frame import FRAME_MULTIPLE, HW
+from owl_swin.models.network import Spec
+from owl_swin.runtimes.spec import ExportSpec, read_spec
+from owl_swin.types import ImageEmbeddings
+
+# Outputs of an image's graph, in order; its input is "pixels". That of texts makes "text_embeds" of "ids".
+IMAGE_OUTPUTS = ("class_embeds", "pred_boxes", "objectness_logits", "logit_shift", "logit_scale", "image_embed")
+
+# One array in, all outputs of the graph out, in order. Several threads may call it at once.
+Graph = Callable[[np.ndarray], list[np.ndarray]]
+
+
+class GraphNetwork:
+    """The network of an exported folder, on the processor. Graphs are read when they are first needed.
+
+    Copies, and what a process sends to another, read the folder again.
+    """
+
+    def __init__(self, folder: Path, open_graph: Callable[[Path], Graph]):
+        self._folder, self._open_graph = folder, open_graph
+        self._export: ExportSpec = read_spec(folder)
+        self._graphs: dict[str, Graph] = {}
+        self._lock = Lock()
+
+    def __reduce__(self) -> Any:
+        return GraphNetwork, (self._folder, self._open_graph)
+
+    @property
+    def spec(self) -> Spec:
+        """That of the network which was exported."""
+        return self._export.network
+
+    @property
+    def export(self) -> ExportSpec:
+        """What the folder says of itself."""
+        return self._export
+
+    def placed(self, device: torch.device, dtype: torch.dtype | None) -> "GraphNetwork":
+        """Itself; on another device than the processor, or in another precision, raises ConfigError."""
+        if device.type != "cpu":
+            raise ConfigError(f'an exported model computes on the CPU, got device "{device}"; load its source instead')
+        if dtype not in (None, torch.float32):
+            raise ConfigError(
+                f"an exported model keeps the precision it was written with ({self._export.precision}), got {dtype}"
+            )
+        return self
+
+    def encode_image(self, pixels: Tensor) -> ImageEmbeddings:
+        """Normalised pixels [B, 3, H, W] → everything that no query touches; a frame that the folder has no graph for
+        raises QueryError."""
+        height, width = pixels.shape[2:]
+        graph = self._graph(self._export.image_graph(self._size((height, width))))
+        outputs = dict(zip(IMAGE_OUTPUTS, graph(_array(pixels, np.float32)), strict=True))
+        stride = self.spec.stride
+        return ImageEmbeddings(
+            **{name: torch.from_numpy(value) for name, value in outputs.items()},
+            grid_hw=(height // stride, width // stride),
+        )
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Token ids [N, L] → unit text embeddings [N, E]."""
+        if not len(ids):
+            return torch.zeros(0, self.spec.embed_dim)
+        return torch.from_numpy(self._graph(self._export.text_graph)(_array(ids, np.int64))[0])
+
+    def _size(self, frame_hw: HW) -> HW | None:
+        sizes = self._export.sizes
+        if frame_hw in sizes:
+            return frame_hw
+        if sizes or any(side % FRAME_MULTIPLE for side in frame_hw):
+            known = ", ".join(f"{height}x{width}" for height, width in sizes) or f"multiples of {FRAME_MULTIPLE}"
+            raise QueryError(
+                f"this export has graphs for frames (height x width) of {known}, not {frame_hw[0]}x{frame_hw[1]}; "
+                "leave out image_size, or export this size too"
+            )
+        return None
+
+    def _graph(self, name: str) -> Graph:
+        with self._lock:
+            if name not in self._graphs:
+                try:
+                    self._graphs[name] = self._open_graph(self._folder / name)
+                except (OSError, RuntimeError, ValueError) as error:
+                    reason = str(error).strip().splitlines()[0]
+                    raise CheckpointError(f"cannot be read ({reason})", of=self._folder / name) from None
+            return self._graphs[name]
+
+
+def _array(tensor: Tensor, kind: type) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy(), kind)
