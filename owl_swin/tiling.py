@@ -8,7 +8,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from owl_swin.boxes import area, paired_iou
+from owl_swin.boxes import area, paired_iou, pairwise_iou
 from owl_swin.encoded import View
 from owl_swin.errors import QueryError, brief
 from owl_swin.frame import HW, MAX_FRAME_SIDE, Crop
@@ -18,13 +18,15 @@ from owl_swin.types import Detections, ImageEmbeddings
 
 MIN_TILE = 32
 MAX_OVERLAP = 0.9
-# A box that comes so near to the border of its tile, in shares of the tile's side, may be cut there: the boxes of a
-# network are no finer.
-TOUCH = 0.03
-# Two boxes are of one thing that a seam cuts where, along the seam, this share of both together is common.
+# A box that comes so near to the border of its tile, in shares of the tile's side or of its own, may be cut there: the
+# boxes of a network are no finer.
+TOUCH, SHORT = 0.03, 0.2
+# Two boxes are of one thing that a seam cuts where they agree in this share of what both tiles show of it.
 AGREE = 0.5
 # A box that is cut is a part of a larger one that has this share of it.
 INSIDE = 0.7
+# A box that was put together gives way to one that was seen whole, overlaps it, and has this share of its score.
+TRUSTED = 0.5
 # Boxes that are compared with all others at once: bounds the memory.
 ROWS = 256
 
@@ -130,9 +132,10 @@ def find_in_views(
 def merge_tiles(parts: Sequence[Detections], crops: Sequence[Crop | None], options: DetectOptions) -> Detections:
     """What was found in the whole picture (crop None) and in its tiles, as one result: each thing once.
 
-    Boxes of one query that meet at a seam become the one that holds both, with the better score. A box that its tile
-    cuts, and that lies in a larger one which goes on beyond the border, is a part of that and leaves it the better
-    score of both. Then overlapping boxes compete as in one picture. ``nms_iou`` None keeps all as they are, parts too.
+    Boxes of one query that meet at a seam become one that holds both, or the one in which the thing was seen whole,
+    with the better score. A box that its tile cuts, and that lies in a larger one which goes on beyond the border, is a
+    part of that and leaves it the better score. Then overlapping boxes compete as in one picture. ``nms_iou`` None
+    keeps all as they are, parts too.
     """
     found = Detections.merge(parts)
     if options.nms_iou is None or len(parts) == 1 or not len(found):
@@ -142,7 +145,7 @@ def merge_tiles(parts: Sequence[Detections], crops: Sequence[Crop | None], optio
     order = rows.scores.argsort(descending=True, stable=True)
     rows = rows[order[: options.n_candidates]]
     image = torch.tensor([0, 0, width, height], dtype=torch.float64)
-    rows = _without_parts(_joined_at_seams(rows, image), image)
+    rows = _without_parts(_joined_at_seams(rows, image), image, options.nms_iou)
     rows = rows[rows.scores.argsort(descending=True, stable=True)]
     groups = torch.zeros_like(rows.labels) if options.nms_across else rows.labels
     rows = rows[not_suppressed(rows.boxes, rows.scores, groups, options.nms_iou)[: options.max_detections]]
@@ -167,6 +170,7 @@ class _Rows:
     scores: Tensor
     labels: Tensor
     patches: Tensor
+    parts: Tensor  # [N]: boxes that it was put together of
 
     @staticmethod
     def of(parts: Sequence[Detections], crops: Sequence[Crop]) -> "_Rows":
@@ -180,7 +184,9 @@ class _Rows:
         boxes = torch.cat([boxes[:, :2].maximum(seen[:, :2]), boxes[:, 2:].minimum(seen[:, 2:])], 1)
         scores = torch.cat([part.scores for part in parts]).cpu().double()
         labels, patches = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("labels", "patches"))
-        rows = _Rows(boxes, seen, TOUCH * (seen[:, 2:] - seen[:, :2]), scores, labels, patches)
+        tile_side, own_side = (corners[:, 2:] - corners[:, :2] for corners in (seen, boxes))
+        near = (TOUCH * tile_side).maximum(SHORT * own_side)
+        rows = _Rows(boxes, seen, near, scores, labels, patches, torch.ones_like(labels))
         return rows[area(boxes) > 0]
 
     def __getitem__(self, keep: Tensor) -> "_Rows":
@@ -212,14 +218,15 @@ def _joined_at_seams(rows: _Rows, image: Tensor) -> _Rows:
         low = of_things[:, :2].scatter_reduce(0, where, boxes[:, :2], "amin")
         return torch.cat([low, of_things[:, 2:].scatter_reduce(0, where, boxes[:, 2:], "amax")], 1)
 
-    return replace(merged, boxes=hull(rows.boxes, merged.boxes), seen=hull(rows.seen, merged.seen))
+    parts = torch.bincount(things, minlength=len(best))
+    return replace(merged, boxes=hull(rows.boxes, merged.boxes), seen=hull(rows.seen, merged.seen), parts=parts)
 
 
 def _meeting(rows: _Rows, cut: Tensor, axis: int) -> Tensor:
     """Pairs [K, 2] of rows that meet at a seam across ``axis`` (0: x): the first goes on where the second begins.
 
-    Both fill what their tiles have in common along the axis, and agree across it. Of several that could be the other
-    half in one tile, the one that agrees best is.
+    Both fill what their tiles have in common along the axis, and agree there. Of several that could be the other half
+    in one tile, the one that agrees best is.
     """
     firsts, seconds = cut[:, 2 + axis].nonzero()[:, 0], cut[:, axis].nonzero()[:, 0]
     across = 1 - axis
@@ -233,12 +240,9 @@ def _meeting(rows: _Rows, cut: Tensor, axis: int) -> Tensor:
         meets &= b.boxes[None, :, 2 + axis] >= end - a.near[:, None, axis]
         low = a.seen[:, None, across].maximum(b.seen[None, :, across])
         high = a.seen[:, None, 2 + across].minimum(b.seen[None, :, 2 + across])
-        (a0, a1), (b0, b1) = (
-            (boxes[..., across].clamp(low, high), boxes[..., 2 + across].clamp(low, high))
-            for boxes in (a.boxes[:, None], b.boxes[None])
-        )
-        common, together = (a1.minimum(b1) - a0.maximum(b0)).clamp(min=0), a1.maximum(b1) - a0.minimum(b0)
-        share = torch.where(meets & (together > 0), common / together, 0)
+        share = _common_share(a.boxes[:, None], b.boxes[None], across, low, high)
+        share = share * torch.where(start == end, 1, _common_share(a.boxes[:, None], b.boxes[None], axis, start, end))
+        share = torch.where(meets, share, 0)
         i, j = (share >= AGREE).nonzero(as_tuple=True)
         found.append(torch.stack([part[i].double(), seconds[j].double(), share[i, j]], 1))
     pairs = torch.cat(found) if found else torch.zeros(0, 3, dtype=torch.float64)
@@ -248,13 +252,21 @@ def _meeting(rows: _Rows, cut: Tensor, axis: int) -> Tensor:
     return torch.stack([first, second], 1)[best]
 
 
+def _common_share(a: Tensor, b: Tensor, axis: int, low: Tensor, high: Tensor) -> Tensor:
+    """What boxes [K, 1, 4] and [1, N, 4] have in common along an axis between two places, in shares of what both cover
+    there; 0 where that is nothing."""
+    a0, a1, b0, b1 = (boxes[..., end].clamp(low, high) for boxes in (a, b) for end in (axis, 2 + axis))
+    together = a1.maximum(b1) - a0.minimum(b0)
+    return torch.where(together > 0, (a1.minimum(b1) - a0.maximum(b0)).clamp(min=0) / together, 0)
+
+
 def _is_best(share: Tensor, row: Tensor, tile: Tensor) -> Tensor:
     """[K]: whether a pair's share is the largest of those of its row with the same tile."""
     keys, key = torch.stack([row, tile]).unique(dim=1, return_inverse=True)
     return share == share.new_zeros(keys.shape[1]).scatter_reduce(0, key, share, "amax")[key]
 
 
-def _without_parts(rows: _Rows, image: Tensor) -> _Rows:
+def _without_parts(rows: _Rows, image: Tensor, nms_iou: float) -> _Rows:
     """The rows without those that are parts of others, which have the best score of their parts."""
     cut = rows.cut(image)
     size = area(rows.boxes)
@@ -278,7 +290,15 @@ def _without_parts(rows: _Rows, image: Tensor) -> _Rows:
         fit = torch.where(holds, paired_iou(a.boxes[:, None], shown), -1)
         best = fit.max(1)
         whole[part] = torch.where(best.values >= 0, best.indices, part)
-    while not torch.equal(whole[whole], whole):  # each is larger than its part: there is no circle
+    # A box that was put together, and is no part itself, for one that was seen whole.
+    alone = ~cut.any(1) & (rows.parts == 1)
+    for own in ((rows.parts > 1) & (whole == torch.arange(len(size)))).nonzero()[:, 0].split(ROWS):
+        a = rows[own]
+        overlap = pairwise_iou(a.boxes, rows.boxes)
+        overlap[~(alone & (rows.labels == a.labels[:, None]) & (rows.scores >= TRUSTED * a.scores[:, None]))] = 0
+        best = overlap.max(1)
+        whole[own] = torch.where(best.values >= nms_iou, best.indices, own)
+    while not torch.equal(whole[whole], whole):  # each is larger than its part, or seen whole: there is no circle
         whole = whole[whole]
     scores = rows.scores.scatter_reduce(0, whole, rows.scores, "amax")
     return replace(rows, scores=scores)[whole == torch.arange(len(size))]

@@ -136,6 +136,23 @@ CUT_LEFT, CUT_RIGHT = ((40, 20, 100, 60), 0.6, 0), ((80, 22, 140, 60), 0.8, 0)
             [((80, 60, 155, 90), 0.4, 0)],
             [((20, 10, 160, 90), 0.6, 0)],
         ),
+        # What was seen whole is better than what was put together, unless it hardly was seen.
+        (
+            [((36, 18, 144, 66), 0.4, 0)],
+            [CUT_LEFT],
+            [CUT_RIGHT],
+            [((36, 18, 144, 66), 0.8, 0)],
+        ),
+        ([((36, 18, 144, 66), 0.3, 0)], [CUT_LEFT], [CUT_RIGHT], [((40, 20, 140, 60), 0.8, 0)]),
+        # Boxes that fall short of the border are of one thing where they agree in what both tiles show.
+        ([], [((10, 20, 94, 60), 0.6, 0)], [((80, 20, 140, 60), 0.8, 0)], [((10, 20, 140, 60), 0.8, 0)]),
+        # Neighbours that overlap in the overlap are two.
+        (
+            [],
+            [((20, 20, 92, 60), 0.6, 0)],
+            [((88, 20, 160, 60), 0.8, 0)],
+            [((88, 20, 160, 60), 0.8, 0), ((20, 20, 92, 60), 0.6, 0)],
+        ),
         # But not what lies whole in a larger box.
         (
             [((20, 10, 160, 90), 0.5, 0)],
