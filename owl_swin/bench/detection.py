@@ -48,8 +48,8 @@ def benchmark_detection(
     wanted = lambda names: [name for name in names if systems is None or name in systems]  # noqa: E731
     peers = wanted(("OWLv2 B/16", "GroundingDINO-T") if quick else PEERS)
     table = tuple(sizes or (((224, 224), (640, 640)) if quick else SIZES))
-    curve = ((512, 512), (1024, 1024), (1440, 1440)) if quick else PIXELS
-    curve = tuple(table) if tiny else curve
+    curve: Sequence[tuple[int, int]] = PIXELS[::2] if quick else PIXELS
+    curve = table if tiny else curve
     place = torch.device(device)
     result: dict[str, Any] = {
         "protocol": f"a process a system, {rounds} alternating rounds after one to warm up, medians; random weights "
