@@ -1,0 +1,43 @@
+"""One process at a time: who holds a lock is named, and a lock that its holder removes is not held twice."""
+
+import contextlib
+import os
+
+import pytest
+
+from owl_swin.errors import DataError
+from owl_swin.locks import hold_lock
+
+
+def lock(path, **settings):
+    return hold_lock(path, busy=DataError, failed=lambda error: DataError(error.strerror), **settings)
+
+
+def test_a_held_lock_is_refused_with_the_name_of_its_holder(tmp_path):
+    held, refused = lock(tmp_path / "lock"), pytest.raises(DataError, match=rf"process {os.getpid()} on ")
+    with held, refused, lock(tmp_path / "lock"):
+        pass
+    with lock(tmp_path / "lock"):  # it was given back
+        assert (tmp_path / "lock").exists()
+
+
+def test_a_lock_is_removed_also_after_an_error(tmp_path):
+    with pytest.raises(KeyError), lock(tmp_path / "lock", remove=True):
+        assert (tmp_path / "lock").exists()
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waited_for_a_lock_that_was_removed_holds_a_new_one(tmp_path):
+    path, first = tmp_path / "lock", contextlib.ExitStack()
+    first.enter_context(lock(path, remove=True))
+    with lock(path, wait=True, waiting=lambda _: first.close(), remove=True):
+        assert path.exists()  # of the file that is gone nobody else would find the lock
+        with pytest.raises(DataError), lock(path):
+            pass
+    assert not path.exists()
+
+
+def test_a_lock_that_cannot_be_made_is_said(tmp_path):
+    with pytest.raises(DataError, match="No such file or directory"), lock(tmp_path / "gone" / "lock"):
+        pass
