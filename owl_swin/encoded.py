@@ -13,7 +13,7 @@ from owl_swin.types import ImageEmbeddings, PatchLogitInputs
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedImage:
-    """A picture that was read and brought to the size of a model: a few hundred kilobytes, whatever it was before.
+    """A picture that was read and brought to the size of a model: a few megabytes at most, whatever it was before.
 
     ``frames`` are the whole picture and then its tiles, ``pixels`` [3, H, W] what is shown of it in each.
     """

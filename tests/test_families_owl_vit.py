@@ -183,6 +183,10 @@ def test_a_checkpoint_of_the_hub_is_called_by_its_name_and_kept(folder, monkeypa
         assert detector.fingerprint == Detector.from_pretrained(folder).fingerprint
         with pytest.raises(CheckpointError, match="google/owls: no such model on the hub, and no such folder here"):
             Detector.from_pretrained("google/owls")
+        with pytest.raises(
+            CheckpointError, match=r"no such model.*\(did you mean google/owlv2-base-patch16-ensemble\?\)"
+        ):
+            Detector.from_pretrained("google/owl2-base-patch16-ensembel")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert Detector.from_pretrained("google/owl").name == "google/owl"
         with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE is set.*a folder that holds the model can be given"):

@@ -198,8 +198,12 @@ def test_every_command_takes_the_folder(owl_swin, folders, tmp_path):
         )
         assert code == 0, err
         assert json.loads(out.splitlines()[0])["width"] == WIDE[1]
+        code, cut, err = owl_swin("detect", photos / "wide.png", "--query", "a dog", "--content-only", *model)
+        assert code == 0, err
+        whole = owl_swin("detect", photos / "wide.png", "--query", "a dog", *model)[1]
+        assert (cut == whole) == (family == "owlvit")  # which pads nothing
         archive = tmp_path / f"{family}.lance"
-        assert owl_swin("index", photos, "--to", archive, *model)[0] == 0
+        assert owl_swin("index", photos, "--to", archive, "--content-only", *model)[0] == 0
         code, out, err = owl_swin("search", archive, "--query", "a dog", "--format", "jsonl", *model)
         assert code == 0, err
         assert "wide.png" in out

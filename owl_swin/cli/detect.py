@@ -79,6 +79,7 @@ def detect(
     dtype: options.Dtype = None,
     runtime: options.Runtime = "auto",
     image_size: options.ImageSize = None,
+    content_only: options.ContentOnly = False,
     fps: Annotated[float | None, typer.Option("--fps", help="Of a video, so many frames a second at most.")] = None,
     every: Annotated[int | None, typer.Option("--every", metavar="N", help="Of a video, each Nth frame.")] = None,
     track: Annotated[
@@ -140,7 +141,9 @@ def detect(
     limits = DetectOptions(
         nms_iou=None if nms_iou == 1 else nms_iou, nms_across=nms_across, objectness=objectness, max_detections=top_k
     )
-    detector = Detector.from_pretrained(model, device=device, dtype=dtype, image_size=image_size, runtime=runtime)
+    detector = Detector.from_pretrained(
+        model, device=device, dtype=dtype, image_size=image_size, runtime=runtime, content_only=content_only
+    )
     own = detector.encode_queries(asked) if asked else None
     encoded = add_saved(detector, own, query_file or ())
     names = names_of(encoded)

@@ -38,6 +38,7 @@ def index(
     image_size: Annotated[
         int | None, typer.Option(help="Longer side in pixels. None: the archive's, or the model's for a new one.")
     ] = None,
+    content_only: options.ContentOnly = False,
     regions: Annotated[int, typer.Option(help="Most regions of a picture.")] = 20,
     engine: Annotated[Engine, typer.Option(help="Encode in this process, or on a Ray cluster.")] = Engine.LOCAL,
     ray_address: Annotated[
@@ -68,7 +69,9 @@ def index(
     if forget and found is None:
         raise NoArchiveError(to)
     size = found.image_size if found is not None and image_size is None else image_size
-    detector = Detector.from_pretrained(model, device=device, image_size=size, runtime=runtime)
+    detector = Detector.from_pretrained(
+        model, device=device, image_size=size, runtime=runtime, content_only=content_only
+    )
     waiting = _say_waiting if wait else None
     with RegionIndex.open(to, detector, create=not forget) as archive:
         for folder in folders:

@@ -1,5 +1,6 @@
 """Models of the Hugging Face hub: fetched into its cache through huggingface_hub, or one sentence why not."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +16,15 @@ from owl_swin.files import near_name
 CONFIG_AND_WEIGHTS = ("config.json", WEIGHTS, INDEX, "model-*.safetensors")
 WANTED = (*CONFIG_AND_WEIGHTS, "*.json", "*.txt", "*.model")
 NOT_WANTED = ("*/*",)
+# Published models that a misspelt name may mean.
+PUBLISHED = (
+    *(f"google/owlvit-{size}" for size in ("base-patch32", "base-patch16", "large-patch14")),
+    *(
+        f"google/owlv2-{size}{kind}"
+        for size in ("base-patch16", "large-patch14")
+        for kind in ("", "-ensemble", "-finetuned")
+    ),
+)
 # What paths end in and names of models do not.
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".onnx", ".toml", ".json")
 
@@ -128,8 +138,10 @@ def _is_here(text: str) -> bool:
 
 
 def _near(name: str) -> str:
-    near = near_name(name)
-    return f" (did you mean the folder {near}?)" if near else ""
+    if near := near_name(name):
+        return f" (did you mean the folder {near}?)"
+    near = next(iter(difflib.get_close_matches(name, PUBLISHED, n=1, cutoff=0.8)), name)
+    return f" (did you mean {near}?)" if near != name else ""
 
 
 def _at(revision: str | None) -> str:
