@@ -216,6 +216,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, photos, room):
     report = label_pictures(photos, to, teacher, DOG_AND_CAT)
     assert (report.kept, len(labels_of(to)["images"])) == (5, 5)
     assert written - 1 <= report.known and len(teacher.seen) == 5 - report.known
+    assert label_pictures(photos, to, teacher, DOG_AND_CAT).known == 5  # the journal is whole again
 
 
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path, photos):

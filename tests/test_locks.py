@@ -1,6 +1,7 @@
 """One process at a time: who holds a lock is named, and a lock that its holder removes is not held twice."""
 
 import contextlib
+import fcntl
 import os
 
 import pytest
@@ -28,14 +29,27 @@ def test_a_lock_is_removed_also_after_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_who_waited_for_a_lock_that_was_removed_holds_a_new_one(tmp_path):
-    path, first = tmp_path / "lock", contextlib.ExitStack()
+def test_a_lock_that_was_removed_between_opening_and_locking_is_made_anew(tmp_path, monkeypatch):
+    path, first, really = tmp_path / "lock", contextlib.ExitStack(), fcntl.flock
     first.enter_context(lock(path, remove=True))
-    with lock(path, wait=True, waiting=lambda _: first.close(), remove=True):
+
+    def flock(handle, how):
+        first.close()
+        return really(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with lock(path, remove=True):
         assert path.exists()  # of the file that is gone nobody else would find the lock
         with pytest.raises(DataError), lock(path):
             pass
     assert not path.exists()
+
+
+def test_who_waits_gets_the_lock_when_it_is_given_back(tmp_path):
+    first, told = contextlib.ExitStack(), []
+    first.enter_context(lock(tmp_path / "lock"))
+    with lock(tmp_path / "lock", wait=True, waiting=lambda holder: (told.append(holder), first.close())):
+        assert len(told) == 1 and f"process {os.getpid()}" in told[0]
 
 
 def test_a_lock_that_cannot_be_made_is_said(tmp_path):
