@@ -25,8 +25,9 @@ TOUCH, SHORT = 0.03, 0.2
 AGREE = 0.5
 # A box that is cut is a part of a larger one that has this share of it.
 INSIDE = 0.7
-# A box that was put together gives way to one that was seen whole, overlaps it, and has this share of its score.
-TRUSTED = 0.5
+# Boxes are of one thing only where the weaker has this share of the better one's score: with a low threshold there is
+# always a weak box that would fit.
+TRUSTED = 0.25
 # Boxes that are compared with all others at once: bounds the memory.
 ROWS = 256
 
@@ -235,6 +236,8 @@ def _meeting(rows: _Rows, cut: Tensor, axis: int) -> Tensor:
         a, b = rows[part], rows[seconds]
         end, start = a.seen[:, None, 2 + axis], b.seen[None, :, axis]
         meets = (a.labels[:, None] == b.labels) & (start <= end)
+        weaker, better = a.scores[:, None].minimum(b.scores), a.scores[:, None].maximum(b.scores)
+        meets &= weaker >= TRUSTED * better
         meets &= (a.seen[:, None, axis] < start) & (end < b.seen[None, :, 2 + axis])
         meets &= a.boxes[:, None, axis] <= start + b.near[None, :, axis]
         meets &= b.boxes[None, :, 2 + axis] >= end - a.near[:, None, axis]
@@ -286,18 +289,20 @@ def _without_parts(rows: _Rows, image: Tensor, nms_iou: float) -> _Rows:
         goes_on = torch.cat(
             [rows.boxes[None, :, :2] < a.seen[:, None, :2], rows.boxes[None, :, 2:] > a.seen[:, None, 2:]], 2
         )
-        holds &= (goes_on | ~a_cut[:, None]).all(2)
+        holds &= (goes_on | ~a_cut[:, None]).all(2) & (rows.scores >= TRUSTED * a.scores[:, None])
         fit = torch.where(holds, paired_iou(a.boxes[:, None], shown), -1)
         best = fit.max(1)
         whole[part] = torch.where(best.values >= 0, best.indices, part)
-    # A box that was put together, and is no part itself, for one that was seen whole.
+    # A box that was put together, and is no part itself, for one that was seen whole and overlaps or holds it.
     alone = ~cut.any(1) & (rows.parts == 1)
     for own in ((rows.parts > 1) & (whole == torch.arange(len(size)))).nonzero()[:, 0].split(ROWS):
         a = rows[own]
         overlap = pairwise_iou(a.boxes, rows.boxes)
-        overlap[~(alone & (rows.labels == a.labels[:, None]) & (rows.scores >= TRUSTED * a.scores[:, None]))] = 0
-        best = overlap.max(1)
-        whole[own] = torch.where(best.values >= nms_iou, best.indices, own)
+        common = overlap / (1 + overlap) * (size[own, None] + size)
+        fits = (overlap >= nms_iou) | ((common >= INSIDE * size[own, None]) & (size > size[own, None]))
+        fits &= alone & (rows.labels == a.labels[:, None]) & (rows.scores >= TRUSTED * a.scores[:, None])
+        best = torch.where(fits, overlap, -1).max(1)
+        whole[own] = torch.where(best.values >= 0, best.indices, own)
     while not torch.equal(whole[whole], whole):  # each is larger than its part, or seen whole: there is no circle
         whole = whole[whole]
     scores = rows.scores.scatter_reduce(0, whole, rows.scores, "amax")

@@ -143,7 +143,15 @@ CUT_LEFT, CUT_RIGHT = ((40, 20, 100, 60), 0.6, 0), ((80, 22, 140, 60), 0.8, 0)
             [CUT_RIGHT],
             [((36, 18, 144, 66), 0.8, 0)],
         ),
-        ([((36, 18, 144, 66), 0.3, 0)], [CUT_LEFT], [CUT_RIGHT], [((40, 20, 140, 60), 0.8, 0)]),
+        ([((36, 18, 144, 66), 0.1, 0)], [CUT_LEFT], [CUT_RIGHT], [((40, 20, 140, 60), 0.8, 0)]),
+        # Nor does a box of next to no score hold or join anything.
+        (
+            [((20, 10, 160, 90), 0.1, 0)],
+            [CUT_LEFT],
+            [((80, 20, 140, 60), 0.1, 0)],
+            [CUT_LEFT, ((20, 10, 160, 90), 0.1, 0), ((80, 20, 140, 60), 0.1, 0)],
+        ),
+        ([((10, 10, 170, 90), 0.7, 0)], [CUT_LEFT], [CUT_RIGHT], [((10, 10, 170, 90), 0.8, 0)]),
         # Boxes that fall short of the border are of one thing where they agree in what both tiles show.
         ([], [((10, 20, 94, 60), 0.6, 0)], [((80, 20, 140, 60), 0.8, 0)], [((10, 20, 140, 60), 0.8, 0)]),
         # Neighbours that overlap in the overlap are two.

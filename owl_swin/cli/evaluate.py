@@ -48,6 +48,8 @@ def detect(
     nms_iou: Nms = 0.5,
     ignore_below: IgnoreBelow = 0.5,
     image_size: ImageSize = None,
+    tile: options.Tile = None,
+    overlap: options.Overlap = None,
     device: Device = "auto",
     runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
@@ -58,11 +60,13 @@ def detect(
     """
     from owl_swin.evaluation.detection import evaluate_detection
 
+    tiles = options.make_tiles(tile, overlap)
     detector = evaluated_detector(model, device, image_size, json_out, runtime)
     settings: dict[str, Any] = {
         "classes": chosen_names(classes),
         "nms_iou": checked_nms(nms_iou),
         "ignore_below": ignore_below,
+        "tiles": tiles,
         "progress": show_progress,
     }
     finish(evaluate_detection(detector, annotations, images, **settings), json_out)

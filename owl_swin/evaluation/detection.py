@@ -10,6 +10,7 @@ from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.precision import average_precision
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress, coco_rows, encode_set
+from owl_swin.tiling import TilesLike
 
 MAX_DETECTIONS = 100
 
@@ -23,9 +24,10 @@ def evaluate_detection(
     nms_iou: float | None = 0.5,
     ignore_below: float = LEAST_SURE,
     draws: int = 200,
+    tiles: TilesLike | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Asks every picture for every class by its name and scores the answers.
+    """Asks every picture, and its ``tiles`` where there are some, for every class by its name and scores the answers.
 
     Figures: AP (IoU 0.50 to 0.95), AP50, AP75, AP_small, AP_medium and AP_large (areas as annotated, in pixels of the
     annotated picture), and AP50 of each class. Pictures that cannot be read count as pictures in which nothing was
@@ -34,13 +36,14 @@ def evaluate_detection(
     """
     truth = read_truth(annotations, images, classes, ignore_below=ignore_below)
     broken: list[str] = []
-    rows = ask_by_name(detector, truth, broken, nms_iou=nms_iou, progress=progress)
+    rows = ask_by_name(detector, truth, broken, nms_iou=nms_iou, tiles=tiles, progress=progress)
     precision = average_precision(truth, rows, draws=draws)
     federated = (
         "the file says which classes were looked for in a picture, and here all others count as absent; use lvis"
     )
     return Report(
-        protocol=f"COCO box AP, text queries by class name, {MAX_DETECTIONS} detections a picture, NMS {nms_iou}",
+        protocol=f"COCO box AP, text queries by class name, {MAX_DETECTIONS} detections a picture, NMS {nms_iou}"
+        + ("" if tiles is None else f", with {tiles}"),
         annotations=Path(annotations).name,
         counts={"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))},
         figures=precision.figures,
@@ -58,6 +61,7 @@ def ask_by_name(
     *,
     nms_iou: float | None = 0.5,
     top_k: int = MAX_DETECTIONS,
+    tiles: TilesLike | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """COCO result rows of all pictures of a set, asked for all its classes by name."""
@@ -66,7 +70,7 @@ def ask_by_name(
         return []
     ids = [category["id"] for category in truth["categories"]]
     rows: list[dict[str, Any]] = []
-    for record, encoded in encode_set(detector, truth, broken, progress):
+    for record, encoded in encode_set(detector, truth, broken, progress, tiles):
         found = detector.detect(encoded, queries, threshold=0.0, nms_iou=nms_iou, top_k=top_k)
         rows += coco_rows(found, record, ids)
     return rows

@@ -13,6 +13,7 @@ from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage
 from owl_swin.errors import ImageError
 from owl_swin.image import ImageSource
+from owl_swin.tiling import TilesLike
 from owl_swin.types import Detections
 
 # (pictures done, of so many)
@@ -22,7 +23,11 @@ BATCH = 8
 
 
 def encode_set(
-    detector: Detector, truth: dict[str, Any], broken: list[str], progress: Progress | None = None
+    detector: Detector,
+    truth: dict[str, Any],
+    broken: list[str],
+    progress: Progress | None = None,
+    tiles: TilesLike | None = None,
 ) -> Iterator[tuple[dict[str, Any], EncodedImage]]:
     """Each record of a picture with the picture encoded, in order and as its boxes see it; a picture that cannot be
     read is added to ``broken`` instead."""
@@ -30,7 +35,7 @@ def encode_set(
     for start in range(0, len(records), BATCH):
         batch = records[start : start + BATCH]
         pictures = [partial(as_annotated, record["source"], stated_size(record)) for record in batch]
-        for offset, encoded in enumerate(encode_pictures(detector, pictures, broken)):
+        for offset, encoded in enumerate(encode_pictures(detector, pictures, broken, tiles)):
             if encoded is not None:
                 yield batch[offset], encoded
             if progress is not None:
@@ -38,10 +43,15 @@ def encode_set(
 
 
 def encode_pictures(
-    detector: Detector, pictures: Sequence[ImageSource | Callable[[], ImageSource]], broken: list[str]
+    detector: Detector,
+    pictures: Sequence[ImageSource | Callable[[], ImageSource]],
+    broken: list[str],
+    tiles: TilesLike | None = None,
 ) -> list[EncodedImage | None]:
-    """The pictures, or what these functions give, encoded together; None, and a sentence in ``broken``, for each that
-    cannot be read."""
+    """The pictures, or what these functions give, encoded together, or each with its tiles; None, and a sentence in
+    ``broken``, for each that cannot be read."""
+    if tiles is not None:
+        return [_with_tiles(detector, picture, tiles, broken) for picture in pictures]
     try:
         return list(detector.encode_images([_given(picture) for picture in pictures], batch_size=len(pictures)))
     except ImageError:  # one of them cannot be read: which one?
@@ -53,6 +63,19 @@ def encode_pictures(
                 broken.append(str(error))
                 encoded.append(None)
         return encoded
+
+
+def _with_tiles(
+    detector: Detector,
+    picture: ImageSource | Callable[[], ImageSource],
+    tiles: TilesLike,
+    broken: list[str],
+) -> EncodedImage | None:
+    try:
+        return detector.encode_image(_given(picture), tiles=tiles)
+    except ImageError as error:
+        broken.append(str(error))
+        return None
 
 
 def _given(picture: ImageSource | Callable[[], ImageSource]) -> ImageSource:
