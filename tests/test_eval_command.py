@@ -40,6 +40,27 @@ def shapes(tmp_path):
     return ["--annotations", path, "--images", path.parent / "images"]
 
 
+def test_tiles_are_measured_as_detect_shows_them(evaluate, shapes, detector):
+    from owl_swin.data.truth import read_truth
+    from owl_swin.evaluation.class_queries import encode_classes
+    from owl_swin.evaluation.detection import ask_by_name
+    from owl_swin.tiling import Tiles
+
+    whole, tiled = (evaluate("detect", *shapes, *extra) for extra in ((), ("--tile", 40, "--overlap", 0.5)))
+    assert (whole[0], tiled[0]) == (0, 0)
+    assert tiled[1]["protocol"] == f"{whole[1]['protocol']}, with Tiles(size=40, overlap=0.5)"
+    truth = read_truth(shapes[1], shapes[3])
+    rows = ask_by_name(detector, truth, [], tiles=Tiles(40, 0.5))
+    record = truth["images"][0]
+    alone = detector.detect(
+        record["source"], encode_classes(detector, truth), tiles=Tiles(40, 0.5), threshold=0, top_k=100
+    )
+    scores = [row["score"] for row in rows if row["image_id"] == record["id"]]
+    assert scores == pytest.approx(alone.scores.tolist(), abs=1e-4) and len(scores) > 10
+    code, _, err = evaluate("detect", *shapes, "--overlap", 0.5)
+    assert code == 2 and "--overlap is for --tile" in err
+
+
 def test_the_protocols_are_these():
     assert sorted(PROTOCOLS) == [
         "absence",

@@ -149,7 +149,7 @@ CUT_LEFT, CUT_RIGHT = ((40, 20, 100, 60), 0.6, 0), ((80, 22, 140, 60), 0.8, 0)
             [((20, 10, 160, 90), 0.1, 0)],
             [CUT_LEFT],
             [((80, 20, 140, 60), 0.1, 0)],
-            [CUT_LEFT, ((20, 10, 160, 90), 0.1, 0), ((80, 20, 140, 60), 0.1, 0)],
+            [CUT_LEFT, ((20, 10, 160, 90), 0.1, 0)],
         ),
         ([((10, 10, 170, 90), 0.7, 0)], [CUT_LEFT], [CUT_RIGHT], [((10, 10, 170, 90), 0.8, 0)]),
         # Boxes that fall short of the border are of one thing where they agree in what both tiles show.
