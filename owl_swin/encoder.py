@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from numbers import Integral
@@ -106,25 +107,47 @@ class Encoder:
     ) -> Iterator[EncodedImage | OwlSwinError]:
         """Pictures in order, of which at most ``batch_size`` are read ahead.
 
-        One that cannot be read is raised in its turn, or with ``on_error="return"`` its error stands in its place.
+        Of a list or another sequence the next batch is read while the model works on one. A picture that cannot be read
+        is raised in its turn, or with ``on_error="return"`` its error stands in its place.
         """
         rest, failure = iter(images), None
-        while failure is None:
-            read: list[PreparedImage | EncodedImage | OwlSwinError] = []
-            try:
-                for image in islice(rest, batch_size):
-                    read.append(self._read(image, image_size))
-            except Exception as error:  # of the caller's own iterator: what came before it is still answered
-                failure = error
-            if not read:
-                break
-            encoded = iter(self.encode([one for one in read if isinstance(one, PreparedImage)], batch_size))
-            for one in read:
-                if isinstance(one, OwlSwinError) and on_error == "raise":
-                    raise one
-                yield next(encoded) if isinstance(one, PreparedImage) else one
+        with ThreadPoolExecutor(1, thread_name_prefix="owl_swin_read") as reader:
+            # What else makes pictures may wait for each result before it makes the next.
+            ahead = self._reading(images, image_size, batch_size, reader) if isinstance(images, Sequence) else None
+            while failure is None:
+                read: list[PreparedImage | EncodedImage | OwlSwinError] = []
+                try:
+                    if ahead is not None:
+                        read = next(ahead, [])
+                    else:
+                        for image in islice(rest, batch_size):
+                            read.append(self._read(image, image_size))
+                except Exception as error:  # of the caller's own iterator: what came before it is still answered
+                    failure = error
+                if not read:
+                    break
+                encoded = iter(self.encode([one for one in read if isinstance(one, PreparedImage)], batch_size))
+                for one in read:
+                    if isinstance(one, OwlSwinError) and on_error == "raise":
+                        raise one
+                    yield next(encoded) if isinstance(one, PreparedImage) else one
         if failure is not None:
             raise failure
+
+    def _reading(
+        self, images: Sequence[Picture], image_size: int, batch_size: int, reader: Executor
+    ) -> Iterator[list[PreparedImage | EncodedImage | OwlSwinError]]:
+        """Batches of pictures that were read; the one after it is being read when one is given out."""
+
+        def read(start: int) -> list[PreparedImage | EncodedImage | OwlSwinError]:
+            return [self._read(image, image_size) for image in images[start : start + batch_size]]
+
+        reading = reader.submit(read, 0)
+        for start in range(batch_size, len(images) + batch_size, batch_size):
+            batch = reading.result()
+            if start < len(images):
+                reading = reader.submit(read, start)
+            yield batch
 
     def encode_pixels(self, pixels: Sequence[Tensor]) -> list[ImageEmbeddings]:
         """One batch of frames of one size, taken apart into tensors that do not keep the batch alive."""

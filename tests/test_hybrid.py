@@ -121,6 +121,21 @@ def test_a_whole_hybrid_gives_a_fine_grid_of_patches():
     assert patches.shape == (1, 7, 9, 16) and stem_map.shape == (1, 2, 3, 1280)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_hybrid_runs_in_fewer_digits(dtype):
+    torch.manual_seed(0)
+    model = OwlSwin(CONFIG).eval()
+    pixels = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model.encode_image(pixels)
+        with torch.autocast("cpu", dtype):
+            mixed = model.encode_image(pixels)
+        plain = model.to(dtype).encode_image(pixels.to(dtype))
+    for found in (mixed, plain):
+        torch.testing.assert_close(found.pred_boxes.float(), expected.pred_boxes, atol=0.02, rtol=0.05)
+        assert (found.class_embeds.float() * expected.class_embeds).sum(-1).min() > 0.95
+
+
 def test_expanded_stages_give_every_place_its_own_projection():
     torch.manual_seed(0)
     maps = (torch.zeros(1, 4, 4, 16), torch.zeros(1, 2, 2, 32), torch.randn(1, 1, 1, 64).expand(1, 1, 1, 64))
