@@ -11,7 +11,7 @@ from owl_swin.boxes import cxcywh_to_xyxy
 from owl_swin.detector import Detector
 from owl_swin.exemplar import Exemplar
 
-HIGH_AND_WIDE = (40, 90)
+WIDE = (40, 90)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def both(tmp_path_factory):
 
 def test_a_query_that_only_fills_up_a_ragged_list_never_answers(both):
     detector, theirs, processor = both
-    pictures = [noise(*HIGH_AND_WIDE, seed=seed) for seed in range(2)]
+    pictures = [noise(*WIDE, seed=seed) for seed in range(2)]
     ragged = [["a red mug", "a dog", "a cat", "a lamp"], ["a red mug"]]
     inputs = processor(text=ragged, images=pictures, return_tensors="pt")
     answers = processor.image_processor.post_process_object_detection(theirs(**inputs), 0.0)
@@ -38,12 +38,14 @@ def test_a_query_that_only_fills_up_a_ragged_list_never_answers(both):
     found = detector.detect_batch(pictures, ragged, threshold=0.0, nms_iou=None)
     assert found[1].names == ("a red mug",)
     assert set(found[1].labels.tolist()) == {0}
-    assert found[1] == detector.detect(pictures[1], ragged[1], threshold=0.0, nms_iou=None)
+    alone = detector.detect(pictures[1], ragged[1], threshold=0.0, nms_iou=None)
+    torch.testing.assert_close(found[1].scores, alone.scores)
+    torch.testing.assert_close(found[1].boxes, alone.boxes)
 
 
 def test_a_patch_may_carry_several_labels(both):
     detector, theirs, processor = both
-    picture, texts = noise(*HIGH_AND_WIDE), ["a dog", "an animal"]
+    picture, texts = noise(*WIDE), ["a dog", "an animal"]
     outputs = theirs(**processor(text=[texts], images=picture, return_tensors="pt"))
     scores = outputs.logits[0].sigmoid()
     threshold = float(scores.median())
@@ -56,21 +58,21 @@ def test_a_patch_may_carry_several_labels(both):
 
 def test_boxes_stay_in_the_picture(both):
     detector, theirs, processor = both
-    picture = noise(*HIGH_AND_WIDE)
+    picture = noise(*WIDE)
     outputs = theirs(**processor(text=[["a dog"]], images=picture, return_tensors="pt"))
-    boxes = processor.image_processor.post_process_object_detection(outputs, 0.0, [HIGH_AND_WIDE])[0]["boxes"]
-    assert boxes[:, 3].max() > HIGH_AND_WIDE[0]
-    assert boxes[:, 2].max() > HIGH_AND_WIDE[1]
+    boxes = processor.image_processor.post_process_object_detection(outputs, 0.0, [WIDE])[0]["boxes"]
+    assert boxes[:, 3].max() > WIDE[0]
+    assert boxes[:, 2].max() > WIDE[1]
 
     found = detector.detect(picture, ["a dog"], threshold=0.0, nms_iou=None)
     assert found.boxes.min() >= 0
-    assert found.boxes[:, 3].max() <= HIGH_AND_WIDE[0]
-    assert found.boxes[:, 2].max() <= HIGH_AND_WIDE[1]
+    assert found.boxes[:, 3].max() <= WIDE[0]
+    assert found.boxes[:, 2].max() <= WIDE[1]
 
 
 def test_scores_of_an_exemplar_are_absolute(both):
     detector, theirs, processor = both
-    shown, picture = noise(50, 70, seed=5), noise(*HIGH_AND_WIDE, seed=6)
+    shown, picture = noise(50, 70, seed=5), noise(*WIDE, seed=6)
     inputs = processor(query_images=shown, images=picture, return_tensors="pt")
     outputs = theirs.image_guided_detection(**inputs)
     theirs_best = processor.image_processor.post_process_image_guided_detection(outputs, 0.0)[0]["scores"].max()
@@ -97,7 +99,7 @@ def test_a_picture_without_an_answer_has_an_empty_one(both):
 
 def test_a_text_of_more_than_16_tokens_is_cut_and_not_refused(both, caplog):
     detector, theirs, processor = both
-    picture, text = noise(*HIGH_AND_WIDE), "a very long text " * 10
+    picture, text = noise(*WIDE), "a very long text " * 10
     with pytest.raises((RuntimeError, ValueError, IndexError)):
         theirs(**processor(text=[[text]], images=picture, return_tensors="pt"))
 
