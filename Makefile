@@ -110,7 +110,8 @@ forgetting: $(VENV)/.dev
 	  $(EVAL) classify --model $$run $(TINY) --pictures heldout --among heldout --json $$name.tiny.json || exit 1; \
 	done
 
-# label → train on soft scores → eval: a model learns from what it found itself in pictures that nobody labelled.
+# label → train on soft scores → eval: at 256 px a model learns from what it found itself, at its own 320 px, in pictures that
+# nobody labelled. Both are measured at 256 px.
 ST := runs/self_training
 self-training: $(VENV)/.dev
 	@test -e data || ln -s "$(DATA)" data
@@ -119,7 +120,7 @@ self-training: $(VENV)/.dev
 	$(BIN)/owl-swin label data/imagenet_det200/images --queries $(ST)/names.txt --to $(ST)/labels.json --sheet $(ST)/labels.jpg
 	$(BIN)/owl-swin train configs/train/self_training.toml
 	for run in nano $(ST)/run; do \
-	  $(EVAL) detect --model $$run $(COCO) --json $(ST)/$$(basename $$run).json || exit 1; \
+	  $(EVAL) detect --model $$run --image-size 256 $(COCO) --json $(ST)/$$(basename $$run).json || exit 1; \
 	done
 
 $(VENV)/.photos: pyproject.toml constraints.txt
