@@ -179,6 +179,20 @@ def test_other_settings_do_not_take_the_work_of_an_unfinished_run(tmp_path, phot
     teacher = Scripted(ONE_EACH, "b")  # once it is finished, another may take its place
     label_pictures(photos[:2], tmp_path / "l.json", teacher, DOG_AND_CAT)
     assert teacher.seen == [40, 41]
+    stopped = Scripted({40: [(0, 0.5, BOX)], 41: [(0, float("nan"), BOX)]}, "c")
+    with pytest.raises(DataError, match="score of nan"):
+        label_pictures(photos[:2], tmp_path / "l.json", stopped, DOG_AND_CAT, LabelOptions(batch_size=1))
+    with pytest.raises(DataError, match="holds 1 pictures of a run with other settings"):
+        label_pictures(photos[:2], tmp_path / "l.json", Scripted(ONE_EACH, "b"), DOG_AND_CAT)
+    again = Scripted(ONE_EACH, "c")
+    label_pictures(photos[:2], tmp_path / "l.json", again, DOG_AND_CAT, LabelOptions(batch_size=1))
+    assert again.seen == [41]
+
+
+def test_a_run_that_found_nothing_is_in_nobodys_way(tmp_path, photos):
+    with pytest.raises(DataError, match="no box in 5 pictures"):
+        label_pictures(photos, tmp_path / "l.json", Scripted({}), LabelSpace(label_names(["dgo"])))
+    assert label_pictures(photos, tmp_path / "l.json", Scripted(ONE_EACH), DOG_AND_CAT).kept == 5
 
 
 def test_labels_that_are_not_from_here_or_were_changed_stay(tmp_path, photos):

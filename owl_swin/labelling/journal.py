@@ -49,22 +49,22 @@ class Journal:
     def __init__(self, path: Path, output: Path, settings: Mapping[str, Any]):
         """Goes on with the journal at ``path``, or begins it.
 
-        A journal of other ``settings`` is begun anew if its run has come to its end; else DataError says what differs.
+        A journal of other ``settings`` is begun anew if its run has come to its end, or has found nothing; else
+        DataError says what differs.
         So does an output that was not written by a run of this journal: nobody's work is overwritten.
         """
         self.path = path
         self.pictures: dict[str, LabelledPicture] = {}
-        self._written: list[str] = []  # digests of outputs that may be replaced, the last one last
+        self._replaced = ""  # digest of the output that was there when the journal was begun
+        self._written: list[str] = []  # digests of its own outputs, the last one last
         head, end = self._read()
         there = _digest(output) if output.exists() else None
-        if there is not None and there not in self._written:
-            why = (
-                "was changed since it was written"
-                if self._written
-                else "is there already, and not from a run to go on with"
-            )
+        own = [digest for digest in (self._replaced, *self._written) if digest]
+        if there is not None and there not in own:
+            why = "was changed since it was written" if own else "is there already, and not from a run to go on with"
             raise DataError(f"{output}: {why}; name another file, or take it away")
-        if head is not None and head != dict(settings) and self.pictures and there not in self._written[-1:]:
+        worth = any(picture.scores for picture in self.pictures.values()) and there not in self._written[-1:]
+        if head is not None and head != dict(settings) and worth:
             raise DataError(
                 f"{path}: holds {len(self.pictures)} pictures of a run with other settings "
                 f"({_difference(head, settings)}); finish that run, take the journal away, or name another file"
@@ -72,7 +72,7 @@ class Journal:
         if head != dict(settings):
             self.pictures = {}
             begin = _line({"journal": VERSION, "settings": dict(settings)})
-            begin += b"" if there is None else _line({"writes": there})
+            begin += b"" if there is None else _line({"replaces": there})
             write_bytes(path, begin, what="the journal", error=DataError)
             end = len(begin)
         with self._sentence():
@@ -113,6 +113,8 @@ class Journal:
                     if value["journal"] != VERSION:
                         raise ValueError(f"version {value['journal']}")
                     head = dict(value["settings"])
+                elif "replaces" in value:
+                    self._replaced = value["replaces"]
                 elif "writes" in value:
                     self._written.append(value["writes"])
                 else:
