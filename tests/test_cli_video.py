@@ -125,3 +125,13 @@ def test_what_does_not_go_together_is_one_sentence(detect, video, arguments, sen
     run = detect("--format", "jsonl", *[argument.format(video=video) for argument in arguments])
     assert_one_sentence(run, sentence)
     assert "secret" not in run.err
+
+
+def test_a_pattern_that_the_shell_has_left_stands_for_videos(detect, video, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.mp4", "a.mp4"):
+        (tmp_path / name).write_bytes(video.read_bytes())
+    (tmp_path / "c.png").write_bytes(b"")
+    run = detect("*.mp4", "--every", "9", "--format", "jsonl")
+    assert [line["video"] for line in run.records] == ["a.mp4", "a.mp4", "b.mp4", "b.mp4"]
+    assert_one_sentence(detect("*.mkv"), "*.mkv: no video fits this pattern")

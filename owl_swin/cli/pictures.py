@@ -116,9 +116,10 @@ def _pictures_of(argument: str) -> list[str]:
         return pictures
     if glob.has_magic(argument) and not os.path.lexists(argument):
         names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
-        pictures = _once(name for name in names if is_picture_name(name) and Path(name).is_file())
+        fits = is_video if is_video(argument) else is_picture_name
+        pictures = _once(name for name in names if fits(name) and Path(name).is_file())
         if not pictures:
-            raise ImageError(f"{argument}: no picture fits this pattern")
+            raise ImageError(f"{argument}: no {'video' if is_video(argument) else 'picture'} fits this pattern")
         return pictures
     return [argument]
 
