@@ -61,7 +61,7 @@ class Encoder:
         """The picture, and parts of it, read and brought to the size of the model; what was is given back."""
         if isinstance(image, (PreparedImage, EncodedImage)):
             return image
-        with open_parts(image, large=tiles is not None) as parts:
+        with open_parts(image, large=tiles is not None, side=self._enough(image_size, tiles)) as parts:
             frames = self._frames(parts.image_hw, image_size, tiles)
             pixels = dict(parts.shown(frames, self.pretrained.preprocess.pixels))
         return PreparedImage(tuple(frames), tuple(pixels[i] for i in range(len(frames))))
@@ -199,6 +199,11 @@ class Encoder:
     def _network_input(self, pixels: Sequence[Tensor]) -> Tensor:
         """Pixels of frames of one size → what the network reads [B, 3, H, W]."""
         return self.pretrained.preprocess.normalise(torch.stack(list(pixels)).to(self.device)).to(self.dtype)
+
+    def _enough(self, image_size: int, tiles: TilesLike | None) -> int | None:
+        """Pixels that the longer side of a picture needs, of which the whole is shown in this size."""
+        oversampling = self.pretrained.preprocess.oversampling
+        return None if tiles is not None or oversampling is None else image_size * oversampling
 
     def _read(self, image: Picture, image_size: int) -> PreparedImage | EncodedImage | OwlSwinError:
         try:

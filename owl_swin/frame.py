@@ -122,6 +122,12 @@ class Frame:
 class Preprocess(Protocol):
     """How a family of models shows pictures to its network."""
 
+    @property
+    def oversampling(self) -> int | None:
+        """A picture that is shown whole may come with so many pixels a pixel of its frame instead of all; None where it
+        may not."""
+        ...
+
     def frame(self, image_hw: HW, image_size: int, crop_xyxy: Crop | None = None) -> Frame:
         """The frame of a picture, or of a crop of it, whose longer side becomes ``image_size``."""
         ...
@@ -145,6 +151,11 @@ class SwinPreprocess:
     is around it is shown."""
 
     stride: int
+
+    @property
+    def oversampling(self) -> int | None:
+        """Twice the frame is as good as all pixels."""
+        return 2
 
     def frame(self, image_hw: HW, image_size: int, crop_xyxy: Crop | None = None) -> Frame:
         """The frame of a picture, or of a crop of it, whose longer side becomes ``image_size``."""

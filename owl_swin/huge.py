@@ -21,7 +21,17 @@ from torch import Tensor
 
 from owl_swin.errors import ImageError, MissingExtraError
 from owl_swin.frame import HW, Crop, Frame, crop_hw
-from owl_swin.image import MAX_PIXELS, ImageSource, file_content, open_header, open_image, rgb_of, to_8_bits
+from owl_swin.image import (
+    MAX_PIXELS,
+    SWAPS_SIDES,
+    ImageSource,
+    file_content,
+    open_header,
+    open_image,
+    open_reduced,
+    rgb_of,
+    to_8_bits,
+)
 
 # Of a picture that is decoded whole: 1 GiB in Pillow.
 MAX_WHOLE_PIXELS = 2**28
@@ -65,15 +75,19 @@ class Parts(Protocol):
 
 
 @contextmanager
-def open_parts(source: ImageSource, *, large: bool = True) -> Iterator[Parts]:
-    """The picture of a source. With ``large`` it may be beyond the bound of ``open_image``."""
+def open_parts(source: ImageSource, *, large: bool = True, side: int | None = None) -> Iterator[Parts]:
+    """The picture of a source. With ``large`` it may be beyond the bound of ``open_image``; with ``side`` instead, only
+    the whole of it is shown, and its longer side needs no more pixels."""
+    if side is not None:
+        yield WholePicture(*open_reduced(source, side))
+        return
     if not large or not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
-        yield WholePicture(open_image(source, max_pixels=MAX_WHOLE_PIXELS if large else MAX_PIXELS))
+        yield whole_picture(open_image(source, max_pixels=MAX_WHOLE_PIXELS if large else MAX_PIXELS))
         return
     name = str(source) if isinstance(source, (str, os.PathLike)) else "picture"
     head = _head(source)
     if head is None or head.width * head.height <= MAX_PIXELS:
-        yield WholePicture(open_image(source))
+        yield whole_picture(open_image(source))
         return
     driver, n_pixels = REGION_DRIVERS.get(str(head.format)), head.width * head.height
     problem = f"{head.width}x{head.height} is more than {MAX_WHOLE_PIXELS} pixels, the most of a {head.format}"
@@ -91,19 +105,15 @@ def open_parts(source: ImageSource, *, large: bool = True) -> Iterator[Parts]:
         raise MissingExtraError(f"a picture of {n_pixels} pixels", "huge")
     if n_pixels > MAX_WHOLE_PIXELS:
         raise ImageError(problem, of=name)
-    yield WholePicture(open_image(source, max_pixels=MAX_WHOLE_PIXELS))
+    yield whole_picture(open_image(source, max_pixels=MAX_WHOLE_PIXELS))
 
 
 @dataclass(frozen=True, slots=True)
 class WholePicture:
-    """A picture that was decoded whole."""
+    """A picture that was decoded whole, if perhaps smaller than it is, which is ``image_hw``."""
 
     image: Image.Image
-
-    @property
-    def image_hw(self) -> HW:
-        """Height and width of the upright picture."""
-        return self.image.height, self.image.width
+    image_hw: HW
 
     def shown(self, frames: Sequence[Frame], pixels: ToPixels) -> Iterator[tuple[int, Tensor]]:
         """What each frame shows, in order."""
@@ -116,6 +126,11 @@ class WholePicture:
         small = self.image.copy()
         small.thumbnail((side, side))
         return small
+
+
+def whole_picture(image: Image.Image) -> WholePicture:
+    """A picture in its own size."""
+    return WholePicture(image, (image.height, image.width))
 
 
 @dataclass(slots=True)
@@ -267,7 +282,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SWAPS_SIDES = (5, 6, 7, 8)
 
 
 def stored_box(box: Crop, image_hw: HW, orientation: int) -> Crop:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from owl_swin.errors import ImageError
 from owl_swin.tiff import tile_pixels
@@ -37,11 +37,19 @@ PICTURE_SUFFIXES = (
 ImageSource = Union[str, os.PathLike, bytes, bytearray, memoryview, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
 # Bits a pixel of grey that cameras and scanners put into 16: the least that hold the brightest pixel are taken.
 GREY_BITS = (8, 12, 16)
+# Orientations of EXIF in which height and width of the stored picture change places.
+SWAPS_SIDES = (5, 6, 7, 8)
 
 
 def is_picture_name(path: str | os.PathLike[str]) -> bool:
     """Whether a file is called as pictures are, whatever is in it."""
     return Path(path).suffix.lower() in PICTURE_SUFFIXES
+
+
+def open_reduced(source: ImageSource, side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture as ``open_image`` gives it, but a JPEG smaller by 2, 4 or 8 where its longer side still keeps ``side``
+    pixels, which costs as much less to decode; and the height and width of the whole, upright."""
+    return _open(source, MAX_PIXELS, side)
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -51,24 +59,33 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     [0, 1] or up to 255. Transparent parts become white, 16-bit grey becomes 8-bit: of 12 bits, if its values are.
     Whatever cannot be read, or has more than ``max_pixels``, raises ImageError with one sentence.
     """
+    return _open(source, max_pixels)[0]
+
+
+def _open(source: ImageSource, max_pixels: int, side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
     name = str(source) if isinstance(source, (str, os.PathLike)) else "picture"
     try:
         with warnings.catch_warnings():
             # What Pillow warns of (large pictures, damaged EXIF) is read all the same, or refused below.
             warnings.simplefilter("ignore")
             if "torch" in sys.modules and isinstance(source, sys.modules["torch"].Tensor):
-                return rgb_of(_from_array(_of_tensor(source), max_pixels))
+                return _with_size(rgb_of(_from_array(_of_tensor(source), max_pixels)))
             if isinstance(source, np.ndarray):
-                return rgb_of(_from_array(source, max_pixels))
+                return _with_size(rgb_of(_from_array(source, max_pixels)))
             if isinstance(source, Image.Image):
-                return rgb_of(_checked_size(source, name, max_pixels))
+                return _with_size(rgb_of(_checked_size(source, name, max_pixels)))
             content = file_content(source)
             if not content:
                 raise ImageError("the file is empty", of=name)
             with open_header(io.BytesIO(content)) as image:
                 _checked_size(image, name, max_pixels)
+                height, width = image.height, image.width
+                if side is not None and image.format in ("JPEG", "MPO"):
+                    share = side / max(height, width)
+                    image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))  # type: ignore[arg-type]
                 image.load()
-                return rgb_of(image)
+                lies = image.getexif().get(ExifTags.Base.Orientation) in SWAPS_SIDES
+                return rgb_of(image), (width, height) if lies else (height, width)
     except ImageError:
         raise
     except Image.DecompressionBombError:  # within a file of several sizes, as icons are
@@ -77,6 +94,10 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         raise ImageError("not a picture in a format that is read here (JPEG, PNG, WebP, …)", of=name) from None
     except Exception as error:  # Pillow's decoders have no root in common: OSError, SyntaxError, struct.error, …
         raise ImageError(f"the picture is damaged or cut off ({error})", of=name) from None
+
+
+def _with_size(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
+    return image, (image.height, image.width)
 
 
 def open_header(file: BinaryIO) -> Image.Image:

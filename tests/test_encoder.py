@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from picture_files import encode, noise
+from PIL import Image
 from test_detector import ALL, SOME, score_table
 from torch.testing import assert_close
 
@@ -20,7 +21,7 @@ from owl_swin.detector import Detector
 from owl_swin.devices import pick_device
 from owl_swin.errors import ConfigError, ImageError, QueryError
 from owl_swin.exemplar import Exemplar
-from owl_swin.image import open_image
+from owl_swin.image import open_reduced
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.queries import Query
 from owl_swin.types import Detections
@@ -124,7 +125,7 @@ def test_pictures_are_read_a_batch_at_a_time_and_kept_in_the_size_of_the_model(d
     """Large pictures are not all open together: while a batch is encoded, the next one is read and no other."""
     events = []
     passed = OwlSwin.encode_image
-    monkeypatch.setattr(huge, "open_image", lambda source, **bound: events.append("open") or open_image(source))
+    monkeypatch.setattr(huge, "open_reduced", lambda source, side: events.append("open") or open_reduced(source, side))
     monkeypatch.setattr(
         OwlSwin, "encode_image", lambda self, pixels: events.append(len(pixels)) or passed(self, pixels)
     )
@@ -139,19 +140,19 @@ def test_the_next_batch_of_a_list_is_read_while_one_is_encoded(detector, monkeyp
     reading, encoding = threading.Event(), threading.Event()
     passed, opened = OwlSwin.encode_image, []
 
-    def open_second_late(source, **bound):
+    def open_second_late(source, side):
         opened.append(source)
         if len(opened) == 2:
             assert encoding.wait(20), "it was read before the first was encoded"
             reading.set()
-        return open_image(source)
+        return open_reduced(source, side)
 
     def encode_while_reading(self, pixels):
         encoding.set()
         assert reading.wait(20), "it was encoded before the second was read"
         return passed(self, pixels)
 
-    monkeypatch.setattr(huge, "open_image", open_second_late)
+    monkeypatch.setattr(huge, "open_reduced", open_second_late)
     monkeypatch.setattr(OwlSwin, "encode_image", encode_while_reading)
     assert len(detector.encode_images([encode(noise(40, 40))] * 2, batch_size=1)) == 2
 
@@ -368,3 +369,13 @@ def test_a_detector_works_in_a_forked_process_and_says_that_it_is_slower(model_f
     assert run.stdout == "0\n"
     assert run.stderr.count("forked after the model was loaded and computes with one thread") == 1
     assert "'spawn'" in run.stderr
+
+
+def test_a_large_photo_file_gives_what_the_opened_photo_gives(detector):
+    y, x = np.mgrid[0:600, 0:900]
+    photo = Image.fromarray(np.stack([x * 255 // 900, y * 255 // 600, (x + y) % 256], -1).astype(np.uint8))
+    file = io.BytesIO()
+    photo.save(file, "JPEG", quality=95)
+    of_file, opened = detector.encode_image(file.getvalue()), detector.encode_image(Image.open(file))
+    assert of_file.image_hw == opened.image_hw == (600, 900)
+    assert (of_file.boxes_px() - opened.boxes_px()).abs().mean() < 9  # a hundredth of the picture

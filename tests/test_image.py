@@ -13,7 +13,7 @@ from picture_files import BAD_FILES, TURNS, bmp_that_skips, encode, noise, png_c
 from PIL import Image
 
 from owl_swin.errors import ImageError
-from owl_swin.image import MAX_FILE_BYTES, open_image
+from owl_swin.image import MAX_FILE_BYTES, open_image, open_reduced
 from owl_swin.tiff import tile_pixels
 
 
@@ -336,3 +336,39 @@ def test_the_reason_of_an_error_is_apart_from_what_it_is_about(name, tmp_path):
     assert errors[0].reason == errors[1].reason
     assert (errors[1].of, str(errors[1])) == (str(path), f"{path}: {errors[1].reason}")
     assert pickle.loads(pickle.dumps(errors[1])).reason == errors[1].reason
+
+
+# --- Smaller than it is --------------------------------------------------------------------------------------------
+
+
+def smooth(height, width):
+    """A picture that changes slowly, so that a reduced one is like it."""
+    y, x = np.mgrid[0:height, 0:width]
+    values = np.stack([128 + 100 * np.sin(x / width * 6), 128 + 100 * np.cos(y / height * 5), 128 + 0 * x], -1)
+    return Image.fromarray(values.astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation, hw", [(1, (300, 1001)), (6, (1001, 300))])
+@pytest.mark.parametrize(
+    "side, longer", [(125, 126), (126, 126), (127, 251), (500, 501), (501, 501), (502, 1001), (9999, 1001)]
+)
+def test_a_large_jpeg_is_decoded_only_as_large_as_it_must_be(orientation, hw, side, longer):
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    smooth(300, 1001).save(file, "JPEG", quality=95, exif=exif)
+    image, image_hw = open_reduced(file.getvalue(), side)
+    assert image_hw == hw
+    assert max(image.size) == longer
+    whole = open_image(file.getvalue())
+    assert (whole.height, whole.width) == hw
+    difference = np.asarray(whole.resize(image.size), float) - np.asarray(image, float)
+    assert np.abs(difference).mean() < 2
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_what_is_no_jpeg_is_decoded_whole(form):
+    file = io.BytesIO()
+    smooth(80, 120).save(file, form)
+    image, image_hw = open_reduced(file.getvalue(), 32)
+    assert image.size == (120, 80) and image_hw == (80, 120)

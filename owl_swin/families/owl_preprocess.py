@@ -27,6 +27,11 @@ class OwlVitPreprocess:
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
 
+    @property
+    def oversampling(self) -> int | None:
+        """The pixels are to be those of transformers, which reads all of them."""
+        return None
+
     def frame(self, image_hw: HW, image_size: int, crop_xyxy: Crop | None = None) -> Frame:
         """The square of a picture, or of a crop of it; its side is ``image_size`` in whole patches."""
         side = _side(image_size, self.patch_size, self.trained_size)
@@ -62,6 +67,11 @@ class Owlv2Preprocess:
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     content_only: bool = False
+
+    @property
+    def oversampling(self) -> int | None:
+        """None, as for OWL-ViT."""
+        return None
 
     def frame(self, image_hw: HW, image_size: int, crop_xyxy: Crop | None = None) -> Frame:
         """The square of a picture, or of a crop of it; its side is ``image_size`` in whole patches."""

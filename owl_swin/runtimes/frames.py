@@ -20,6 +20,11 @@ class StatedFrames:
     own: Preprocess
     sizes: tuple[HW, ...]
 
+    @property
+    def oversampling(self) -> int | None:
+        """As in the other preprocessing."""
+        return self.own.oversampling
+
     def frame(self, image_hw: HW, image_size: int, crop_xyxy: Crop | None = None) -> Frame:
         """The frame of a picture, or of a crop of it, among those whose longer side is ``image_size``; where there is
         none, raises QueryError."""
