@@ -78,7 +78,8 @@ class HybridSwin(nn.Module):
     def _inputs(self, maps: list[Tensor], last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What stages 2 (finished), 3 and 4 get of the stem."""
         # A stem may answer in fewer digits than the norms work in.
-        normed = (norm(m.to(norm.weight.dtype)) for norm, m in zip(self.stem_norms, (*maps, last), strict=True))
+        digits = self.lateral2.weight.dtype
+        normed = (norm(m.to(digits)) for norm, m in zip(self.stem_norms, (*maps, last), strict=True))
         f8, f16, f32, last = normed
         batch, height, width, _ = f16.shape
         even = fitted(f8, (2 * height, 2 * width))

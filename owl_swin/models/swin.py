@@ -96,8 +96,8 @@ class SwinBlock(nn.Module):
         self.drop_path = _stochastic_depth(drop_path)
 
     def forward(self, x: Tensor, plan: WindowPlan | TracedPlan) -> Tensor:
-        whole = torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(plan, TracedPlan)
-        if not (whole or torch.is_grad_enabled() or self.training):
+        whole = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled() or self.training
+        if isinstance(plan, WindowPlan) and not whole:
             return self._streamed(x, plan)
         windows = cut_windows(x, plan)  # [B, W, N, C]
         bias, valid = self.attn.biases(plan), None
