@@ -412,4 +412,4 @@ def test_a_failure_of_the_model_is_one_request_s_and_shows_no_inside(tiny_model,
     app.state.serving.close()
     assert (failed.status_code, failed.json()["code"], fine.status_code) == (500, "internal", 200)
     assert "secret" not in failed.text and "Traceback" not in failed.text
-    assert failed.json()["instance"] in caplog.text and "secret" in caplog.text
+    assert failed.json()["request_id"] in caplog.text and "secret" in caplog.text

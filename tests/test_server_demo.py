@@ -1,5 +1,6 @@
 """The pages of the demo inside of the server: what they send is taken, and a tab that is open keeps nothing waiting."""
 
+import json
 import os
 import time
 from importlib import import_module
@@ -8,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from http_client import ask, running
-from picture_files import encode, noise
+from picture_files import BAD_FILES, encode, noise
 
 from owl_swin.errors import ImageError
 from owl_swin.server.app import build_demo, create_app
@@ -173,3 +174,88 @@ def test_the_mounted_pages_are_set_up_as_the_demo_on_its_own(app):
     config = ask(app, "GET", "/config").json()
     assert config["footer_links"] == []
     assert config["run_history"] is False
+
+
+# --- What visitors send to the pages -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method, path, options, status, code",
+    [
+        ("GET", "file=/etc/passwd", {}, 403, "forbidden"),
+        ("GET", "file=http://evil.example/a", {}, 403, "forbidden"),
+        ("GET", "file=../../etc/passwd", {}, 404, "not_found"),
+        ("GET", "file/etc/passwd", {}, 403, "forbidden"),
+        ("GET", "proxy=http://evil.example/", {}, 400, "bad_request"),
+        ("POST", "upload", {"json": {}}, 400, "bad_request"),
+        ("POST", "component_server", {"json": {}}, 400, "bad_request"),
+        ("POST", "queue/join", {"json": {}}, 422, "invalid_request"),
+        ("POST", "queue/join", {"json": [1]}, 422, "invalid_request"),
+        ("GET", "queue/data", {}, 422, "invalid_request"),
+        ("GET", "upload_progress?upload_id=nobody's", {}, 404, "not_found"),
+        ("DELETE", "upload", {}, 405, "method_not_allowed"),
+        ("MAKE", "queue/join", {}, 405, "method_not_allowed"),
+    ],
+)  # fmt: skip
+def test_errors_of_the_pages_themselves_are_problem_documents(pages, method, path, options, status, code):
+    answer = ask(
+        pages, method, f"/gradio_api/{path}", headers={"X-Request-Id": "mine", **options.pop("headers", {})}, **options
+    )
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    problem = answer.json()
+    assert (problem["code"], problem["status"], problem["request_id"]) == (code, status, "mine")
+    assert isinstance(problem["detail"], str) and len(answer.text) < 2000
+
+
+def events(server, function: int, values: list) -> list[dict]:
+    """What a page hears of an event, from its start to its end."""
+    session = {"session_hash": f"visitor-{function}-{time.monotonic_ns()}"}
+    asked = {"data": values, "fn_index": function, **session}
+    assert httpx.post(f"{server.url}/gradio_api/queue/join", json=asked, timeout=30).status_code == 200
+    heard = []
+    with httpx.stream("GET", f"{server.url}/gradio_api/queue/data", params=session, timeout=30) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:"):
+                heard.append(json.loads(line[5:]))
+                if heard[-1]["msg"] == "process_completed":
+                    break
+    return heard
+
+
+SVG = b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><svg><script>alert(1)</script>&e;</svg>'
+HOSTILE_FILES = {
+    "../../etc/passwd.jpg": BAD_FILES["cut.jpg"][0],
+    "/etc/passwd.png": BAD_FILES["bomb.png"][0],
+    "<img src=x onerror=alert(1)>.png": BAD_FILES["text.jpg"][0],
+    "Ünïcode %0a\r\n.gif": BAD_FILES["cut.gif"][0],
+    "a" * 300 + ".svg": SVG,
+}
+
+
+def test_hostile_uploads_are_refused_by_every_button_and_the_server_lives(detector):
+    with running(detector, demo=build_demo) as server:
+        config = httpx.get(f"{server.url}/config", timeout=30).json()
+        parts = {one["id"]: one for one in config["components"]}
+        files = [("files", file) for file in HOSTILE_FILES.items()]
+        sent = httpx.post(f"{server.url}/gradio_api/upload", files=files, timeout=30)
+        assert sent.status_code == 200, sent.text
+        folder = import_module("owl_swin.demo.app").UPLOADS.name
+        assert all(Path(path).resolve().is_relative_to(Path(folder).resolve()) for path in sent.json())
+        buttons = [one for one in config["dependencies"] if one["targets"] and one["targets"][0][1] == "upload"]
+        assert len(buttons) > 5
+        for button in buttons:
+            for path in [*sent.json(), "/etc/passwd"]:
+                heard = events(server, button["id"], [value_of(parts[part], path) for part in button["inputs"]])
+                assert heard[-1]["msg"] == "process_completed"
+                for inside in ("Traceback", "site-packages", "root:x:"):
+                    assert inside not in json.dumps(heard), (button, path)
+        found = httpx.post(f"{server.url}/v1/detect", files={"images": PICTURE}, data={"query": "cat"}, timeout=30)
+        assert found.status_code == 200
+
+
+def value_of(part: dict, path: str):
+    """What a page sends of one of its parts, with this upload."""
+    if part["type"] != "uploadbutton":
+        return part["props"].get("value")
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    return file if part["props"].get("file_count") == "single" else [file]

@@ -238,7 +238,7 @@ def _server(model: str, device: str, max_batch: int, queue_size: int) -> Iterato
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     try:
-        line = process.stderr.readline()
+        line = next((line for line in process.stderr if "loading" not in line), "")
         listening = re.search(r"listening on (http://127\.0\.0\.1:\d+)", line)
         if listening is None:
             raise OwlSwinError(f"the server did not start: {line.strip()}")

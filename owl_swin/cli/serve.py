@@ -55,6 +55,14 @@ def serve(
     allow_url_host: Annotated[
         list[str] | None, typer.Option(metavar="HOST[:PORT]", help="Fetch pictures by URL from this host; repeat it.")
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Let pages of this origin use the API, as https://app.example; repeat it."),
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(metavar="PATH", help="Where a proxy shows this server, as in /owl.", show_default=False)
+    ] = "",
+    max_uploads_mb: Annotated[int, typer.Option(help="Disk for what visitors of the demo send, all together.")] = 8192,
     engine: Annotated[Engine, typer.Option(help="One process, or replicas on Ray.")] = Engine.UVICORN,
     replicas: Annotated[int, typer.Option(help="With --engine ray, how many.")] = 1,
     access_log: Annotated[bool, typer.Option("--access-log", help="A line on stderr for each request.")] = False,
@@ -91,7 +99,11 @@ def serve(
         timeout_s=timeout_s,
         max_images=max_images,
         max_queries=max_queries,
+        max_upload_bytes=min(max_uploads_mb, 4096) * MB,
+        max_uploads_bytes=max_uploads_mb * MB,
         url_hosts=tuple(allow_url_host or ()),
+        allow_origins=tuple(allow_origin or ()),
+        root_path=root_path,
     )
     recipe = Recipe(model, device, image_size, index, demo, settings, runtime)
     if engine is Engine.RAY:
@@ -99,7 +111,7 @@ def serve(
     elif replicas != 1:
         raise ConfigError("--replicas needs --engine ray")
     else:
-        run(recipe.make(), settings, access_log=access_log)
+        run(recipe.make, settings, what=recipe.title, access_log=access_log)
 
 
 def read_token(path: Path) -> str:

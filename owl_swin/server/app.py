@@ -64,9 +64,8 @@ def create_app(
         yield
         await asyncio.to_thread(serving.close)
 
-    app = FastAPI(
-        redirect_slashes=False, title="owl_swin", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
-    )
+    no_pages: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = FastAPI(redirect_slashes=False, title="owl_swin", lifespan=lifespan, **no_pages)
     app.state.serving = serving
     app.state.end_streams = lambda: None
     blocks = demo(detector, index=index) if demo is not None else None
@@ -82,7 +81,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, as_problem)
     _add_pages(app, serving)
     _add_work(app, serving)
-    document = describe_routes(app, with_token=bool(serving.settings.token))
+    document = describe_routes(app, serving.settings)
     for route in app.routes:  # as Starlette does, and FastAPI does not; after the document, which need not say it
         if isinstance(route, Route) and route.methods == {"GET"}:
             route.methods.add("HEAD")
@@ -105,21 +104,13 @@ def _with_demo(app: FastAPI, blocks: Any, serving: Serving) -> FastAPI:
     from gradio import mount_gradio_app
 
     options: dict[str, Any] = {"footer_links": [], "run_history": False}  # as demo/app.py sets them
-    app = mount_gradio_app(app, blocks, path="/", max_file_size=serving.settings.max_body_bytes, **options)
+    limits = serving.settings
+    options |= {"max_file_size": limits.max_body_bytes, "root_path": limits.root_path or None}
+    app = mount_gradio_app(app, blocks, path="/", **options)
     pages: Any = next(route.app for route in app.routes if isinstance(route, Mount))
-    for status, problem in (
-        (404, Problem("not_found", "no such path; /docs lists what is there")),
-        (405, Problem("method_not_allowed", "this path answers other methods")),
-        (500, Problem("internal", "the server failed; its log says why")),
-    ):
-        pages.add_exception_handler(status, partial(_answer_problem, problem))
     # Every open page listens to a stream that ends with this event alone. Gradio sets it where it runs the server.
     app.state.end_streams = pages.stop_event.set
     return app
-
-
-async def _answer_problem(problem: Problem, request: Request, error: Exception) -> Response:
-    return problem.response()
 
 
 def _add_pages(app: FastAPI, serving: Serving) -> None:

@@ -21,8 +21,8 @@ RETRY_S = 30
 class Archive:
     """An open RegionIndex, or None, for many requests at once."""
 
-    def __init__(self, index: Any, thumbnail_bytes: int):
-        self._index = index
+    def __init__(self, index: Any, thumbnail_bytes: int, root_path: str = ""):
+        self._index, self._root_path = index, root_path
         self._thumbnails: ByteCache[bytes] = ByteCache(thumbnail_bytes, len)
         self._threads = ThreadPoolExecutor(4, "archive")
         self._writer = ThreadPoolExecutor(1, "writer")
@@ -47,7 +47,7 @@ class Archive:
 
         def find() -> list[dict[str, Any]]:
             wanted = query if query is not None else self._index.more_like(like_region)
-            return [_match(one) for one in self._index.search(wanted, **options)]
+            return [_match(one, self._root_path) for one in self._index.search(wanted, **options)]
 
         return await self._in(self._threads, find)
 
@@ -96,7 +96,8 @@ def _key(image_id: str, size_px: int) -> bytes:
     return f"{size_px} {image_id}".encode()
 
 
-def _match(match: Any) -> dict[str, Any]:
+def _match(match: Any, root_path: str) -> dict[str, Any]:
     box = dict(zip(("xmin", "ymin", "xmax", "ymax"), (round(float(v), 2) for v in match.box_xyxy), strict=True))
+    thumbnail = f"{root_path}/v1/images/{match.image_id}"
     names = ("image_id", "path", "score", "objectness", "width", "height", "modified", "region")
-    return {**{name: getattr(match, name) for name in names}, "box": box, "thumbnail": f"/v1/images/{match.image_id}"}
+    return {**{name: getattr(match, name) for name in names}, "box": box, "thumbnail": thumbnail}

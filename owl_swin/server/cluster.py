@@ -28,6 +28,12 @@ class Recipe:
     settings: ServerSettings = field(default_factory=ServerSettings)
     runtime: str = "auto"
 
+    @property
+    def title(self) -> str:
+        """What takes a while to load, for people."""
+        parts = [self.model, *(["the archive"] if self.index else []), *(["the demo"] if self.demo else [])]
+        return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
     def make(self) -> Any:
         """The application, with a detector and an open archive of its own."""
         from owl_swin.server.app import build_demo, create_app
@@ -97,6 +103,7 @@ def serve_on_ray(recipe: Recipe, *, replicas: int, access_log: bool = False) -> 
     On a Ray that others use too, nothing is deleted but this one application.
     """
     application = make_deployment(recipe, replicas=replicas)
+    print(f"owl-swin: loading {recipe.title} on Ray", file=sys.stderr, flush=True)
     # Replicas fail out of sight and are tried again; what is wrong is said here, before anything is started.
     recipe.check()
     from ray import serve

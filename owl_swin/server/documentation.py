@@ -2,6 +2,7 @@
 
 import html
 import json
+from importlib import metadata
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from owl_swin.server.problems import CODES, MEDIA_TYPE
 from owl_swin.server.reading import FORM_FIELDS
 from owl_swin.server.schemas import Body, DetectIn, EmbedIn, ImagesIn, ProblemOut, SearchIn
+from owl_swin.server.settings import ServerSettings
 
 Json = dict[str, Any]
 
@@ -32,14 +34,16 @@ BINARY: Json = {"type": "string", "format": "binary"}
 REF = "#/components/schemas/{model}"
 
 
-def describe_routes(app: FastAPI, *, with_token: bool) -> Json:
+def describe_routes(app: FastAPI, settings: ServerSettings) -> Json:
     """/openapi.json: as FastAPI writes it, with the bodies that the routes read themselves."""
-    document = get_openapi(title="owl_swin", version="1", description=ABOUT, routes=app.routes)
+    servers = [{"url": settings.root_path}] if settings.root_path else None
+    version = metadata.version("owl_swin")
+    document = get_openapi(title="owl_swin", version=version, description=ABOUT, routes=app.routes, servers=servers)
     # The routes read their bodies themselves, JSON or a form, so that FastAPI has not met these models.
     models = [(model, "validation") for model in (DetectIn, EmbedIn, SearchIn, ImagesIn, ProblemOut)]
     _, schemas = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
-    if with_token:
+    if settings.token:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
     return document

@@ -8,7 +8,9 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 
@@ -250,7 +252,7 @@ class Reader:
         ]
         name = one.name
         if name is None:
-            name = one.texts[0] if one.texts else exemplars[0].blob.name if exemplars else "query"
+            name = one.texts[0] if one.texts else label_of(one.exemplars[0].image) if one.exemplars else "query"
         return QueryParts(name, tuple(one.texts), tuple(exemplars), tuple(negatives), one.weight)
 
     async def _exemplar(self, exemplar: ExemplarIn, where: str) -> ExemplarFile:
@@ -275,6 +277,16 @@ class Reader:
                 "invalid_request", f'{where}: {len(found)} parts "files" have the filename {name!r}, expected 1'
             )
         return Blob(found[0].content, file.name or (file.file or where), where)
+
+
+def label_of(image: File) -> str:
+    """What the thing in an exemplar is called whose query has no name: as its file without its suffix, if that has one.
+
+    It is what the command line calls it, or a bare Exemplar.
+    """
+    path = image.name or image.file or (urlsplit(image.url).path if image.url else "")
+    stem = PurePosixPath(unquote(path).replace("\\", "/")).stem
+    return stem if stem.strip(". ") else "exemplar"
 
 
 async def all_of(awaitables: Sequence[Awaitable[Result]]) -> list[Result]:

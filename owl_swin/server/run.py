@@ -206,9 +206,7 @@ class DrainingServer(uvicorn.Server):
         """Listens, once the model is warm."""
         await super().startup(sockets)
         for listening in sockets or ():
-            host, port = listening.getsockname()[:2]
-            name = f"[{host}]" if ":" in host else host
-            print(f"owl-swin: listening on http://{name}:{port} (API: /docs)", file=sys.stderr, flush=True)
+            print(f"owl-swin: listening on {address(listening)} (API: /docs)", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -249,13 +247,25 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app: FastAPI, settings: ServerSettings, *, access_log: bool = False) -> None:
-    """Answers until SIGTERM or SIGINT. Where it listens goes to stderr."""
+def serve(
+    make_app: Callable[[], FastAPI], settings: ServerSettings, *, what: str = "", access_log: bool = False
+) -> None:
+    """Answers until SIGTERM or SIGINT. Where it listens, and that ``what`` is loaded before, goes to stderr.
+
+    An address that cannot be had is said before anything is loaded. Who asks meanwhile waits.
+    """
     # A pass through the model wants Python's lock back after each of its hundreds of operations; by default another
     # thread may keep it 5 ms every time.
     sys.setswitchinterval(0.0005)
-    listening = bind(settings.host, settings.port)
-    make_server(app, settings, access_log=access_log).run([listening])
+    with bind(settings.host, settings.port) as listening:
+        print(f"owl-swin: loading {what}, to answer on {address(listening)}", file=sys.stderr, flush=True)
+        make_server(make_app(), settings, access_log=access_log).run([listening])
+
+
+def address(listening: socket.socket) -> str:
+    """Where a socket listens, as a URL."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def make_server(app: FastAPI, settings: ServerSettings, *, access_log: bool = False) -> DrainingServer:
@@ -268,22 +278,25 @@ def make_server(app: FastAPI, settings: ServerSettings, *, access_log: bool = Fa
         http=protocol,
         ws="none",
         lifespan="on",
-        log_level="info" if access_log else "warning",
-        access_log=access_log,
+        log_level="warning",
+        access_log=False,
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, int(settings.stop_timeout_s)),
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        log_config=_log_config(),
+        log_config=_log_config(access_log),
     )
     return DrainingServer(config, app.state.serving, app.state.end_streams)
 
 
-def _log_config() -> dict[str, Any]:
-    """As uvicorn logs, but all of it on stderr."""
+def _log_config(access_log: bool) -> dict[str, Any]:
+    """As uvicorn logs, but all of it on stderr, and a line a request as the Guard writes it."""
     config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
-    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    config["formatters"]["line"] = {"format": "%(asctime)s %(message)s"}
+    config["handlers"]["line"] = {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}
+    level = "INFO" if access_log else "WARNING"
+    config["loggers"]["owl_swin.access"] = {"handlers": ["line"], "level": level, "propagate": False}
     return config
 
 

@@ -228,7 +228,7 @@ class ModelOut(BaseModel):
     """The model and the limits of this server."""
 
     name: str
-    version: str
+    version: str = Field(description="Of the model's card; without one, of owl_swin.")
     fingerprint: str
     image_size: int
     dimensions: int
@@ -258,4 +258,4 @@ class ProblemOut(BaseModel):
     code: str
     detail: str
     errors: list[FieldError] = []
-    instance: str = ""
+    request_id: str = Field("", description="As in the header X-Request-Id of the answer, and in the server's log.")

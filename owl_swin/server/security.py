@@ -1,26 +1,36 @@
 """The door: who may ask, how much may come in and how slowly. One ASGI layer around the whole application."""
 
 import asyncio
+import json
 import logging
 import time
-import traceback
-import uuid
 from collections.abc import MutableMapping
 from typing import Any, Protocol
 
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from owl_swin.errors import OwlSwinError
-from owl_swin.server.head import OPEN_PATHS, check_head, headers_of, too_large
+from owl_swin.server.head import (
+    OPEN_PATHS,
+    below_root,
+    check_head,
+    headers_of,
+    is_api,
+    request_id,
+    too_large,
+)
 from owl_swin.server.multipart import PlainGauge
-from owl_swin.server.problems import Problem, problem_of
+from owl_swin.server.origins import answer_headers, is_preflight, preflight
+from owl_swin.server.problems import MEDIA_TYPE, Problem, failure, problem_of, problem_of_answer
 from owl_swin.server.serving import Serving
 from owl_swin.server.structure import ValueCounter
 from owl_swin.server.uploads import Uploads
 
-log = logging.getLogger(__name__)
+access = logging.getLogger("owl_swin.access")
 
-PATHS = frozenset(("/v1/detect", "/v1/embed", "/v1/search", "/v1/images", "/v1/model", "/docs", *OPEN_PATHS))
+WORK_PATHS = ("/v1/detect", "/v1/classify", "/v1/similarity", "/v1/embed", "/v1/search", "/v1/images")
+PATHS = frozenset((*WORK_PATHS, "/v1/model", "/docs", *OPEN_PATHS))
 # What may hold a connection open only to wait: pages of the demo stream their events.
 API = "/v1/"
 # Where the pages of the demo send photos. Gradio writes them to disk as they come and bounds each.
@@ -30,6 +40,8 @@ PAGE_VALUES = 50_000
 # A client that reads nothing may keep an answer for so long.
 SEND_TIMEOUT_S = 30.0
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+# Of an error that is no problem document, so many bytes are read for what it says.
+ERROR_BYTES = 64 * 1024
 
 
 class Gauge(Protocol):
@@ -57,55 +69,57 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, answer = time.monotonic(), _Answer(send, scope["path"].startswith(API))
-        uploads = self._uploads if scope["path"] == UPLOAD else None
-        max_bytes = self._settings.max_body_bytes if uploads is None else self._settings.max_upload_bytes
+        scope, path = below_root({**scope, "request_id": request_id(scope)}, self._settings.root_path)
+        headers = headers_of(scope)
+        origin, allowed = headers.get("origin"), self._settings.allow_origins
+        mine = [*HEADERS, (b"x-request-id", scope["request_id"].encode())]
+        mine += answer_headers(origin, allowed) if is_api(path) else []
+        started, answer = time.monotonic(), _Answer(send, mine, scope["request_id"], timed=path.startswith(API))
         try:
-            check_head(scope, self._settings, max_bytes)
-            gauge: Gauge | None = None
-            if self._uploads is not None and not scope["path"].startswith(API):
-                gauge = ValueCounter(PAGE_VALUES)  # Gradio reads what comes in the loop that serves everybody
-            if uploads is not None:
-                gauge = PlainGauge(headers_of(scope).get("content-type", ""))
-                length = headers_of(scope).get("content-length", self._settings.max_body_bytes)
-                await asyncio.to_thread(uploads.make_room, int(length))
-            with _Body(receive, self._serving, max_bytes, gauge, uploads) as body:
-                await self._app(scope, body.receive, body.unless_refused(answer.send))
+            if is_preflight(scope["method"], headers, allowed) and is_api(path):
+                await preflight(str(origin), headers, allowed)(scope, receive, answer.send)
+            elif not path:  # the root path itself: pages find the rest below it
+                await RedirectResponse(f"{self._settings.root_path}/")(scope, receive, answer.send)
+            else:
+                await self._answer(scope, path, receive, answer)
         except ClientGone:
             answer.status, answer.code = answer.status or 499, "client_gone"
         except Problem as problem:
-            await answer.problem(problem, scope, receive)
+            await answer.problem(problem)
         except OwlSwinError as error:
-            await answer.problem(problem_of(error), scope, receive)
+            await answer.problem(problem_of(error))
         except Exception as error:
-            instance = f"urn:uuid:{uuid.uuid4()}"
-            log.error("%s: %r %r failed\n%s", instance, scope["method"], scope["path"], _failure(error))
-            failed = Problem("internal", "the server failed; its log says why, under this instance", instance=instance)
-            await answer.problem(failed, scope, receive)
+            await answer.problem(failure(error, scope))
         finally:
-            self._serving.metrics.on_request(
-                path_of(scope), scope["method"], answer.status, answer.code, time.monotonic() - started
-            )
+            seconds = time.monotonic() - started
+            self._serving.metrics.on_request(path_of(path), scope["method"], answer.status, answer.code, seconds)
+            line = (_client(scope), scope["method"], scope["path"], answer.status, seconds, scope["request_id"])
+            access.info("%s %r %r %d %.3f s %s", *line)  # what a client sent stands in quotes
+
+    async def _answer(self, scope: Scope, path: str, receive: Receive, answer: "_Answer") -> None:
+        uploads = self._uploads if path == UPLOAD else None
+        max_bytes = self._settings.max_body_bytes if uploads is None else self._settings.max_upload_bytes
+        check_head(scope, path, self._settings, max_bytes)
+        gauge: Gauge | None = None
+        if self._uploads is not None and not path.startswith(API):
+            gauge = ValueCounter(PAGE_VALUES)  # Gradio reads what comes in the loop that serves everybody
+        if uploads is not None:
+            gauge = PlainGauge(headers_of(scope).get("content-type", ""))
+            length = headers_of(scope).get("content-length", self._settings.max_body_bytes)
+            await asyncio.to_thread(uploads.make_room, int(length))
+        with _Body(receive, self._serving, max_bytes, gauge, uploads) as body:
+            await self._app(scope, body.receive, body.unless_refused(answer.send))
 
 
-def path_of(scope: Scope) -> str:
+def path_of(path: str) -> str:
     """The route of a request, of which there are only so many, for the figures."""
-    path = scope["path"]
     if path in PATHS:
         return path
     return "/v1/images/{image_id}" if path.startswith("/v1/images/") else "other"
 
 
-def _failure(error: BaseException) -> str:
-    """A traceback for the log. Messages stand in quotes, so that what a client sent begins no line of its own."""
-    parts, chain = [], error
-    seen: set[int] = set()
-    while chain is not None and id(chain) not in seen:
-        seen.add(id(chain))
-        frames = "".join(traceback.format_tb(chain.__traceback__))
-        parts.append(f"{frames}{type(chain).__name__}: {str(chain)[:2000]!r}")
-        chain = chain.__cause__ or chain.__context__  # type: ignore[assignment]
-    return "\nraised while handling:\n".join(parts)
+def _client(scope: Scope) -> str:
+    return str((scope.get("client") or ("-",))[0])
 
 
 class _Body:
@@ -172,18 +186,33 @@ class _Body:
 
 
 class _Answer:
-    """Sends an answer, remembers how it ended, and gives up on a client that reads nothing."""
+    """Sends an answer, remembers how it ended, and gives up on a client that reads nothing.
 
-    def __init__(self, send: Send, timed: bool):
-        self._send, self._timed = send, timed
+    An error that is no problem document yet, as Gradio and Starlette write them, becomes one.
+    """
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], request_id: str, *, timed: bool):
+        self._send, self._headers, self._request_id, self._timed = send, headers, request_id, timed
         self.status = 0
         self.code = ""
+        self._error: MutableMapping[str, Any] | None = None  # the head of an error that becomes a problem document
+        self._said = b""
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """One ASGI message."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+            kinds = [value for name, value in message.get("headers", []) if name.lower() == b"content-type"]
+            if self.status >= 400 and kinds[:1] != [MEDIA_TYPE.encode()]:
+                self._error = message
+                return
+            message = {**message, "headers": [*message.get("headers", []), *self._headers]}
+        elif self._error is not None:
+            self._said = (self._said + message.get("body", b""))[:ERROR_BYTES]
+            if not message.get("more_body", False):
+                head, self._error = self._error, None
+                await self._send_problem(problem_of_answer(head["status"], self._said), head.get("headers", []))
+            return
         if not self._timed:
             await self._send(message)
             return
@@ -193,9 +222,18 @@ class _Answer:
         except TimeoutError:
             raise ClientGone from None
 
-    async def problem(self, problem: Problem, scope: Scope, receive: Receive) -> None:
+    async def problem(self, problem: Problem) -> None:
         """Answers with a problem, if no answer has begun."""
-        if self.status:
+        if self.status and self._error is None:
             return
-        await problem.response()(scope, receive, self.send)
+        self._error = None
+        await self._send_problem(problem)
+
+    async def _send_problem(self, problem: Problem, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+        body = json.dumps({**problem.to_dict(), "request_id": self._request_id}).encode()
+        own = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **(problem.headers or {})}
+        kept = [pair for pair in headers or [] if pair[0].lower().decode("latin-1") not in own]
+        own_headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in own.items()]
         self.code = problem.code
+        await self.send({"type": "http.response.start", "status": problem.status, "headers": [*kept, *own_headers]})
+        await self.send({"type": "http.response.body", "body": body})

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial, reduce
+from importlib import metadata
 from operator import add
 from typing import Any, TypeVar
 
@@ -69,7 +70,7 @@ class Serving:
         self.detector, self.settings = detector, settings
         self.images: ByteCache[EncodedImage] = ByteCache(settings.cache_bytes * 3 // 4, _bytes_of_image)
         self.queries: ByteCache[QueryEmbeddings] = ByteCache(settings.cache_bytes // 8, _bytes_of_queries)
-        self.archive = Archive(index, settings.cache_bytes // 8)
+        self.archive = Archive(index, settings.cache_bytes // 8, settings.root_path)
         self.metrics = Metrics(self)
         self._cores = torch.get_num_threads()
         self.batcher = Batcher(
@@ -292,7 +293,7 @@ class Serving:
         limits = {f.name: getattr(self.settings, f.name) for f in fields(self.settings) if f.name.startswith("max_")}
         return {
             "name": self.detector.name,
-            "version": str(self.detector.card.get("version", "")),
+            "version": str(self.detector.card.get("version") or metadata.version("owl_swin")),
             "fingerprint": self.detector.fingerprint,
             "image_size": self.detector.image_size,
             "dimensions": self.detector.spec.embed_dim,

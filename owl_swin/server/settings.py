@@ -3,11 +3,18 @@
 import ipaddress
 import math
 import os
+import re
 from dataclasses import dataclass
 
 from owl_swin.errors import ConfigError
 
 MB = 2**20
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._~-]{1,255}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
+# Ports that browsers leave away.
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+# A proxy may take the root path away or not; what follows it must therefore not look like it.
+OWN_PATHS = ("v1", "docs", "openapi.json", "metrics", "healthz", "readyz", "gradio_api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,10 @@ class ServerSettings:
     drain_s: float = 1.0
     # Hosts, or host:port, that pictures may be fetched from.
     url_hosts: tuple[str, ...] = ()
+    # Origins whose pages may use the API, "https://app.example", or "*" for all.
+    allow_origins: tuple[str, ...] = ()
+    # Where a proxy shows this server, "/owl"; "" at the top.
+    root_path: str = ""
 
     def __post_init__(self) -> None:
         # What may be 0; all other numbers are at least 1, and times more than 0.
@@ -85,6 +96,14 @@ class ServerSettings:
                 f"other machines can reach {self.host}: give the server a token (--token-file, or OWL_SWIN_TOKEN), or "
                 "say --insecure if anybody may use it"
             )
+        for origin in self.allow_origins:
+            check_origin(origin)
+        if "*" in self.allow_origins and not self.token and not self.open_to_all:
+            raise ConfigError(
+                "with --allow-origin '*' every page that you visit could use this server: name the origins, give the "
+                "server a token (--token-file, or OWL_SWIN_TOKEN), or say --insecure"
+            )
+        check_root_path(self.root_path)
 
     @property
     def max_json_values(self) -> int:
@@ -95,6 +114,31 @@ class ServerSettings:
     def n_decode_threads(self) -> int:
         """Threads that read pictures."""
         return self.decode_threads or min(4, os.cpu_count() or 1)
+
+
+def check_origin(origin: str) -> None:
+    """Refuses, with ConfigError, what no browser sends as the origin of a page."""
+    if origin == "*":
+        return
+    found = ORIGIN.fullmatch(origin)
+    if not found or int((found[2] or ":0")[1:]) > 65535:
+        raise ConfigError(
+            f"an origin is SCHEME://HOST or SCHEME://HOST:PORT in small letters, without a path, as in "
+            f"https://app.example, or '*'; got {origin[:200]!r}"
+        )
+    scheme = origin.partition(":")[0]
+    if found[2] and found[2] == DEFAULT_PORTS.get(scheme):
+        raise ConfigError(f"browsers leave the port away that {scheme} has anyway: say {origin.removesuffix(found[2])}")
+
+
+def check_root_path(path: str) -> None:
+    """Refuses, with ConfigError, a path below which no proxy can show this server."""
+    if path and not ROOT_PATH.fullmatch(path):
+        raise ConfigError(
+            f"the root path starts with / and ends without one, as in /owl or /tools/owl; got {path[:200]!r}"
+        )
+    if path.split("/")[1:2] and path.split("/")[1] in OWN_PATHS:
+        raise ConfigError(f"the root path must not start as a path of this server does, got {path!r}; say /owl{path}")
 
 
 def is_loopback(host: str) -> bool:
