@@ -30,6 +30,9 @@ CPU_PIXELS = 2**19
 
 Picture = ImageSource | PreparedImage | EncodedImage
 
+# Texts that go through the text encoder together.
+TEXTS_AT_ONCE = 256
+
 
 class Encoder:
     """A network on one device, in one precision, in evaluation mode. What comes out are ordinary tensors."""
@@ -160,7 +163,9 @@ class Encoder:
         """Unit embeddings [N, E]."""
         self._fork.check()
         with torch.inference_mode():
-            embeds = self.pretrained.network.encode_text(self.pretrained.tokenize(texts).to(self.device))
+            ids = self.pretrained.tokenize(texts).to(self.device)
+            # Thousands at once would leave the processor's cache, and need memory for each.
+            embeds = torch.cat([self.pretrained.network.encode_text(some) for some in ids.split(TEXTS_AT_ONCE)])
         return embeds.clone()
 
     def exemplar(self, exemplar: Exemplar, image_size: int) -> Tensor:

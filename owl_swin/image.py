@@ -106,11 +106,11 @@ def open_header(file: BinaryIO) -> Image.Image:
     start = file.read(16)
     for form in readable_formats():
         factory, accept = Image.OPEN[form]
-        verdict = accept is None or accept(start)
-        if isinstance(verdict, str) or not verdict:  # a text is why not
-            continue
-        file.seek(0)
         try:
+            verdict = accept is None or accept(start)
+            if isinstance(verdict, str) or not verdict:  # a text is why not
+                continue
+            file.seek(0)
             return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # as Image.open takes them: of another format
             continue

@@ -16,6 +16,8 @@ from owl_swin.types import Detection, Detections
 
 # Candidates that compete in non-maximum suppression: its cost is quadratic.
 NMS_CANDIDATES = 3000
+# Logits that no float tells from certainty, and how far rounding may move a score.
+MOST_LOGIT, LOGIT_SLACK = 15.0, 1e-3
 DEFAULT_THRESHOLD = 0.2
 
 Threshold = float | Sequence[float] | Mapping[str, float]
@@ -111,11 +113,18 @@ def find_detections(
     a logit of -inf never answers, nor does a box that lies outside the picture.
     """
     thresholds = options.thresholds(names).to(logits)
-    scores = logits.sigmoid()
-    possible = (logits > -torch.inf) & (area(boxes_xyxy_px) > 0)[:, None]  # [P, Q]
-    best = _best(scores, boxes_xyxy_px, possible, names)
-    patches, labels = (possible & (scores >= thresholds)).nonzero(as_tuple=True)
-    scores, boxes = scores[patches, labels], boxes_xyxy_px[patches]
+    inside = area(boxes_xyxy_px) > 0
+    if not inside.all():
+        logits = logits.masked_fill(~inside[:, None], -torch.inf)
+    best = _best(logits, boxes_xyxy_px, names)
+    # A sigmoid of everything would cost more than the scores that pass: a bound on logits finds those that may.
+    bounds = thresholds.logit().clamp(torch.finfo(logits.dtype).min, MOST_LOGIT) - LOGIT_SLACK
+    patches, labels = (logits >= bounds).nonzero(as_tuple=True)
+    scores = logits[patches, labels].sigmoid()
+    passed = scores >= thresholds[labels]
+    if not passed.all():
+        patches, labels, scores = patches[passed], labels[passed], scores[passed]
+    boxes = boxes_xyxy_px[patches]
     # A stable order: equal scores keep the order of patches and queries on every machine.
     order = scores.argsort(descending=True, stable=True)
     if options.nms_iou is not None:
@@ -126,13 +135,15 @@ def find_detections(
     return Detections(boxes[order], scores[order], labels[order], tuple(names), image_hw, patches[order], best)
 
 
-def _best(scores: Tensor, boxes: Tensor, possible: Tensor, names: Sequence[str]) -> Detection | None:
-    """The answer of the highest score, whatever the threshold; of equals the first."""
-    if not possible.any():
+def _best(logits: Tensor, boxes: Tensor, names: Sequence[str]) -> Detection | None:
+    """The answer of the highest score, whatever the threshold; of equals the first. None where no patch may answer."""
+    if not logits.numel():
         return None
-    patch, label = divmod(int(scores.where(possible, -1).argmax()), len(names))
+    patch, label = divmod(int(logits.argmax()), len(names))
+    if logits[patch, label] == -torch.inf:
+        return None
     x0, y0, x1, y1 = boxes[patch].tolist()
-    return Detection(names[label], float(scores[patch, label]), (x0, y0, x1, y1), label)
+    return Detection(names[label], float(logits[patch, label].sigmoid()), (x0, y0, x1, y1), label)
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -4,6 +4,7 @@ The patches may be those of a picture or the stored regions of an archive: see `
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,10 +39,7 @@ def score(patches: PatchLogitInputs, queries: QueryEmbeddings, calibration: Cali
     embeds, routes = queries.query_embeds.to(patches.class_embeds), queries.routes
     if extras is not None:
         embeds, routes = torch.cat([embeds, extras.embeds.to(embeds)]), routes + extras.routes
-    logits = raw_logits(patches, embeds)  # [..., P, Q + X]
-    scale = logits.new_tensor([getattr(calibration, f"{route}_scale") for route in routes])
-    bias = logits.new_tensor([getattr(calibration, f"{route}_bias") for route in routes])
-    logits = logits * scale + bias
+    logits = _calibrated(patches, embeds, routes, calibration)  # [..., P, Q + X]
     if extras is None:
         return logits
     own, extra = logits[..., : len(queries)].clone(), logits[..., len(queries) :]
@@ -49,6 +47,28 @@ def score(patches: PatchLogitInputs, queries: QueryEmbeddings, calibration: Cali
     shared, negative = shares > 0, shares == 0
     own[..., owners[shared]] = torch.lerp(own[..., owners[shared]], extra[..., shared], shares[shared])
     return _against(own, extra[..., negative], owners[negative])
+
+
+def _calibrated(
+    patches: PatchLogitInputs, embeds: Tensor, routes: Sequence[str], calibration: CalibrationConfig
+) -> Tensor:
+    """``raw_logits`` times the scale of each route plus its bias, (cosine + shift) · scale · s + b, in one product:
+    a table of logits for many queries is larger than all else, and each walk through it costs."""
+    logit_scale = patches.logit_scale[..., None]
+    left = torch.cat(
+        [
+            patches.class_embeds * logit_scale,
+            patches.logit_shift[..., None] * logit_scale,
+            torch.ones_like(logit_scale),
+        ],
+        -1,
+    )
+    scale, bias = (
+        embeds.new_tensor([getattr(calibration, f"{route}_{part}") for route in routes])[:, None]
+        for part in ("scale", "bias")
+    )
+    right = torch.cat([embeds * scale, scale, bias], -1)
+    return left @ right.transpose(-1, -2)
 
 
 def _against(logits: Tensor, negatives: Tensor, owners: Tensor) -> Tensor:

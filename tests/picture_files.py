@@ -74,6 +74,7 @@ def bmp_that_skips(width: int, height: int = 1) -> bytes:
 BAD_FILES = {
     "empty.jpg": (b"", "empty"),
     "text.jpg": (b"this is not a picture", "not a picture"),
+    "no.jpg": (b"no", "not a picture"),  # shorter than what says of which format a file is
     "html.png": (b"<html><body>404</body></html>", "not a picture"),
     "cut.jpg": (encode(noise(60, 90), "JPEG")[:700], "damaged or cut off"),
     "cut.png": (encode(noise(60, 90))[:120], "damaged or cut off"),

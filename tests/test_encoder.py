@@ -379,3 +379,14 @@ def test_a_large_photo_file_gives_what_the_opened_photo_gives(detector):
     of_file, opened = detector.encode_image(file.getvalue()), detector.encode_image(Image.open(file))
     assert of_file.image_hw == opened.image_hw == (600, 900)
     assert (of_file.boxes_px() - opened.boxes_px()).abs().mean() < 9  # a hundredth of the picture
+
+
+def test_any_number_of_texts_is_encoded_some_at_a_time(detector, monkeypatch):
+    sizes, passed = [], OwlSwin.encode_text
+    monkeypatch.setattr(OwlSwin, "encode_text", lambda self, ids: sizes.append(len(ids)) or passed(self, ids))
+    monkeypatch.setattr("owl_swin.encoder.TEXTS_AT_ONCE", 3)
+    names = [f"thing {i}" for i in range(7)]
+    together = detector.encode_queries(names).query_embeds
+    assert sizes == [3, 3, 1]
+    alone = torch.cat([detector.encode_queries([name]).query_embeds for name in names])
+    assert_close(together, alone, atol=1e-5, rtol=0)
