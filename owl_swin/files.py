@@ -237,6 +237,8 @@ def _to_disk(path: Path, flags: int) -> None:
 def _one_sentence(path: Path, what: str, error: type[OwlSwinError]) -> Iterator[None]:
     try:
         yield
+    except OwlSwinError:  # which is a sentence already
+        raise
     except (OSError, ValueError, SafetensorError) as reason:
         raise error(f"{path}: cannot write {what} here ({_reason(reason)})") from None
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from conftest import TINY, make_tiny_model
 from picture_files import noise
+from typer.testing import CliRunner
 
+from owl_swin.cli.main import app
 from owl_swin.detector import Detector
 from owl_swin.devices import pick_device
 from owl_swin.errors import CheckpointError, ConfigError, MissingExtraError, OwlSwinError, QueryError
@@ -24,7 +26,8 @@ from owl_swin.models.network import Pretrained
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.models.owl_vit import OwlVit, OwlVitConfig, TowerConfig
 from owl_swin.runtimes import export as exporting
-from owl_swin.runtimes.export import export
+from owl_swin.runtimes.export import export, export_spec
+from owl_swin.runtimes.quantise import calibration_pixels
 from owl_swin.tokenizer import get_tokenizer
 
 SMALL = replace(TINY, image=replace(TINY.image, depths=(1, 1, 2, 1)))
@@ -168,6 +171,98 @@ def test_a_frame_that_no_model_has_is_refused(tiny_model, tmp_path, size):
     with pytest.raises(ConfigError, match="multiples of 32 from 32 to 4096"):
         export(of_module(tiny_model), tmp_path / "out", sizes=[size])
     assert not list(tmp_path.iterdir())
+
+
+# --- int8 ----------------------------------------------------------------------------------------------------------
+
+
+def test_int8_keeps_what_patches_say(owlv2, tmp_path):
+    export(owlv2, tmp_path / "out", "openvino", photographs=[noise(64, 96, seed=seed) for seed in (1, 2)])
+    assert "FakeQuantize" in (tmp_path / "out" / "image_64x64.xml").read_text()
+    whole = replace(owlv2, preprocess=replace(owlv2.preprocess, content_only=False))
+    detectors = (Detector(whole, device="cpu"), Detector.from_pretrained(tmp_path / "out"))
+    ours, theirs = (one.encode_image(noise(30, 50)).embeddings.class_embeds for one in detectors)
+    assert 0.95 < (ours * theirs).sum(-1).mean() < 0.99999
+    assert json.loads((tmp_path / "out" / "spec.json").read_text())["precision"] == "int8"
+
+
+def test_calibration_shows_every_photograph_in_the_frame_of_most(tiny_model, tmp_path, caplog):
+    spec = export_spec(of_module(tiny_model), "onnx", [])
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    photographs = [noise(60, 90), noise(90, 60), noise(61, 91), tmp_path / "broken.jpg"]
+    assert [one.shape for one in calibration_pixels(spec, None, photographs)] == [(1, 3, 64, 96)] * 3
+    assert "left out of calibration" in caplog.text and "broken.jpg" in caplog.text
+    assert [one.shape for one in calibration_pixels(spec, (96, 96), photographs[:2])] == [(1, 3, 96, 96)] * 2
+    assert len(calibration_pixels(spec, (32, 32), [noise(8, 8)] * 400)) == 128
+    with pytest.raises(ConfigError, match="none that can be read"):
+        calibration_pixels(spec, None, photographs[3:])
+
+
+# --- On the command line -------------------------------------------------------------------------------------------
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_what_is_exported_on_the_command_line_detects_there(model_file, tmp_path):
+    picture, folder = tmp_path / "a.png", tmp_path / "out"
+    noise(60, 90).save(picture)
+    run = call(
+        "export", model_file, "--to", folder, "--runtime", "onnx", "--sizes", "64x96,96x96", "--image-size", "96"
+    )
+    assert run.exit_code == 0 and run.stdout.startswith(f"{folder}  ")
+    found = [
+        call("detect", picture, "--query", "a dog", "--threshold", "0", "--format", "jsonl", "--model", *model)
+        for model in ([model_file], [folder, "--runtime", "openvino"])
+    ]
+    ours, theirs = (json.loads(one.stdout)["detections"] for one in found)
+    assert [one["label"] for one in theirs] == ["a dog"] * len(ours)
+    assert theirs[0]["score"] == pytest.approx(ours[0]["score"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--sizes", "64x64"], "--sizes is for --runtime onnx or openvino"),
+        (["--int8", "photos"], "--int8 is for --runtime onnx or openvino"),
+        (
+            ["--runtime", "onnx", "--sizes", "64"],
+            "--sizes are heights and widths in pixels, as in 640x640,480x640, got '64'",
+        ),
+        (["--runtime", "tensorrt"], "exported for the runtime onnx or openvino, got 'tensorrt'"),
+        (["--runtime", "onnx", "--images", "photos"], "--annotations and --images, both"),
+        (["--runtime", "onnx", "--int8", "nowhere"], "int8 needs photographs to calibrate on"),
+    ],
+)
+def test_export_says_what_it_cannot_write(model_file, tmp_path, arguments, sentence):
+    run = call("export", model_file, "--to", tmp_path / "out", *arguments)
+    assert isinstance(run.exception, OwlSwinError) and sentence in str(run.exception)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["detect", "a.png", "--query", "a dog"],
+        ["index", ".", "--to", "archive.lance"],
+        ["serve"],
+        ["eval", "detect", "--annotations", "a.json", "--images", "."],
+        ["eval", "oneshot", "--annotations", "a.json", "--images", "."],
+    ],
+)
+def test_runtime_reaches_the_model(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    noise(60, 90).save("a.png")
+    asked = []
+
+    def from_pretrained(*_: object, **settings: object):
+        asked.append(settings["runtime"])
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(Detector, "from_pretrained", from_pretrained)
+    assert str(call(*command, "--runtime", "openvino").exception) == "far enough"
+    assert asked == ["openvino"]
 
 
 # --- What cannot be ------------------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from owl_swin.cli.pictures import find_pictures
 from owl_swin.cli.printing import emit_line
 from owl_swin.errors import ConfigError, OwlSwinError
 from owl_swin.files import make_folder_of
 
 if TYPE_CHECKING:
     from owl_swin.frame import HW
+    from owl_swin.models.network import Pretrained
 
 
 def export(
@@ -29,6 +31,18 @@ def export(
             "one graph for all.",
         ),
     ] = None,
+    int8: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PHOTOS",
+            help="With --runtime: quantise to int8, calibrated on these photographs or folders of them; repeat it.",
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="With --runtime: a set to measure AP50 on, before and after; as in `owl-swin eval detect`."),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the set's pictures.")] = None,
     card: Annotated[Path | None, typer.Option(help="TOML file with the sentences of the model card.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Longer side in pixels of pictures.")] = None,
     figures: Annotated[Path, typer.Option(help="Folder of the JSON results that the card names.")] = Path(
@@ -41,11 +55,33 @@ def export(
 
     For another runtime: owl-swin export nano --to nano_onnx --runtime onnx
     """
-    if runtime is not None:
-        _export_graphs(model, to, runtime, parse_sizes(sizes), card, figures, image_size)
+    if runtime is None:
+        given = {"--sizes": sizes, "--int8": int8, "--annotations": annotations, "--images": images}
+        if alone := next((name for name, value in given.items() if value is not None), None):
+            raise ConfigError(f"{alone} is for --runtime onnx or openvino; give it too, or leave it out")
+        _export_file(model, to, card, figures, image_size)
         return
-    if sizes is not None:
-        raise ConfigError("--sizes is for --runtime onnx or openvino; give it too, or leave it out")
+    if (annotations is None) != (images is None):
+        raise ConfigError("a set to measure is --annotations and --images, both")
+    photographs = find_pictures(int8) if int8 else []
+
+    from owl_swin.detector import Detector
+    from owl_swin.families import load
+    from owl_swin.runtimes.export import export as write
+
+    pretrained = _prepared(load(model), card, figures, image_size)
+    write(pretrained, to, runtime, sizes=parse_sizes(sizes), photographs=photographs)
+    emit_line(f"{to}  {sum(file.stat().st_size for file in to.iterdir()) / 1e6:.1f} MB")
+    if annotations is not None and images is not None:
+        from owl_swin.evaluation.detection import evaluate_detection
+
+        both = (Detector(pretrained, device="cpu"), Detector.from_pretrained(to, runtime=runtime))
+        before, after = (evaluate_detection(one, annotations, images).figures["AP50"] for one in both)
+        if before is not None and after is not None:
+            emit_line(f"AP50 {after:.2f}, of the model {before:.2f}: {after - before:+.2f} points")
+
+
+def _export_file(model: str, to: Path, card: Path | None, figures: Path, image_size: int | None) -> None:
     from owl_swin.evaluation.card import build_card
     from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
     from owl_swin.frame import check_image_size
@@ -73,21 +109,11 @@ def parse_sizes(text: str | None) -> "list[HW]":
     return sizes
 
 
-def _export_graphs(
-    model: str,
-    to: Path,
-    runtime: str,
-    sizes: "list[HW]",
-    card: Path | None,
-    figures: Path,
-    image_size: int | None,
-) -> None:
-    from owl_swin.families import load
+def _prepared(pretrained: "Pretrained", card: Path | None, figures: Path, image_size: int | None) -> "Pretrained":
+    """The model with another card, or made for another size of pictures."""
     from owl_swin.frame import check_image_size
     from owl_swin.models.owl_swin import OwlSwin
-    from owl_swin.runtimes.export import export as write
 
-    pretrained = load(model)
     if card is not None:
         from owl_swin.evaluation.card import build_card
 
@@ -97,5 +123,4 @@ def _export_graphs(
         if not isinstance(network, OwlSwin):
             raise ConfigError("--image-size is for models of ours; others are exported for the size they were made for")
         network.config = replace(network.config, image_size=check_image_size(image_size))
-    write(pretrained, to, runtime, sizes=sizes)
-    emit_line(f"{to}  {sum(file.stat().st_size for file in to.iterdir()) / 1e6:.1f} MB")
+    return pretrained

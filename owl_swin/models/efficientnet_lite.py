@@ -60,13 +60,16 @@ class EfficientNetLite(nn.Module):
         self.last_dim = HEAD_CHANNELS
 
     def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        x = _relu6(self.conv_stem(pixels.permute(0, 2, 3, 1)))
+        # A graph for other runtimes keeps channels first: they know no other convolution, and quantise by channel.
+        first = torch.jit.is_tracing()
+        x = _relu6(self.conv_stem(pixels if first else pixels.permute(0, 2, 3, 1)))
         maps = []
         for place, blocks in enumerate(self.blocks):
             x = blocks(x)
             if place in (2, 4, 6):
                 maps.append(x)
-        return maps, _relu6(self.conv_head(x))
+        *maps, last = (x.permute(0, 2, 3, 1) if first else x for x in (*maps, _relu6(self.conv_head(x))))
+        return maps, last
 
 
 class InvertedResidual(nn.Module):
@@ -96,25 +99,28 @@ class InvertedResidual(nn.Module):
 
 
 class SameConv(nn.Conv2d):
-    """Convolution of maps [B, H, W, C] whose output has ⌈side / stride⌉; of an odd padding, the larger half is right
-    and below."""
+    """Convolution of maps [B, H, W, C], in a trace [B, C, H, W], whose output has ⌈side / stride⌉; of an odd padding,
+    the larger half is right and below."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1):
         padding = (kernel - 1) // 2 if stride == 1 else 0
         super().__init__(channels, out, kernel, stride, padding, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Other runtimes know convolutions of this kind, and a graph of them keeps one layout.
-        if self.kernel_size == (1, 1) and not torch.jit.is_tracing():
+        first = torch.jit.is_tracing()  # where channels stand
+        if self.kernel_size == (1, 1) and not first:
             return F.linear(x, self.weight[:, :, 0, 0], self.bias)
         if self.stride[0] > 1:
             missing = [
                 max((-(-side // step) - 1) * step + kernel - side, 0)
-                for side, step, kernel in zip(x.shape[1:3], self.stride, self.kernel_size, strict=True)
+                for side, step, kernel in zip(
+                    x.shape[2:] if first else x.shape[1:3], self.stride, self.kernel_size, strict=True
+                )
             ]
             top, left = missing[0] // 2, missing[1] // 2
-            x = F.pad(x, (0, 0, left, missing[1] - left, top, missing[0] - top))
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            sides = (left, missing[1] - left, top, missing[0] - top)
+            x = F.pad(x, sides if first else (0, 0, *sides))
+        return super().forward(x) if first else super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def _relu6(x: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ from owl_swin.errors import ConfigError, MissingExtraError
 from owl_swin.families.owl_preprocess import Owlv2Preprocess
 from owl_swin.files import new_folder, write_bytes, write_json
 from owl_swin.frame import FRAME_MULTIPLE, HW, MAX_FRAME_SIDE, Frame, SwinPreprocess, exemplar_side
+from owl_swin.image import ImageSource
 from owl_swin.models.network import Network, Pretrained
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.runtimes import GRAPH_RUNTIMES, SPEC, is_exported, openvino
+from owl_swin.runtimes import GRAPH_RUNTIMES, SPEC, is_exported, openvino, quantise
 from owl_swin.runtimes.load import MODULES
 from owl_swin.runtimes.network import IMAGE_OUTPUTS
 from owl_swin.runtimes.spec import ExportSpec
@@ -33,11 +34,19 @@ SHAPES = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
 TRACED_HW = (160, 96)
 
 
-def export(pretrained: Pretrained, folder: Path, runtime: str = "onnx", *, sizes: Sequence[HW] = ()) -> ExportSpec:
+def export(
+    pretrained: Pretrained,
+    folder: Path,
+    runtime: str = "onnx",
+    *,
+    sizes: Sequence[HW] = (),
+    photographs: Sequence[ImageSource] = (),
+) -> ExportSpec:
     """Writes the folder, whole or not at all; one that holds anything but an earlier export raises ConfigError.
 
     ``sizes``: frames (height, width), each of which gets a graph of its own; none: one graph for all frames, where the
-    network allows it. Batches are of any size, and queries are no part of a graph.
+    network allows it. Batches are of any size, and queries are no part of a graph. With ``photographs``, matrix
+    products of the image's graph are quantised to int8 in the ranges that these show.
     """
     if runtime not in GRAPH_RUNTIMES:
         raise ConfigError(f"a model is exported for the runtime {' or '.join(GRAPH_RUNTIMES)}, got {runtime!r}")
@@ -47,9 +56,15 @@ def export(pretrained: Pretrained, folder: Path, runtime: str = "onnx", *, sizes
     if not isinstance(network, nn.Module):
         raise ConfigError("this model is an export already; export the model that it was made from")
     spec = export_spec(pretrained, runtime, sizes)
+    if photographs:
+        quantise.check_installed()
+        spec = replace(spec, precision="int8")
     with new_folder(folder, what="the exported model", replaces=is_exported) as part:
         for size in spec.sizes or (None,):
-            _write(_image_graph(network, size), part / spec.image_graph(size))
+            graph = _image_graph(network, size)
+            if photographs:
+                graph = quantise.quantised(graph, spec, size, photographs)
+            _write(graph, part / spec.image_graph(size))
         _write(_text_graph(network, spec.context_length), part / spec.text_graph)
         pretrained.tokenize.save(part / "tokenizer.json")  # type: ignore[attr-defined]
         write_json(part / SPEC, spec.to_json())
@@ -162,7 +177,7 @@ def _traced(
     return out.getvalue()
 
 
-def _write(graph: bytes, path: Path) -> None:
+def _write(graph: Any, path: Path) -> None:
     if path.suffix == ".onnx":
         write_bytes(path, graph, what="a graph")
     else:

@@ -1,6 +1,7 @@
 """Graphs in OpenVINO, which reads its own files and those of ONNX."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +37,12 @@ def open_graph(path: Path) -> Graph:
     return run
 
 
-def write_graph(graph: bytes, path: Path) -> None:
-    """An ONNX graph as OpenVINO's own files: ``path``, which ends in .xml, and its weights beside it."""
+def write_graph(graph: Any, path: Path) -> None:
+    """A model of OpenVINO, or the bytes of an ONNX graph, in OpenVINO's own files: ``path``, which ends in .xml,
+    and its weights beside it."""
     import openvino
 
-    model = openvino.Core().read_model(graph)
+    model = openvino.Core().read_model(graph) if isinstance(graph, bytes) else graph
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:  # which also stands for a full disk
