@@ -20,6 +20,13 @@ class Example:
     photo: Photo
     box_xyxy: Box | None
     wanted: bool
+    src: str = ""
+
+    @classmethod
+    def of(cls, photo: Photo, box_xyxy: Box | None, wanted: bool) -> "Example":
+        """With its thumbnail."""
+        whole = (0, 0, photo.width, photo.height)
+        return cls(photo, box_xyxy, wanted, crop_uri(photo.open(), box_xyxy or whole))
 
     def exemplar(self) -> Exemplar:
         """As the detector takes it."""
@@ -27,11 +34,10 @@ class Example:
 
     def item(self) -> dict[str, Any]:
         """As a strip shows it."""
-        whole = (0, 0, self.photo.width, self.photo.height)
-        src = crop_uri(self.photo.open(), self.box_xyxy or whole)
         word = "example" if self.wanted else "not this"
         title = f"{word}, from {self.photo.name}"
-        return {"src": src, "title": title, "badge": word, "kind": "yes" if self.wanted else "no", "removable": True}
+        kind = "yes" if self.wanted else "no"
+        return {"src": self.src, "title": title, "badge": word, "kind": kind, "removable": True}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """An archive of a visitor's own, and how photos come into it."""
 
+import html
 import importlib.util
+import os
 import queue
 import tempfile
 import threading
@@ -9,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from owl_swin import Detector, ImageError, IndexProgress, RegionIndex
+from owl_swin import ArchiveError, Detector, ImageError, IndexProgress, RegionIndex
+from owl_swin.demo.pieces import Upload
 
 # What the archives of all visitors have on disk together; beyond it nothing is added.
 MOST_BYTES = 8 * 2**30
@@ -32,9 +35,23 @@ class Archive:
         FOLDERS.add(folder)
         return cls(RegionIndex.open(Path(folder.name, "archive.lance"), detector, create=True), folder)
 
+    def shown_path(self, path: str) -> str:
+        """The path of a photo as visitors see it: from the folder on that all photos of the archive lie in."""
+        n_images = self.index.stats().n_images
+        known = ROOTS.get(self.index)
+        if known is None or known[0] != n_images:
+            known = ROOTS[self.index] = (n_images, self.index.common_folder())
+        return path.removeprefix(known[1]).lstrip(os.sep) if known[1] else path
+
 
 # The folders of all archives that visitors have now.
 FOLDERS: weakref.WeakSet[tempfile.TemporaryDirectory] = weakref.WeakSet()
+# Of each archive, how many photos it had when the folder that all of them lie in was looked up, and that folder.
+ROOTS: weakref.WeakKeyDictionary[RegionIndex, tuple[int, str]] = weakref.WeakKeyDictionary()
+
+
+class Stopped(Exception):
+    """Somebody pressed "Stop"."""
 
 
 def check_room(n_bytes: int) -> None:
@@ -50,11 +67,12 @@ def installed() -> bool:
 
 
 def bar(done: int, total: int, text: str) -> str:
-    """A progress bar, as HTML."""
+    """A progress bar and a text below it, as HTML."""
     share = round(100 * done / total) if total else 0
     return (
-        f'<div class="owl-progress" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{share}">'
-        f'<i style="width:{share}%"></i></div><p class="owl-hint">{text}</p>'
+        '<div class="owl-progress" role="progressbar" aria-label="Photos added" '
+        f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{share}">'
+        f'<i style="width:{share}%"></i></div><p class="owl-hint">{html.escape(text)}</p>'
     )
 
 
@@ -68,45 +86,77 @@ def progress_text(progress: IndexProgress) -> str:
     )
 
 
-def index_folder(archive: Archive, folder: str) -> Iterator[str]:
-    """Indexes a folder of this machine, telling how far it is."""
+def named_folder(text: str) -> Path:
+    """The folder that a field names; an empty one raises ArchiveError: it would be the one this started in."""
+    if not text.strip():
+        raise ArchiveError("write the path of a folder of this machine into the field first")
+    return Path(text.strip()).expanduser()
+
+
+def index_folder(archive: Archive, folder: Path, stop: threading.Event) -> Iterator[str]:
+    """Indexes a folder of this machine, telling how far it is; what was done when it is stopped is kept."""
     news: queue.Queue[IndexProgress | Exception | None] = queue.Queue()
+
+    def tell(progress: IndexProgress) -> None:
+        if stop.is_set():
+            raise Stopped
+        news.put(progress)
 
     def work() -> None:
         try:
-            archive.index.add_folder(folder, progress=news.put)
+            archive.index.add_folder(folder, progress=tell)
             news.put(None)
         except Exception as error:  # whatever it is, the page must say so
             news.put(error)
 
     threading.Thread(target=work, daemon=True).start()
+    last: IndexProgress | None = None
     while (item := news.get()) is not None:
+        if isinstance(item, Stopped):
+            yield stopped_text(last.done if last else 0, last.total if last else 0)
+            return
         if isinstance(item, Exception):
             raise item
+        last = item
         yield progress_text(item)
 
 
-def pictures_of(paths: Sequence[str | Path]) -> list[Path]:
+def stopped_text(done: int, total: int) -> str:
+    """What a stopped run says."""
+    return bar(done, total, f"Stopped after {done} of {total} photos; these are kept.")
+
+
+def pictures_of(uploads: Sequence[Upload]) -> list[Upload]:
     """The pictures by name among uploaded files; ImageError if there is none."""
-    pictures = [Path(path) for path in paths if Path(path).suffix.lower() in PICTURES]
+    pictures = [one for one in uploads if Path(one.name).suffix.lower() in PICTURES]
     if not pictures:
         raise ImageError("there is no picture among these files (JPEG, PNG, WebP, GIF, BMP or TIFF)")
     return pictures
 
 
-def index_files(archive: Archive, pictures: Sequence[Path]) -> Iterator[str]:
+def index_files(archive: Archive, pictures: Sequence[Upload], stop: threading.Event) -> Iterator[str]:
     """Indexes uploaded photos, which the archive keeps, telling how far it is; broken ones are left out and counted."""
-    regions, skipped = 0, 0
+    regions, skipped = 0, []
     for start in range(0, len(pictures), BATCH):
+        if stop.is_set():
+            yield stopped_text(start, len(pictures))
+            return
         batch = pictures[start : start + BATCH]
         if archive.folder is not None:
-            check_room(sum(path.stat().st_size for path in batch))
-        report = archive.index.add_images([(path.name, path.read_bytes()) for path in batch])
+            check_room(sum(Path(one.path).stat().st_size for one in batch))
+        report = archive.index.add_images([(one.name, Path(one.path).read_bytes()) for one in batch])
         regions += report.regions
-        skipped += len(report.skipped)
+        skipped += [name for name, _ in report.skipped]
         done = start + len(batch)
-        broken = f", {skipped} could not be read" if skipped else ""
-        yield bar(done, len(pictures), f"{done} of {len(pictures)} photos, {regions} regions{broken}")
+        yield bar(done, len(pictures), f"{done} of {len(pictures)} photos, {regions} regions{_broken(skipped)}")
+
+
+def _broken(names: Sequence[str]) -> str:
+    """Which files could not be read."""
+    if not names:
+        return ""
+    shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return f", {len(names)} could not be read: {shown}"
 
 
 def stats_text(archive: Archive | None) -> str:

@@ -10,7 +10,19 @@ from torch import Tensor
 
 from owl_swin import BlockAttention, Detector
 from owl_swin.demo.photos import SHOWN_PX, Photo, data_uri, sample_items, samples, take_photo
-from owl_swin.demo.pieces import QUIET, cell_box, errors_shown, no_photo, stage, stage_value, strip, strip_value
+from owl_swin.demo.pieces import (
+    BUSY,
+    QUIET,
+    Upload,
+    cell_box,
+    no_photo,
+    stage,
+    stage_value,
+    strip,
+    strip_value,
+    upload_button,
+)
+from owl_swin.demo.refusals import errors_shown
 
 # The longer side at which this tab looks: enough windows to see, small enough to count patches and to keep what every
 # visitor's photo attends to (7 MB at 256 px with the nano model, and in proportion to the pixels).
@@ -18,6 +30,18 @@ SIDES_PX = (256, 512)
 BLOCK, REACH = "This block", "All blocks so far"
 STARTS = ((0, 0, 0), (232, 93, 4), (255, 196, 61), (255, 246, 214))
 THUMBNAIL_PX = 132
+
+
+def _light() -> tuple[np.ndarray, np.ndarray]:
+    """Of each of 256 steps, the light that is laid over a photo [256, 3], and what of its grey is left [256, 1]."""
+    steps = np.arange(256, dtype=np.float32)
+    places = np.linspace(0, 255, len(STARTS))
+    colours = np.stack([np.interp(steps, places, [start[i] for start in STARTS]) for i in range(3)], -1)
+    opacity = ((0.8 * steps / 255) ** 0.9)[:, None]
+    return (colours * opacity).astype(np.float32), (0.72 * (1 - opacity)).astype(np.float32)
+
+
+LIGHT = _light()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +121,13 @@ def _runs(numbers: Tensor) -> list[tuple[int, int]]:
 
 def paint(picture: Image.Image, values: Tensor, side: int, *, power: float = 0.5) -> str:
     """The picture in grey, with the values [h, w] as light on their patches; a low ``power`` shows faint ones too."""
-    shown = picture.copy()
-    shown.thumbnail((side, side))
+    grey = picture.convert("L")
+    grey.thumbnail((side, side))
     shares = (values / values.max().clamp(min=1e-9)).pow(power).cpu().numpy()
-    patches = Image.fromarray((255 * shares).round().astype(np.uint8)).resize(shown.size, Image.Resampling.NEAREST)
-    steps = np.asarray(patches)
-    colours = [np.interp(steps, np.linspace(0, 255, len(STARTS)), [c[i] for c in STARTS]) for i in range(3)]
-    light = np.stack(colours, -1)
-    grey = np.asarray(shown.convert("L"), dtype=np.float32)[..., None].repeat(3, -1) * 0.72
-    opacity = (0.8 * steps[..., None] / 255) ** 0.9
-    return data_uri(Image.fromarray((grey * (1 - opacity) + light * opacity).round().astype(np.uint8)), side)
+    patches = Image.fromarray((255 * shares).round().astype(np.uint8)).resize(grey.size, Image.Resampling.NEAREST)
+    steps, (light, left) = np.asarray(patches), LIGHT
+    painted = np.asarray(grey, dtype=np.float32)[..., None] * left[steps] + light[steps]
+    return data_uri(Image.fromarray(painted.astype(np.uint8)), side)
 
 
 def values_of(looked: Looked, place: int, view: str, head: int) -> Tensor:
@@ -123,7 +144,9 @@ def show(looked: Looked, view: str, head: int) -> tuple[dict, dict, str]:
     if looked.photo is None:
         return no_photo(), strip_value([]), INTRODUCTION
     photo, block = looked.photo, looked.blocks[looked.chosen]
-    picture = photo.open()
+    picture = photo.preview()
+    small = picture.copy()
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     cell = looked.cell(block)
     power = 0.3 if view == REACH else 0.5
     src = paint(picture, values_of(looked, looked.chosen, view, head), SHOWN_PX, power=power)
@@ -134,7 +157,7 @@ def show(looked: Looked, view: str, head: int) -> tuple[dict, dict, str]:
     }
     items = [
         {
-            "src": paint(picture, values_of(looked, i, view, head), THUMBNAIL_PX, power=power),
+            "src": paint(small, values_of(looked, i, view, head), THUMBNAIL_PX, power=power),
             "title": f"stage {one.stage + 1}, block {one.block + 1}, {kind(one)}",
             "caption": f"{one.stage + 1}.{one.block + 1} {kind(one)}",
         }
@@ -162,7 +185,7 @@ def words(looked: Looked, view: str) -> str:
     px = 4 * 2**block.stage
     count = len(block.patches)
     pairs, everything = count * (m * n) ** 2, (height * width) ** 2
-    lines = [f"### Stage {block.stage + 1}, block {block.block + 1}: {kind(block)}"]
+    lines = [f"## Stage {block.stage + 1}, block {block.block + 1}: {kind(block)}"]
     if view == REACH:
         lines.append(
             "The light shows **how much of each place has reached the chosen patch** through all blocks up to here. "
@@ -241,7 +264,7 @@ def layout() -> Page:
             head = gr.Slider(
                 0, 16, 0, step=1, label="Head", info="0 is the mean of all; a block with fewer shows its last."
             )
-            upload = gr.UploadButton("Choose a photo", file_types=["image"], elem_id="inside-upload", size="md")
+            upload = upload_button("Choose a photo", file_types=["image"], elem_id="inside-upload", size="md")
             samples_ = None
             if samples():
                 gr.Markdown("Or look into one of these", elem_classes="owl-small")
@@ -256,9 +279,9 @@ class Handlers:
     detector: Detector
 
     @errors_shown
-    def on_upload(self, path: str, view: str, head: float):
+    def on_upload(self, upload: Upload, view: str, head: float):
         """Another photo."""
-        looked = look(self.detector, take_photo(path))
+        looked = look(self.detector, take_photo(*upload))
         return looked, *show(looked, view, int(head))
 
     @errors_shown
@@ -267,11 +290,13 @@ class Handlers:
         looked = look(self.detector, take_photo(samples()[event.index].path))
         return looked, *show(looked, view, int(head))
 
+    @errors_shown
     def on_pointed(self, event: gr.EventData, looked: Looked, view: str, head: float):
         """Another patch."""
         looked = replace(looked, point_xy=(float(event.x), float(event.y)))
         return looked, *show(looked, view, int(head))
 
+    @errors_shown
     def on_block(self, event: gr.EventData, looked: Looked, view: str, head: float):
         """The block that was clicked."""
         looked = replace(looked, chosen=event.index)
@@ -297,11 +322,12 @@ def wire(page: Page, on: Handlers) -> None:
     shown = [page.photo, page.blocks, page.text]
     settings = [page.view, page.head]
     asks, changed = [page.looked, *settings], [page.looked, *shown]
-    page.upload.upload(on.on_upload, [page.upload, *settings], changed, **QUIET)
+    busy = {**BUSY, "show_progress_on": page.photo}
+    page.upload.upload(on.on_upload, [page.upload, *settings], changed, **busy)
     page.photo.pointed(on.on_pointed, asks, changed, trigger_mode="always_last", **QUIET)
     page.blocks.picked(on.on_block, asks, changed, **QUIET)
     page.before.click(on.on_before, asks, changed, **QUIET)
     page.after.click(on.on_after, asks, changed, **QUIET)
     gr.on([page.view.change, page.head.release], on.on_settings, asks, shown, **QUIET)
     if page.samples is not None:
-        page.samples.picked(on.on_sample, settings, changed, **QUIET)
+        page.samples.picked(on.on_sample, settings, changed, **busy)

@@ -9,7 +9,18 @@ import gradio as gr
 from owl_swin import Detections, Detector, QueryError, to_coco, to_label_studio, to_record
 from owl_swin.demo.asking import Question, answer, note_of_nothing, scales
 from owl_swin.demo.photos import Photo, sample_items, samples, take_photo
-from owl_swin.demo.pieces import BUSY, QUIET, errors_shown, files, no_photo, rows, stage, stage_value, strip
+from owl_swin.demo.pieces import (
+    BUSY,
+    QUIET,
+    Upload,
+    files,
+    rows,
+    stage,
+    stage_value,
+    strip,
+    upload_button,
+)
+from owl_swin.demo.refusals import Refused, errors_shown
 from owl_swin.demo.settings import Detail, in_turn, more_settings, moved, offered, threshold_slider
 
 # One visitor must not keep the model from all others.
@@ -87,7 +98,7 @@ def layout(sizes: dict[str, Detector]) -> Page:
             photo = stage("look", upload="name-upload", table=True, elem_id="name-stage")
             downloads_ = files(elem_id="name-files")
         with gr.Column(scale=2, min_width=280):
-            upload = gr.UploadButton("Choose a photo", file_types=["image"], elem_id="name-upload")
+            upload = upload_button("Choose a photo", file_types=["image"], elem_id="name-upload")
             names = gr.Textbox(
                 "",
                 label="What to find",
@@ -118,16 +129,16 @@ class Handlers:
         return show(next(iter(self.sizes.values())), asked, threshold, overlap)
 
     @errors_shown
-    def on_upload(self, path: str, asked: Question, text: str, size: str, threshold: float, overlap: float):
+    def on_upload(self, upload: Upload, asked: Question, text: str, size: str, threshold: float, overlap: float):
         """Another photo, of which the same is asked."""
-        asked = ask(self.sizes[size], asked.of(take_photo(path)), text)
+        asked = ask(self.sizes[size], asked.of(take_photo(*upload)), text)
         return asked, *self.show(asked, threshold, overlap)
 
     @errors_shown
     def on_find(self, asked: Question, text: str, size: str, threshold: float, overlap: float):
         """Other names for the same photo."""
         if asked.photo is None:
-            return asked, no_photo("First a photo", "drop one here, click to choose one, or paste one"), {"files": []}
+            raise Refused("No photo yet", "First choose a photo: drop one, click to choose one, or paste one.")
         asked = ask(self.sizes[size], asked, text)
         return asked, *self.show(asked, threshold, overlap)
 

@@ -2,17 +2,21 @@
 
 import base64
 import io
+import threading
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from cachetools import LRUCache, cached
 from PIL import Image, ImageOps
 
-from owl_swin import open_image
+from owl_swin import ImageError, open_image
 
 SHOWN_PX = 1280
 THUMBNAIL_PX = 200
+# Decoded photos that are kept for the next click, of all visitors together: a photo of 20 megapixels has 60 MB.
+MOST_DECODED_BYTES = 400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +30,12 @@ class Photo:
     src: str
 
     def open(self) -> Image.Image:
-        """The photo itself, upright."""
-        return open_image(self.source)
+        """The photo itself, upright; not to be drawn on."""
+        return self.source if isinstance(self.source, Image.Image) else decoded(self.source)
+
+    def preview(self) -> Image.Image:
+        """What the browser is shown of it."""
+        return open_image(base64.b64decode(self.src.partition(",")[2]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +71,43 @@ def samples() -> tuple[Sample, ...]:
     return tuple(Sample(path, *rest) for path, *rest in there if path.is_file())  # type: ignore[arg-type]
 
 
+def _bytes_of(image: Image.Image) -> int:
+    return image.width * image.height * len(image.getbands())
+
+
+@cached(LRUCache(MOST_DECODED_BYTES, getsizeof=_bytes_of), lock=threading.Lock())
+def decoded(path: Path) -> Image.Image:
+    """The upright photo in a file whose content stays, as that of samples and uploads does."""
+    return open_image(path)
+
+
+def open_reduced(content: bytes, side: int) -> Image.Image:
+    """The upright picture in a file; of a large JPEG a smaller one, not below ``side``, in a fraction of the time."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            image.draft("RGB", (side, side))
+            return open_image(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError):  # another format, or for the sentence on it
+        return open_image(content)
+
+
 def take_photo(source: str | Path | Image.Image, name: str = "") -> Photo:
-    """A photo from a file, or from pixels; ImageError if it is none."""
-    image = open_image(source)
-    kept = source if isinstance(source, Image.Image) else Path(source)
+    """A photo from a file, or from pixels; ImageError, which calls it by its ``name``, if it is none."""
+    kept = open_image(source) if isinstance(source, Image.Image) else Path(source)
     shown = name or (kept.name if isinstance(kept, Path) else "photo")
+    try:
+        image = decoded(kept) if isinstance(kept, Path) else kept
+    except ImageError as error:
+        raise ImageError(error.reason, of=shown) from None
     return Photo(kept, shown, image.width, image.height, data_uri(image, SHOWN_PX))
 
 
 def data_uri(image: Image.Image, side: int, *, crisp: bool = False) -> str:
     """The picture, at most ``side`` pixels long, inside a URL; a JPEG, or ``crisp`` a PNG, as drawings need."""
     if max(image.size) > side:
-        image = image.copy()
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        scale = side / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
     content = io.BytesIO()
     form = "PNG" if crisp else "JPEG"
     image.save(content, form, quality=85)

@@ -1,15 +1,12 @@
 """The pieces of the pages that Gradio has not: a photo with boxes, rows of small pictures, downloads (see stage.js)."""
 
-import contextlib
-import functools
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import gradio as gr
 
-from owl_swin import Detections, EncodedImage, OwlSwinError
+from owl_swin import Detections, EncodedImage
 from owl_swin.demo.photos import Photo
 
 HERE = Path(__file__).parent
@@ -24,8 +21,14 @@ NO_PHOTO = ("Drop a photo here", HOW)
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 BUSY: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 
-P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Upload(NamedTuple):
+    """A file that a visitor sent: where it lies here, and what it is called there, with the folder it came in."""
+
+    path: str
+    name: str
 
 
 def stage(
@@ -75,6 +78,23 @@ def files(**options: Any) -> gr.HTML:
     )
 
 
+def upload_button(label: str, **options: Any) -> gr.UploadButton:
+    """A button whose handler gets Uploads, one or a list: Gradio's own gives paths, whose names lack folders and signs.
+
+    What is no picture is for the handler to refuse, by name.
+    """
+    button = gr.UploadButton(label, **options)
+
+    def uploads(payload: Any) -> Any:
+        if payload is None:
+            return None
+        many = [Upload(one.path, one.orig_name or Path(one.path).name) for one in getattr(payload, "root", [payload])]
+        return many[0] if button.file_count == "single" else many
+
+    button.preprocess = uploads  # type: ignore[method-assign]
+    return button
+
+
 def no_photo(title: str = NO_PHOTO[0], text: str = NO_PHOTO[1]) -> dict[str, Any]:
     """What a stage shows before there is a photo."""
     return {"src": "", "title": title, "text": text}
@@ -112,33 +132,3 @@ def cell_box(
     (row, column), (rows_, columns), (height, width) = cell, grid_hw, image_hw
     x, y = width / columns, height / rows_
     return (column * x, row * y, (column + 1) * x, (row + 1) * y)
-
-
-def pick(items: Sequence[R], index: int) -> R:
-    """The item that was clicked. A page that outlives its session may show items that are forgotten."""
-    if index < len(items):
-        return items[index]
-    raise gr.Error("This page was left for too long; please start again.", title="Forgotten", print_exception=False)
-
-
-def errors_shown(function: Callable[P, R]) -> Callable[P, R]:
-    """What a person did wrong is shown to them as the sentence that it is, not as "Error"."""
-
-    @contextlib.contextmanager
-    def sentence() -> Iterator[None]:
-        try:
-            yield
-        except OwlSwinError as error:
-            raise gr.Error(str(error), print_exception=False, title="That did not work") from None
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with sentence():
-            return function(*args, **kwargs)
-
-    @functools.wraps(function)
-    def wrapped_steps(*args: P.args, **kwargs: P.kwargs) -> Any:
-        with sentence():
-            yield from function(*args, **kwargs)  # type: ignore[misc]
-
-    return wrapped_steps if inspect.isgeneratorfunction(function) else wrapped  # type: ignore[return-value]

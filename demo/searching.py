@@ -1,52 +1,48 @@
 """Search: an archive of pictures, and where in it a thing is."""
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
 
-from owl_swin import ArchiveError, Detector, Exemplar, ImageError, Match, MissingExtraError, RegionIndex
+from owl_swin import Detector, MissingExtraError, RegionIndex
 from owl_swin.demo.asking import FLOOR
-from owl_swin.demo.filling import Archive, bar, index_files, index_folder, installed, pictures_of, stats_text
-from owl_swin.demo.photos import Photo, crop_uri, samples, take_photo
-from owl_swin.demo.pieces import BUSY, HOW, QUIET, errors_shown, no_photo, pick, stage, stage_value, strip, strip_value
+from owl_swin.demo.filling import (
+    Archive,
+    bar,
+    index_files,
+    index_folder,
+    installed,
+    named_folder,
+    pictures_of,
+    stats_text,
+)
+from owl_swin.demo.photos import samples, take_photo
+from owl_swin.demo.pieces import BUSY, QUIET, Upload, stage, stage_value, strip, upload_button
+from owl_swin.demo.refusals import Refused, errors_shown, pick
+from owl_swin.demo.results import (
+    NO_RESULT,
+    NO_SOURCE,
+    Filters,
+    Searched,
+    ask_example,
+    ask_like,
+    ask_text,
+    find,
+    go_back,
+    in_archive,
+    kept_choice,
+    page_text,
+    show_match,
+    show_matches,
+)
+from owl_swin.demo.settings import in_turn, moved, offered
 
-LIMIT = 24
-PER_PHOTO = 3
 # What the samples are asked for.
 TRIED = "a person"
 NOT_INSTALLED = str(MissingExtraError("Searching an archive", "search"))
-NO_SOURCE = ("Drop a photo of the thing", HOW)
-NO_RESULT = ("Results come here", "Add photos, then search in them by a name or an example.")
-
-
-@dataclass(frozen=True, slots=True)
-class Searched:
-    """What stands in the tab: the archive, its answers, the one that is looked at, what was asked, and an example.
-
-    ``own`` is what the visitor filled, if anything; ``archive`` is that, or the one that the server brought.
-    """
-
-    archive: Archive | None = None
-    own: Archive | None = None
-    matches: tuple[Match, ...] = ()
-    chosen: int = -1
-    asked: Any = None
-    source: Photo | None = None
-    box_xyxy: tuple[float, float, float, float] | None = None
-
-    @property
-    def named(self) -> str:
-        """What the boxes are labelled: the name that was asked for, whatever the text field says by now."""
-        return self.asked if isinstance(self.asked, str) else "match"
-
-
-def in_archive(searched: Searched, archive: Archive | None) -> Searched:
-    """The tab turned to an archive, of which nothing was asked yet."""
-    return replace(searched, archive=archive, matches=(), chosen=-1, asked=None)
 
 
 def in_own(detector: Detector, searched: Searched) -> tuple[Searched, Archive]:
@@ -56,83 +52,56 @@ def in_own(detector: Detector, searched: Searched) -> tuple[Searched, Archive]:
 
 
 def adding(searched: Searched, news: Iterator[str]) -> Iterator[tuple]:
-    """What the tab shows while its archive is filled: state, progress, stats and results, as they change.
+    """What the tab shows while its archive is filled: progress, stats, state and results, as they change.
 
     The state turns to the archive as soon as something is in it: adding nothing loses nothing.
     """
     assert searched.archive is not None
-    turned, same = False, [gr.skip()] * 3
+    turned, same = False, [gr.skip()] * N_FOUND
     last = bar(0, 1, "Starting …")
-    yield gr.skip(), last, gr.skip(), *same
+    yield last, gr.skip(), *same
     for last in news:
         if turned or not searched.archive.index.stats().n_images:
-            yield gr.skip(), last, gr.skip(), *same
+            yield last, gr.skip(), *same
         else:
             turned = True
-            yield searched, last, stats_text(searched.archive), *show(searched)
+            yield last, stats_text(searched.archive), *show(searched)
     if turned:
-        yield gr.skip(), last, stats_text(searched.archive), *same
+        yield last, stats_text(searched.archive), *same
     elif searched.archive.index.stats().n_images:
-        yield searched, last, stats_text(searched.archive), *show(searched)
+        yield last, stats_text(searched.archive), *show(searched)
 
 
-def search(searched: Searched, query: Any, threshold: float) -> Searched:
-    """The best regions of the archive for a query."""
-    if searched.archive is None:
-        raise ArchiveError("there are no photos to search in yet; add some first")
-    matches = searched.archive.index.search(query, limit=LIMIT, threshold=threshold, per_image=PER_PHOTO)
-    return replace(searched, matches=tuple(matches), chosen=0 if matches else -1, asked=query)
+def show(searched: Searched) -> tuple:
+    """The state, what the query field says, the strip, the photo of the result that is looked at, and the buttons:
+    more like it, back to the question before, the page before, which page this is, and the next."""
+    return (
+        searched,
+        searched.asked.text if searched.asked is not None else gr.skip(),
+        show_matches(searched),
+        show_match(searched),
+        gr.update(visible=bool(searched.matches)),
+        gr.update(visible=bool(searched.before)),
+        gr.update(visible=searched.page > 0),
+        page_text(searched),
+        gr.update(visible=searched.more),
+    )
 
 
-def note_of_nothing(searched: Searched) -> dict[str, Any] | None:
-    """What to do when nothing in the archive answers."""
-    if searched.asked is None or searched.archive is None:
-        return None
-    nearest = searched.archive.index.search(searched.asked, limit=1)
-    advice = "Use a plainer word, or search by an example."
-    if not nearest or (lower := math.floor(100 * nearest[0].score) / 100) < FLOOR:
-        return {"text": f"Nothing like it is in these photos. {advice}"}
-    return {
-        "text": f"Nothing reaches the threshold. Nearest is a region with a score of {nearest[0].score:.2f}. {advice}",
-        "action": f"Lower the threshold to {lower:.2f}",
-        "value": lower,
-    }
+N_FOUND = 9
+# The last step of what adds photos: its "Stop" goes.
+DONE = (gr.update(visible=False), *[gr.skip()] * (2 + N_FOUND))
 
 
-def item(archive: Archive, match: Match) -> dict[str, Any]:
-    """A match as an item of the strip; one whose photo is gone says so."""
-    name = Path(match.path).name
-    try:
-        src = crop_uri(archive.index.open_picture(match.image_id), match.box_xyxy)
-    except ImageError:
-        src = ""
-    return {"src": src, "title": f"{name}, score {match.score:.3f}", "caption": name, "badge": f"{match.score:.2f}"}
-
-
-def show(searched: Searched) -> tuple[dict, dict, Any]:
-    """The strip of matches, the photo of the one that is looked at, and whether there is one."""
-    if searched.archive is None or not searched.matches:
-        return strip_value([]), {**no_photo(*NO_RESULT), "note": note_of_nothing(searched)}, gr.update(visible=False)
-    items = [item(searched.archive, match) for match in searched.matches]
-    return strip_value(items, chosen=searched.chosen), show_match(searched), gr.update(visible=True)
-
-
-def show_match(searched: Searched) -> dict:
-    """The photo of the match that is looked at, with its box."""
-    match = searched.matches[searched.chosen]
-    try:
-        assert searched.archive is not None
-        photo = take_photo(searched.archive.index.open_picture(match.image_id), Path(match.path).name)
-    except ImageError as error:
-        return no_photo("This photo is gone", str(error))
-    mark = {"box": match.box_xyxy, "label": searched.named, "score": match.score, "query": 0, "patch": None}
-    return stage_value(photo, boxes=[mark], note={"text": match.path})
+def leaving_text(shown: tuple) -> tuple:
+    """The same without the query field, in which the next query may stand by now."""
+    return (shown[0], gr.skip(), *shown[2:])
 
 
 def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> None:
     """The tab."""
     if index is None and not installed():
-        gr.Markdown(f"### Search is not installed\n{NOT_INSTALLED}", elem_classes="owl-step")
+        gr.Markdown(f"## Search is not installed\n{NOT_INSTALLED}", elem_classes="owl-step")
         return
     attached = Archive(index) if index is not None else None
     state = gr.State(Searched())
@@ -157,6 +126,7 @@ class Photos:
     index: gr.Button | None
     tried: gr.Button | None
     attached: gr.Button | None
+    stop: gr.Button
     progress: gr.HTML
 
 
@@ -170,6 +140,7 @@ class Wanted:
     upload: gr.UploadButton
     like: gr.Button
     threshold: gr.Slider
+    filters: list[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,20 +148,22 @@ class Results:
     """The photo of one result, and all of them."""
 
     photo: gr.HTML
-    more: gr.Button
+    like: gr.Button
+    back: gr.Button
     matches: gr.HTML
+    earlier: gr.Button
+    page: gr.Markdown
+    later: gr.Button
 
 
 def layout_photos(attached: Archive | None, folders: bool) -> Photos:
     """The upper half of the left column."""
-    gr.Markdown("#### 1 · Photos to search in", elem_classes="owl-step")
+    gr.Markdown("## 1 · Photos to search in", elem_classes="owl-step")
     stats = gr.Markdown(stats_text(attached), elem_id="search-stats")
     small: dict[str, Any] = {"size": "md", "min_width": 110}
     with gr.Row(elem_classes="owl-buttons"):
-        many = gr.UploadButton(
-            "Add photos", file_types=["image"], file_count="multiple", elem_id="search-files", **small
-        )
-        folder_files = gr.UploadButton("Add a folder", file_count="directory", elem_id="search-folder-upload", **small)
+        many = upload_button("Add photos", file_types=["image"], file_count="multiple", elem_id="search-files", **small)
+        folder_files = upload_button("Add a folder", file_count="directory", elem_id="search-folder-upload", **small)
     folder = index = tried = back = None
     if folders:
         with gr.Row(elem_classes="owl-buttons"):
@@ -207,12 +180,13 @@ def layout_photos(attached: Archive | None, folders: bool) -> Photos:
     elif samples():
         tried = gr.Button("Try it with six sample photos", size="md", elem_id="search-try")
     progress = gr.HTML("", elem_id="search-progress", apply_default_css=False)
-    return Photos(stats, many, folder_files, folder, index, tried, back, progress)
+    stop = gr.Button("Stop; keep what is done", size="md", elem_id="search-stop", visible=False)
+    return Photos(stats, many, folder_files, folder, index, tried, back, stop, progress)
 
 
 def layout_wanted() -> Wanted:
     """The lower half of the left column."""
-    gr.Markdown("#### 2 · What to look for", elem_classes="owl-step")
+    gr.Markdown("## 2 · What to look for", elem_classes="owl-step")
     text = gr.Textbox(
         "",
         label="A name",
@@ -222,135 +196,205 @@ def layout_wanted() -> Wanted:
         lines=1,
         max_lines=1,
     )
-    find = gr.Button("Search", variant="primary", elem_id="search-find")
+    find_ = gr.Button("Search", variant="primary", elem_id="search-find")
     with gr.Accordion("Or show an example", open=False):
         source = stage("draw", upload="search-source-upload", empty=NO_SOURCE, elem_id="search-source")
-        upload = gr.UploadButton(
+        upload = upload_button(
             "Choose a photo of the thing", file_types=["image"], elem_id="search-source-upload", size="md"
         )
         like = gr.Button("Search for what is in the box", size="md", elem_id="search-like")
     threshold = gr.Slider(0, 1, 0.1, step=FLOOR, label="Threshold", elem_id="search-threshold")
-    return Wanted(text, find, source, upload, like, threshold)
+    return Wanted(text, find_, source, upload, like, threshold, layout_filters())
+
+
+def layout_filters() -> list[Any]:
+    """The filters of `owl-swin search`, in the order of ``Filters``, folded away."""
+    with gr.Accordion("Filters", open=False):
+        return [
+            gr.Slider(1, 20, 3, step=1, label="Most results of one photo", elem_id="search-per-photo"),
+            gr.Textbox("", label="Only these paths", placeholder="2024/*.jpg", elem_id="search-paths"),
+            gr.Textbox("", label="Only files newer than", info="A date, or an age.", placeholder="2024-05-31 or 7d"),
+            gr.Textbox("", label="Only files older than", info="A date, or an age.", placeholder="2024-05-31 or 1y"),
+            gr.Number(None, label="Shortest side of a box, in pixels", minimum=0, elem_id="search-min-side"),
+            gr.Checkbox(False, label="Score every region", info="Slower, and misses nothing in a large archive."),
+        ]
 
 
 def layout_results() -> Results:
     """The right column."""
-    gr.Markdown("#### 3 · Where it is\nThe best comes first; click another to see its photo.", elem_classes="owl-step")
+    gr.Markdown("## 3 · Where it is\nThe best comes first; click another to see its photo.", elem_classes="owl-step")
     photo = stage("look", empty=NO_RESULT, elem_id="search-photo")
-    more = gr.Button("More like this", size="md", elem_id="search-more", visible=False)
+    with gr.Row(elem_classes="owl-buttons"):
+        like = gr.Button("More like this", size="md", elem_id="search-more", visible=False, min_width=120)
+        back = gr.Button("‹ Back to the search before", size="md", elem_id="search-back", visible=False, min_width=120)
     matches = strip(grid=True, elem_id="search-results")
-    return Results(photo, more, matches)
+    with gr.Row(elem_classes="owl-buttons owl-pages"):
+        earlier = gr.Button("‹ Page before", size="md", elem_id="search-earlier", visible=False, min_width=110)
+        page = gr.Markdown("", elem_id="search-page")
+        later = gr.Button("Next page ›", size="md", elem_id="search-later", visible=False, min_width=110)
+    return Results(photo, like, back, matches, earlier, page, later)
 
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What the tab does on each click; ``attached`` is the archive that the server brought, if any."""
+    """What the tab does on each click; ``attached`` is the archive that the server brought, if any.
+
+    ``running`` has, of each visitor whose photos are being added, what stops that.
+    """
 
     detector: Detector
     attached: Archive | None
+    running: dict[str, threading.Event] = field(default_factory=dict)
 
-    def with_archive(self, searched: Searched) -> Searched:
-        """The tab with something to search in: what the visitor filled, or what the server brought."""
-        return searched if searched.archive is not None else replace(searched, archive=self.attached)
+    def ready(self, searched: Searched, threshold: float, *filters: Any) -> Searched:
+        """The tab with something to search in, what the visitor filled or what the server brought, and its settings."""
+        archive = searched.archive if searched.archive is not None else self.attached
+        return replace(searched, archive=archive, threshold=threshold, filters=Filters(*filters))
+
+    def filling(self, request: gr.Request, news: Callable[[threading.Event], Iterator[tuple]]) -> Iterator[tuple]:
+        """The steps of ``news``, with the button that stops them before each, which goes in the end."""
+        visitor = str(request.session_hash)
+        if visitor in self.running:
+            raise Refused("Photos are being added", "Wait until these are done, or stop it first.")
+        stop = self.running[visitor] = threading.Event()
+        try:
+            for step in news(stop):
+                yield gr.update(visible=True), *step
+            yield DONE
+        except Exception:
+            yield DONE
+            raise
+        finally:
+            del self.running[visitor]
 
     @errors_shown
-    def on_files(self, paths: list[str], searched: Searched):
+    def on_files(self, uploads: list[Upload], searched: Searched, request: gr.Request):
         """Uploads, of which those that are no pictures are passed over."""
-        pictures = pictures_of(paths)
+        pictures = pictures_of(uploads)
         searched, own = in_own(self.detector, searched)
-        yield from adding(searched, index_files(own, pictures))
+        yield from self.filling(request, lambda stop: adding(searched, index_files(own, pictures, stop)))
 
     @errors_shown
-    def on_folder(self, path: str, searched: Searched):
+    def on_folder(self, path: str, searched: Searched, request: gr.Request):
         """A folder of the machine that this runs on."""
+        folder = named_folder(path)
         searched, own = in_own(self.detector, searched)
-        yield from adding(searched, index_folder(own, path.strip()))
+        yield from self.filling(request, lambda stop: adding(searched, index_folder(own, folder, stop)))
 
     @errors_shown
-    def on_try(self, searched: Searched):
+    def on_try(self, searched: Searched, request: gr.Request):
         """The samples, and a first search in them."""
         searched, own = in_own(self.detector, searched)
-        for step in adding(searched, index_files(own, [one.path for one in samples()])):
-            yield gr.skip(), gr.skip(), *step
-        searched = search(searched, TRIED, 0.0)
-        yield TRIED, 0, searched, gr.skip(), stats_text(own), *show(searched)
+        photos = [Upload(str(one.path), one.path.name) for one in samples()]
+        for step in self.filling(request, lambda stop: adding(searched, index_files(own, photos, stop))):
+            yield gr.skip(), *step
+        searched = ask_text(self.detector, self.ready(searched, 0.0), TRIED)
+        yield 0, gr.skip(), gr.skip(), stats_text(own), *show(searched)
+
+    def on_stop(self, request: gr.Request):
+        """The end of what is being added."""
+        if (stop := self.running.get(str(request.session_hash))) is not None:
+            stop.set()
 
     @errors_shown
-    def on_back(self, searched: Searched):
+    def on_back_to_server(self, searched: Searched):
         """The server's archive again; the visitor's own stays for what is added next."""
         searched = in_archive(searched, self.attached)
-        return searched, "", stats_text(self.attached), *show(searched)
+        return "", stats_text(self.attached), *show(searched)
 
     @errors_shown
-    def on_text(self, text: str, threshold: float, searched: Searched):
+    def on_text(self, text: str, searched: Searched, *settings: Any):
         """A search by name."""
-        searched = search(self.with_archive(searched), text, threshold)
-        return searched, *show(searched)
+        return show(ask_text(self.detector, self.ready(searched, *settings), text))
 
     @errors_shown
-    def on_like(self, threshold: float, searched: Searched):
+    def on_example(self, searched: Searched, *settings: Any):
         """A search for what is in the box."""
         if searched.source is None:
-            raise gr.Error("First choose a photo of the thing.", title="No photo yet", print_exception=False)
-        query = Exemplar(searched.source.open(), searched.box_xyxy)
-        searched = search(self.with_archive(searched), query, threshold)
-        return searched, *show(searched)
+            raise Refused("No photo yet", "First choose a photo of the thing.")
+        return show(ask_example(self.detector, self.ready(searched, *settings), searched.source, searched.box_xyxy))
 
     @errors_shown
-    def on_more(self, threshold: float, searched: Searched):
+    def on_like(self, searched: Searched, *settings: Any):
         """A search for the like of a result."""
-        if searched.chosen < 0 or searched.archive is None:
-            raise gr.Error("First search, then choose a result.", title="Nothing chosen", print_exception=False)
-        region = searched.matches[searched.chosen].region
-        searched = search(searched, searched.archive.index.more_like(region), threshold)
-        return searched, *show(searched)
+        if not searched.matches:
+            raise Refused("Nothing chosen", "First search, then choose a result.")
+        return show(ask_like(self.ready(searched, *settings), searched.matches[searched.chosen]))
 
     @errors_shown
-    def on_asked(self, event: gr.EventData, searched: Searched):
-        """The same search with the threshold that the note offers."""
-        searched = search(searched, searched.asked, event.value)
-        return event.value, searched, *show(searched)
+    def on_back(self, searched: Searched, *settings: Any):
+        """The search before."""
+        return show(go_back(self.ready(searched, *settings)))
+
+    @errors_shown
+    def on_settings(self, searched: Searched, *settings: Any):
+        """The same search with another threshold or other filters."""
+        return leaving_text(show(kept_choice(searched, find(replace(self.ready(searched, *settings), chosen=0)))))
+
+    @errors_shown
+    def on_page(self, step: int, searched: Searched, *settings: Any):
+        """A page further, or back."""
+        turned = replace(self.ready(searched, *settings), chosen=0)
+        return leaving_text(show(find(turned, max(0, searched.page + step))))
 
     @errors_shown
     def on_picked(self, event: gr.EventData, searched: Searched):
-        """Another result to look at."""
+        """Another result to look at; the page has marked it already."""
         pick(searched.matches, event.index)
         searched = replace(searched, chosen=event.index)
-        matches, photo, _ = show(searched)
-        return searched, matches, photo
+        return searched, show_match(searched)
 
     @errors_shown
-    def on_source(self, path: str, searched: Searched):
+    def on_source(self, upload: Upload, searched: Searched):
         """A photo to draw an example on."""
-        searched = replace(searched, source=take_photo(path), box_xyxy=None)
+        searched = replace(searched, source=take_photo(*upload), box_xyxy=None)
         return searched, stage_value(searched.source)
 
+    @errors_shown
     def on_drawn(self, event: gr.EventData, searched: Searched):
         """The box that was drawn, or that went."""
         return replace(searched, box_xyxy=tuple(event.box) if event.box else None)
 
 
+def found_of(state: gr.State, wanted: Wanted, results: Results) -> list[Any]:
+    """What ``show`` fills, in its order."""
+    buttons = [results.like, results.back, results.earlier, results.page, results.later]
+    return [state, wanted.text, results.matches, results.photo, *buttons]
+
+
 def wire_photos(state: gr.State, photos: Photos, wanted: Wanted, results: Results, on: Handlers) -> None:
     """What fills an archive, or turns to another."""
-    added = [state, photos.progress, photos.stats, results.matches, results.photo, results.more]
+    found = found_of(state, wanted, results)
+    added = [photos.stop, photos.progress, photos.stats, *found]
     photos.files.upload(on.on_files, [photos.files, state], added, **QUIET)
     photos.folder_files.upload(on.on_files, [photos.folder_files, state], added, **QUIET)
     if photos.folder is not None and photos.index is not None:
         gr.on([photos.index.click, photos.folder.submit], on.on_folder, [photos.folder, state], added, **QUIET)
     if photos.tried is not None:
-        photos.tried.click(on.on_try, [state], [wanted.text, wanted.threshold, *added], **QUIET)
+        photos.tried.click(on.on_try, [state], [wanted.threshold, *added], **QUIET)
+    photos.stop.click(on.on_stop, **QUIET)
     if photos.attached is not None:
-        photos.attached.click(on.on_back, [state], added, **QUIET)
+        photos.attached.click(on.on_back_to_server, [state], added[1:], **QUIET)
 
 
 def wire_search(state: gr.State, wanted: Wanted, results: Results, on: Handlers) -> None:
     """What searches, and what is looked at of the answer."""
-    found = [state, results.matches, results.photo, results.more]
+    found = found_of(state, wanted, results)
+    asks = [state, wanted.threshold, *wanted.filters]
     busy = {**BUSY, "show_progress_on": results.matches}
-    gr.on([wanted.find.click, wanted.text.submit], on.on_text, [wanted.text, wanted.threshold, state], found, **busy)
-    wanted.upload.upload(on.on_source, [wanted.upload, state], [state, wanted.source], **QUIET)
+    gr.on([wanted.find.click, wanted.text.submit], on.on_text, [wanted.text, *asks], found, **busy)
+    source_busy = {**BUSY, "show_progress_on": wanted.source}
+    wanted.upload.upload(on.on_source, [wanted.upload, state], [state, wanted.source], **source_busy)
     wanted.source.drawn(on.on_drawn, [state], [state], trigger_mode="multiple", **QUIET)
-    wanted.like.click(on.on_like, [wanted.threshold, state], found, **busy)
-    results.more.click(on.on_more, [wanted.threshold, state], found, **busy)
-    results.matches.picked(on.on_picked, [state], [state, results.matches, results.photo], **QUIET)
-    results.photo.asked(on.on_asked, [state], [wanted.threshold, *found], **QUIET)
+    wanted.like.click(on.on_example, asks, found, **busy)
+    results.like.click(on.on_like, asks, found, **busy)
+    results.back.click(on.on_back, asks, found, **busy)
+    results.earlier.click(lambda *given: on.on_page(-1, *given), asks, found, **busy)
+    results.later.click(lambda *given: on.on_page(1, *given), asks, found, **busy)
+    per_photo, paths, newer, older, min_side, exact = wanted.filters
+    typed = [event for one in (paths, newer, older, min_side) for event in (one.submit, one.blur)]
+    changed = [*moved(wanted.threshold), per_photo.release, exact.input, *typed]
+    gr.on(changed, on.on_settings, asks, found, trigger_mode="always_last", **in_turn("search-view"))
+    results.matches.picked(on.on_picked, [state], [state, results.photo], **QUIET)
+    offered_ = results.photo.asked(offered, None, wanted.threshold, **QUIET)
+    offered_.then(on.on_settings, asks, found, **{**busy, **in_turn("search-view")})

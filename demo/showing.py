@@ -14,16 +14,17 @@ from owl_swin.demo.pieces import (
     BUSY,
     HOW,
     QUIET,
-    errors_shown,
+    Upload,
     files,
     no_photo,
-    pick,
     rows,
     stage,
     stage_value,
     strip,
     strip_value,
+    upload_button,
 )
+from owl_swin.demo.refusals import Refused, errors_shown, pick
 from owl_swin.demo.settings import Detail, in_turn, more_settings, moved, offered, threshold_slider
 
 BOXES, HEAT = "Boxes", "Where it fits"
@@ -52,7 +53,7 @@ def show_target(detector: Detector, shown: Shown, threshold: float, overlap: flo
     src = ""
     if view == HEAT:
         scores = detector.similarity(target.encoded, target.queries)[0]
-        src = data_uri(draw_heat_map(target.photo.open(), scores, title=found.names[0]), SHOWN_PX)
+        src = data_uri(draw_heat_map(target.photo.preview(), scores, title=found.names[0]), SHOWN_PX)
     else:
         marks = [{**mark, "patch": None} for mark in marks]
     return stage_value(target.photo, src=src, boxes=marks, note=note), {"files": downloads(target.photo, found)}
@@ -74,7 +75,7 @@ def try_it() -> Shown:
     """The cat, shown in one photo, to be found on a board of six."""
     cat = next(one for one in samples() if one.title == "Cat")
     photo = take_photo(cat.path)
-    return Shown(photo, None, (Example(photo, cat.box_xyxy, True),), Question(board()))
+    return Shown(photo, None, (Example.of(photo, cat.box_xyxy, True),), Question(board()))
 
 
 def build(detector: Detector) -> None:
@@ -121,13 +122,13 @@ class Target:
 def layout_source() -> Source:
     """The left column."""
     with gr.Column(scale=1, min_width=300):
-        gr.Markdown("#### 1 · Show the thing\nDrag a box around it, or click two corners.", elem_classes="owl-step")
+        gr.Markdown("## 1 · Show the thing\nDrag a box around it, or click two corners.", elem_classes="owl-step")
         photo = stage("draw", upload="show-source-upload", empty=NO_SOURCE, elem_id="show-source")
         with gr.Row(elem_classes="owl-buttons"):
             add = gr.Button("Add as example", variant="primary", size="md", elem_id="show-add", min_width=120)
             add_not = gr.Button("Add as “not this”", size="md", elem_id="show-add-not", min_width=120)
         examples = strip(empty=EMPTY, elem_id="show-examples")
-        upload = gr.UploadButton(
+        upload = upload_button(
             "Choose a photo of the thing", file_types=["image"], elem_id="show-source-upload", size="md"
         )
         with gr.Accordion("Type the box, or add words", open=False):
@@ -154,7 +155,7 @@ def layout_source() -> Source:
 def layout_target(sizes: dict[str, Detector]) -> Target:
     """The right column."""
     with gr.Column(scale=1, min_width=300):
-        gr.Markdown("#### 2 · See where else it is\nIn any other photo, or in the same one.", elem_classes="owl-step")
+        gr.Markdown("## 2 · See where else it is\nIn any other photo, or in the same one.", elem_classes="owl-step")
         photo = stage("look", upload="show-target-upload", empty=NO_TARGET, table=True, elem_id="show-target")
         view = gr.Radio(
             [BOXES, HEAT],
@@ -165,7 +166,7 @@ def layout_target(sizes: dict[str, Detector]) -> Target:
         )
         threshold = threshold_slider("show-threshold", value=SHOWN_THRESHOLD)
         with gr.Row(elem_classes="owl-buttons"):
-            upload = gr.UploadButton(
+            upload = upload_button(
                 "Choose a photo to look in", file_types=["image"], elem_id="show-target-upload", size="md"
             )
             same = gr.Button("Look in the same photo", size="md", min_width=120)
@@ -193,9 +194,9 @@ class Handlers:
         return shown, *show_target(detector, shown, threshold, overlap, view)
 
     @errors_shown
-    def on_source_upload(self, path: str, shown: Shown):
+    def on_source_upload(self, upload: Upload, shown: Shown):
         """Another photo to draw on."""
-        return with_source(shown, take_photo(path))
+        return with_source(shown, take_photo(*upload))
 
     @errors_shown
     def on_sample(self, event: gr.EventData, shown: Shown):
@@ -221,7 +222,7 @@ class Handlers:
     @errors_shown
     def on_add(self, wanted: bool, shown: Shown, *settings: Any):
         """What is in the box becomes an example."""
-        shown = with_example(shown, Example(source_of(shown), shown.box_xyxy, wanted))
+        shown = with_example(shown, Example.of(source_of(shown), shown.box_xyxy, wanted))
         shown, *sides = self.ask(shown, *settings)  # before the strip shows a box that means nothing
         return shown, show_examples(shown), *sides
 
@@ -233,9 +234,9 @@ class Handlers:
         return shown, show_examples(shown), *sides
 
     @errors_shown
-    def on_target(self, path: str, shown: Shown, *settings: Any):
+    def on_target(self, upload: Upload, shown: Shown, *settings: Any):
         """Another photo to look in."""
-        return self.ask(replace(shown, target=shown.target.of(take_photo(path))), *settings)
+        return self.ask(replace(shown, target=shown.target.of(take_photo(*upload))), *settings)
 
     @errors_shown
     def on_same(self, shown: Shown, *settings: Any):
@@ -275,14 +276,15 @@ def with_source(shown: Shown, photo: Photo, box: Box | None = None) -> tuple:
 def source_of(shown: Shown) -> Photo:
     """The photo that is drawn on; without one, the page says so."""
     if shown.source is None:
-        raise gr.Error("First choose a photo of the thing.", title="No photo yet", print_exception=False)
+        raise Refused("No photo yet", "First choose a photo of the thing.")
     return shown.source
 
 
 def wire_source(state: gr.State, source: Source, on: Handlers) -> None:
     """What happens in the left column alone: photos to draw on, and the box."""
     drawn = [state, source.photo, *source.fields]
-    source.upload.upload(on.on_source_upload, [source.upload, state], drawn, **QUIET)
+    busy = {**BUSY, "show_progress_on": source.photo}
+    source.upload.upload(on.on_source_upload, [source.upload, state], drawn, **busy)
     # "multiple": of two corners clicked in quick succession, neither may be dropped; "always_last" repeats the first.
     source.photo.drawn(on.on_drawn, [state], [state, *source.fields], trigger_mode="multiple", **QUIET)
     typed = [event for field in source.fields for event in (field.submit, field.blur)]

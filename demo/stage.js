@@ -2,6 +2,7 @@
 // touch or keys), rows of small pictures, and downloads. No library, nothing from elsewhere.
 (() => {
   "use strict";
+  if (window.owlStage) return; // every piece brings this script
   const SVG = "http://www.w3.org/2000/svg";
   const STEP = 0.02; // what an arrow key moves, as a share of the photo
   const HANDLE_PX = 16;
@@ -15,6 +16,19 @@
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
   // Steps of the golden ratio around the colour wheel: neighbours in the list of queries look different.
   const colour = (label) => `hsl(${Math.round((0.02 + label * 0.618034) * 360) % 360} 85% 58%)`;
+
+  // Files of a folder keep their path in it as their name, of which Gradio would leave only the last part.
+  document.addEventListener("change", (event) => {
+    const input = event.target;
+    if (!(input instanceof HTMLInputElement) || input.type !== "file" || !input.webkitdirectory) return;
+    if (![...input.files].some((file) => file.webkitRelativePath)) return;
+    event.stopImmediatePropagation();
+    const transfer = new DataTransfer();
+    [...input.files].forEach((file) =>
+      transfer.items.add(new File([file], file.webkitRelativePath || file.name, { type: file.type })));
+    input.files = transfer.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  }, true);
 
   // A photo, what is marked on it, and the table of that. Tells: "drawn" {box}, "pointed" {x, y}, "asked" {value}.
   // The value is made by stage_value in pieces.py.
@@ -51,7 +65,11 @@
     const give = (files) => {
       const input = fileInput();
       const pictures = [...files].filter((file) => file.type.startsWith("image/"));
-      if (!input || !pictures.length) return;
+      if (!input || !files.length) return;
+      if (!pictures.length) {
+        note.replaceChildren(make("p", "", `${files[0].name} is no picture; the photo stays as it was.`));
+        return;
+      }
       const transfer = new DataTransfer();
       transfer.items.add(pictures[0]);
       input.files = transfer.files;
@@ -147,8 +165,12 @@
       if (!boxes.length) return;
       const grid = make("table");
       const head = make("tr");
-      ["", "name", "score", "box (x y x y, px)"].forEach((text, i) =>
-        head.append(cell("th", text, i === 3 ? "owl-wide" : "")));
+      ["colour", "name", "score", "box (x y x y, px)"].forEach((text, i) => {
+        const title = cell("th", "", i === 3 ? "owl-wide" : "");
+        title.scope = "col";
+        title.append(make("span", i ? "" : "owl-unseen", text));
+        head.append(title);
+      });
       const body = make("tbody");
       boxes.forEach((one, index) => {
         const row = hoverable(make("tr"), index);
@@ -326,6 +348,11 @@
   // Small pictures in a row or a grid. Tells: "picked" {index}, "removed" {index}.
   window.owlStrip = (element, props, trigger, watch) => {
     const root = element.querySelector(".owl-strip");
+    // At once, as the answer may take a moment.
+    const mark = (index) => root.querySelectorAll(".owl-item > button:first-child").forEach((button, i) => {
+      if (i === index) button.setAttribute("aria-pressed", "true");
+      else button.removeAttribute("aria-pressed");
+    });
     const draw = () => {
       const value = JSON.parse(JSON.stringify(props.value || {}));
       const items = value.items || [];
@@ -343,12 +370,15 @@
         button.title = item.title || "";
         if (index === value.chosen) button.setAttribute("aria-pressed", "true");
         const picture = make("img");
-        picture.src = item.src;
-        picture.alt = item.alt || item.title || "";
+        if (item.src) picture.src = item.src;
+        picture.alt = item.caption ? "" : item.title || ""; // what the caption says is not read out twice
         button.append(picture);
         if (item.caption) button.append(make("span", "", item.caption));
         if (item.badge) button.append(make("em", "", item.badge));
-        button.addEventListener("click", () => trigger("picked", { index }));
+        button.addEventListener("click", () => {
+          if (value.chosen !== undefined && value.chosen >= 0) mark(index);
+          trigger("picked", { index });
+        });
         holder.append(button);
         if (item.removable) {
           const remove = make("button", "owl-remove", "×");

@@ -4,6 +4,7 @@ import ast
 import json
 import runpy
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from torch.testing import assert_close
 
 gr = pytest.importorskip("gradio")
 
-from owl_swin import Detector, Exemplar, ImageError, QueryError  # noqa: E402
-from owl_swin.demo import app, asking, examples, filling, inside, naming, searching, showing  # noqa: E402
+from owl_swin import ArchiveError, Detector, ImageError, QueryError  # noqa: E402
+from owl_swin.demo import app, asking, examples, filling, inside, naming, results, searching, showing  # noqa: E402
 from owl_swin.demo.asking import Question  # noqa: E402
-from owl_swin.demo.photos import board, samples, take_photo  # noqa: E402
-from owl_swin.demo.pieces import errors_shown, pick, rows  # noqa: E402
+from owl_swin.demo.photos import board, open_reduced, samples, take_photo  # noqa: E402
+from owl_swin.demo.pieces import Upload, rows, upload_button  # noqa: E402
+from owl_swin.demo.refusals import Refused, errors_shown, explain, pick  # noqa: E402
 
 DEMO = Path(__file__).parent.parent / "demo"
 MODULES = sorted(DEMO.glob("*.py"))
@@ -66,7 +68,7 @@ def test_the_memory_of_visitors_is_bounded_mounted_or_launched(detector, monkeyp
 
 def test_what_a_forgotten_session_showed_is_said_to_be_gone():
     assert pick(("a", "b"), 1) == "b"
-    with pytest.raises(gr.Error, match="left for too long"):
+    with pytest.raises(Refused, match="left for too long"):
         pick((), 1)
 
 
@@ -152,22 +154,45 @@ def test_sizes_beyond_what_a_detector_takes_are_not_offered(tiny_model, size, si
     assert [one.image_size for one in asking.scales(large).values()] == sizes
 
 
-def test_a_mistake_is_told_as_its_sentence():
+def test_a_mistake_is_told_as_its_sentence_and_nothing_on_the_page_changes():
     @errors_shown
     def wrong():
-        raise QueryError("the box is empty")
+        raise QueryError("the box is <empty>")
 
     @errors_shown
     def wrong_later():
         yield 1
-        raise QueryError("the box is empty")
+        raise QueryError("the box is <empty>")
 
-    with pytest.raises(gr.Error, match="the box is empty"):
-        wrong()
-    steps = wrong_later()
-    assert next(steps) == 1
-    with pytest.raises(gr.Error, match="the box is empty"):
-        next(steps)
+    @errors_shown
+    def broken():
+        raise RuntimeError("a secret of the server")
+
+    with pytest.warns(UserWarning, match="the box is &lt;empty&gt;"):
+        assert wrong() == gr.skip()
+    with pytest.warns(UserWarning, match="the box is"):
+        assert list(wrong_later()) == [1]
+    with pytest.warns(UserWarning, match="a fault of the program") as told:
+        assert broken() == gr.skip()
+    assert "secret" not in str(told[0].message)
+
+
+def test_an_upload_that_is_no_picture_is_called_by_its_name_and_not_by_its_place(tmp_path):
+    (tmp_path / "a1b2.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError) as error:
+        take_photo(tmp_path / "a1b2.png", "Käse & Brot #1.png")
+    assert str(error.value).startswith("Käse & Brot #1.png: ")
+    assert explain(ImageError("is damaged", of=tmp_path / "x.png")) == (
+        "This photo cannot be used",
+        "x.png: is damaged",
+    )
+
+
+def test_uploads_keep_their_folders_and_signs():
+    button = upload_button("Add", file_count="directory")
+    payload = button.data_model(root=[{"path": "/tmp/1/a b.png", "orig_name": "trip/day 1/a&b.png"}])
+    assert button.preprocess(payload) == [Upload("/tmp/1/a b.png", "trip/day 1/a&b.png")]
+    assert button.preprocess(None) is None
 
 
 # --- Show it ---------------------------------------------------------------------------------------------------------
@@ -194,7 +219,7 @@ def test_four_numbers_are_a_box_whichever_corners_come_first(fields, box):
 
 @pytest.mark.parametrize("view", [showing.BOXES, showing.HEAT])
 def test_an_example_is_found_in_its_own_photo(detector, photo, view):
-    shown = examples.Shown(photo, None, (examples.Example(photo, (10.0, 10.0, 50.0, 50.0), True),), Question(photo))
+    shown = examples.Shown(photo, None, (examples.Example.of(photo, (10.0, 10.0, 50.0, 50.0), True),), Question(photo))
     stage, downloads = showing.show_target(detector, examples.search(detector, shown, "", 0.5), 0.05, 0.5, view)
     assert stage["boxes"] and len(downloads["files"]) == 3
     assert (stage["src"] == photo.src) == (view == showing.BOXES)
@@ -224,38 +249,122 @@ def archive(detector):
     return filling.Archive.own(detector)
 
 
-def test_an_archive_of_ones_own_is_filled_searched_and_gone(archive, tmp_path):
+def uploads(*paths) -> list[Upload]:
+    return [Upload(str(path), path.name) for path in paths]
+
+
+def never() -> threading.Event:
+    return threading.Event()
+
+
+def ask_text(detector, searched, text, **changes):
+    return results.ask_text(detector, replace(searched, threshold=0.0, **changes), text)
+
+
+def test_an_archive_of_ones_own_is_filled_searched_and_gone(detector, archive, tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("a.png", "b.png", "broken.png", "notes.txt")]
     for seed, path in enumerate(paths[:2]):
         path.write_bytes(encode(noise(60, 90, seed)))
     paths[2].write_bytes(b"no picture")
     paths[3].write_text("no picture by name")
-    (last,) = filling.index_files(archive, filling.pictures_of(paths))
-    assert "3 of 3 photos" in last and "1 could not be read" in last
+    (last,) = filling.index_files(archive, filling.pictures_of(uploads(*paths)), never())
+    assert "3 of 3 photos" in last and "1 could not be read: broken.png" in last
     assert "**2 photos**" in filling.stats_text(archive)
-    searched = searching.search(searching.Searched(archive), "a cat", 0.0)
-    strip, stage, more = searching.show(searched)
+    searched = ask_text(detector, results.Searched(archive), "a cat")
+    strip, stage = results.show_matches(searched), results.show_match(searched)
     assert {item["caption"] for item in strip["items"]} == {"a.png", "b.png"}
-    assert stage["boxes"][0]["score"] == searched.matches[0].score
-    assert stage["boxes"][0]["label"] == "a cat"
-    by_example = searching.search(searched, Exemplar(noise(60, 90)), 0.0)
-    assert searching.show_match(by_example)["boxes"][0]["label"] == "match"
-    assert more["visible"]
-    nothing = searching.search(searched, "a cat", 1.0)
-    strip, stage, more = searching.show(nothing)
-    assert strip["items"] == [] and "Nothing reaches the threshold" in stage["note"]["text"] and not more["visible"]
+    assert (stage["boxes"][0]["score"], stage["boxes"][0]["label"]) == (searched.matches[0].score, "a cat")
+    monkeypatch.setattr(archive.index, "read_picture", None)  # from here on no photo can be read again
+    for chosen in range(len(searched.matches)):
+        assert results.show_match(replace(searched, chosen=chosen))["src"].startswith("data:image/jpeg")
+    nothing = ask_text(detector, replace(searched, threshold=1.0), "a cat", filters=results.Filters(paths="*.jpg"))
+    assert nothing.matches == () and "pass the filters" in results.show_match(nothing)["note"]["text"]
     folder = archive.folder.name
     archive.folder.cleanup()
     assert not Path(folder).exists()
 
 
-def test_a_folder_is_indexed_with_news_and_its_mistakes_are_told(archive, tmp_path):
+def test_more_of_a_kind_leaves_itself_out_says_what_was_asked_and_has_a_way_back(detector, archive, tmp_path):
+    for seed in range(2):
+        (tmp_path / f"{seed}.png").write_bytes(encode(noise(60, 90, seed)))
+    list(filling.index_files(archive, uploads(*tmp_path.glob("*.png")), never()))
+    first = replace(ask_text(detector, results.Searched(archive), "a cat"), chosen=1)
+    match = first.matches[1]
+    like = results.ask_like(first, match)
+    assert like.matches and match.region not in [one.region for one in like.matches]
+    assert like.asked.text.startswith(f"more like {match.path} at ") and like.asked.label == "match"
+    assert results.ask_text(detector, like, like.asked.text).asked is like.asked  # Enter in the field asks it again
+    shown = results.ask_example(detector, like, take_photo(noise(60, 90), "x.png"), (1.0, 2.0, 30.0, 40.0))
+    assert shown.asked.text == "what is shown in x.png at 1, 2, 30, 40"
+    assert results.go_back(shown).asked == like.asked
+    back = results.go_back(results.go_back(shown))
+    assert (back.matches, back.chosen, back.before) == (first.matches, 1, ())
+    with pytest.raises(QueryError, match="write what to search for"):
+        results.ask_text(detector, back, " ")
+
+
+def test_pages_follow_one_another_and_filters_are_those_of_the_command_line(detector, archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "LIMIT", 4)
     for seed in range(3):
         (tmp_path / f"{seed}.png").write_bytes(encode(noise(60, 90, seed)))
-    news = list(filling.index_folder(archive, str(tmp_path)))
+    list(filling.index_files(archive, uploads(*tmp_path.glob("*.png")), never()))
+    first = ask_text(detector, results.Searched(archive), "a cat")
+    second = results.find(first, 1)
+    assert first.more and results.page_text(second) == "Results 5 to 8"
+    assert second.matches == tuple(archive.index.search("a cat", limit=4, offset=4, per_image=3))
+    assert results.find(second, 99).page == 0  # a page that a higher threshold took away
+    for filters, kept in [
+        (results.Filters(paths="1.*"), {"1.png"}),
+        (results.Filters(newer="2999-01-01"), set()),
+        (results.Filters(older="7d"), set()),
+        (results.Filters(min_side=1e6), set()),
+        (results.Filters(per_photo=1, exact=True), {"0.png", "1.png", "2.png"}),
+    ]:
+        assert {one.path for one in results.find(replace(first, filters=filters)).matches} == kept
+    with pytest.raises(QueryError, match="newer_than wants a date"):
+        results.find(replace(first, filters=results.Filters(newer="soon")))
+
+
+def test_a_folder_is_indexed_with_news_and_its_mistakes_are_told(detector, archive, tmp_path):
+    for name in ("0.png", "1.png", "day 2/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encode(noise(60, 90, int(name[-5]))))
+    news = list(filling.index_folder(archive, tmp_path, never()))
     assert 'aria-valuenow="100"' in news[-1] and "3 of 3 photos" in news[-1]
-    with pytest.raises(ValueError, match="nowhere"):
-        list(filling.index_folder(archive, str(tmp_path / "nowhere")))
+    searched = ask_text(detector, results.Searched(archive), "a cat")
+    titles = [item["title"].split(",")[0] for item in results.show_matches(searched)["items"]]
+    assert set(titles) == {"0.png", "1.png", "day 2/2.png"}  # not where they lie on the server
+    (tmp_path / "1.png").unlink()
+    results._copies.clear()
+    gone = replace(searched, chosen=titles.index("1.png"))
+    assert results.show_match(gone)["text"].startswith("1.png is gone")
+    with pytest.raises(ArchiveError, match="nowhere"):
+        list(filling.index_folder(archive, tmp_path / "nowhere", never()))
+    with pytest.raises(ArchiveError, match="write the path of a folder"):
+        filling.named_folder("  ")
+
+
+def test_what_was_done_when_adding_is_stopped_is_kept(archive, tmp_path):
+    for seed in range(20):
+        (tmp_path / f"{seed}.png").write_bytes(encode(noise(60, 90, seed)))
+    stop = threading.Event()
+    news = filling.index_folder(archive, tmp_path, stop)
+    next(news)
+    stop.set()
+    assert "Stopped after" in list(news)[-1]
+    kept = archive.index.stats().n_images
+    assert kept >= 1
+    steps = filling.index_files(archive, uploads(*sorted(tmp_path.glob("*.png"))), stop := threading.Event())
+    assert "8 of 20" in next(steps)
+    stop.set()
+    assert "Stopped after 8 of 20 photos" in list(steps)[-1]
+
+
+def test_a_large_photo_is_read_small_and_any_other_as_it_is():
+    assert open_reduced(encode(noise(800, 1200), "JPEG"), 300).size == (600, 400)
+    assert open_reduced(encode(noise(800, 1200), "PNG"), 300).size == (1200, 800)
+    with pytest.raises(ImageError):
+        open_reduced(encode(noise(800, 1200), "JPEG")[:300], 300)
 
 
 @pytest.fixture
@@ -267,16 +376,16 @@ def attached(detector, tmp_path):
 
 def states(steps) -> list:
     """What the state was set to, of the steps that set it."""
-    return [step[0] for step in steps if isinstance(step[0], searching.Searched)]
+    return [step[2] for step in steps if isinstance(step[2], results.Searched)]
 
 
 def test_adding_turns_to_ones_own_archive_and_back(detector, attached, tmp_path):
     (tmp_path / "mine.png").write_bytes(encode(noise(60, 90, 1)))
-    before = searching.search(searching.Searched(attached), "a cat", 0.0)
+    before = ask_text(detector, results.Searched(attached), "a cat")
     searched, own = searching.in_own(detector, before)
-    (after,) = states(searching.adding(searched, filling.index_files(own, [tmp_path / "mine.png"])))
+    (after,) = states(searching.adding(searched, filling.index_files(own, uploads(tmp_path / "mine.png"), never())))
     assert after.archive is own and after.matches == () and own.index.stats().n_images == 1
-    back = searching.in_archive(after, attached)
+    back = results.in_archive(after, attached)
     assert back.archive is attached and back.own is own
     assert searching.in_own(detector, back)[1] is own
     assert attached.index.stats().n_images == 1
@@ -284,12 +393,12 @@ def test_adding_turns_to_ones_own_archive_and_back(detector, attached, tmp_path)
 
 def test_adding_nothing_loses_nothing(detector, attached, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    searched, own = searching.in_own(detector, searching.Searched(attached))
-    steps = list(searching.adding(searched, filling.index_files(own, [tmp_path / "broken.png"])))
-    assert "1 could not be read" in steps[-1][1]
+    searched, own = searching.in_own(detector, results.Searched(attached))
+    steps = list(searching.adding(searched, filling.index_files(own, uploads(tmp_path / "broken.png"), never())))
+    assert "1 could not be read" in steps[-1][0]
     assert states(steps) == []
     with pytest.raises(ImageError, match="no picture among these files"):
-        filling.pictures_of([tmp_path / "notes.txt"])
+        filling.pictures_of(uploads(tmp_path / "notes.txt"))
 
 
 # --- Inside Swin -----------------------------------------------------------------------------------------------------
@@ -336,7 +445,7 @@ def test_the_words_carry_the_numbers_of_the_block(looked):
 def test_a_block_is_shown_with_all_others_beside_it(looked, view):
     stage, strip, text = inside.show(looked, view, 0)
     assert stage["lines"] and stage["cell"] and len(strip["items"]) == 8 and strip["chosen"] == 0
-    assert text.startswith("### Stage 1, block 1")
+    assert text.startswith("## Stage 1, block 1")
 
 
 def test_attention_takes_a_size_of_its_own(detector, picture):

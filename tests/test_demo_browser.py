@@ -150,6 +150,9 @@ def test_a_name_gives_boxes_a_table_and_files(page, photos, detector, monkeypatc
         page.click("#name-stage .owl-empty")
     chooser.value.set_files(photos / "blocks0.png")
     page.wait_for_selector("#name-stage .owl-there")
+    upload(page, "name-upload", {"name": "no photo & such.png", "mimeType": "image/png", "buffer": b"no picture"})
+    page.get_by_text("no photo & such.png: not a picture").wait_for()
+    assert page.locator("#name-stage .owl-there").count() == 1 and page.locator("#name-stage .error").count() == 0
     page.fill("#name-text textarea, #name-text input", "a cat, a dog")
     page.keyboard.press("Enter")
     page.wait_for_selector("#name-stage tbody tr, #name-stage .owl-action")
@@ -244,6 +247,16 @@ def test_a_folder_is_indexed_and_searched(page, photos):
     page.click("#search-more")
     until(page, "text => document.querySelector('#search-results').innerText != text", before)
     assert page.inner_text("#search-results em >> nth=0").startswith(("0.", "1."))
+    field = "document.querySelector('#search-text textarea, #search-text input').value"
+    until(page, f"{field}.startsWith('more like blocks')")
+    page.click("#search-back")
+    until(page, "text => document.querySelector('#search-results').innerText == text", before)
+    until(page, f"{field} == 'a cat'")
+    set_slider(page, "search-threshold", 1)
+    page.get_by_text("Nothing reaches the threshold").wait_for()  # without another click
+    page.fill("#search-folder textarea, #search-folder input", "")
+    page.click("#search-index")
+    page.get_by_text("write the path of a folder").wait_for()  # and not: the folder that the demo was started in
 
 
 def test_swin_is_walked_through_by_clicks_and_keys(page, photos):
@@ -281,8 +294,12 @@ def test_the_served_pages_name_things_and_turn_between_archives(browser, detecto
         page.fill("#search-text textarea, #search-text input", "a cat")
         page.keyboard.press("Enter")
         page.wait_for_selector("#search-photo .owl-box")  # the server's archive is still there
-        upload(page, "search-files", photos / "blocks0.png", photos / "blocks1.png")
-        page.get_by_text("2 photos and").wait_for()
+        (tmp_path / "texts" / "day 1").mkdir()
+        (tmp_path / "texts" / "day 1" / "a & b.png").write_bytes((photos / "blocks0.png").read_bytes())
+        upload(page, "search-folder-upload", tmp_path / "texts")
+        page.get_by_text("1 photos and").wait_for()
+        page.keyboard.press("Enter")
+        page.get_by_text("texts/day 1/a & b.png").wait_for()
         page.click("#search-attached")
         page.get_by_text("3 photos and").wait_for()
 

@@ -5,6 +5,7 @@ import os
 import time
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 
 import httpx
 import pytest
@@ -107,12 +108,13 @@ def test_archives_of_all_visitors_have_a_bound_together(detector, tmp_path, monk
     filling = import_module("owl_swin.demo.filling")
     mine, other = filling.Archive.own(detector), filling.Archive.own(detector)
     (tmp_path / "a.png").write_bytes(PICTURE)
-    list(filling.index_files(mine, [tmp_path / "a.png"]))
+    uploads = [import_module("owl_swin.demo.pieces").Upload(str(tmp_path / "a.png"), "a.png")]
+    list(filling.index_files(mine, uploads, Event()))
     paths = [path for folder in filling.FOLDERS for path in Path(folder.name).rglob("*")]
     full = sum(path.stat().st_size for path in paths if path.is_file())
     monkeypatch.setattr(filling, "MOST_BYTES", full)
     with pytest.raises(ImageError, match="archives of all visitors are full"):
-        list(filling.index_files(other, [tmp_path / "a.png"]))
+        list(filling.index_files(other, uploads, Event()))
     assert other.index.stats().n_images == 0
 
 

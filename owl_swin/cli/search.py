@@ -1,9 +1,7 @@
 """`owl-swin search`: where in an archive is the thing that is named or shown?"""
 
 import json
-import re
 from collections.abc import Iterator
-from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,16 +17,15 @@ from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.files import make_folder_of, write_image
 from owl_swin.index.match import Match
 from owl_swin.index.store import NoArchiveError
+from owl_swin.index.times import seconds_of
 
 if TYPE_CHECKING:
     from owl_swin.detector import Detector
     from owl_swin.index.region_index import RegionIndex
     from owl_swin.types import QueryEmbeddings
 
-AGE = re.compile(r"(\d+(?:\.\d+)?)([hdwy])")
 # The best answer, whatever its score.
 LOWEST = {"threshold": 0.0, "limit": 1, "offset": 0}
-HOURS = {"h": 1, "d": 24, "w": 24 * 7, "y": 24 * 365.25}
 
 
 class Format(StrEnum):
@@ -98,8 +95,8 @@ def search(
         "threshold": threshold,
         "per_image": per_image,
         "path_glob": path_glob,
-        "newer_than": _time("--newer-than", newer_than),
-        "older_than": _time("--older-than", older_than),
+        "newer_than": newer_than and seconds_of("--newer-than", newer_than),
+        "older_than": older_than and seconds_of("--older-than", older_than),
         "min_side_px": min_size,
         "exact": exact,
     }
@@ -203,20 +200,6 @@ def _table(names: tuple[str, ...], found: list[list[Match]], best: list[Match | 
                 score = reached_threshold(lower.score)
                 hint = f"; best: {score} (use --threshold {score})"
             yield f"{printable(name)}: nothing found{hint}"
-
-
-def _time(option: str, text: str | None) -> float | None:
-    """Seconds since 1970 of a date, or of an age from now."""
-    if text is None:
-        return None
-    try:
-        if age := AGE.fullmatch(text):
-            return (datetime.now() - timedelta(hours=float(age[1]) * HOURS[age[2]])).timestamp()
-        return datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError):
-        raise QueryError(
-            f"{option} wants a date as in 2024-05-31, or an age as in 12h, 7d, 3w, 1y, got {text!r}"
-        ) from None
 
 
 def _check_sheet(path: Path) -> None:

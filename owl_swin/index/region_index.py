@@ -21,10 +21,11 @@ from owl_swin.image import open_image
 from owl_swin.index.folder import Content, absolute, checked_folder, content_hash, read_picture
 from owl_swin.index.lock import only_writer
 from owl_swin.index.match import IndexReport, IndexStats, Match
-from owl_swin.index.paths import from_text, glob_pattern, is_below, like_pattern
+from owl_swin.index.paths import from_text, glob_pattern, is_below, like_pattern, to_text
 from owl_swin.index.ranking import Choice, best_of_all, best_of_nearest, to_matches
 from owl_swin.index.regions import EncodedFile, encode_files, encode_pictures, open_content
 from owl_swin.index.store import Card, NoArchiveError, RegionFilter, Regions, Store
+from owl_swin.index.times import seconds_of
 from owl_swin.index.update import Engine, Progress, Update
 from owl_swin.postprocess import check_fraction
 from owl_swin.queries import Query
@@ -33,7 +34,7 @@ from owl_swin.types import QueryEmbeddings
 # So many writes leave about as many files, which make a search slower.
 SETTLE_AFTER = 100
 
-TIME = float | datetime | None
+TIME = float | datetime | str | None
 
 
 def open_store(uri: str | os.PathLike[str], *, create: Card | None = None) -> Store:
@@ -195,8 +196,8 @@ class RegionIndex:
 
         Scores are those of ``detect``; below ``threshold`` nothing answers. ``per_image``: most answers of one picture.
         ``path_glob``: ``*`` and ``?`` as in a shell, of the whole path or from a folder's name on. Times are seconds
-        since 1970 or datetimes. ``min_side_px``: shortest side of the box. ``exact`` scores every region instead of
-        those that the index brings.
+        since 1970, datetimes, or texts as in "2024-05-31" or, for an age, "7d". ``min_side_px``: shortest side of the
+        box. ``exact`` scores every region instead of those that the index brings.
         """
         _whole("limit", limit)
         _whole("offset", offset, least=0)
@@ -204,7 +205,8 @@ class RegionIndex:
         cap = _whole("per_image", per_image) if per_image is not None else None
         embeds = self._encode(query)
         like = like_pattern(path_glob) if path_glob is not None else None
-        where = RegionFilter(like, _seconds(newer_than), _seconds(older_than), _number("min_side_px", min_side_px))
+        times = _seconds("newer_than", newer_than), _seconds("older_than", older_than)
+        where = RegionFilter(like, *times, _number("min_side_px", min_side_px))
         choice = Choice(threshold, cap, glob_pattern(path_glob) if path_glob is not None else None)
         if exact:
             ((scores, rows),) = best_of_all(self._store, self._calibration, embeds, where, choice, limit + offset)
@@ -264,6 +266,14 @@ class RegionIndex:
             if found.image_id == image_id:
                 return found.content
         raise ImageError(f"{from_text(places[0].path)}: is gone or has changed since it was indexed; index again")
+
+    def common_folder(self) -> str:
+        """The deepest folder with all pictures of folders in it, written as ``Match.path`` is; "" if there is none."""
+        folders = {os.path.dirname(from_text(one.path)) for one in self._store.pictures() if not one.uploaded}  # noqa: PTH120
+        try:
+            return to_text(os.path.commonpath(folders)) if folders else ""
+        except ValueError:  # on several drives
+            return ""
 
     def stats(self) -> IndexStats:
         """What the archive holds."""
@@ -329,5 +339,7 @@ def _number(name: str, value: float | None) -> float | None:
     return float(value)
 
 
-def _seconds(value: TIME) -> float | None:
+def _seconds(name: str, value: TIME) -> float | None:
+    if isinstance(value, str):
+        return seconds_of(name, value)
     return value.timestamp() if isinstance(value, datetime) else _number("a time", value)

@@ -184,7 +184,11 @@ class Update:
         rate = (self._done - first) / (now - start) if now > start else 0.0
         seconds_left = (self._total - self._done) / rate if rate > 0 else None
         stored = self._report.regions + sum(picture.n_regions for picture, _ in self._part)
-        self._progress(IndexProgress(self._done, self._total, stored, rate, seconds_left, path))
+        try:
+            self._progress(IndexProgress(self._done, self._total, stored, rate, seconds_left, path))
+        except BaseException:  # whoever stops the run here keeps what was done
+            self._write()
+            raise
 
 
 def _picture(file: EncodedFile, key: str, *, uploaded: bool = False) -> Picture:
