@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from owl_swin.attention import BlockAttention
+    from owl_swin.closed_set import ImageClassifier, ImageSegmenter
     from owl_swin.detector import Detector
     from owl_swin.encoded import EncodedImage, PreparedImage
     from owl_swin.errors import (
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         QueryError,
     )
     from owl_swin.exemplar import Exemplar
+    from owl_swin.families.closed_set import load_classifier, load_segmenter
     from owl_swin.families.swin_weights import load_swin
     from owl_swin.formats import to_coco, to_csv, to_fiftyone, to_label_studio, to_record, to_voc, to_yolo
     from owl_swin.image import open_image
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from owl_swin.postprocess import DetectOptions
     from owl_swin.queries import Query
     from owl_swin.render import draw_detections, draw_heat_map
+    from owl_swin.semantic_map import SemanticMap
     from owl_swin.tiling import Tiles
     from owl_swin.types import Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
     from owl_swin.video import VideoFrame, detect_video
@@ -44,8 +47,10 @@ __all__ = [
     "Detector",
     "EncodedImage",
     "Exemplar",
+    "ImageClassifier",
     "ImageEmbeddings",
     "ImageError",
+    "ImageSegmenter",
     "IndexProgress",
     "IndexReport",
     "IndexStats",
@@ -57,12 +62,15 @@ __all__ = [
     "QueryEmbeddings",
     "QueryError",
     "RegionIndex",
+    "SemanticMap",
     "Tiles",
     "VideoFrame",
     "ZeroShotObjectDetectionPipeline",
     "detect_video",
     "draw_detections",
     "draw_heat_map",
+    "load_classifier",
+    "load_segmenter",
     "load_swin",
     "open_image",
     "pipeline",
@@ -90,8 +98,10 @@ _MODULES = {
     "Detector": "owl_swin.detector",
     "EncodedImage": "owl_swin.encoded",
     "Exemplar": "owl_swin.exemplar",
+    "ImageClassifier": "owl_swin.closed_set",
     "ImageEmbeddings": "owl_swin.types",
     "ImageError": "owl_swin.errors",
+    "ImageSegmenter": "owl_swin.closed_set",
     "IndexProgress": "owl_swin.index.match",
     "IndexReport": "owl_swin.index.match",
     "IndexStats": "owl_swin.index.match",
@@ -103,12 +113,15 @@ _MODULES = {
     "QueryEmbeddings": "owl_swin.types",
     "QueryError": "owl_swin.errors",
     "RegionIndex": "owl_swin.index.region_index",
+    "SemanticMap": "owl_swin.semantic_map",
     "Tiles": "owl_swin.tiling",
     "ZeroShotObjectDetectionPipeline": "owl_swin.pipelines",
     "VideoFrame": "owl_swin.video",
     "detect_video": "owl_swin.video",
     "draw_detections": "owl_swin.render",
     "draw_heat_map": "owl_swin.render",
+    "load_classifier": "owl_swin.families.closed_set",
+    "load_segmenter": "owl_swin.families.closed_set",
     "load_swin": "owl_swin.families.swin_weights",
     "open_image": "owl_swin.image",
     "pipeline": "owl_swin.pipelines",

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from owl_swin.config import SwinConfig
 from owl_swin.families.swin_weights import convert_state_dict, infer_config
@@ -93,3 +95,10 @@ def encoder_from(tensors):
     encoder = SwinEncoder(config).eval()
     encoder.load_state_dict(convert_state_dict(tensors, config))
     return encoder
+
+
+def count_multiply_adds(module, *inputs):
+    """Two operations a multiply-add; attention as its two matrix products."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return counter.get_total_flops() / 2

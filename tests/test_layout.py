@@ -19,11 +19,11 @@ FILES = {
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
     {"errors", "types", "query_file", "attention", "formats", "boxes", "nms"}
-    | {"files", "frame", "addresses", "tiff", "locks", "video_source"},
+    | {"files", "frame", "addresses", "tiff", "locks", "video_source", "semantic_map"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge"},
     {"models"},
     {"families", "exemplar", "queries", "postprocess", "render", "devices", "encoder", "classification"}
-    | {"publishing", "runtimes", "tiling", "tracking", "video_output"},
+    | {"publishing", "runtimes", "tiling", "tracking", "video_output", "closed_set"},
     {"data"},
     {"detector"},
     {"index", "teachers", "pipelines", "video"},

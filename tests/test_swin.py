@@ -8,15 +8,23 @@ import torch.nn.functional as F
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from swin_libraries import CPU, LIBRARIES, NARROW, SMALL, encoder_from, random_pixels, randomise, torchvision_maps
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from swin_libraries import (
+    CPU,
+    LIBRARIES,
+    NARROW,
+    SMALL,
+    count_multiply_adds,
+    encoder_from,
+    random_pixels,
+    randomise,
+    torchvision_maps,
+)
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
 from owl_swin.config import PADDINGS, SwinConfig
 from owl_swin.families.swin_weights import SWIN_SIZES, swin_config
 from owl_swin.models import swin
-from owl_swin.models.swin import SwinBlock, SwinEncoder
+from owl_swin.models.swin import SwinBlock, SwinEncoder, WindowAttention
 from owl_swin.models.windows import PLAN_BYTES, cut_windows, join_windows, window_plan
 
 pytestmark = pytest.mark.numeric
@@ -77,13 +85,6 @@ def test_a_backbone_differs_where_one_window_covers_a_map(padding):
 # --- The paper's numbers -------------------------------------------------------------------------------------------
 
 
-def count_multiply_adds(module, *inputs):
-    """Two operations a multiply-add; attention as its two matrix products."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(*inputs)
-    return counter.get_total_flops() / 2
-
-
 # Table 1 of arXiv:2103.14030 and the authors' list of models; with the classifier of 1000 classes.
 @pytest.mark.parametrize(
     "size, side, window, parameters, multiply_adds",
@@ -115,6 +116,45 @@ def test_cost_of_a_block_is_linear_in_pixels(h, w, shifted):
     cost = count_multiply_adds(block, torch.empty(1, h, w, c, device="meta"), plan)
     attention, mlp = 4 * h * w * c**2 + 2 * m**2 * h * w * c, 8 * h * w * c**2
     assert cost == attention + mlp
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_worked_example_of_the_attention_formula(with_gradient):
+    """softmax(Q K^T / sqrt(d)) V of two patches, step by step; numbers by hand."""
+    q = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    k = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
+    v = torch.tensor([[0.0, 2.0], [1.0, 3.0]])
+    attention = WindowAttention(dim=2, num_heads=1, window_size=2)
+    # A patch (1, 0) has the first rows, a patch (0, 1) the second: the weights are the transposed matrices.
+    patches = torch.eye(2)[None, None]
+    with torch.no_grad():
+        attention.qkv.weight.copy_(torch.cat([q.T, k.T, v.T]))
+        attention.qkv.bias.zero_()
+        attention.proj.weight.copy_(torch.eye(2))
+        attention.proj.bias.zero_()
+    bias = torch.zeros(1, 1, 2, 2)
+    # Q K^T = [[4, 2], [10, 4]]; by sqrt(2): [[2.828, 1.414], [7.071, 2.828]]; a row of two is a sigmoid of the gap.
+    weights = torch.tensor([[0.8044, 0.1956], [0.9858, 0.0142]])
+    expected = torch.tensor([[0.1956, 2.1956], [0.0142, 2.0142]])
+    with torch.set_grad_enabled(with_gradient):
+        found, out = attention.weights(patches, bias), attention(patches, bias)
+    assert_close(found[0, 0, 0], weights, rtol=0, atol=1e-4)
+    assert_close(out[0, 0], expected, rtol=0, atol=1e-4)
+
+
+def test_worked_example_of_counting_patches():
+    """Patches of 16 pixels: 256x256 is 256 tokens, 1920x1920 is 14,400, which is 3,164 times the pairs; in windows the
+    pairs grow as the pixels do."""
+    counts = {}
+    for side in (256, 1920):
+        embed = torch.nn.Conv2d(3, 1, 16, stride=16, device="meta")
+        grid = embed(torch.empty(1, 3, side, side, device="meta")).shape[2:]
+        plan = window_plan(tuple(grid), 8, False, "masked", CPU)
+        counts[side] = grid.numel(), len(plan.kinds) * plan.relative_index.numel()
+    (tokens, pairs), (more_tokens, more_pairs) = counts.values()
+    assert (tokens, more_tokens) == (256, 14_400)
+    assert more_tokens**2 / tokens**2 == pytest.approx(3164, abs=0.5)
+    assert more_pairs / pairs == pytest.approx((1920 / 256) ** 2, rel=0.02)
 
 
 def test_worked_example_32_pixels_window_4():

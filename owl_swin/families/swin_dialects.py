@@ -78,14 +78,20 @@ class SwinKeys:
     """Where a Swin's tensors are among those of a file.
 
     ``prefix`` stands before all of its keys. ``norm`` is what the last map is normalised by, without its "weight" and
-    "bias"; None: nothing is. ``backbone``: another model reads the maps of its stages.
+    "bias"; None: nothing is. ``stage_norms`` are those of the maps that another model reads, in their order; none: no
+    other model does.
     """
 
     layout: Mapping[str, str]
     prefix: str
     depths: tuple[int, ...]
     norm: str | None
-    backbone: bool
+    stage_norms: tuple[str, ...]
+
+    @property
+    def backbone(self) -> bool:
+        """Whether another model reads the maps of its stages."""
+        return bool(self.stage_norms)
 
     @property
     def padding(self) -> str:
@@ -117,8 +123,8 @@ def find_swin(tensors: Mapping[str, Tensor]) -> SwinKeys:
         raise CheckpointError(f"holds {len(found)} Swin Transformers, at {places}; give a file with one of them")
     ((prefix, layout),) = found.items()
     depths = _depths(tensors, layout, prefix)
-    norm, backbone = _last_norm(tensors, layout, prefix, len(depths))
-    return SwinKeys(layout, prefix, depths, norm, backbone)
+    norm, stage_norms = _norms(tensors, layout, prefix, len(depths))
+    return SwinKeys(layout, prefix, depths, norm, stage_norms)
 
 
 def published_keys(name: str, layout: Mapping[str, str]) -> list[str]:
@@ -157,10 +163,10 @@ def _candidates(tensors: Mapping[str, Tensor]) -> Iterator[tuple[Mapping[str, st
                 yield layout, prefix
 
 
-def _last_norm(
+def _norms(
     tensors: Mapping[str, Tensor], layout: Mapping[str, str], prefix: str, stages: int
-) -> tuple[str | None, bool]:
-    """What the last map is normalised by, and whether there are norms of single stages."""
+) -> tuple[str | None, tuple[str, ...]]:
+    """What the last map is normalised by, and the norms of single stages."""
     parts = [f"{part}." for part in prefix.split(".")[:-1]]
     ancestors = ["".join(parts[: len(parts) - up]) for up in range(min(len(parts), 2) + 1)]
     own = prefix + layout["norm"]
@@ -175,8 +181,9 @@ def _last_norm(
             last = norms[max(norms)]
             first_map, last_map = (tensors.get(f"{one}.weight") for one in (prefix + layout["patch_embed"], last))
             dims = [0 if one is None or not one.ndim else one.shape[0] for one in (first_map, last_map)]
-            return (last if dims[0] * 2 ** (stages - 1) == dims[1] else None), True
-    return norm, False
+            is_last = dims[0] * 2 ** (stages - 1) == dims[1]
+            return (last if is_last else None), tuple(norms[stage] for stage in sorted(norms))
+    return norm, ()
 
 
 def _depths(tensors: Mapping[str, Tensor], layout: Mapping[str, str], prefix: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from owl_swin.config import SwinConfig
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.hub import CONFIG_AND_WEIGHTS, fetch_snapshot, is_hub_name
 from owl_swin.families.swin_dialects import BESIDE, TABLE, SwinKeys, find_swin, first_few
+from owl_swin.families.swin_libraries import fetch_from_library, library_of, timm_name
 from owl_swin.families.weights import load_tensors, read_folder, read_tensors
 from owl_swin.models.layout import without_values
 from owl_swin.models.swin import SwinEncoder
@@ -44,7 +45,7 @@ def swin_config(name_or_size: str) -> SwinConfig:
     return replace(
         SWIN_SIZES[size[1][0].upper()],
         window_size=int(window[1]) if window else 7,
-        padding=_library(name_or_size),
+        padding=library_of(name_or_size),
     )
 
 
@@ -66,6 +67,19 @@ def load_swin(
     ``revision`` and ``token`` are those of a model on the hub.
     """
     tensors = _read(source, revision, token)
+    encoder, found, left_out = swin_of(tensors, source, padding=padding, drop_path_rate=drop_path_rate)
+    if left_out or found.norm is None:
+        logger.warning("%s: %s", source, _said(tensors, found, left_out))
+    return encoder
+
+
+def swin_of(
+    tensors: Mapping[str, Tensor], source: object, *, padding: str | None = None, drop_path_rate: float = 0.0
+) -> tuple[SwinEncoder, SwinKeys, list[str]]:
+    """The encoder among the tensors of a file, in evaluation mode, where it was, and the keys that are no part of it.
+
+    ``source`` is what the file is called where it holds no Swin, or not all of one, which raises CheckpointError.
+    """
     try:
         found = find_swin(tensors)
         config = replace(_config_of(tensors, found), drop_path_rate=drop_path_rate)
@@ -76,9 +90,7 @@ def load_swin(
     with without_values():
         encoder = SwinEncoder(config)
     load_tensors(encoder, weights, str(source))
-    if left_out or found.norm is None:
-        logger.warning("%s: %s", source, _said(tensors, found, left_out))
-    return encoder.eval()
+    return encoder.eval(), found, left_out
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> SwinConfig:
@@ -181,42 +193,19 @@ def _read(source: str | Path, revision: str | None, token: str | bool | None) ->
     except (OSError, ValueError) as error:  # no possible path, so no name either
         if isinstance(error, CheckpointError):
             raise
-    if not is_hub_name(str(source)):
+    name = timm_name(str(source))
+    if not is_hub_name(name):
         raise CheckpointError(
             f"{source}: no such file; give a .safetensors file, a folder with model.safetensors, "
             "or a name like torchvision/swin_t, timm/swin_tiny_patch4_window7_224 or "
             "microsoft/swin-tiny-patch4-window7-224"
         )
-    return _download(str(source), revision, token)
-
-
-def _library(name: str) -> str:
-    owner = name.split("/")[0]
-    return owner if owner in ("torchvision", "timm") else "transformers"
+    return _download(name, revision, token)
 
 
 def _download(name: str, revision: str | None, token: str | bool | None) -> dict[str, Tensor]:
-    library, model = _library(name), name.split("/")[1]
-    if re.match(r"swin_?v2", model):
+    if re.match(r"swin_?v2", name.split("/")[1]):
         raise CheckpointError(f"{name}: is a Swin Transformer V2, another architecture; give a Swin (V1) model")
-    if library == "transformers":
+    if library_of(name) == "transformers":
         return read_folder(fetch_snapshot(name, revision=revision, token=token, wanted=CONFIG_AND_WEIGHTS), name)[0]
-    if not model.startswith("swin_"):
-        raise CheckpointError(f"{name}: is no Swin Transformer; {library}'s have names that start with swin_")
-    try:
-        return {"torchvision": _from_torchvision, "timm": _from_timm}[library](model)
-    except Exception as error:  # each library fails with errors of its own and of its HTTP client
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{name}: {library} cannot provide these weights ({reason})") from None
-
-
-def _from_torchvision(name: str) -> dict[str, Tensor]:
-    from torchvision.models import get_model
-
-    return get_model(name, weights="DEFAULT").state_dict()
-
-
-def _from_timm(name: str) -> dict[str, Tensor]:
-    import timm
-
-    return timm.create_model(name, pretrained=True).state_dict()
+    return fetch_from_library(name).tensors
