@@ -71,6 +71,11 @@ def class_means(
     return F.normalize(torch.stack([part.mean(0) for part in embeds.split(sizes)]), dim=-1)
 
 
+def class_probabilities(means: Tensor, image_embed: Tensor, spec: Spec) -> Tensor:
+    """Probabilities [N] of classes [N, E] for a picture [E]: CLIP's softmax over their cosines."""
+    return (spec.alignment_scale * (means @ image_embed)).softmax(-1)
+
+
 def prompts(classes: Sequence[Query], templates: Sequence[str]) -> tuple[list[str], list[int]]:
     """Every text of every class in every template, and how many of them belong to each class."""
     texts = [[clean_text(text) for text in one.texts] for one in classes]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from owl_swin.attention import BlockAttention
-from owl_swin.classification import TEMPLATES, check_classes, check_sees_whole, class_means
+from owl_swin.classification import TEMPLATES, check_classes, check_sees_whole, class_means, class_probabilities
 from owl_swin.devices import pick_device, pick_dtype
 from owl_swin.encoded import EncodedImage, PreparedImage, View
 from owl_swin.encoder import Encoder, Picture, check_batch_size, check_many, chosen_size
@@ -351,8 +351,8 @@ class Detector(Publishable):
         check_sees_whole(self.spec)
         classes = check_classes(names, templates)
         means = class_means(classes, templates, self.encode_images, self.encode_queries)
-        cosine = means @ self._encoded(image).embeddings.image_embed
-        return Classification((self.spec.alignment_scale * cosine).softmax(-1), tuple(one.name for one in classes))
+        shares = class_probabilities(means, self._encoded(image).embeddings.image_embed, self.spec)
+        return Classification(shares, tuple(one.name for one in classes))
 
     # --- Inside ----------------------------------------------------------------------------------------------------
 

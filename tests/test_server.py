@@ -287,7 +287,7 @@ def test_pages_of_other_sites_cannot_reach_a_server_without_a_token(app, headers
 def test_the_documentation_shows_every_path_and_loads_nothing(app):
     page = ask(app, "GET", "/docs")
     paths = ask(app, "GET", "/openapi.json").json()["paths"]
-    assert len(paths) == 9
+    assert len(paths) == 11
     for path in paths:
         assert path in page.text
     assert "Find things in pictures" in page.text and "<code>code</code>" in page.text and ">None" not in page.text
@@ -303,7 +303,17 @@ def test_what_answers_get_answers_head(app, path):
 def test_every_form_field_is_documented(app):
     paths = ask(app, "GET", "/openapi.json").json()["paths"]
     form = paths["/v1/detect"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-    assert form.keys() == {"request", "images", "query", "threshold", "nms_iou", "objectness", "top_k", "files"}
+    assert form.keys() == {
+        "request",
+        "images",
+        "query",
+        "threshold",
+        "nms_iou",
+        "nms_across",
+        "objectness",
+        "top_k",
+        "files",
+    }
     assert form["top_k"]["minimum"] == 1 and form["threshold"]["maximum"] == 1
 
 
@@ -316,9 +326,10 @@ def test_two_queries_of_one_name_are_told_apart_by_their_index(app):
 
 def test_the_examples_of_the_documentation_are_answered(app):
     schemas = ask(app, "GET", "/openapi.json").json()["components"]["schemas"]
-    for path, name in [("/v1/detect", "DetectIn"), ("/v1/embed", "EmbedIn")]:
+    for path in ("detect", "similarity", "classify", "embed"):
+        name = f"{path.capitalize()}In"
         for example in schemas[name]["examples"]:
-            assert ask(app, "POST", path, json=example).status_code == 200, example
+            assert ask(app, "POST", f"/v1/{path}", json=example).status_code == 200, example
 
 
 def test_the_model_says_which_it_is_and_what_it_takes(app, detector):

@@ -2,6 +2,7 @@
 
 import html
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -10,9 +11,20 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from owl_swin.server.negotiation import LINES
 from owl_swin.server.problems import CODES, MEDIA_TYPE
 from owl_swin.server.reading import FORM_FIELDS
-from owl_swin.server.schemas import Body, DetectIn, EmbedIn, ImagesIn, ProblemOut, SearchIn
+from owl_swin.server.schemas import (
+    Body,
+    ClassifyIn,
+    DetectIn,
+    EmbedIn,
+    ImagesIn,
+    LineOut,
+    ProblemOut,
+    SearchIn,
+    SimilarityIn,
+)
 from owl_swin.server.settings import ServerSettings
 
 Json = dict[str, Any]
@@ -25,12 +37,14 @@ ABOUT = (
 # Codes that every path which reads a body may answer with.
 BODY_CODES = (
     "invalid_json", "invalid_multipart", "invalid_content_length", "request_timeout", "body_too_large",
-    "body_too_complex", "unsupported_media_type", "encoded_body", "invalid_request", "invalid_image",
+    "body_too_complex", "unsupported_media_type", "encoded_body", "not_acceptable", "invalid_request", "invalid_image",
     "image_too_large", "too_many_pixels", "invalid_query", "too_many_images", "too_many_queries", "url_not_allowed",
     "url_not_fetched", "busy", "shutting_down", "timeout",
 )  # fmt: skip
 DOOR_CODES = ("invalid_header", "unauthorized", "wrong_host", "cross_origin", "internal")
+LINE: Json = {"$ref": "#/components/schemas/LineOut"}
 BINARY: Json = {"type": "string", "format": "binary"}
+BODIES = (DetectIn, SimilarityIn, ClassifyIn, EmbedIn, SearchIn, ImagesIn, LineOut, ProblemOut)
 REF = "#/components/schemas/{model}"
 
 
@@ -40,7 +54,7 @@ def describe_routes(app: FastAPI, settings: ServerSettings) -> Json:
     version = metadata.version("owl_swin")
     document = get_openapi(title="owl_swin", version=version, description=ABOUT, routes=app.routes, servers=servers)
     # The routes read their bodies themselves, JSON or a form, so that FastAPI has not met these models.
-    models = [(model, "validation") for model in (DetectIn, EmbedIn, SearchIn, ImagesIn, ProblemOut)]
+    models = [(model, "validation") for model in BODIES]
     _, schemas = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
     if settings.token:
@@ -49,11 +63,11 @@ def describe_routes(app: FastAPI, settings: ServerSettings) -> Json:
     return document
 
 
-def answers(model: type[BaseModel] | None, *codes: str, example: Json | None = None, media: str = "") -> Json:
-    """What ``app.add_api_route`` needs for the answers of a route: its model, or its kind of content, and its codes."""
+def answers(model: type[BaseModel] | None, *codes: str, example: Json | None = None, also: Sequence[str] = ()) -> Json:
+    """What ``app.add_api_route`` needs for the answers of a route: its model, ``also`` other forms, and its codes."""
     responses: dict[int, Json] = {200: {"description": "As asked"}}
-    if media:
-        responses[200]["content"] = {media: {"schema": BINARY}}
+    if also:
+        responses[200]["content"] = {form: {"schema": LINE if form == LINES else BINARY} for form in also}
     if example is not None:
         responses[200].setdefault("content", {})["application/json"] = {"example": example}
     for code in (*DOOR_CODES, *codes):

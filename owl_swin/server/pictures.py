@@ -3,7 +3,7 @@
 import hashlib
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,6 +26,8 @@ DRAFT_GAP = 2
 # What of an exemplar's picture is kept around its box, on each side in shares of its longer side, and the fewest pixels
 # to which that side is reduced: more than the model is shown of either.
 MARGIN, EXEMPLAR_PX = 1.0, 256
+# Longer side of a picture on which something is drawn, as a screen shows it.
+DRAWN_PX = 2048
 # EXIF orientations that lay a picture on its side.
 ON_ITS_SIDE = (5, 6, 7, 8)
 
@@ -107,6 +109,19 @@ def read_thumbnail(content: bytes, where: str, size_px: int) -> bytes:
     small.thumbnail((size_px, size_px))
     made = io.BytesIO()
     small.save(made, "JPEG", quality=85)
+    return made.getvalue()
+
+
+def draw_on(
+    content: bytes, where: str, paint: Callable[[Image.Image], Image.Image], *, max_pixels: int, side_px: int = DRAWN_PX
+) -> bytes:
+    """What ``paint`` makes of a picture, or of a copy of at most so many pixels a side, as PNG."""
+    with _opened(content, where, max_pixels) as image:
+        _draft(image, side_px)
+        small = _upright(image, where)
+    small.thumbnail((side_px, side_px))
+    made = io.BytesIO()
+    paint(small).save(made, "PNG", compress_level=3)
     return made.getvalue()
 
 

@@ -126,6 +126,11 @@ def busy(detail: str, retry_after_s: int) -> Problem:
     return Problem("busy", detail, headers={"Retry-After": str(retry_after_s)})
 
 
+def timeout(timeout_s: float) -> Problem:
+    """Says that the time is over."""
+    return Problem("timeout", f"no answer in {timeout_s:g} s; ask for fewer or smaller pictures, or later")
+
+
 def problem_of(error: OwlSwinError) -> Problem:
     """The problem that an error of the library is."""
     for kind, code in CODE_OF_ERROR:

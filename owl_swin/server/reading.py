@@ -40,6 +40,7 @@ def _yes_or_no(text: str) -> bool:
 FORM_FIELDS: dict[str, Callable[[str], Any]] = {
     "threshold": float,
     "nms_iou": float,
+    "nms_across": _yes_or_no,
     "objectness": float,
     "top_k": int,
     "limit": int,
@@ -198,15 +199,20 @@ class Reader:
             raise Problem("too_many_images", f"got {n} pictures, at most {self._settings.max_images} a request")
         return n
 
-    async def pictures(self, listed: Sequence[File]) -> list[Blob]:
-        """The pictures of the form, or those of the JSON, in order."""
+    def named_pictures(self, listed: Sequence[File]) -> list[tuple[str, Callable[[], Awaitable[Blob]]]]:
+        """The pictures of the form, or those of the JSON, in order: what each is called, and what reads it."""
         self.n_pictures(listed)
         if self._form.images:
-            return [
-                Blob(part.content, (part.filename or f"images[{i}]")[:255], f"images[{i}]")
-                for i, part in enumerate(self._form.images)
-            ]
-        return await all_of([self._blob(one, f"images[{i}]") for i, one in enumerate(listed)])
+            parts = enumerate(self._form.images)
+            blobs = [Blob(p.content, (p.filename or f"images[{i}]")[:255], f"images[{i}]") for i, p in parts]
+            return [(blob.name, partial(_there, blob)) for blob in blobs]
+        wheres = [f"images[{i}]" for i in range(len(listed))]
+        named = zip(listed, wheres, strict=True)
+        return [(one.name or (one.url or where)[:255], partial(self._blob, one, where)) for one, where in named]
+
+    async def pictures(self, listed: Sequence[File]) -> list[Blob]:
+        """The pictures, in order."""
+        return await all_of([read() for _, read in self.named_pictures(listed)])
 
     async def queries(self, listed: Sequence[AnyQuery] | None) -> list[QuerySource] | None:
         """The queries with their files."""
@@ -297,6 +303,10 @@ async def all_of(awaitables: Sequence[Awaitable[Result]]) -> list[Result]:
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _there(blob: Blob) -> Blob:
+    return blob
 
 
 def _decoded(content: str, where: str) -> bytes:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from owl_swin.classification import TEMPLATES
+
 # The example picture of the documentation: a grey PNG of 2 x 2 pixels.
 GREY = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNsYGBiYAAAApIAhPd8o1gAAAAASUVORK5CYII="
 MUG: Any = {"name": "my mug", "texts": ["a red mug"], "exemplars": [{"image": {"content": GREY}, "box": [0, 0, 2, 2]}]}
@@ -96,8 +98,34 @@ class DetectIn(Body):
     nms_iou: Fraction | None = Field(
         0.5, description="Of boxes of one query that overlap by more, only the best stays; null keeps all."
     )
+    nms_across: bool = Field(False, description="Also of boxes of two queries only the best stays.")
     objectness: Fraction | None = Field(None, description="Lowest objectness of a patch that may answer.")
     top_k: int = Field(300, ge=1, description="Most boxes of a picture.")
+
+
+Class = Annotated[Annotated[str, Tag("text")] | Annotated[QueryIn, Tag("object")], Discriminator(_text_or_object)]
+
+
+class ClassifyIn(Body):
+    """Pictures, and the classes that they may be of: all of texts, or all of exemplars."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"images": [{"content": GREY}], "queries": ["a", "b"]}]})
+    images: Many[File] = Field([], description='Pictures; in a form they are the parts "images".')
+    queries: Annotated[Many[Class], Field(min_length=1, description="The classes.")]
+    templates: Annotated[
+        Many[Annotated[str, Field(max_length=200, pattern=r"^[^{}]*\{\}[^{}]*$")]],
+        Field(min_length=1, max_length=100, description="What each text is put in, in place of {}; they are averaged."),
+    ] = list(TEMPLATES)
+
+
+class SimilarityIn(Body):
+    """Pictures, and what to compare every part of them with."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"images": [{"content": GREY}], "queries": ["a dog"]}]})
+    images: Many[File] = Field([], description='Pictures; in a form they are the parts "images".')
+    queries: Annotated[
+        Many[AnyQuery] | None, Field(max_length=16, description="Left out: how much each part looks like a thing.")
+    ] = None
 
 
 class EmbedIn(Body):
@@ -168,6 +196,52 @@ class DetectOut(BaseModel):
     """One result a picture, in order."""
 
     results: list[PictureOut]
+
+
+class ClassOut(BaseModel):
+    """One class; ``query`` is its index among the caller's. The scores of a picture add up to 1."""
+
+    query: int = Field(ge=0)
+    label: str
+    score: float = Field(ge=0, le=1)
+
+
+class ClassifiedOut(BaseModel):
+    """The classes of one picture, the likeliest first."""
+
+    image: str
+    width: int
+    height: int
+    classes: list[ClassOut]
+
+
+class ClassifyOut(BaseModel):
+    """One result a picture, in order."""
+
+    results: list[ClassifiedOut]
+
+
+class MapOut(BaseModel):
+    """Scores in [0, 1] of an even grid over the upright picture, row by row, for one query."""
+
+    query: int = Field(ge=0)
+    label: str
+    scores: list[list[float]]
+
+
+class MapsOut(BaseModel):
+    """The maps of one picture."""
+
+    image: str
+    width: int
+    height: int
+    maps: list[MapOut]
+
+
+class SimilarityOut(BaseModel):
+    """One result a picture, in order."""
+
+    results: list[MapsOut]
 
 
 class EmbedOut(BaseModel):
@@ -259,3 +333,12 @@ class ProblemOut(BaseModel):
     detail: str
     errors: list[FieldError] = []
     request_id: str = Field("", description="As in the header X-Request-Id of the answer, and in the server's log.")
+
+
+class LineOut(BaseModel):
+    """One line of application/x-ndjson: which picture it is about, and its result or what is wrong with it."""
+
+    model_config = ConfigDict(extra="allow")
+    index: int = Field(ge=0, description="Of the picture, among the caller's.")
+    image: str
+    error: ProblemOut | None = None

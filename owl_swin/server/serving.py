@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +15,13 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
+from owl_swin.classification import check_classes, class_means
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import Exemplar
 from owl_swin.fetching import fetch
-from owl_swin.formats import to_record
-from owl_swin.postprocess import detect_options
 from owl_swin.queries import Query
-from owl_swin.scoring import names_of
 from owl_swin.server.archive import Archive
 from owl_swin.server.batching import Batcher, QueueFull
 from owl_swin.server.cache import ByteCache
@@ -45,7 +42,7 @@ from owl_swin.server.reading import Blob, ExemplarFile, QueryParts, QuerySource,
 from owl_swin.server.settings import ServerSettings
 from owl_swin.server.structure import check_saved
 from owl_swin.server.turns import Lane
-from owl_swin.types import Detections, QueryEmbeddings
+from owl_swin.types import QueryEmbeddings
 
 Result = TypeVar("Result")
 
@@ -149,37 +146,17 @@ class Serving:
         get = partial(fetch, allowed=limits.url_hosts, max_bytes=limits.max_body_bytes)
         return await asyncio.get_running_loop().run_in_executor(self._fetchers, get, url)
 
-    # --- Detection ------------------------------------------------------------------------------------------------
+    # --- Pictures -------------------------------------------------------------------------------------------------
 
-    async def detect(self, blobs: Sequence[Blob], sources: list[QuerySource] | None, **options: Any) -> bytes:
-        """The answer as JSON: one record a picture, in order, as ``owl-swin detect --format jsonl`` writes them."""
-        work = self.work()
-        heads = await all_of([work.read(partial(self._head, blob)) for blob in blobs])
-        work.count_pixels(heads)
-        queries = await self.encode(sources, work) if sources is not None else None
-        detect_options(None, options).thresholds(names_of(queries))
-        found = [self._detect_one(*pair, queries, options, work) for pair in zip(blobs, heads, strict=True)]
-        return b'{"results": [' + b", ".join(await all_of(found)) + b"]}"
-
-    async def _detect_one(
-        self, blob: Blob, head: Head, queries: QueryEmbeddings | None, options: dict[str, Any], work: "Work"
-    ) -> bytes:
-        def answer(encoded: EncodedImage) -> Detections:
-            return self.detector.detect(encoded, queries, **options)
-
-        if (known := head.known) is not None:
-            found = await work.ask_model(None, lambda _: answer(known))
-        else:
-            found = await work.ask_model(await work.read(partial(self._read, blob, head), head.cost.decoded), answer)
-        return await work.read(lambda: json.dumps(to_record(blob.name, found)).encode())
-
-    def _head(self, blob: Blob) -> Head:
+    def head(self, blob: Blob) -> Head:
+        """What is known of a picture before it is decoded; one that is not read here raises Problem."""
         key = content_key(blob.content)
         if (known := self.images.get(key)) is not None:
             return Head(key, Cost(0, 0), known)
         return Head(key, check_picture(blob.content, blob.where, max_pixels=self.settings.max_pixels))
 
-    def _read(self, blob: Blob, head: Head) -> Picture:
+    def picture(self, blob: Blob, head: Head) -> Picture:
+        """A picture, decoded, as it waits for the model."""
         most = self.settings.max_pixels
         return read_picture(self.detector, blob.content, blob.where, max_pixels=most, key=head.key)
 
@@ -228,6 +205,13 @@ class Serving:
         key = await work.read(partial(_key_of_run, run)) if files else _key_of_run(run)
         if (known := self.queries.get(key)) is not None:
             return known
+        queries = await self._with_files(run, work)
+        made = await work.ask_model(None, lambda _: self.detector.encode_queries(queries))
+        self.queries.put(key, made)
+        return made
+
+    async def _with_files(self, run: Sequence[QueryParts], work: "Work") -> list[Query]:
+        files = [one for query in run for one in query.all_exemplars()]
         most = self.settings.max_pixels
         costs = await all_of(
             [work.read(partial(check_picture, one.blob.content, one.blob.where, max_pixels=most)) for one in files]
@@ -236,10 +220,25 @@ class Serving:
         pairs = zip(files, costs, strict=True)
         cut = await all_of([work.read(partial(self._cut, one), cost.decoded) for one, cost in pairs])
         exemplars = dict(zip(map(id, files), cut, strict=True))
-        queries = [_as_query(query, exemplars) for query in run]
-        made = await work.ask_model(None, lambda _: self.detector.encode_queries(queries))
-        self.queries.put(key, made)
-        return made
+        return [_as_query(query, exemplars) for query in run]
+
+    async def classes(
+        self, sources: Sequence[QuerySource], templates: Sequence[str], work: "Work"
+    ) -> tuple[torch.Tensor, list[str]]:
+        """Embeddings [N, E] of classes of whole pictures, and their names; what makes no classes raises QueryError."""
+        detector = self.detector
+        run = [one for one in sources if isinstance(one, QueryParts)]
+        n_texts = sum(len(one.texts) for one in run) * len(templates)
+        if n_texts > self.settings.max_queries:
+            most = f"at most {self.settings.max_queries} are read"
+            raise Problem("too_many_queries", f"texts in {len(templates)} templates are {n_texts} texts, {most}")
+        queries = check_classes(await self._with_files(run, work), templates)
+
+        def encode() -> torch.Tensor:
+            with torch.no_grad():
+                return class_means(queries, templates, detector.encode_images, detector.encode_queries)
+
+        return await work.ask_model(None, lambda _: encode()), [one.name for one in queries]
 
     def _cut(self, exemplar: ExemplarFile) -> Exemplar:
         """What the model needs of an exemplar, decoded and cut here, since the threads of the model are few."""
@@ -320,13 +319,14 @@ class Work:
 
     def count_pixels(self, heads: Sequence[Head]) -> None:
         """Pictures that are to be decoded; too many pixels together raise Problem."""
-        self._pixels += sum(head.cost.pixels for head in heads)
+        pixels = self._pixels + sum(head.cost.pixels for head in heads)
         most = self._serving.settings.max_request_pixels
-        if self._pixels > most:
+        if pixels > most:
             raise Problem(
                 "too_many_pixels",
-                f"the pictures and exemplars have {self._pixels} pixels together, at most {most} a request",
+                f"the pictures and exemplars have {pixels} pixels together, at most {most} a request",
             )
+        self._pixels = pixels
 
     async def read(self, function: Callable[[], Result], pixels: int = 0) -> Result:
         """In a thread that opens pictures; ``pixels`` is what is decoded."""
