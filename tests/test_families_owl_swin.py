@@ -157,7 +157,7 @@ def test_a_model_that_is_not_there_is_named_with_what_there_is(tmp_path, source)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="no such model"):
+    with pytest.raises(CheckpointError, match="holds no weights"):
         load_checkpoint(tmp_path)
 
 

@@ -15,6 +15,7 @@ from picture_files import noise
 from owl_swin.detector import Detector
 from owl_swin.errors import CheckpointError, QueryError
 from owl_swin.families import load
+from owl_swin.families.owl_swin import load_checkpoint
 from owl_swin.families.owl_vit import BROAD_NAMES, BROAD_TEMPLATE, FolderTokenizer
 from owl_swin.tokenizer import get_tokenizer
 
@@ -113,6 +114,13 @@ def _without_weights(folder):
     (folder / "model.safetensors").unlink()
 
 
+def _whole_numbers(folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, folder / "model.safetensors")
+
+
 def _settings(**changes):
     def change(folder):
         path = folder / "config.json"
@@ -125,20 +133,32 @@ def _settings(**changes):
     "damage, sentence",
     [
         (_pickled, r"pytorch_model\.bin.*python -c .*save_pretrained\('converted'\)"),
-        (_without_weights, r"holds no safetensors weights.*OwlViTForObjectDetection.*save_pretrained\('converted'\)"),
+        (_without_weights, "holds no weights; a model's folder has model.safetensors"),
         (_cut, "not a whole safetensors file"),
         (_settings(vision_config={"patch_size": 16, "image_size": [64, 32]}), "a square has one side"),
         (_settings(vision_config={"hidden_size": 30}), "12 heads do not divide"),
         (_settings(text_config={"hidden_act": "relu"}), "hidden_act must be one of quick_gelu, gelu"),
         (_settings(projection_dim=99), "do not fit the model; .*of another shape"),
         (_settings(model_type="owlv2"), "do not fit the model; missing: "),
-        (_settings(model_type="grounding-dino"), "of the kind 'grounding-dino'.*owlvit or owlv2"),
+        (
+            _settings(model_type="grounding-dino"),
+            "of the kind 'grounding-dino'; .* models of owl_swin, owlvit and owlv2",
+        ),
+        (_settings(model_type=["owlvit"]), "of the kind .'owlvit'.; a Detector reads"),
+        (_settings(vision_config={"num_hidden_layers": 10**7}), "10000000 layers of 768 are more than any model has"),
+        (_settings(vision_config={"hidden_size": 12 * 10**12}), "are more than any model has"),
+        (_settings(vision_config={"image_size": 10**12}), "its sizes make no model"),
+        (_whole_numbers, "do not fit the model; of another type: "),
         (lambda folder: (folder / "config.json").write_text("{"), "not a JSON file"),
         (lambda folder: (folder / "config.json").write_text("[]"), "must be a JSON object"),
         (lambda folder: (folder / "vocab.json").write_text("{"), "its tokenizer cannot be read"),
         (lambda folder: (folder / "vocab.json").write_text('{"a": 0}'), "its tokenizer cannot be read"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
         (lambda folder: (folder / "preprocessor_config.json").write_text('{"image_mean": 3}'), "cannot be read"),
+        (
+            lambda folder: (folder / "preprocessor_config.json").write_text('{"image_std": [1, NaN, 1]}'),
+            "three numbers",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(changed, damage, sentence):
@@ -146,6 +166,28 @@ def test_what_cannot_be_read_is_one_sentence(changed, damage, sentence):
     with pytest.raises(CheckpointError, match=sentence) as caught:
         load(changed)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["", "config.json", "model.safetensors"])
+def test_a_folder_is_known_by_its_files_and_by_its_place_at_home(file, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    detector = Detector.from_pretrained(f"~/{folder.name}/{file}")
+    assert (detector.name, detector.spec.family) == ("tiny-owlvit", "owlvit")
+    with pytest.raises(CheckpointError, match=rf"tiny-owlvitt: no such model \(did you mean .*/{folder.name}\?\)"):
+        load(f"~/{folder.name}t")
+
+
+def test_a_folder_without_a_model_is_not_said_to_be_missing(folder, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no weights; a model's folder has"):
+        load(tmp_path)
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds no owl_swin model .*no config.json beside it says"):
+        load(tmp_path)
+
+
+def test_what_reads_our_own_files_alone_says_what_it_was_given(folder):
+    with pytest.raises(CheckpointError, match=r"holds no owl_swin model .*; it is of the kind 'owlvit'"):
+        load_checkpoint(folder)
 
 
 def test_a_model_of_another_vocabulary_is_not_read_with_that_of_clip(tmp_path):
@@ -191,6 +233,13 @@ def test_a_checkpoint_of_the_hub_is_called_by_its_name_and_kept(folder, monkeypa
         assert Detector.from_pretrained("google/owl").name == "google/owl"
         with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE is set.*a folder that holds the model can be given"):
             Detector.from_pretrained("google/other")
+
+
+def test_the_weights_of_another_kind_are_not_fetched(changed, monkeypatch, tmp_path):
+    _settings(model_type="llama")(changed)
+    hub = FakeHub({("some/llama", "main"): changed}, broken={"model.safetensors"})
+    with serving(hub, monkeypatch, tmp_path / "cache"), pytest.raises(CheckpointError, match=r"some/llama: .*'llama'"):
+        load("some/llama")
 
 
 def test_a_download_that_was_cut_off_is_not_taken_for_the_model(changed, monkeypatch, tmp_path):

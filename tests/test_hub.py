@@ -10,7 +10,7 @@ from fake_hub import FakeHub, serving
 from safetensors.torch import save_file
 
 from owl_swin.errors import CheckpointError
-from owl_swin.families.hub import fetch_snapshot, is_hub_name
+from owl_swin.families.hub import fetch_snapshot, is_hub_name, near_published
 from owl_swin.families.weights import read_folder
 
 
@@ -69,6 +69,52 @@ def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     assert is_hub_name("runs/model")
     (tmp_path / "runs" / "model").mkdir(parents=True)
     assert not is_hub_name("runs/model")
+
+
+def test_a_name_that_begins_as_a_folder_here_is_a_path_and_the_hub_is_not_asked(hub, published, tmp_path, monkeypatch):
+    published(name="models/tiny", text="of the hub")
+    published(name="models/other", text="of the hub")
+    (tmp_path / "models" / "tinny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as offline:
+        refuse_sockets(offline)
+        said = (
+            r"no such file or folder in the folder models here \(did you mean the folder models/tinny\?\); .*hf downl"
+        )
+        refuses(said, "models/tiny")
+        refuses("in the folder models here; for a model of this name on the hub", "models/other")
+    # What can only be meant of the hub, and what came from it before.
+    assert (fetch_snapshot("models/tiny", revision="main") / "config.json").read_text() == "of the hub"
+    assert (fetch_snapshot("models/tiny") / "config.json").read_text() == "of the hub"
+
+
+def test_a_model_may_be_refused_before_its_weights_are_fetched(hub, published):
+    def refuse(folder):
+        seen.extend(path.name for path in folder.iterdir())
+        raise CheckpointError("of another kind", of="someone/model")
+
+    published()
+    seen = []
+    refuses("of another kind", "someone/model", check=refuse)
+    assert seen == ["config.json"]
+    assert "model.safetensors" in {path.name for path in fetch_snapshot("someone/model", check=seen.append).iterdir()}
+
+
+@pytest.mark.parametrize(
+    "text, meant",
+    [
+        ("https://huggingface.co/google/owlvit-base-patch32/tree/main", "google/owlvit-base-patch32"),
+        ("hf.co/me/beetles", "me/beetles"),
+        ("owlv2-base-patch16-ensemble", "google/owlv2-base-patch16-ensemble"),
+        ("owlv2-base-patch16-ensembel", "google/owlv2-base-patch16-ensemble"),
+        ("google/owlv2-base-patch16-ensembel", "google/owlv2-base-patch16-ensemble"),
+        ("google/owlv2-base-patch16-ensemble", None),
+        ("runs/beetles", None),
+        ("", None),
+    ],
+)
+def test_what_a_name_may_mean(text, meant):
+    assert near_published(text) == meant
 
 
 def test_a_model_is_fetched_without_what_is_not_read(hub, published):

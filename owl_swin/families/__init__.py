@@ -12,12 +12,14 @@ from owl_swin.families.hub import is_hub_name, local_place
 from owl_swin.families.owl_preprocess import Owlv2Preprocess
 from owl_swin.families.owl_swin import load_owl_swin, pretrained
 from owl_swin.families.owl_vit import FAMILIES, load_owl_vit
+from owl_swin.families.weights import INDEX, WEIGHTS
 from owl_swin.files import read_json
 from owl_swin.models.network import Pretrained
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.runtimes import GRAPH_RUNTIMES, check_runtime, is_exported
 from owl_swin.runtimes.torch import compiled
 
+CONFIG = "config.json"
 # What our own models call themselves, where they say it.
 OWN = "owl_swin"
 
@@ -49,7 +51,9 @@ def load(
         raise CheckpointError(f"a model is named by a text or a path, got {type(source).__name__}")
     if revision is not None and not is_hub_name(source):
         raise CheckpointError(f"a revision is one of a model on the hub, got {revision!r}", of=source)
-    place = local_place(source, revision=revision, token=token)
+    place = _model_folder(
+        local_place(source, revision=revision, token=token, check=lambda folder: _check(folder, source))
+    )
     if check_runtime(runtime) in GRAPH_RUNTIMES or is_exported(place):
         from owl_swin.runtimes.load import load_exported  # which reads the tokenizers of families
 
@@ -60,25 +64,40 @@ def load(
 
 def _load_weights(source: str | Path, place: str | Path, content_only: bool) -> Pretrained:
     """The model of a file or folder ``place``, as the caller named it."""
-    settings = _settings(place)
-    kind = settings.get("model_type", OWN)
-    if kind == OWN:
+    settings = _check(place, source)
+    if settings.get("model_type", OWN) == OWN:
         return load_owl_swin(place)
-    if kind not in FAMILIES:
-        raise CheckpointError(
-            f"holds a model of the kind {brief(kind)}; a Detector is a model of ours, {' or '.join(FAMILIES)}",
-            of=source,
-        )
-    name = str(source) if place is not source else Path(place).resolve().name
+    name = str(source) if is_hub_name(source) else Path(place).resolve().name
     loaded = load_owl_vit(Path(place), settings, name)
     if content_only and isinstance(loaded.preprocess, Owlv2Preprocess):
         loaded = replace(loaded, preprocess=replace(loaded.preprocess, content_only=True))
     return loaded
 
 
+def _check(place: str | Path, source: str | Path) -> dict[str, Any]:
+    """What config.json says, of a kind that is read here."""
+    settings = _settings(place)
+    kind = settings.get("model_type", OWN)
+    if kind not in (OWN, *FAMILIES):
+        raise CheckpointError(
+            f"holds a model of the kind {brief(kind)}; a Detector reads models of {OWN}, {' and '.join(FAMILIES)}",
+            of=source,
+        )
+    return settings
+
+
+def _model_folder(place: str | Path) -> str | Path:
+    """The folder of a model of which one file was given: its config.json, or the weights of what transformers saved."""
+    path = Path(place)
+    if path.name not in (CONFIG, INDEX, WEIGHTS) or not path.is_file():
+        return place
+    theirs = path.name != WEIGHTS or _settings(path.parent).get("model_type", OWN) != OWN
+    return path.parent if theirs else place
+
+
 def _settings(place: str | Path) -> dict[str, Any]:
     """What config.json says, in a folder that has one."""
-    path = Path(place) / "config.json"
+    path = Path(place) / CONFIG
     try:
         if not path.is_file():
             return {}

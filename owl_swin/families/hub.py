@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,21 @@ def is_hub_name(source: str | Path) -> bool:
     return not isinstance(source, Path) and len(text) <= 193 and not _is_here(text)
 
 
-def local_place(source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> str | Path:
-    """Where a model is on this machine: of one on the hub the folder that it is fetched to, else ``source`` itself."""
-    return fetch_snapshot(str(source), revision=revision, token=token) if is_hub_name(source) else source
+def local_place(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> str | Path:
+    """Where a model is on this machine: of one on the hub the folder that it is fetched to, else ``source`` itself, in
+    which ~ stands for the home of the user. ``check`` is that of ``fetch_snapshot``."""
+    if is_hub_name(source):
+        return fetch_snapshot(str(source), revision=revision, token=token, check=check)
+    if str(source).startswith("~"):
+        with suppress(RuntimeError):  # nobody of that name
+            return Path(source).expanduser()
+    return source
 
 
 def fetch_snapshot(
@@ -49,24 +61,35 @@ def fetch_snapshot(
     token: str | bool | None = None,
     wanted: Sequence[str] = WANTED,
     required: Sequence[str] = (),
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """The folder in huggingface_hub's cache with the ``wanted`` files of a model "user/model", downloaded if need be.
 
     ``revision`` is a branch, tag or commit, ``token`` as huggingface_hub takes it; HF_HUB_OFFLINE, HF_HOME and
-    HF_ENDPOINT mean what they mean there. A model that is not there, not open to the caller, out of reach or not whole
+    HF_ENDPOINT mean what they mean there. ``check`` sees the folder when it holds config.json alone, and may refuse the
+    model before its weights are fetched. A model that is not there, not open to the caller, out of reach or not whole
     raises CheckpointError.
+
+    A name that begins as a folder does here is a path that does not exist, and the hub is not asked for it, unless a
+    revision says that it is of the hub, or it was fetched before.
     """
+    if revision is None:
+        _refuse_path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError
 
     asked: dict[str, Any] = {"revision": revision, "token": token, "ignore_patterns": list(NOT_WANTED)}
     try:
+        if check is not None:
+            check(Path(str(snapshot_download(name, allow_patterns=["config.json"], **asked))))
         try:
             folder = Path(str(snapshot_download(name, allow_patterns=list(wanted), **asked)))
         except IncompleteSnapshotError:
             # Offline, with what another program has fetched: it may have left out files that a model does without.
             needed = [*CONFIG_AND_WEIGHTS, *required]
             folder = Path(str(snapshot_download(name, allow_patterns=needed, local_files_only=True, **asked)))
+    except CheckpointError:
+        raise
     except Exception as error:  # huggingface_hub's errors and those of its HTTP client have no root in common
         raise CheckpointError(reason_of(error, name, revision), of=name) from None
     if not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
@@ -130,6 +153,19 @@ def _pickled(name: str, revision: str | None, token: str | bool | None) -> str |
     return None
 
 
+def _refuse_path(name: str) -> None:
+    from huggingface_hub import constants
+
+    folder = name.split("/")[0]
+    fetched = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    if Path(folder).is_dir() and not fetched.is_dir():
+        raise CheckpointError(
+            f"no such file or folder in the folder {folder} here{_near(name)}; for a model of this name on the hub, "
+            f"run `hf download {name} --local-dir FOLDER` and give that folder",
+            of=name,
+        )
+
+
 def _is_here(text: str) -> bool:
     try:
         return Path(text).exists()
@@ -140,8 +176,20 @@ def _is_here(text: str) -> bool:
 def _near(name: str) -> str:
     if near := near_name(name):
         return f" (did you mean the folder {near}?)"
-    near = next(iter(difflib.get_close_matches(name, PUBLISHED, n=1, cutoff=0.8)), name)
-    return f" (did you mean {near}?)" if near != name else ""
+    return f" (did you mean {near}?)" if (near := near_published(name)) else ""
+
+
+def near_published(text: str) -> str | None:
+    """The name on the hub that an address, a name without its owner, or a misspelt one may mean."""
+    if address := re.match(
+        r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w-][\w.-]*/[\w-][\w.-]*)", text, re.ASCII
+    ):
+        return address[1]
+    names = {published: published for published in PUBLISHED}
+    if "/" not in text:
+        names = {published.partition("/")[2]: published for published in PUBLISHED}
+    near = [names[one] for one in difflib.get_close_matches(text, names, n=1, cutoff=0.8)]
+    return near[0] if near and near[0] != text else None
 
 
 def _at(revision: str | None) -> str:

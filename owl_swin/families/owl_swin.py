@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,17 @@ from typing import Any
 from torch import Tensor
 
 from owl_swin.config import ModelConfig, from_mapping, to_mapping
-from owl_swin.errors import CheckpointError, ConfigError
-from owl_swin.families.hub import local_place
-from owl_swin.families.weights import ROW_SCALE, dequantise, load_tensors, quantise_rows, read_tensors
+from owl_swin.errors import CheckpointError, ConfigError, brief
+from owl_swin.families.hub import local_place, near_published
+from owl_swin.families.weights import (
+    ROW_SCALE,
+    WEIGHTS,
+    dequantise,
+    load_tensors,
+    no_weights,
+    quantise_rows,
+    read_tensors,
+)
 from owl_swin.files import near_name, read_json, write_safetensors
 from owl_swin.frame import SwinPreprocess
 from owl_swin.models.layout import without_values
@@ -83,7 +92,9 @@ def _described(path: Path, metadata: Mapping[str, str]) -> tuple[ModelConfig, di
         else:
             held = read_json(beside) if beside.is_file() else None
             if not isinstance(held, dict) or held.get("format") != FORMAT:
-                raise CheckpointError(f"{path}: holds no owl_swin model (format {found!r}, expected {FORMAT!r})")
+                kind = held.get("model_type") if isinstance(held, dict) else None
+                other = f"; it is of the kind {brief(kind)}" if kind else ", and no config.json beside it says its kind"
+                raise CheckpointError(f"{path}: holds no owl_swin model (format {found!r}, expected {FORMAT!r}){other}")
         config, card = from_mapping(ModelConfig, held["config"], where=str(path)), held["card"]
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
@@ -117,18 +128,18 @@ def checkpoint_path(source: str | Path) -> Path:
     if str(source) in SHIPPED:
         return Path(str(files("owl_swin") / "weights" / f"{source}.safetensors"))
     path = Path(local_place(source))
-    try:
-        if path.is_dir():
-            path = path / "model.safetensors"
-        exists = path.is_file()
-    except (OSError, ValueError):
-        exists = False
-    if not exists:
-        names = ", ".join(SHIPPED)
-        near = (*difflib.get_close_matches(str(source), SHIPPED, n=1), near_name(str(source)))[0]
-        hint = f" (did you mean {near}?)" if near else ""
-        raise CheckpointError(
-            f"{source}: no such model{hint}; give a .safetensors file, a folder with model.safetensors, a name on the "
-            f"Hugging Face hub as user/model, or {names}"
-        )
-    return path
+    text, is_folder, is_file = str(source), False, False
+    with suppress(OSError, ValueError):  # no possible path
+        is_folder = path.is_dir() and text != ""
+        is_file = (path / WEIGHTS if is_folder else path).is_file()
+    if is_file:
+        return path / WEIGHTS if is_folder else path
+    if is_folder:
+        raise CheckpointError(no_weights(path), of=source)
+    near = (*difflib.get_close_matches(text, SHIPPED, n=1), near_name(text) or near_published(text))[0]
+    hint = f" (did you mean {near}?)" if near else ""
+    raise CheckpointError(
+        f"no such model{hint}; give a .safetensors file, a folder with {WEIGHTS}, a name on the Hugging Face hub as "
+        f"user/model, or {', '.join(SHIPPED)}",
+        of=source if text.strip() and text.isprintable() else repr(text),
+    )

@@ -1,6 +1,7 @@
 """OWL-ViT and OWLv2 checkpoints, as transformers saves them: folders with config.json and safetensors."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from owl_swin.tokenizer import Tokenizer, clean_text, get_tokenizer, warn_once
 
 # The classes of transformers that save checkpoints of each family.
 FAMILIES = {"owlvit": "OwlViTForObjectDetection", "owlv2": "Owlv2ForObjectDetection"}
+# Sizes beyond those of any model, at which a damaged config.json would fill the memory before it is refused.
+MOST, MOST_LAYERS = 2**24, 1000
 # What settings that a config.json leaves out stand for in transformers.
 TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
 IMAGE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -41,7 +44,7 @@ def load_owl_vit(folder: Path, settings: Mapping[str, Any], name: str) -> Pretra
     config = read_config(settings, name, where=str(folder / "config.json"))
     with torch.device("meta"):
         network = OwlVit(config)
-    load_tensors(network, _read_weights(folder, config.family, name), str(folder))
+    load_tensors(network, _read_weights(folder, config.family), str(folder))
     network.eval().requires_grad_(False)
     tokenize = _tokenizer(folder, config)
     if not config.objectness:
@@ -74,7 +77,7 @@ def read_config(settings: Mapping[str, Any], name: str, where: str) -> OwlVitCon
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: its settings cannot be read ({type(error).__name__}: {error})") from None
     numbers = (config.image_size // max(1, config.patch_size), config.patch_size, config.context_length)
-    if min(*numbers, config.vocab_size, config.embed_dim) < 1:
+    if not 1 <= min(*numbers, config.vocab_size, config.embed_dim) <= max(*numbers, config.vocab_size) <= MOST:
         raise CheckpointError(f"{where}: its sizes make no model")
     return config
 
@@ -92,6 +95,8 @@ def _tower(settings: Mapping[str, Any]) -> TowerConfig:
         raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {tower.activation!r}")
     if min(tower.width, tower.mlp_width, tower.layers, tower.heads) < 1 or tower.width % tower.heads:
         raise ValueError(f"{tower.heads} heads do not divide a hidden_size of {tower.width}")
+    if max(tower.width, tower.mlp_width) > MOST or tower.layers > MOST_LAYERS:
+        raise ValueError(f"{tower.layers} layers of {tower.width} are more than any model has")
     return tower
 
 
@@ -102,15 +107,8 @@ def _one_side(value: Any) -> int:
     return sides.pop()
 
 
-def _read_weights(folder: Path, family: str, name: str) -> dict[str, Tensor]:
+def _read_weights(folder: Path, family: str) -> dict[str, Tensor]:
     """float32 tensors under our names."""
-    if not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):  # as of a hub model with pickles
-        raise CheckpointError(
-            f"holds no safetensors weights; where the model has pickled ones alone and you trust them, convert them: "
-            f'python -c "from transformers import {FAMILIES[family]} as M; '
-            f"M.from_pretrained({name!r}).save_pretrained('converted')\"",
-            of=folder,
-        )
     own = {}
     for key, tensor in read_folder(folder)[0].items():
         key = key.removeprefix(f"{family}.")
@@ -203,6 +201,6 @@ def _colours(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
         )
     except (OSError, json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise CheckpointError(f"{path}: image_mean and image_std must be three numbers each, got {mean} and {std}")
     return mean, std

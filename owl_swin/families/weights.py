@@ -38,7 +38,7 @@ def read_folder(folder: Path, name: str = "") -> tuple[dict[str, Tensor], dict[s
     if (folder / WEIGHTS).is_file():
         return read_tensors(folder / WEIGHTS)
     if not (folder / INDEX).is_file():
-        raise CheckpointError(_no_weights(folder), of=name or folder)
+        raise CheckpointError(no_weights(folder), of=name or folder)
     try:
         places = read_json(folder / INDEX)["weight_map"]
         parts = sorted({str(part) for part in places.values()})
@@ -59,13 +59,16 @@ def read_folder(folder: Path, name: str = "") -> tuple[dict[str, Tensor], dict[s
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Fills ``model``; keys that are missing, left over, of another shape or not finite raise CheckpointError."""
+    """Fills ``model``; keys that are missing, left over, of another shape or type, not finite raise CheckpointError."""
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     own = {name: own[name] for name in model.state_dict()}
     problems = {
         "missing": sorted(own.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - own.keys()),
         "of another shape": sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape),
+        "of another type": sorted(
+            k for k in own.keys() & tensors.keys() if own[k].is_floating_point() != tensors[k].is_floating_point()
+        ),
         "not finite": sorted(k for k, v in tensors.items() if not _is_finite(v)),
     }
     for problem, keys in problems.items():
@@ -103,7 +106,8 @@ def dequantise(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     return out
 
 
-def _no_weights(folder: Path) -> str:
+def no_weights(folder: Path) -> str:
+    """Why a folder without weights is not read, and what to do."""
     try:
         pickled = next((path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES), "")
     except OSError as error:
