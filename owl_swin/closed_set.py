@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_swin.errors import QueryError
 from owl_swin.families.picture_settings import PictureSettings
 from owl_swin.frame import FRAME_MULTIPLE, HW, Frame, check_image_size
 from owl_swin.image import ImageSource, open_image
@@ -75,13 +74,6 @@ class ImageClassifier:
         """The probabilities of the classes for a picture."""
         pixels = self.settings.pixels(open_image(image))[None].to(self.network.head.weight)
         return Classification(self.network(pixels)[0].float().softmax(-1).cpu(), self.names)
-
-
-def check_top_k(top_k: int) -> int:
-    """How many classes are named; less than 1 raises QueryError."""
-    if top_k < 1:
-        raise QueryError(f"top_k must be at least 1, got {top_k}")
-    return top_k
 
 
 def winners(logits: Tensor, image_hw: HW) -> tuple[Tensor, Tensor]:

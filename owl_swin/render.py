@@ -12,6 +12,8 @@ from torch import Tensor
 
 from owl_swin.errors import ImageError
 from owl_swin.image import ImageSource, open_image
+from owl_swin.map_formats import class_colour
+from owl_swin.semantic_map import NOTHING, SemanticMap
 from owl_swin.types import Detections
 
 # Steps of the golden ratio around the colour wheel: neighbours in the list of queries look different.
@@ -20,6 +22,8 @@ GOLDEN_RATIO = 0.618034
 HEAT = ("000004", "210c4a", "56106e", "89226a", "bb3754", "e35932", "f98c0a", "f9c932", "fcffa4")
 # Opacity of the highest score; below it the opacity falls with the score, so that the picture stays visible.
 HEAT_OPACITY = 0.7
+# Of the colours of classes on a picture; the legend below it has no more names, and is no narrower in pixels.
+MAP_OPACITY, LEGEND_NAMES, LEGEND_WIDTH = 0.6, 30, 240
 # The line within the border of a box.
 DARK = (64, 64, 64)
 # Of letters in a picture, in pixels.
@@ -203,6 +207,37 @@ def draw_heat_map(
     drawn = Image.composite(_in_heat_colours(steps), pale, opacity)
     _draw_scale(drawn, _printable(title), low, high)
     return drawn
+
+
+def draw_semantic_map(image: ImageSource, found: SemanticMap) -> Image.Image:
+    """The picture, upright, under the colours of its classes, and below it their names, the largest first.
+
+    Colours are those of the PNG that `owl-swin segment` writes; what shows none of the names keeps its own.
+    """
+    picture = open_image(image)
+    if (picture.height, picture.width) != found.image_hw:
+        wanted = f"{found.image_hw[1]}x{found.image_hw[0]}"
+        raise ImageError(f"this map is of a picture of {wanted} pixels, got {picture.width}x{picture.height}")
+    labels = found.labels.numpy()
+    colours = np.array([class_colour(label) for label in range(len(found.names))] or [(0, 0, 0)], dtype=np.uint8)
+    painted = Image.fromarray(colours[labels.clip(0)])
+    opacity = Image.fromarray(np.where(labels == NOTHING, 0, round(255 * MAP_OPACITY)).astype(np.uint8))
+    drawn = Image.composite(painted, picture, opacity)
+
+    size = max(MIN_LETTER, round(min(picture.width, 1600) / 40))
+    width = max(picture.width, LEGEND_WIDTH)
+    column, row = min(width, 14 * size), round(1.6 * size)
+    columns = max(1, width // column)
+    shown = [(label, share) for label, share in found.shares().items() if label != NOTHING][:LEGEND_NAMES]
+    canvas = Image.new("RGB", (width, picture.height + row * -(-len(shown) // columns) + GAP), "white")
+    canvas.paste(drawn)
+    draw = ImageDraw.Draw(canvas)
+    for place, (label, share) in enumerate(shown):
+        x, y = place % columns * column + GAP // 2, picture.height + place // columns * row + GAP // 2
+        draw.rectangle((x, y, x + size - 1, y + size - 1), fill=class_colour(label), outline=DARK)
+        text = _Label.of(found.names[label], f"{100 * share:.0f} %", size, column - 2 * size)
+        draw.text((x + 1.4 * size, y + size / 2), text.text, fill="black", font=text.font, anchor="lm")
+    return canvas
 
 
 def picture_grid(

@@ -11,7 +11,7 @@ import typer
 
 from owl_swin.addresses import is_url
 from owl_swin.cli import options
-from owl_swin.cli.pictures import STDIN, find_pictures, named, open_picture, picture_file, reduced
+from owl_swin.cli.pictures import STDIN, check_apart, find_pictures, named, open_picture, picture_file, reduced
 from owl_swin.cli.printing import Progress, note, say
 from owl_swin.cli.query_options import QueryOptions, add_saved, check_query_file, make_queries
 from owl_swin.cli.results import Drawings, Format, Results, Streamed, make_results
@@ -131,7 +131,7 @@ def detect(
     if label_studio_root is not None:
         _check_below(sources, label_studio_root)
     if save is not None:
-        _check_apart(sources, save)
+        check_apart(sources, save)
 
     from owl_swin.detector import Detector
     from owl_swin.postprocess import DetectOptions
@@ -297,13 +297,3 @@ def _check_below(sources: Sequence[str], root: Path) -> None:
             raise OwlSwinError("-: a picture on stdin has no address that Label Studio could serve; name its file")
         if not is_url(source):
             label_studio_address(source, root)
-
-
-def _check_apart(sources: Sequence[str], folder: Path) -> None:
-    """A drawing has the name of its picture, so in the same folder it would take the picture's place."""
-    if not folder.is_dir():
-        return
-    of_folder = {Path(source).parent: source for source in sources if source != STDIN and not is_url(source)}
-    for beside, source in of_folder.items():
-        if beside.is_dir() and beside.samefile(folder):
-            raise OwlSwinError(f"{source}: lies in the folder of --save and could be overwritten; name another folder")

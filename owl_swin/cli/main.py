@@ -61,9 +61,26 @@ def _with_near_name(sentence: str) -> str:
 
 
 def _register() -> None:
-    from owl_swin.cli import bench, detect, distil, evaluate, export, index, info, label, push, search, serve, training
+    from owl_swin.cli import (
+        bench,
+        classify,
+        detect,
+        distil,
+        evaluate,
+        export,
+        index,
+        info,
+        label,
+        push,
+        search,
+        segment,
+        serve,
+        training,
+    )
 
     app.command("detect")(detect.detect)
+    app.command("segment")(segment.segment)
+    app.command("classify")(classify.classify)
     app.command("index")(index.index)
     app.command("search")(search.search)
     app.command("label")(label.label)

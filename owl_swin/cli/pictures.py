@@ -13,7 +13,7 @@ from PIL import Image
 
 from owl_swin.addresses import is_url
 from owl_swin.cli.printing import say
-from owl_swin.errors import ImageError
+from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.fetching import fetch
 from owl_swin.files import near_name
 from owl_swin.image import MAX_PIXELS, is_picture_name, open_image
@@ -97,6 +97,16 @@ def reduced(source: str | bytes, found: "Detections") -> "tuple[Image.Image, Det
     scale = small.width / found.image_hw[1], small.height / found.image_hw[0]
     boxes = found.boxes * found.boxes.new_tensor([*scale, *scale])
     return small, replace(found, boxes=boxes, image_hw=(small.height, small.width))
+
+
+def check_apart(sources: Sequence[str], folder: Path) -> None:
+    """A drawing has the name of its picture, so in the same folder it would take the picture's place."""
+    if not folder.is_dir():
+        return
+    of_folder = {Path(source).parent: source for source in sources if source != STDIN and not is_url(source)}
+    for beside, source in of_folder.items():
+        if beside.is_dir() and beside.samefile(folder):
+            raise OwlSwinError(f"{source}: lies in the folder of --save and could be overwritten; name another folder")
 
 
 def _check_allowed(address: str, allow_url: bool) -> None:
