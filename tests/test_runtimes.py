@@ -221,6 +221,13 @@ def test_what_is_exported_on_the_command_line_detects_there(model_file, tmp_path
     assert theirs[0]["score"] == pytest.approx(ours[0]["score"], abs=1e-3)
 
 
+def test_info_says_what_a_folder_holds(folders):
+    said = call("info", folders["openvino"])
+    assert said.exit_code == 0, said.exception
+    assert "exported for openvino in float32; frames (height x width): all whose sides are multiples" in said.stdout
+    assert json.loads(call("info", folders["onnx"], "--format", "json").stdout)["export"]["text_graph"] == "text.onnx"
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [

@@ -14,7 +14,18 @@ from owl_swin.cli.printing import printable
 from owl_swin.errors import DataError
 
 PARTS = ("image encoder", "text encoder", "whole model")
-PACKAGES = ("owl_swin", "torch", "torchvision", "open_clip_torch", "transformers", "pillow", "safetensors", "numpy")
+PACKAGES = (
+    "owl_swin",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "transformers",
+    "pillow",
+    "safetensors",
+    "numpy",
+    "onnxruntime",
+    "openvino",
+)
 
 
 class Format(StrEnum):
@@ -67,12 +78,14 @@ def _kind_of_data(what: str, kind: str | None, *, asked: bool) -> str | None:
     from owl_swin.data.guess import guess_kind
     from owl_swin.families.hub import is_hub_name
     from owl_swin.families.owl_swin import SHIPPED
+    from owl_swin.runtimes import is_exported
 
     path = Path(what)
     if kind is None and (
         what in SHIPPED
         or (is_hub_name(what) and not asked)
         or path.suffix == ".safetensors"
+        or is_exported(path)
         or any(_files(path, "*.safetensors"))
     ):
         return None
@@ -97,7 +110,10 @@ def _about_model(model: str) -> dict[str, Any]:
     from owl_swin.families.hub import local_place
     from owl_swin.families.owl_swin import checkpoint_path
     from owl_swin.models.owl_swin import OwlSwin
+    from owl_swin.runtimes import is_exported
 
+    if is_exported(model):
+        return _about_export(Path(model))
     loaded = load(model)
     network: Any = loaded.network
     own = isinstance(network, OwlSwin)
@@ -116,10 +132,45 @@ def _about_model(model: str) -> dict[str, Any]:
     }
 
 
+def _about_export(folder: Path) -> dict[str, Any]:
+    from owl_swin.runtimes.spec import read_spec
+
+    said = read_spec(folder).to_json()
+    card = said.pop("card")
+    return {
+        "name": card.get("name", said["network"]["name"]),
+        "path": str(folder),
+        "bytes": sum(file.stat().st_size for file in _files(folder, "*")),
+        "export": said,
+        "card": card,
+        "versions": _versions(),
+    }
+
+
 def _model_lines(about: dict[str, Any]) -> list[str]:
-    config, image = about["config"], about["config"]["image"]
     lines = [f"{about['name']}  ({about['path']}, {about['bytes'] / 1e6:.1f} MB)"]
-    lines += [f"  {part:<14} {count / 1e6:6.2f} M parameters" for part, count in about["parameters"].items()]
+    lines += _export_lines(about["export"]) if "export" in about else _network_lines(about)
+    return [
+        *lines,
+        *card_lines(about["card"]),
+        "\nversions",
+        *(f"  {name} {number or 'not installed as a package'}" for name, number in about["versions"].items()),
+    ]
+
+
+def _export_lines(said: dict[str, Any]) -> list[str]:
+    network, sizes = said["network"], ", ".join(f"{height}x{width}" for height, width in said["sizes"])
+    return [
+        f"  exported for {said['runtime']} in {said['precision']}; frames (height x width): "
+        f"{sizes or 'all whose sides are multiples of 32'}",
+        f"  pictures: longer side {network['image_size']} px; a patch is {network['stride']} px; "
+        f"embeddings of {network['embed_dim']}",
+    ]
+
+
+def _network_lines(about: dict[str, Any]) -> list[str]:
+    config, image = about["config"], about["config"]["image"]
+    lines = [f"  {part:<14} {count / 1e6:6.2f} M parameters" for part, count in about["parameters"].items()]
     if "depths" in image:
         stride, depths = config["heads"]["stride"], tuple(image["depths"])
         lines.append(f"  Swin {image['embed_dim']} channels, depths {depths}, windows of {image['window_size']}")
@@ -130,9 +181,6 @@ def _model_lines(about: dict[str, Any]) -> list[str]:
         *lines,
         f"  pictures: longer side {config['image_size']} px; a patch is {stride} px; "
         f"embeddings of {config['embed_dim']}",
-        *card_lines(about["card"]),
-        "\nversions",
-        *(f"  {name} {number or 'not installed as a package'}" for name, number in about["versions"].items()),
     ]
 
 

@@ -167,7 +167,7 @@ def _traced(
         torch.onnx.export(
             graph.eval(),
             (example,),
-            out,
+            out,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=OPSET,
             input_names=[takes],
