@@ -235,7 +235,8 @@ def draw_semantic_map(image: ImageSource, found: SemanticMap) -> Image.Image:
     for place, (label, share) in enumerate(shown):
         x, y = place % columns * column + GAP // 2, picture.height + place // columns * row + GAP // 2
         draw.rectangle((x, y, x + size - 1, y + size - 1), fill=class_colour(label), outline=DARK)
-        text = _Label.of(found.names[label], f"{100 * share:.0f} %", size, column - 2 * size)
+        percent = f"{100 * share:.0f} %" if share >= 0.005 else "< 1 %"
+        text = _Label.of(found.names[label], percent, size, column - 2 * size)
         draw.text((x + 1.4 * size, y + size / 2), text.text, fill="black", font=text.font, anchor="lm")
     return canvas
 

@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from owl_swin.cli.printing import note
+from owl_swin.cli.table import table_lines
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import make_folder
 from owl_swin.image import is_picture_name
+
+if TYPE_CHECKING:
+    from owl_swin.training.config import TrainConfig
 
 
 def train(
@@ -26,6 +31,7 @@ def train(
     ] = False,
 ) -> None:
     """Train or go on training; the run's folder then holds model.safetensors. Under torchrun, processes share the work.
+    With task = "probe", classifiers on frozen features and probe.json.
 
     Example: owl-swin train configs/train/finetune.toml --blend 0.5
     """
@@ -38,7 +44,31 @@ def train(
         settings = replace(settings, blend=blend)
     if output is not None:
         settings = replace(settings, output=str(output))
+    if settings.task == "probe":
+        _probe(settings, stop_after is not None or blend is not None)
+        return
     print(run(settings, stop_after=stop_after, allow_changes=allow_changes))
+
+
+def _probe(settings: "TrainConfig", with_steps: bool) -> None:
+    """Runs a probe: its table goes to stderr and its folder to stdout, as of every run."""
+    from owl_swin.evaluation.probe import run_probe
+
+    if with_steps:
+        raise OwlSwinError("--stop-after and --blend are for runs that train a model; task = 'probe' trains none")
+    reports = run_probe(settings)
+    head = ("set", "classes", "learned from", "tested on", "linear top-1", "top-5", "k-NN top-1")
+    rows = [
+        (
+            report.annotations,
+            *(str(report.counts[key]) for key in ("n_classes", "n_train", "n_images")),
+            *(f"{report.figures[key]:.1f}" for key in ("top1", "top5", "knn_top1")),
+        )
+        for report in reports
+    ]
+    for line in table_lines(head, rows):
+        note(line)
+    print(settings.output)
 
 
 def paste(

@@ -104,7 +104,7 @@ def evaluate_classification(
         annotations=Path(annotations).name,
         counts={"n_images": len(places), "n_classes": len(candidates)},
         figures={"top1": _percent(first), "top5": _percent(among_five)},
-        intervals={"top1": _interval(first)},
+        intervals={"top1": accuracy_interval(first)},
         per_class={titles[place]: _percent(own) for place, own in hits.items()},
         notes=tuple(data.notes),
         broken=tuple(broken),
@@ -199,7 +199,7 @@ def _percent(hits: np.ndarray) -> float | None:
     return round(100 * float(hits.mean()), 2) if len(hits) else None
 
 
-def _interval(hits: np.ndarray, draws: int = 1000) -> tuple[float, float] | None:
+def accuracy_interval(hits: np.ndarray, draws: int = 1000) -> tuple[float, float] | None:
     """95 % bootstrap interval over pictures, in percent."""
     if not len(hits):
         return None

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from owl_swin.data.config import DataConfig, check_mosaic
 from owl_swin.errors import ConfigError
 
-TASKS = ("align", "detect")
+TASKS = ("align", "detect", "probe")
+FEATURES = ("patches", "last")
 MATCHINGS = ("hungarian", "aligned", "centre")
 PRECISIONS = ("float32", "bfloat16")
 CONTRASTS = ("softmax", "sigmoid")
@@ -116,6 +117,31 @@ class NamingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeConfig:
+    """What only ``task = "probe"`` needs: a classifier on features of the frozen model, for each labelled set.
+
+    ``features`` are the mean of the fused "patches" or of the encoder's "last" map, which published classifiers read.
+    Figures are of the part ``test`` of each set; empty: of every fifth picture of each class, which is kept back.
+    ``neighbours`` vote with weight exp(cosine / ``temperature``), as in arXiv:2104.14294. The weight decay of the
+    linear classifier is the best of ``weight_decays`` on a tenth of what it learns from.
+    """
+
+    features: str = "patches"
+    test: str = "val"
+    neighbours: int = 20
+    temperature: float = 0.07
+    weight_decays: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)
+
+    def __post_init__(self) -> None:
+        if self.features not in FEATURES:
+            raise ConfigError(f"probe.features must be one of {', '.join(FEATURES)}, got {self.features!r}")
+        if self.neighbours < 1 or not 0 < self.temperature < math.inf:
+            raise ConfigError("probe.neighbours must be at least 1 and probe.temperature above 0")
+        if not self.weight_decays or not all(0 <= decay < math.inf for decay in self.weight_decays):
+            raise ConfigError(f"probe.weight_decays must be numbers of 0 or more, got {self.weight_decays}")
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """One run of `owl-swin train`.
 
@@ -165,6 +191,7 @@ class TrainConfig:
     detect: DetectConfig = field(default_factory=DetectConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     naming: NamingConfig = field(default_factory=NamingConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
