@@ -17,6 +17,7 @@ from PIL import Image
 from owl_swin.addresses import is_url
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage, PreparedImage
+from owl_swin.encoder import check_batch_size
 from owl_swin.errors import ConfigError, ImageError, QueryError, brief
 from owl_swin.fetching import fetch
 from owl_swin.formats import CORNERS
@@ -33,12 +34,15 @@ TIMEOUT_S, REDIRECTS = 30.0, 5
 ALL = 10**6
 # Lists of labels whose embeddings are kept: a loop over pictures asks for the same again and again.
 KEPT_LABELS = 64
-# A text as long is no path, and may be a picture in base64.
+# A text as long is no path, and may be a picture in base64; so may one that begins as PNG, JPEG, GIF and WebP do there.
 LONGEST_NAME = 4096
+IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 # What transformers' pipeline() takes to put its models together; ours bring their own.
 OWN_PARTS = ("config", "tokenizer", "feature_extractor", "image_processor", "video_processor", "processor")
 # What it takes of how transformers loads a model, and what has no meaning here.
 OF_TRANSFORMERS = ("use_fast", "trust_remote_code", "framework", "pipeline_class", "num_workers")
+OF_LOADING = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code")
+MODEL_SETTINGS = ("image_size", "content_only", "runtime")
 SETTINGS = ("threshold", "top_k", "timeout", "batch_size", "nms_iou", "nms_across", "objectness", "image_size")
 
 
@@ -81,6 +85,8 @@ class ZeroShotObjectDetectionPipeline:
         if "text_queries" in settings:  # as the labels were called before
             candidate_labels = settings.pop("text_queries")
         chosen = {**self._settings, **_checked(settings)}
+        if isinstance(candidate_labels, Iterator):  # which would be spent after the first picture
+            candidate_labels = list(candidate_labels)
         if _is_one(image):
             return next(self._answers([(image, candidate_labels)], chosen, 1))
         if not isinstance(image, Iterable) and not hasattr(image, "__getitem__"):
@@ -91,6 +97,10 @@ class ZeroShotObjectDetectionPipeline:
         items = iter(image) if isinstance(image, Iterable) else (image[i] for i in range(len(image)))
         # One at a time: the next picture of a camera is still to come.
         return self._answers(((one, candidate_labels) for one in items), chosen, chosen.get("batch_size") or 1)
+
+    def __reduce__(self) -> Any:
+        """As what it was made of: other processes get it so, and a lock cannot go there."""
+        return _remade, (self.detector, self._settings)
 
     def _answers(
         self, jobs: Iterable[tuple[Any, Any]], settings: Mapping[str, Any], batch_size: int
@@ -149,7 +159,7 @@ def pipeline(
     revision: str | None = None,
     token: str | bool | None = None,
     device: int | str | torch.device | None = None,
-    device_map: str | None = None,
+    device_map: str | Mapping[str, int | str | torch.device] | None = None,
     dtype: str | torch.dtype | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -168,7 +178,11 @@ def pipeline(
             raise ConfigError(f"a model of owl_swin brings its own {part}; leave it out")
     for key in OF_TRANSFORMERS:
         settings.pop(key, None)
-    given = settings.pop("torch_dtype", None) if dtype is None else dtype  # as dtype was called before
+    more = {key: value for key, value in (model_kwargs or {}).items() if key not in OF_LOADING}
+    named = (dtype, settings.pop("torch_dtype", None), *(more.pop(key, None) for key in ("dtype", "torch_dtype")))
+    given = next((one for one in named if one is not None), None)  # torch_dtype is how dtype was called before
+    if unknown := [key for key in more if key not in MODEL_SETTINGS]:
+        raise ConfigError(f"unknown setting {brief(unknown[0])} in model_kwargs; there are {', '.join(MODEL_SETTINGS)}")
     precision = None if given == "auto" else given.removeprefix("torch.") if isinstance(given, str) else given
     place = _device(device if device is not None else device_map)
     if isinstance(model, Detector):
@@ -178,7 +192,6 @@ def pipeline(
         detector = Detector(model, device=place, dtype=precision)
     else:
         source = "nano" if model is None else model
-        more = dict(model_kwargs or {})
         detector = Detector.from_pretrained(
             source, device=place, dtype=precision, revision=revision, token=token, **more
         )
@@ -189,7 +202,13 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in settings.items() if key not in OF_TRANSFORMERS}
     if unknown := [key for key in kept if key not in SETTINGS]:
         raise ConfigError(f"unknown setting {brief(unknown[0])}; there are {', '.join(SETTINGS)}")
+    if kept.get("batch_size"):  # 0 and None stand for none that was chosen
+        kept["batch_size"] = check_batch_size(kept["batch_size"])
     return kept
+
+
+def _remade(detector: Detector, settings: Mapping[str, Any]) -> ZeroShotObjectDetectionPipeline:
+    return ZeroShotObjectDetectionPipeline(detector, **settings)
 
 
 def _is_one(image: Any) -> bool:
@@ -232,7 +251,7 @@ def _opened(image: Any, timeout_s: float | None) -> Any:
             raise type(error)(error.reason, of=image) from None
     head, comma, rest = image.partition(",")
     in_base64 = rest if comma and re.fullmatch(r"data:image/[\w.+-]+;base64", head) else image
-    if in_base64 is rest or len(image) > LONGEST_NAME:
+    if in_base64 is rest or len(image) > LONGEST_NAME or (image.startswith(IN_BASE64) and not Path(image).exists()):
         try:
             return base64.b64decode("".join(in_base64.split()), validate=True)
         except (binascii.Error, ValueError):
@@ -240,7 +259,9 @@ def _opened(image: Any, timeout_s: float | None) -> Any:
     return image
 
 
-def _device(device: int | str | torch.device | None) -> str | torch.device:
+def _device(device: Any) -> str | torch.device:
+    if isinstance(device, Mapping) and len(device) == 1:  # {"": "cuda:0"}: the whole model there
+        device = next(iter(device.values()))
     if device is None or device in ("auto", "balanced", "balanced_low_0", "sequential"):
         return "auto"
     if isinstance(device, bool) or not isinstance(device, (int, str, torch.device)):

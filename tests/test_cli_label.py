@@ -86,7 +86,9 @@ def test_several_teachers_and_views(label, photos, model_file):
     teacher = json.loads((photos / "l.json").read_text())["info"]["teacher"]
     assert teacher["scales"] == [1, 1.5] and teacher["flip"] and len(teacher["teachers"]) == 2
     run = label("Photos", "--to", "m.json", "--query", "a dog", "--agree", "2")
-    assert run.code == 2 and run.err == "owl-swin: of 1 teachers 1 to 1 can agree, got 2\n"
+    assert (
+        run.code == 2 and run.err == "owl-swin: agree is how many teachers must agree, from 1 to the 1 given, got 2\n"
+    )
 
 
 def test_thresholds_are_the_published_ones_and_can_be_set(label, photos):
@@ -104,6 +106,16 @@ def test_thresholds_are_the_published_ones_and_can_be_set(label, photos):
     [
         (["Photos", "--queries", "name.txt"], "name.txt: expected a file with a name on each line (No such file or "),
         (["Photos"], "there is nothing to look for; give a file of names with --queries, names with --query, "),
+        (["Potos", "--query", "a dog"], "Potos: no such file or folder; did you mean Photos?"),
+        (["Photos", "--query", "a dog", "--to", "-"], "-: the labels and their journal need a file"),
+        (
+            ["Photos", "--query", "a dog", "--teacher", "Llama"],
+            "Llama: holds a model of the kind 'llama'; teachers are ",
+        ),
+        (
+            ["Photos", "--query", "a dog", "--agree", "2"],
+            "agree is how many teachers must agree, from 1 to the 1 given",
+        ),
         (["Empty", "--query", "a dog"], "Empty: there is no picture in this folder"),
         (["-", "--query", "a dog"], "-: a data set names its pictures; give files or folders"),
         (["http://a.org/b.jpg", "--query", "x"], "http://a.org/b.jpg: a data set names its pictures"),
@@ -126,6 +138,8 @@ def test_thresholds_are_the_published_ones_and_can_be_set(label, photos):
 )
 def test_a_wrong_call_is_one_sentence_and_writes_nothing(label, photos, arguments, said):
     (photos / "Empty").mkdir()
+    (photos / "Llama").mkdir()
+    (photos / "Llama" / "config.json").write_text('{"model_type": "llama"}')
     before = sorted(os.walk("."))
     run = label("--to", "labels.json", *arguments)
     assert run.code == 2 and run.out == ""

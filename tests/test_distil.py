@@ -174,6 +174,7 @@ def test_settings_pictures_and_teacher_stay_what_a_run_began_with(place):
         (["--text", "absent.safetensors"], "student.toml: embed_dim is 32, and the text space of the teacher tiny_for"),
         (["--held-out", "1"], "held_out is a share of the pictures between 0 and 1, got 1.0"),
         (["--steps", "0"], "steps, batch_size, accumulate and log_every must be at least 1"),
+        (["--steps", "-3"], "steps, batch_size, accumulate and log_every must be at least 1"),
         (["--image-size", "16"], "image_size must be at least 32 pixels"),
         (["--recipe", "wrong.toml"], "wrong.toml: unknown key 'stepps'; did you mean 'steps'?"),
         (["--recipe", "text.toml"], "text.toml: optim.text_lr must be 0"),

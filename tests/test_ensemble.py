@@ -103,8 +103,8 @@ def test_views_of_a_detector_are_its_own_answers_fused(detector):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"agree": 3}, "of 2 teachers 1 to 2 can agree, got 3"),
-        ({"agree": 0}, "can agree, got 0"),
+        ({"agree": 3}, "must agree, from 1 to the 2 given, got 3"),
+        ({"agree": 0}, "must agree, from 1 to the 2 given, got 0"),
         ({"scales": []}, "scales must be different numbers"),
         ({"scales": [1, 1]}, "scales must be different numbers"),
         ({"scales": [float("nan")]}, "scales must be different numbers"),

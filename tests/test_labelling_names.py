@@ -20,14 +20,18 @@ def photos(tmp_path):
 
 def test_names_of_a_file(tmp_path):
     path = tmp_path / "names.txt"
-    path.write_text("\ufeffdog\n\n traffic_light \ndog\nsofa, couch\nĐèn\n", encoding="utf-8")
+    path.write_text("\ufeff# Things\ndog\r\n\n  #cat\n traffic_light \ndog\nsofa, couch\nĐèn\n", encoding="utf-8")
     assert [(one.name, one.texts) for one in read_label_names(path)] == [
         ("dog", ("dog",)),
         ("traffic light", ("traffic light",)),
         ("sofa, couch", ("sofa", "couch")),
         ("Đèn", ("Đèn",)),
     ]
-    for content, said in ((b"\n , \n", "holds no name"), (b"\xff\xfe\x00", "no text in UTF-8")):
+    for content, said in (
+        (b"\n , \n", "holds no name"),
+        (b"# dog", "holds no name"),
+        (b"\xff\xfe\x00", "no text in UTF-8"),
+    ):
         path.write_bytes(content)
         with pytest.raises(QueryError, match=said):
             read_label_names(path)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import pickle
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from owl_checkpoints import save_clip_tokenizer, save_owl
-from picture_files import noise
+from picture_files import encode, noise
 
 import owl_swin
 from owl_swin import pipelines
@@ -79,9 +80,15 @@ CALLS = {
     "a threshold that nothing reaches": lambda pipe, photo: pipe(noise(60, 90), LABELS, threshold=0.9999),
     "the best ones": lambda pipe, photo: pipe(noise(60, 90), LABELS, top_k=2, threshold=0.0),
     "base64": lambda pipe, photo: pipe(base64_of(photo), LABELS),
+    "base64 of a small picture, without a head": lambda pipe, photo: pipe(small_in_base64(), LABELS),
+    "no best ones chosen": lambda pipe, photo: pipe(noise(60, 90), LABELS, top_k=0),
     "a batch": lambda pipe, photo: pipe([noise(60, 90)] * 3, candidate_labels=LABELS, batch_size=2),
     "no picture": lambda pipe, photo: pipe([], candidate_labels=LABELS),
 }
+
+
+def small_in_base64():
+    return base64.b64encode(encode(noise(4, 4))).decode()
 
 
 def base64_of(photo):
@@ -200,6 +207,13 @@ def test_a_url_is_fetched_from_the_open_internet_alone(nano, website, photo, mon
         (lambda pipe: pipe(noise(9, 9), LABELS, treshold=1), ConfigError, "unknown setting 'treshold'; there are thr"),
         (lambda pipe: pipe(noise(9, 9), LABELS, threshold=2), QueryError, "threshold"),
         (lambda pipe: pipe(noise(9, 9), LABELS, top_k=-1), QueryError, "top_k must be a whole number"),
+        (lambda pipe: pipe([noise(9, 9)], LABELS, batch_size=-1), QueryError, "batch_size must be at least 1, got -1"),
+        (
+            lambda pipe: pipe([noise(9, 9)], LABELS, batch_size=1.5),
+            QueryError,
+            "batch_size must be at least 1, got 1.5",
+        ),
+        (lambda pipe: pipe("iVBORw0KGgo?", LABELS), ImageError, "not a picture in base64"),
     ],
 )
 def test_a_wrong_call_is_one_sentence(nano, call, error, sentence):
@@ -215,6 +229,7 @@ def test_a_wrong_call_is_one_sentence(nano, call, error, sentence):
         ({"device": 1.5}, "device must be a number, a name or a torch.device, got 1.5"),
         ({"dtype": "float128"}, "dtype must be one of float32"),
         ({"thresh": 1}, "unknown setting 'thresh'"),
+        ({"model_kwargs": {"quantization_config": 4}}, "unknown setting 'quantization_config' in model_kwargs; there"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(settings, sentence):
@@ -229,3 +244,17 @@ def test_what_snippets_say_beside_the_model_is_taken(tmp_path):
     assert (pipe.task, pipe.device.type, pipe.detector.dtype) == (TASK, "cpu", torch.bfloat16)
     assert pipeline(TASK, pipe.detector, dtype="float32", device=-1).detector.dtype == torch.float32
     assert pipeline(TASK, make_tiny_model(), dtype="auto", device_map="cpu").model.spec.family == "owl_swin"
+    loading = {"torch_dtype": "bfloat16", "attn_implementation": "sdpa", "image_size": 96}
+    pipe = pipeline(TASK, name, device_map={"": "cpu"}, model_kwargs=loading)
+    assert (pipe.detector.dtype, pipe.detector.image_size, pipe.device.type) == (torch.bfloat16, 96, "cpu")
+
+
+def test_a_pipeline_goes_to_another_process(nano):
+    other = pickle.loads(pickle.dumps(nano))
+    assert other(noise(20, 30), LABELS) == nano(noise(20, 30), LABELS) != []
+
+
+def test_labels_that_can_be_read_once_are_for_all_pictures(nano):
+    pictures = [noise(20, 30), noise(30, 20)]
+    assert nano(pictures, (label for label in LABELS)) == nano(pictures, LABELS)
+    assert list(nano(iter(pictures), iter(LABELS))) == nano(pictures, LABELS, batch_size=1)

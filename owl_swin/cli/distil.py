@@ -33,7 +33,10 @@ def distil(
     ] = "nano",
     queries: Annotated[
         Path | None,
-        typer.Option(metavar="NAMES.txt", help='Names to label with, one on each line; "sofa, couch" is one class.'),
+        typer.Option(
+            metavar="NAMES.txt",
+            help='Names to label with, one on each line; "sofa, couch" is one class, "# …" a remark.',
+        ),
     ] = None,
     query: Annotated[list[str] | None, typer.Option(help="A name to label with; repeat it.")] = None,
     unlabelled: Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from owl_swin.addresses import is_url
 from owl_swin.cli import options
-from owl_swin.cli.pictures import STDIN, find_pictures
+from owl_swin.cli.pictures import STDIN, find_picture_files
 from owl_swin.cli.printing import Progress, emit_line, note, say
 from owl_swin.errors import ImageError, OwlSwinError, QueryError
 from owl_swin.files import IMAGE_FORMS, make_folder_of, write_image, write_text
@@ -40,7 +40,9 @@ def label(
     ] = None,
     queries: Annotated[
         Path | None,
-        typer.Option(metavar="NAMES.txt", help='Names to look for, one on each line; "sofa, couch" is one class.'),
+        typer.Option(
+            metavar="NAMES.txt", help='Names to look for, one on each line; "sofa, couch" is one class, "# …" a remark.'
+        ),
     ] = None,
     query: Annotated[list[str] | None, typer.Option(help="A name to look for; repeat it.")] = None,
     captions: Annotated[
@@ -118,6 +120,8 @@ def label(
 
 def _check_outputs(to: Path, sheet: Path | None, tasks: Path | None, root: Path | None) -> None:
     """Refuses, before any work, what cannot be written after it."""
+    if str(to) == STDIN:
+        raise OwlSwinError(f"{to}: the labels and their journal need a file; name one that ends in .json")
     if sheet is not None and sheet.suffix.lower() not in IMAGE_FORMS:
         raise OwlSwinError(f"{sheet}: the sheet's name must end in {', '.join(IMAGE_FORMS)}")
     if root is not None and tasks is None:
@@ -137,7 +141,7 @@ def _sources(photos: Sequence[str], sheet: Path | None) -> list[str]:
     for photo in photos:
         if photo == STDIN or is_url(photo):
             raise ImageError(f"{photo}: a data set names its pictures; give files or folders")
-    sources = find_pictures(photos)
+    sources = find_picture_files(photos)
     if sheet is not None and sheet.parent.is_dir():
         for folder in {Path(source).parent for source in sources}:
             if folder.is_dir() and folder.samefile(sheet.parent):

@@ -50,11 +50,15 @@ def find_pictures(arguments: Sequence[str], *, allow_url: bool = False) -> list[
 
 
 def find_picture_files(arguments: Sequence[str]) -> list[str]:
-    """As find_pictures, for what names its pictures by their files: neither stdin nor an address is one."""
+    """As find_pictures, for what names its pictures by their files: neither stdin nor an address is one, and where no
+    file is there, that is said before a model is loaded."""
     for argument in arguments:
         if argument == STDIN or is_url(argument):
             raise ImageError(f"{argument}: expected pictures that are files; give folders, patterns or files")
-    return find_pictures(arguments)
+    found = find_pictures(arguments)
+    if not any(os.path.lexists(source) for source in found):
+        raise named(ImageError("no such file or folder", of=found[0]), found[0])
+    return found
 
 
 def open_picture(source: str, *, allow_url: bool = False) -> Image.Image:

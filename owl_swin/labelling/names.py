@@ -76,13 +76,14 @@ def label_names(lines: Iterable[str]) -> tuple[LabelName, ...]:
 
 
 def read_label_names(path: str | Path) -> tuple[LabelName, ...]:
-    """The names of a text file, one a line; one that cannot be read or has none raises QueryError."""
+    """The names of a text file, one a line, without the lines that begin with #; one that cannot be read or has none
+    raises QueryError."""
     try:
         lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
         raise QueryError(f"expected a file with a name on each line ({reason})", of=path) from None
-    names = label_names(lines)
+    names = label_names(line for line in lines if not line.lstrip().startswith("#"))
     if not names:
         raise QueryError("holds no name; write one on each line", of=path)
     return names

@@ -23,7 +23,7 @@ class Ensemble:
         self, teachers: Sequence[Teacher], *, flip: bool = False, scales: Sequence[float] = (1.0,), agree: int = 1
     ):
         if not 1 <= agree <= len(teachers):
-            raise QueryError(f"of {len(teachers)} teachers 1 to {len(teachers)} can agree, got {agree}")
+            raise QueryError(f"agree is how many teachers must agree, from 1 to the {len(teachers)} given, got {agree}")
         if not scales or len(set(scales)) < len(scales) or not all(0.1 <= scale <= 10 for scale in scales):
             raise QueryError(f"scales must be different numbers from 0.1 to 10, got {list(scales)}")
         self._teachers, self._agree = teachers, agree

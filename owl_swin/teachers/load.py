@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from owl_swin.detector import Detector
-from owl_swin.errors import CheckpointError
-from owl_swin.families.hub import fetch_snapshot, is_hub_name
+from owl_swin.errors import CheckpointError, brief
+from owl_swin.families import OWN
+from owl_swin.families.hub import is_hub_name, local_place
+from owl_swin.families.owl_vit import FAMILIES
 from owl_swin.files import read_json
 from owl_swin.teachers.detector import KEPT_TEXTS, DetectorTeacher
 from owl_swin.teachers.teacher import Teacher
@@ -45,8 +47,8 @@ def load_teacher(
     ``image_size`` is the longer side in pixels that pictures are brought to; QueryError where the model knows another
     one only.
     """
-    folder = fetch_snapshot(str(source)) if is_hub_name(source) else Path(source)
-    kind = kind_of(folder)
+    folder = Path(local_place(source, check=lambda folder: _check_kind(folder, source)))
+    kind = _check_kind(folder, source)
     if kind not in KINDS:
         return DetectorTeacher(Detector.from_pretrained(source, device=device, dtype=dtype, image_size=image_size))
     how = KINDS[kind]
@@ -56,6 +58,15 @@ def load_teacher(
     return load_transformers(
         folder, name, kind, make, classes, device=device, dtype=dtype, image_size=image_size, **how.settings
     )
+
+
+def _check_kind(folder: Path, source: str | Path) -> str:
+    """The kind of a model, of those that can label; "" where nothing says it."""
+    kind = kind_of(folder)
+    known = (OWN, *FAMILIES, *KINDS)
+    if kind and kind not in known:
+        raise CheckpointError(f"holds a model of the kind {brief(kind)}; teachers are {', '.join(known)}", of=source)
+    return kind
 
 
 def kind_of(folder: Path) -> str:

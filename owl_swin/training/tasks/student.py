@@ -91,7 +91,7 @@ class StudentConfig:
                 *("preview_every", "cache_gib", "seed", "log_every", "checkpoint_minutes", "detect"),
             )
         }
-        optim = replace(self.optim, warmup_steps=min(self.optim.warmup_steps, self.steps // 10))
+        optim = replace(self.optim, warmup_steps=min(self.optim.warmup_steps, max(self.steps, 0) // 10))
         data = (DataConfig("coco", labels),)
         return TrainConfig("detect", self.student, data=data, image_size=image_size, optim=optim, **shared)
 
