@@ -11,7 +11,7 @@ THRESHOLD ?= 0.5
 IMAGE ?=
 OUT ?= out
 
-.PHONY: detect test test-numeric check screenshots figures oneshot ablation forgetting self-training clean
+.PHONY: detect test test-numeric check screenshots generators figures oneshot ablation forgetting self-training clean
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
@@ -36,6 +36,12 @@ check: $(VENV)/.dev
 # Pictures of the demo, light, dark and narrow, in out/screens; needs Chromium.
 screenshots: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_demo_browser.py -k photographed
+
+# Generators of clients, with which tests/test_server_clients.py tries the schema; they need versions of their own.
+generators:
+	$(PYTHON) -m venv $(OUT)/generators
+	$(OUT)/generators/bin/python -m pip install --quiet --disable-pip-version-check openapi-python-client==0.29.1
+	npm install --silent --no-save --prefix $(OUT)/generators openapi-typescript@7.13.0 typescript@5.9
 
 # The figures of the model card; DATA is the folder of the sets that the card names.
 MODEL ?= nano

@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from owl_swin.server.client_examples import JAVASCRIPT, PYTHON
 from owl_swin.server.negotiation import LINES
 from owl_swin.server.problems import CODES, MEDIA_TYPE
 from owl_swin.server.reading import FORM_FIELDS
@@ -45,6 +46,14 @@ DOOR_CODES = ("invalid_header", "unauthorized", "wrong_host", "cross_origin", "i
 LINE: Json = {"$ref": "#/components/schemas/LineOut"}
 BINARY: Json = {"type": "string", "format": "binary"}
 BODIES = (DetectIn, SimilarityIn, ClassifyIn, EmbedIn, SearchIn, ImagesIn, LineOut, ProblemOut)
+REQUEST_ID: Json = {
+    "name": "X-Request-Id",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "What the request is called in the log and in its answer: at most 128 letters, digits and "
+    "._~:/+=@- . Otherwise, or left out, the server makes one up.",
+}
 REF = "#/components/schemas/{model}"
 
 
@@ -57,10 +66,25 @@ def describe_routes(app: FastAPI, settings: ServerSettings) -> Json:
     models = [(model, "validation") for model in BODIES]
     _, schemas = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+    for schema in document["components"]["schemas"].values():
+        if "properties" in schema:
+            schema["properties"] = {name: _say_default(field) for name, field in schema["properties"].items()}
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            operation["parameters"] = [*operation.get("parameters", []), REQUEST_ID]
     if settings.token:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
     return document
+
+
+def _say_default(field: Json) -> Json:
+    """A field that says as text what it is when it is left out: some generators take ``default`` for always there."""
+    said = dict(field)
+    default = said.pop("default", None)
+    if default not in (None, [], ""):
+        said["description"] = f"{said.get('description', '')} Left out: {json.dumps(default)}.".strip()
+    return said
 
 
 def answers(model: type[BaseModel] | None, *codes: str, example: Json | None = None, also: Sequence[str] = ()) -> Json:
@@ -106,7 +130,7 @@ def _plain_fields(model: type[Body]) -> Json:
     for name in FORM_FIELDS:
         if name in own:
             kind = own[name].get("anyOf", [own[name]])[0]
-            fields[name] = {**kind, "description": own[name].get("description", "")}
+            fields[name] = {**_say_default(kind), "description": _say_default(own[name]).get("description", "")}
     return fields
 
 
@@ -141,10 +165,15 @@ def docs_page(document: Json) -> str:
 
     Not FastAPI's own, which loads its scripts from another site: this one also opens without the internet.
     """
-    parts = [f"<p>{_text(ABOUT)}</p><p>For programs: <a href='openapi.json'>openapi.json</a></p>"]
+    parts = [
+        f"<p>{_text(ABOUT)}</p><p>For programs: <a href='openapi.json'>openapi.json</a>. "
+        "Clients to copy: <a href='#python'>Python</a>, <a href='#javascript'>JavaScript</a></p>"
+    ]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             parts.append(_operation_html(path, method, operation, document))
+    for name, code in (("Python", PYTHON), ("JavaScript", JAVASCRIPT)):
+        parts.append(f"<h2 id='{name.lower()}'>A client in {name}</h2><pre>{html.escape(code)}</pre>")
     parts.append("<h2>Schemas</h2>")
     for name, schema in document["components"]["schemas"].items():
         parts.append(f"<h3 id='{name}'>{name}</h3><p>{_text(schema.get('description', ''))}</p>{_fields(schema)}")
