@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,8 @@ from owl_swin.demo.photos import Photo
 
 # Below this a score says nothing; sliders end here.
 FLOOR = 0.01
+# One visitor must not keep the model from all others.
+MOST_NAMES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,19 @@ class Question:
     def of(self, photo: Photo | None) -> "Question":
         """The same question of another photo."""
         return replace(self, photo=photo, encoded=None, done=False)
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a text, between commas and line ends, each once."""
+    names = list(dict.fromkeys(name.strip() for name in re.split(r"[,;\n]", text) if name.strip()))
+    check_count(len(names))
+    return names
+
+
+def check_count(n_names: int) -> None:
+    """More than MOST_NAMES raise QueryError."""
+    if n_names > MOST_NAMES:
+        raise QueryError(f"at most {MOST_NAMES} names at once, got {n_names}; `owl-swin detect` takes any number")
 
 
 def scales(detector: Detector) -> dict[str, Detector]:

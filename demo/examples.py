@@ -4,8 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from owl_swin import Detector, Exemplar, Query, QueryError
-from owl_swin.demo.asking import Question
-from owl_swin.demo.naming import split_names
+from owl_swin.demo.asking import Question, split_names
 from owl_swin.demo.photos import Photo, crop_uri
 
 THING = "this thing"

@@ -32,23 +32,31 @@ class Upload(NamedTuple):
 
 
 def stage(
-    mode: str, *, upload: str = "", table: bool = False, empty: tuple[str, str] = NO_PHOTO, **options: Any
+    mode: str,
+    *,
+    upload: str = "",
+    table: bool = False,
+    likes: bool = False,
+    empty: tuple[str, str] = NO_PHOTO,
+    **options: Any,
 ) -> gr.HTML:
     """A place for one photo. ``mode``: "look", "draw" (tells "drawn"), "point" (tells "pointed").
 
     ``upload``: id of the upload button that takes what is dropped or pasted here. With ``table``, what is marked is
-    listed below; a note may offer a number, which clicking it tells by "asked". ``empty``: title and text without a
+    listed below, and with ``likes`` each can be clicked as an example, or as what it is not, which "liked" tells; a
+    note may offer a number, which clicking it tells by "asked". ``empty``: title and text without a
     photo.
     """
     return gr.HTML(
         value=no_photo(*empty),
         html_template='<div class="owl-stage"></div>',
-        js_on_load='owlStage(element, props, trigger, watch); // "drawn" "pointed" "asked"',
+        js_on_load='owlStage(element, props, trigger, watch); // "drawn" "pointed" "asked" "liked"',
         head=HEAD,
         apply_default_css=False,
         mode=mode,
         upload=upload,
         table=table,
+        likes=likes,
         **options,
     )
 
@@ -66,10 +74,26 @@ def strip(*, grid: bool = False, empty: str = "", items: Sequence[dict[str, Any]
     )
 
 
+def chips_piece(**options: Any) -> gr.HTML:
+    """Names with their colour and how they fare; tells "tuned" {index, hidden or threshold} and "removed" {index}.
+
+    The address of the page carries the names, the thresholds and the tab; one that it is opened with is told by
+    "linked" {names, thresholds, threshold}.
+    """
+    return gr.HTML(
+        value={"items": []},
+        html_template='<div class="owl-chips"></div>',
+        js_on_load='owlChips(element, props, trigger, watch); // "tuned" "removed" "linked"',
+        head=HEAD,
+        apply_default_css=False,
+        **options,
+    )
+
+
 def files(**options: Any) -> gr.HTML:
     """Downloads that are made in the page."""
     return gr.HTML(
-        value={"files": []},
+        value={"files": [], "copies": []},
         html_template='<div class="owl-files"></div>',
         js_on_load="owlFiles(element, props, trigger, watch);",
         head=HEAD,

@@ -8,7 +8,7 @@ import gradio as gr
 from owl_swin import Detector, draw_heat_map
 from owl_swin.demo.asking import Question, answer, note_of_nothing, scales
 from owl_swin.demo.examples import Box, Example, Shown, box_of, numbers, search, with_example
-from owl_swin.demo.naming import downloads
+from owl_swin.demo.exports import downloads, query_file, stage_files
 from owl_swin.demo.photos import SHOWN_PX, Photo, board, data_uri, sample_items, samples, take_photo
 from owl_swin.demo.pieces import (
     BUSY,
@@ -44,10 +44,10 @@ def show_target(detector: Detector, shown: Shown, threshold: float, overlap: flo
     target = shown.target
     found = answer(detector, target, threshold, overlap)
     if target.photo is None:
-        return no_photo(*NO_TARGET), {"files": []}
+        return no_photo(*NO_TARGET), stage_files([])
     if found is None or target.encoded is None:
         hint = None if shown.examples else {"text": "Add an example on the left, then its like is looked for here."}
-        return stage_value(target.photo, note=hint), {"files": []}
+        return stage_value(target.photo, note=hint), stage_files([])
     note = None if len(found) else note_of_nothing(detector, target, threshold, instead=INSTEAD)
     marks = rows(found, target.encoded)
     src = ""
@@ -56,7 +56,8 @@ def show_target(detector: Detector, shown: Shown, threshold: float, overlap: flo
         src = data_uri(draw_heat_map(target.photo.preview(), scores, title=found.names[0]), SHOWN_PX)
     else:
         marks = [{**mark, "patch": None} for mark in marks]
-    return stage_value(target.photo, src=src, boxes=marks, note=note), {"files": downloads(target.photo, found)}
+    given = [*downloads(target.photo, found, "show-target"), *query_file(target.photo, target.queries)]
+    return stage_value(target.photo, src=src, boxes=marks, note=note), stage_files(given)
 
 
 def show_source(shown: Shown) -> dict:

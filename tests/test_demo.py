@@ -1,8 +1,10 @@
 """What the pages of the demo show, without a browser."""
 
 import ast
+import base64
 import json
 import runpy
+import shlex
 import sys
 import threading
 from dataclasses import replace
@@ -12,11 +14,13 @@ import pytest
 import torch
 from picture_files import encode, noise
 from torch.testing import assert_close
+from typer.testing import CliRunner
 
 gr = pytest.importorskip("gradio")
 
-from owl_swin import ArchiveError, Detector, ImageError, QueryError  # noqa: E402
-from owl_swin.demo import app, asking, examples, filling, inside, naming, results, searching, showing  # noqa: E402
+from owl_swin import ArchiveError, Detector, Exemplar, ImageError, Query, QueryError  # noqa: E402
+from owl_swin.cli.main import app as cli  # noqa: E402
+from owl_swin.demo import app, asking, examples, exports, filling, inside, naming, results, searching, showing, terms  # noqa: E402  # noqa: E402
 from owl_swin.demo.asking import Question  # noqa: E402
 from owl_swin.demo.photos import board, open_reduced, samples, take_photo  # noqa: E402
 from owl_swin.demo.pieces import Upload, rows, upload_button  # noqa: E402
@@ -85,45 +89,146 @@ def test_what_a_forgotten_session_showed_is_said_to_be_gone():
     ],
 )
 def test_names_stand_between_commas_and_lines(text, names):
-    assert naming.split_names(text) == names
+    assert asking.split_names(text) == names
 
 
-def test_more_names_than_one_visitor_may_ask_are_refused():
+def assert_alike(one, other) -> None:
+    """The same detections, but for how sums were rounded."""
+    assert one.names == other.names and one.labels.tolist() == other.labels.tolist()
+    assert_close(one.boxes, other.boxes, atol=1e-3, rtol=1e-4)
+    assert_close(one.scores, other.scores, atol=1e-5, rtol=1e-4)
+
+
+def named(detector, photo, *names) -> naming.Named:
+    return naming.ask(detector, naming.Named(Question(photo), terms.with_names(detector, (), names)))
+
+
+def test_more_names_than_one_visitor_may_ask_are_refused(detector):
     with pytest.raises(QueryError, match="at most 100 names at once, got 101"):
-        naming.split_names(",".join(str(number) for number in range(101)))
+        asking.split_names(",".join(str(number) for number in range(101)))
+    many = terms.with_names(detector, (), [str(number) for number in range(99)])
+    with pytest.raises(QueryError, match="at most 100 names at once, got 101"):
+        terms.with_names(detector, many, ["a", "b"])
 
 
 def test_nothing_is_asked_before_there_is_a_photo(detector):
-    asked = naming.ask(detector, Question(), "a cat")
-    stage, downloads = naming.show(detector, asked, 0.5, 0.5)
+    stage, chips, downloads = naming.show(detector, named(detector, None, "a cat"), 0.5, 0.5)
     assert stage["src"] == "" and stage["title"]
-    assert downloads == {"files": []}
+    assert downloads == {"files": [], "copies": []}
+    assert [item["name"] for item in chips["items"]] == ["a cat"]
 
 
 def test_a_moved_slider_gives_what_detect_gives_without_a_look_at_the_photo(detector, photo, monkeypatch):
-    asked = naming.ask(detector, Question(photo), "a cat, a dog")
+    asked = named(detector, photo, "a cat", "a dog")
     monkeypatch.setattr(detector.model, "encode_image", None)  # from here on it cannot be called
-    again = naming.ask(detector, asked, "a cat, a dog")
+    again = naming.ask(detector, replace(asked, terms=terms.with_names(detector, asked.terms, ["a dog"])))
     counts = []
     for threshold in (0.05, 0.5, 0.9, 1.0):
-        stage, downloads = naming.show(detector, again, threshold, 0.5)
-        found = detector.detect(asked.encoded, ["a cat", "a dog"], threshold=threshold, top_k=100)
+        stage, chips, downloads = naming.show(detector, again, threshold, 0.5)
+        found = detector.detect(asked.asked.encoded, ["a cat", "a dog"], threshold=threshold, top_k=100)
         assert [(mark["box"], mark["label"]) for mark in stage["boxes"]] == [(one.box_xyxy, one.name) for one in found]
-        record, coco, tasks = (json.loads(file["text"]) for file in downloads["files"])
-        assert record["detections"] == found.to_dicts()
-        assert len(coco["annotations"]) == len(tasks[0]["predictions"][0]["result"]) == len(found)
+        assert [item["text"].split()[0] for item in chips["items"]] == [
+            str(n) if (n := int((found.labels == i).sum())) else "none" for i in range(2)
+        ]
+        files = {file["label"]: file.get("text", "") for file in downloads["files"]}
+        assert list(files) == ["Picture", "JSON", "COCO", "YOLO", "VOC", "CSV", "Label Studio", "Query"]
+        assert json.loads(files["JSON"])["detections"] == found.to_dicts()
+        tasks = json.loads(files["Label Studio"])
+        assert len(json.loads(files["COCO"])["annotations"]) == len(tasks[0]["predictions"][0]["result"]) == len(found)
+        assert len(files["YOLO"].splitlines()) == files["VOC"].count("<object>") == len(found)
+        assert len(files["CSV"].splitlines()) == len(found) + 1
         counts.append(len(found))
     assert counts[0] > counts[1] > counts[2] > counts[3] == 0
 
 
 def test_without_names_it_is_anything(detector, photo):
-    asked = naming.ask(detector, Question(photo), "")
-    stage, _ = naming.show(detector, asked, 0.01, 1)
+    stage, *_ = naming.show(detector, named(detector, photo), 0.01, 1)
     assert {mark["label"] for mark in stage["boxes"]} == {"object"}
 
 
+def test_a_name_has_its_own_threshold_or_one_that_is_offered_and_can_be_hidden(detector, photo):
+    asked = named(detector, photo, "a cat", "a dog")
+    best = detector.similarity(asked.asked.encoded, ["a cat", "a dog"]).amax((1, 2)).tolist()
+    cat, dog = asked.terms
+    stage, chips, _ = naming.show(detector, asked, 0.999, 0.5)
+    assert stage["boxes"] == [] and stage["note"]["value"] < 0.999
+    for item, score in zip(chips["items"], best, strict=True):
+        assert item["text"] == f"none above 1.00, best {score:.2f}"
+        assert score - 0.01 < item["suggested"] <= score
+    own = replace(asked, terms=(cat, replace(dog, threshold=0.02)))
+    stage, chips, _ = naming.show(detector, own, 0.999, 0.5)
+    assert {(mark["label"], mark["query"]) for mark in stage["boxes"]} == {("a dog", 1)}
+    hidden = replace(own, terms=(cat, replace(own.terms[1], hidden=True)))
+    stage, chips, downloads = naming.show(detector, hidden, 0.02, 0.5)
+    assert {mark["label"] for mark in stage["boxes"]} == {"a cat"}
+    assert "a dog" not in "".join(one["copy"] for one in downloads["copies"])
+    nothing = replace(asked, terms=tuple(replace(one, hidden=True) for one in asked.terms))
+    stage, _, downloads = naming.show(detector, nothing, 0.02, 0.5)
+    assert stage["note"] == naming.HIDDEN and downloads["copies"] == []
+
+
+def test_a_found_box_is_an_example_beside_the_name(detector, photo):
+    asked = named(detector, photo, "a cat", "a dog")
+    box = (10.0, 10.0, 50.0, 50.0)
+    more = terms.with_example(detector, asked.terms, 1, examples.Example.of(photo, box, True))
+    more = terms.with_example(detector, more, 1, examples.Example.of(photo, (0.0, 0.0, 9.0, 9.0), False))
+    negatives = [Exemplar(photo.open(), (0, 0, 9, 9))]
+    query = Query("a dog", texts=["a dog"], exemplars=[Exemplar(photo.open(), box)], negatives=negatives)
+    encoded = detector.encode_image(photo.open())
+    found = naming.find(detector, naming.ask(detector, replace(asked, terms=more)), 0.02, 0.5)
+    assert_alike(found, detector.detect(encoded, ["a cat", query], threshold=0.02, nms_iou=0.5, top_k=100))
+    _, chips, _ = naming.show(detector, naming.ask(detector, replace(asked, terms=more)), 0.02, 0.5)
+    assert [item["with"] for item in chips["items"]] == ["", "1 example, 1 not"]
+    (alone,) = terms.with_example(detector, (), 0, examples.Example.of(photo, box, True))
+    assert (alone.name, alone.named) == (examples.THING, False)
+    with pytest.raises(QueryError, match="name what you look for first"):
+        terms.with_example(detector, (), 0, examples.Example.of(photo, box, False))
+
+
+def test_a_saved_query_asks_the_same_again(detector, photo):
+    asked = named(detector, photo, "a cat")
+    liked = terms.with_example(detector, asked.terms, 0, examples.Example.of(photo, (10.0, 10.0, 50.0, 50.0), True))
+    before = naming.ask(detector, replace(asked, terms=liked))
+    *_, downloads = naming.show(detector, before, 0.02, 0.5)
+    (saved,) = [base64.b64decode(file["base64"]) for file in downloads["files"] if file["label"] == "Query"]
+    loaded = terms.with_file(detector, terms.with_names(detector, (), ["a dog", "a cat"]), saved)
+    assert [term.name for term in loaded] == ["a dog", "a cat"]
+    after = naming.ask(detector, replace(asked, terms=loaded[1:]))
+    assert_alike(naming.find(detector, after, 0.02, 0.5), naming.find(detector, before, 0.02, 0.5))
+    with pytest.raises(QueryError, match="came from a file"):
+        terms.with_example(detector, loaded, 1, examples.Example.of(photo, None, True))
+    with pytest.raises(QueryError):
+        terms.with_file(detector, (), b"no queries")
+
+
+@pytest.mark.parametrize("names", [[], ["a cat"], ["a cat", 'it\'s a "dog"']])
+@pytest.mark.parametrize("own", [None, 0.1])
+def test_copied_code_gives_what_stands_on_the_page(detector, photo, tmp_path, monkeypatch, names, own):
+    asked = named(detector, photo, *names)
+    asked = replace(asked, terms=tuple(replace(term, threshold=own) for term in asked.terms))
+    found = naming.find(detector, asked, 0.02, 0.7)
+    call = exports.Call("nano", names, terms.thresholds_of(asked.terms, 0.02), 0.7)
+    photo.source.save(tmp_path / photo.name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Detector, "from_pretrained", lambda *_, **__: detector)
+    scope = {}
+    exec(exports.as_python(photo, call), scope)
+    assert_alike(scope["found"], found)
+    result = CliRunner().invoke(cli, [*shlex.split(exports.as_command(photo, call))[1:], "--format", "jsonl"])
+    rows = json.loads(result.stdout)["detections"]
+    assert [row["label"] for row in rows] == [one.name for one in found]
+    assert [row["score"] for row in rows] == pytest.approx(found.scores.tolist(), abs=1e-5)
+    words = shlex.split(exports.as_curl(photo, call))
+    request = json.loads(words[words.index("--form-string") + 1].removeprefix("request="))
+    answer = detector.detect(
+        photo.open(), request.get("queries"), threshold=request["threshold"], nms_iou=request["nms_iou"], top_k=100
+    )
+    assert_alike(answer, found)
+    assert words[2] == 'images=@"blocks.png"'
+
+
 def test_nothing_found_says_how_near_it_was_and_what_to_do(detector, photo):
-    asked = naming.ask(detector, Question(photo), "a cat")
+    asked = named(detector, photo, "a cat").asked
     best = float(detector.similarity(asked.encoded, ["a cat"]).max())
     note = asking.note_of_nothing(detector, asked, 0.999, instead="look twice")
     assert "“a cat”" in note["text"] and f"{best:.2f}" in note["text"]
@@ -221,7 +326,7 @@ def test_four_numbers_are_a_box_whichever_corners_come_first(fields, box):
 def test_an_example_is_found_in_its_own_photo(detector, photo, view):
     shown = examples.Shown(photo, None, (examples.Example.of(photo, (10.0, 10.0, 50.0, 50.0), True),), Question(photo))
     stage, downloads = showing.show_target(detector, examples.search(detector, shown, "", 0.5), 0.05, 0.5, view)
-    assert stage["boxes"] and len(downloads["files"]) == 3
+    assert stage["boxes"] and [file["label"] for file in downloads["files"]][::7] == ["Picture", "Query"]
     assert (stage["src"] == photo.src) == (view == showing.BOXES)
     assert all((mark["patch"] is not None) == (view == showing.HEAT) for mark in stage["boxes"])
 

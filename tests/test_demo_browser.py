@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 
 import pytest
 from picture_files import encode, noise
+from PIL import Image, ImageChops
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
@@ -166,7 +167,26 @@ def test_a_name_gives_boxes_a_table_and_files(page, photos, detector, monkeypatc
         page.get_by_role("link", name="COCO").first.click()
     assert download.value.suggested_filename == "blocks0.coco.json"
     assert Path(download.value.path()).read_text().count('"bbox"') == many
+    page.locator("#name-chips .owl-chip-name").first.press("Enter")  # hides the cats
+    cats = "document.querySelector('#name-chips .owl-hidden strong').textContent == 'a cat'"
+    until(
+        page, f"document.querySelector('#name-chips .owl-hidden') && {cats} && {count('#name-stage .owl-box')} < {many}"
+    )
+    page.locator("#name-chips .owl-chip-name").first.click()
+    until(page, f"{count('#name-stage .owl-box')} == {many}")
+    assert "name=a+cat&at=&name=a+dog" in page.url and "threshold=0.02" in page.url
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Picture").first.click()
+    with Image.open(download.value.path()) as drawn, Image.open(photos / "blocks0.png") as plain:
+        assert drawn.size == plain.size and ImageChops.difference(drawn.convert("RGB"), plain).getbbox()
+    page.get_by_role("button", name="Python").click()
+    page.get_by_text("detector.detect('blocks0.png', ['a cat', 'a dog'], threshold=0.02").wait_for()
     set_slider(page, "name-threshold", 1)
+    page.get_by_text("Nothing reaches the threshold of 1.00").wait_for()
+    page.locator("#name-chips .owl-chip-action").first.click()  # shows the cats from where there are any
+    page.wait_for_selector("#name-stage .owl-box")
+    page.locator("#name-chips .owl-limit").first.fill("")
+    page.locator("#name-chips .owl-limit").first.press("Tab")
     page.get_by_text("Nothing reaches the threshold of 1.00").wait_for()
     page.click("#name-stage .owl-action")
     page.wait_for_selector("#name-stage .owl-box")
@@ -281,12 +301,13 @@ def test_the_served_pages_name_things_and_turn_between_archives(browser, detecto
     index.add_folder(photos)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "notes.txt").write_text("no picture")
-    with served(detector, index) as url, watched(browser, url) as page:
+    with served(detector, index) as url, watched(browser, f"{url}#name=a+cat&at=0.02&threshold=0.3") as page:
+        page.wait_for_selector("#name-chips .owl-chip")  # what the link asks for
+        assert page.input_value("#name-chips .owl-limit") == "0.02"
+        assert page.input_value("#name-threshold input[type=number]") == "0.3"
         upload(page, "name-upload", photos / "blocks0.png")
-        page.wait_for_selector("#name-stage .owl-there")
-        page.fill("#name-text textarea, #name-text input", "a cat")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#name-stage tbody tr, #name-stage .owl-action")
+        page.locator("#name-stage .owl-likes button").first.click()
+        page.get_by_text("1 example", exact=True).wait_for()
         go_to(page, "Search")
         page.get_by_text("3 photos and").wait_for()
         upload(page, "search-folder-upload", tmp_path / "texts")

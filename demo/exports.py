@@ -1,0 +1,117 @@
+"""What leaves the page: an answer in the forms of other programs, and the code that gives the same answer."""
+
+import base64
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from owl_swin import Detections, QueryEmbeddings, to_coco, to_csv, to_label_studio, to_record, to_voc, to_yolo
+from owl_swin.demo.photos import Photo
+
+TOP_K = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What was asked, for code that asks it again: names (empty: anything), or a file of queries in their place.
+
+    ``image_size`` is None where it is the model's own.
+    """
+
+    model: str
+    names: Sequence[str]
+    threshold: float | Sequence[float]
+    overlap: float
+    image_size: int | None = None
+    from_file: bool = False
+
+
+def downloads(photo: Photo, found: Detections, stage: str = "") -> list[dict[str, str]]:
+    """The answer as files; the picture with its boxes is drawn by the page from what ``stage``, an id, shows."""
+    stem, (one, all_) = _stem(photo), ([photo.name], [found])
+    forms = {
+        "JSON": ("json", json.dumps(to_record(photo.name, found), indent=1)),
+        "COCO": ("coco.json", json.dumps(to_coco(one, all_), indent=1)),
+        "YOLO": ("txt", to_yolo(found)),
+        "VOC": ("xml", to_voc(photo.name, found)),
+        "CSV": ("csv", to_csv(one, all_)),
+        "Label Studio": ("label-studio.json", json.dumps(to_label_studio(one, all_), indent=1)),
+    }
+    picture = [{"label": "Picture", "name": f"{stem}.boxes.png", "stage": stage}] if stage else []
+    files = [{"label": label, "name": f"{stem}.{end}", "text": text} for label, (end, text) in forms.items()]
+    return [*picture, *files]
+
+
+def query_file(photo: Photo, queries: QueryEmbeddings | None) -> list[dict[str, str]]:
+    """The queries as a file that "Load a query", `--query-file` and load_queries read."""
+    if queries is None:
+        return []
+    name, content = query_file_name(photo), base64.b64encode(queries.to_bytes()).decode()
+    return [{"label": "Query", "name": name, "base64": content}]
+
+
+def query_file_name(photo: Photo) -> str:
+    """What the file of queries is called."""
+    return f"{_stem(photo)}.queries.safetensors"
+
+
+def copies(photo: Photo, call: Call) -> list[dict[str, str]]:
+    """The same question as Python, for the command line, and, where the server can be asked so, for curl."""
+    texts = {"Python": as_python(photo, call), "command line": as_command(photo, call)}
+    if not call.from_file and call.image_size is None:
+        texts["curl"] = as_curl(photo, call)
+    return [{"label": label, "copy": text} for label, text in texts.items()]
+
+
+def as_python(photo: Photo, call: Call) -> str:
+    """The call of the library."""
+    options = [] if call.model == "nano" else [repr(call.model)]
+    options += [] if call.image_size is None else [f"image_size={call.image_size}"]
+    queries = [repr(list(call.names))] if call.names else []
+    if call.from_file:
+        queries = [f"detector.load_queries({query_file_name(photo)!r})"]
+    threshold = call.threshold if isinstance(call.threshold, float | int) else list(call.threshold)
+    settings = [f"threshold={threshold!r}", f"nms_iou={call.overlap!r}", f"top_k={TOP_K}"]
+    return (
+        "from owl_swin import Detector\n\n"
+        f"detector = Detector.from_pretrained({', '.join(options)})\n"
+        f"found = detector.detect({', '.join([repr(photo.name), *queries, *settings])})\n"
+        "print(found.to_dicts())\n"
+    )
+
+
+def as_command(photo: Photo, call: Call) -> str:
+    """The command."""
+    words = ["owl-swin", "detect", photo.name]
+    words += [word for name in ([] if call.from_file else call.names) for word in ("--query", name)]
+    words += ["--query-file", query_file_name(photo)] if call.from_file else []
+    if isinstance(call.threshold, float | int):
+        words += ["--threshold", f"{call.threshold:g}"]
+    else:
+        pairs = zip(call.names, call.threshold, strict=True)
+        words += [word for name, limit in pairs for word in ("--threshold", f"{name}={limit:g}")]
+    words += ["--nms-iou", f"{call.overlap:g}", "--top-k", str(TOP_K)]
+    words += [] if call.image_size is None else ["--image-size", str(call.image_size)]
+    words += [] if call.model == "nano" else ["--model", call.model]
+    return shlex.join(words) + "\n"
+
+
+def as_curl(photo: Photo, call: Call) -> str:
+    """The request to a server of `owl-swin serve`; ``ORIGIN`` is put in by the page."""
+    asked = {"queries": list(call.names)} if call.names else {}
+    threshold = call.threshold if isinstance(call.threshold, float | int) else list(call.threshold)
+    request = json.dumps({**asked, "threshold": threshold, "nms_iou": call.overlap, "top_k": TOP_K})
+    name = photo.name.replace("\\", "\\\\").replace('"', '\\"')
+    words = ["curl", "-F", f'images=@"{name}"', "--form-string", f"request={request}"]
+    return shlex.join(words) + " ORIGIN/v1/detect\n"
+
+
+def stage_files(files: Sequence[dict[str, Any]], copied: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """What the row of downloads shows."""
+    return {"files": list(files), "copies": list(copied)}
+
+
+def _stem(photo: Photo) -> str:
+    return photo.name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
