@@ -103,7 +103,7 @@ def test_figures_are_those_of_the_written_classifier(labelled, tmp_path):
     (report,) = run_probe(config)
     features = load_file(tmp_path / "run" / "features.safetensors")
     layers = load_file(tmp_path / "run" / "probe.safetensors")
-    _, tested, _ = probe._parts(config.data[0], "")
+    _, tested, _ = probe._parts(config.data[0], None)
     logits = features["1"].float() @ layers["0.weight"].T + layers["0.bias"]
     assert 100 * (logits.argmax(1) == tested.labels).float().mean().item() == pytest.approx(report["top1"], abs=0.01)
 
@@ -112,6 +112,7 @@ def test_figures_are_those_of_the_written_classifier(labelled, tmp_path):
     "change, error, sentence",
     [
         ({"probe": {"test": "train"}}, ConfigError, "also learned from"),
+        ({"probe": {"test_data": 3}}, ConfigError, r"probe\.test_data"),
         ({"probe": {"features": "all"}}, ConfigError, "features must be one of patches, last"),
         ({"probe": {"neighbours": 0}}, ConfigError, "neighbours must be at least 1"),
         ({"probe": {"weight_decays": []}}, ConfigError, "weight_decays must be numbers"),
@@ -120,6 +121,20 @@ def test_figures_are_those_of_the_written_classifier(labelled, tmp_path):
 def test_settings_that_mean_nothing_are_refused(change, error, sentence, labelled, tmp_path):
     with pytest.raises(error, match=sentence):
         run_probe(train_config(settings(tmp_path, [labelled], **change)))
+
+
+def test_another_set_can_be_what_is_tested(labelled, tmp_path):
+    other = write_labelled(tmp_path / "other", 9)
+    content = json.loads(other.read_text())
+    content["images"][0]["label"] = "never learned"
+    other.write_text(json.dumps(content))
+    test = {"kind": "labelled", "path": str(other), "images": str(other.parent / "images"), "size": 32}
+    (report,) = run_probe(train_config(settings(tmp_path, [labelled], probe={"test_data": [test]})))
+    assert report["n_train"] == 40
+    assert report["n_images"] == 8
+    assert report["notes"] == ["pictures of classes that are not learned, left out: 1"]
+    with pytest.raises(ConfigError, match="one set for each of the 1 of data, got 2"):
+        train_config(settings(tmp_path, [labelled], probe={"test_data": [test] * 2}))
 
 
 def test_sets_that_have_no_classes_or_too_few_pictures_are_refused(labelled, tmp_path):

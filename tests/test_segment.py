@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from fake_hub import FakeHub, serving
 from picture_files import noise, turned
 from PIL import Image
 from test_classifier import of_library
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from owl_swin import SemanticMap, load_segmenter
 from owl_swin.cli.main import app
 from owl_swin.errors import CheckpointError, ImageError, OwlSwinError
+from owl_swin.families.picture_settings import PictureSettings
 from owl_swin.map_formats import class_colour, to_label_image, to_legend, to_panoptic_image
 from owl_swin.render import draw_semantic_map
 
@@ -125,6 +127,21 @@ def test_a_panoptic_set_is_whole(model, photos, tmp_path):
         assert pixels.shape == (image["height"], image["width"])
         areas = dict(zip(*np.unique(pixels, return_counts=True), strict=True))
         assert areas == {one["id"]: one["area"] for one in annotation["segments_info"]}
+
+
+def test_the_drawing_of_a_very_long_picture_is_smaller_and_its_map_is_not(model, tmp_path):
+    Image.new("RGB", (40_000, 2)).save(tmp_path / "scan.png")
+    result = run("segment", tmp_path / "scan.png", "--model", model, "--save", tmp_path / "maps", "--device", "cpu")
+    assert result.exit_code == 0
+    assert Image.open(tmp_path / "maps" / "scan.png").size == (40_000, 2)
+    assert Image.open(tmp_path / "maps" / "scan-drawn.jpg").width < 8193
+
+
+def test_a_model_of_the_hub_comes_with_how_it_sees_pictures(model, monkeypatch, tmp_path):
+    with serving(FakeHub({("someone/upernet", "main"): model}), monkeypatch, tmp_path / "cache"):
+        segmenter = load_segmenter("someone/upernet", device="cpu")
+    assert segmenter.names == tuple(NAMES)
+    assert segmenter.settings == PictureSettings((64, 64), resampling=Image.Resampling.BILINEAR)
 
 
 def test_photos_are_not_overwritten_by_their_maps(model, photos):

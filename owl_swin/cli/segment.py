@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # Names in the line about a picture; the files have all.
 MOST_NAMES = 6
+# Longest side of a drawing: JPEG has an end, and so has the patience of who looks at it.
+DRAWN = 8192
 # Folder of the PNGs of a panoptic set.
 PANOPTIC = "panoptic"
 
@@ -138,12 +141,22 @@ class PngMaps:
         name = self._names.take(stem_of(source))
         write_image(self._folder / f"{name}.png", to_label_image(found), what="the map")
         write_json(self._folder / f"{name}.json", {"image": source, "map": f"{name}.png", **to_legend(found)})
-        drawing = draw_semantic_map(picture, found)
+        drawing = draw_semantic_map(*_drawable(picture, found))
         write_image(self._folder / f"{self._names.take(f'{name}-drawn')}.jpg", drawing, what="the drawing")
         note(f"wrote {self._folder / name}.png")
 
     def close(self) -> None:
         """Everything is written."""
+
+
+def _drawable(picture: "Image.Image", found: "SemanticMap") -> "tuple[Image.Image, SemanticMap]":
+    """The picture and its map, smaller where a side is longer than DRAWN."""
+    step = -(-max(found.image_hw) // DRAWN)
+    if step == 1:
+        return picture, found
+    labels = found.labels[::step, ::step].contiguous()
+    small = picture.resize((labels.shape[1], labels.shape[0]))
+    return small, replace(found, labels=labels, scores=found.scores[::step, ::step].contiguous())
 
 
 class PanopticMaps:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from owl_swin.cli.printing import note
+from owl_swin.cli.printing import note, say
 from owl_swin.cli.table import table_lines
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import make_folder
@@ -68,6 +68,9 @@ def _probe(settings: "TrainConfig", with_steps: bool) -> None:
     ]
     for line in table_lines(head, rows):
         note(line)
+    for report in reports:
+        for sentence in report.notes:
+            say(f"{report.annotations}: {sentence}")
     print(settings.output)
 
 

@@ -50,10 +50,12 @@ def run_probe(config: TrainConfig) -> list[Report]:
     with started_process(config.device) as process:
         if process.world > 1:
             raise ConfigError("task = 'probe' runs in one process; start it without torchrun")
-        sets = [_parts(one, config.probe.test) for one in config.data]
+        tests = config.probe.test_data or [_part(one, config.probe.test) for one in config.data]
+        sets = [_parts(one, test) for one, test in zip(config.data, tests, strict=True)]
         model = start_model(config, process.device).eval()
         kept = _features(config, model, [part for train, test, _ in sets for part in (train, test)], folder)
-    reports, layers = [], {}
+    reports: list[Report] = []
+    layers: dict[str, Tensor] = {}
     for i, (data, (train, test, notes)) in enumerate(zip(config.data, sets, strict=True)):
         learned, tested = (Labelled(kept[str(2 * i + j)].float(), part.labels) for j, part in enumerate((train, test)))
         weight, bias, decay = fit_linear(learned, len(train.texts), config.probe.weight_decays, config.seed)
@@ -117,14 +119,21 @@ def _regression(data: Labelled, classes: int, decay: float) -> tuple[Tensor, Ten
     return weight.detach(), bias.detach()
 
 
-def _parts(config: DataConfig, test: str) -> tuple[Pictures, Pictures, tuple[str, ...]]:
-    """What is learned from and what is tested of one set, with the classes of the first, and what has to be said."""
+def _part(config: DataConfig, test: str) -> DataConfig | None:
+    """The part of a set that is tested; None where the set has none and some of it is kept back."""
+    if test == config.split:
+        raise ConfigError(f"{config.path}: probe.test is {test!r}, which is also learned from; empty keeps some back")
+    return replace(config, split=test) if test else None
+
+
+def _parts(config: DataConfig, test: DataConfig | None) -> tuple[Pictures, Pictures, tuple[str, ...]]:
+    """What is learned from and what is tested, with the classes of the first, and what has to be said."""
     train = load_pictures(config)
     if train.captioned:
         raise ConfigError(
             f"{config.path}: a probe needs pictures with classes; sets of kind {config.kind!r} have texts"
         )
-    if not test:
+    if test is None:
         kept = torch.zeros(len(train.labels), dtype=torch.bool)
         for label in range(len(train.texts)):
             rows = (train.labels == label).nonzero()[:, 0]
@@ -135,17 +144,15 @@ def _parts(config: DataConfig, test: str) -> tuple[Pictures, Pictures, tuple[str
             replace(train, images=train.images[rows], labels=train.labels[rows]) for rows in (~kept, kept)
         )
         return learned, tested, ()
-    if test == config.split:
-        raise ConfigError(f"{config.path}: probe.test is {test!r}, which is also learned from; empty keeps some back")
-    tested = load_pictures(replace(config, split=test))
+    tested = load_pictures(test)
     rows_of = {tuple(names): row for row, names in enumerate(train.texts)}
     known = torch.tensor([rows_of.get(tuple(names), -1) for names in tested.texts])
     labels = known[tested.labels]
     left_out = int((labels < 0).sum())
     if left_out == len(labels):
-        raise DataError(f"{config.path}: no class of the part {test!r} is among those of {config.split!r}")
+        raise DataError(f"{test.path}: no class that is tested, of {test.split!r}, is among those that are learned")
     there = labels >= 0
-    said = (f"{left_out} pictures of classes that are not learned are left out",) if left_out else ()
+    said = (f"pictures of classes that are not learned, left out: {left_out}",) if left_out else ()
     return train, replace(tested, images=tested.images[there], labels=labels[there]), said
 
 

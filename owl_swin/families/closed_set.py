@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from owl_swin.closed_set import ImageClassifier, ImageSegmenter
@@ -85,7 +86,7 @@ def load_segmenter(
     load_tensors(network, weights, str(source))
     names = _names(found, weight.shape[0], source)
     try:
-        settings = of_transformers(found.pictures, SEGMENTED)
+        settings = of_transformers(found.pictures, SEGMENTED, Image.Resampling.BILINEAR)
     except CheckpointError as error:
         raise CheckpointError(error.reason, of=source) from None
     return ImageSegmenter(network.eval().to(pick_device(device)), names, settings)

@@ -56,8 +56,11 @@ class PictureSettings:
         return (pixels - mean) / std
 
 
-def of_transformers(settings: Mapping[str, Any], side: int) -> PictureSettings:
-    """What preprocessor_config.json says; {} where there is none. ``side`` is what config.json says of the size."""
+def of_transformers(
+    settings: Mapping[str, Any], side: int, resampling: Image.Resampling = Image.Resampling.BICUBIC
+) -> PictureSettings:
+    """What preprocessor_config.json says; {} where there is none. ``side`` and ``resampling`` are what a model of its
+    kind has where it does not say."""
     try:
         size = settings.get("size", side)
         if isinstance(size, Mapping) and "shortest_edge" in size:
@@ -69,7 +72,7 @@ def of_transformers(settings: Mapping[str, Any], side: int) -> PictureSettings:
             share: float | None = min(1.0, min(size_hw) / shorter)
         else:
             size_hw, share = _pair(size), None
-        made = PictureSettings(size_hw, share, Image.Resampling(int(settings.get("resample", 3))))
+        made = PictureSettings(size_hw, share, Image.Resampling(int(settings.get("resample", resampling))))
         if settings.get("do_normalize", True):
             return _with_colours(made, settings.get("image_mean"), settings.get("image_std"))
         return replace(made, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -100,8 +103,8 @@ def of_torchvision(transforms: Any) -> PictureSettings:
 
 
 def _with_colours(made: PictureSettings, mean: Any, std: Any) -> PictureSettings:
-    numbers = {"mean": mean, "std": std}
-    return replace(made, **{name: tuple(map(float, value)) for name, value in numbers.items() if value is not None})
+    own_mean = made.mean if mean is None else tuple(map(float, mean))
+    return replace(made, mean=own_mean, std=made.std if std is None else tuple(map(float, std)))
 
 
 def _pair(size: Any) -> tuple[int, int]:

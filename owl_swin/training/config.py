@@ -121,13 +121,15 @@ class ProbeConfig:
     """What only ``task = "probe"`` needs: a classifier on features of the frozen model, for each labelled set.
 
     ``features`` are the mean of the fused "patches" or of the encoder's "last" map, which published classifiers read.
-    Figures are of the part ``test`` of each set; empty: of every fifth picture of each class, which is kept back.
+    Figures are of ``test_data``, a set for each of the run's in their order; where there are none, of the part ``test``
+    of each set; where that is empty, of every fifth picture of each class, which is kept back.
     ``neighbours`` vote with weight exp(cosine / ``temperature``), as in arXiv:2104.14294. The weight decay of the
     linear classifier is the best of ``weight_decays`` on a tenth of what it learns from.
     """
 
     features: str = "patches"
     test: str = "val"
+    test_data: tuple[DataConfig, ...] = ()
     neighbours: int = 20
     temperature: float = 0.07
     weight_decays: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -215,5 +217,10 @@ class TrainConfig:
             raise ConfigError("a run needs at least one [[data]] table")
         if min(self.steps, self.batch_size, self.accumulate, self.log_every) < 1:
             raise ConfigError("steps, batch_size, accumulate and log_every must be at least 1")
+        if self.task == "probe" and len(self.probe.test_data) not in (0, len(self.data)):
+            raise ConfigError(
+                f"probe.test_data must be one set for each of the {len(self.data)} of data, got "
+                f"{len(self.probe.test_data)}"
+            )
         if self.seed < 0:
             raise ConfigError(f"seed must be 0 or more, got {self.seed}")
