@@ -82,6 +82,7 @@ def test_a_run_writes_its_table_and_keeps_its_features(labelled, tmp_path, monke
     (report,) = json.loads((tmp_path / "run" / "probe.json").read_text())
     assert report["n_train"] + report["n_images"] == 40
     assert report["n_images"] >= 4
+    assert report["annotations"] == "set/labelled.json"
     low, high = report["ci95"]
     assert low <= report["top1"] <= high
     assert report["top1"] <= report["top5"]

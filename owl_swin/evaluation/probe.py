@@ -200,7 +200,7 @@ def _report(
     return Report(
         protocol=f"linear probe and {config.probe.neighbours} nearest neighbours on frozen, pooled "
         f"{config.probe.features} at {config.image_size} px",
-        annotations=Path(data.path).name if Path(data.path).stem != "manifest" else Path(data.path).parent.name,
+        annotations="/".join(Path(data.path).parts[-2:]),
         counts={"n_images": len(labels), "n_classes": len(titles), "n_train": len(train.labels)},
         figures={name: round(100 * float(own.mean()), 2) for name, own in hits.items()},
         intervals={name: accuracy_interval(own) for name, own in hits.items()},
