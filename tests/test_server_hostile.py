@@ -304,6 +304,30 @@ HOSTILE = {
         422,
         INVALID,
     ),
+    # Forms of the answer
+    "a form that is not offered": (post(json={}, headers={"Accept": "text/html"}), 406, "not_acceptable"),
+    "an Accept of 20 000 entries": (post(json={}, headers={"Accept": "a/b;q=1," * 20_000}), 406, "not_acceptable"),
+    "several pictures as one": (
+        post(json={"images": [{"content": b64(PICTURE)}] * 2}, headers={"Accept": "image/png"}),
+        422,
+        INVALID,
+    ),
+    "lines of no picture": (post(json={"images": []}, headers={"Accept": "application/x-ndjson"}), 422, INVALID),
+    "17 maps of a picture": (
+        post("/v1/similarity", json={"images": [{"content": b64(PICTURE)}], "queries": ["a"] * 17}),
+        422,
+        INVALID,
+    ),
+    "a template of templates": (
+        post("/v1/classify", json={"images": [{"content": b64(PICTURE)}], "queries": ["a"], "templates": ["{}" * 99]}),
+        422,
+        INVALID,
+    ),
+    "more texts in templates than queries": (
+        post("/v1/classify", json={"images": [{"content": b64(PICTURE)}], "queries": ["a", "b", "c", "d", "e"]}),
+        422,
+        "too_many_queries",
+    ),
     # Paths and methods
     "path that is not there": (("GET", "/v1/nope", {}), 404, "not_found"),
     "path that climbs": (("GET", "/v1/images/..%2f..%2fetc%2fpasswd", {}), 404, "not_found"),
