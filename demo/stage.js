@@ -48,7 +48,13 @@
     note.setAttribute("role", "status");
     const table = make("div", "owl-table");
     frame.append(photo, svg, labels);
-    root.append(empty, frame, note, table);
+    // What is larger than its place is moved by its scroll bars, a finger or the wheel.
+    const scroll = make("div", "owl-scroll");
+    const zooms = make("div", "owl-zooms");
+    zooms.setAttribute("role", "group");
+    zooms.setAttribute("aria-label", "Size of the photo");
+    scroll.append(frame);
+    root.append(empty, scroll, zooms, note, table);
     root.classList.toggle("owl-shut", !props.upload);
     empty.disabled = !props.upload;
     let state = {};
@@ -87,6 +93,42 @@
       const typing = event.target.closest && event.target.closest("input, textarea");
       if (props.upload && !typing && root.offsetParent !== null) give(event.clipboardData.files);
     });
+
+    let zoom = 1;
+    const setZoom = (value, [x, y] = [0.5, 0.5]) => {
+      const before = zoom;
+      zoom = clamp(value, 1, 8);
+      const [left, top] = [scroll.scrollLeft + x * scroll.clientWidth, scroll.scrollTop + y * scroll.clientHeight];
+      const grown = frame.clientWidth;
+      frame.style.setProperty("--zoom", zoom);
+      scroll.classList.toggle("owl-zoomed", zoom > 1);
+      if (zoom > 1) scroll.tabIndex = 0; // so that arrow keys move it
+      else scroll.removeAttribute("tabindex");
+      const factor = before === zoom ? 1 : frame.clientWidth / Math.max(1, grown);
+      scroll.scrollLeft = left * factor - x * scroll.clientWidth;
+      scroll.scrollTop = top * factor - y * scroll.clientHeight;
+      smaller.disabled = zoom <= 1;
+      larger.disabled = zoom >= 8;
+    };
+    const zoomButton = (sign, words, step) => {
+      const button = make("button", "", sign);
+      button.type = "button";
+      button.title = words;
+      button.setAttribute("aria-label", words);
+      button.addEventListener("click", () => setZoom(zoom * step));
+      zooms.append(button);
+      return button;
+    };
+    const smaller = zoomButton("−", "Smaller", 1 / 1.5);
+    const larger = zoomButton("+", "Larger", 1.5);
+    smaller.disabled = true;
+    scroll.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey || !state.src) return; // without it the page scrolls; with it, and by pinching, browsers zoom
+      event.preventDefault();
+      const place = scroll.getBoundingClientRect();
+      const at = [(event.clientX - place.left) / place.width, (event.clientY - place.top) / place.height];
+      setZoom(zoom * Math.exp(-event.deltaY / 300), at);
+    }, { passive: false });
 
     const rectangle = (box, className, stroke) => {
       const rect = document.createElementNS(SVG, "rect");
@@ -226,6 +268,7 @@
       root.classList.toggle("owl-there", there);
       empty.replaceChildren(make("strong", "", state.title || ""), make("span", "", state.text || ""));
       if (there && before !== state.src) photo.src = state.src;
+      if (!there) setZoom(1);
       photo.alt = state.alt || "";
       frame.style.aspectRatio = there ? `${state.width} / ${state.height}` : "";
       frame.style.setProperty("--ratio", there ? state.width / state.height : 1);

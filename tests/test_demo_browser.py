@@ -1,6 +1,7 @@
 """The demo in a real browser: `make screenshots` runs these tests, which leave pictures in out/screens/."""
 
 import base64
+import io
 import os
 import shutil
 import threading
@@ -240,11 +241,16 @@ def test_a_box_drawn_by_mouse_is_looked_for(page, photos):
     page.wait_for_selector("#show-target .owl-there")
     set_slider(page, "show-threshold", 0.02)
     page.wait_for_selector("#show-target .owl-box")
+    width = page.locator("#show-target .owl-frame").bounding_box()["width"]
+    page.locator("#show-target").get_by_label("Larger").click()
+    assert page.locator("#show-target .owl-frame").bounding_box()["width"] == pytest.approx(1.5 * width, rel=0.02)
     plain = page.get_attribute("#show-target img", "src")
     page.get_by_label("Where it fits").check()
     until(page, "src => document.querySelector('#show-target img').src != src", plain)
     page.click("#show-add-not")
     page.wait_for_selector("#show-examples .owl-no")
+    colour = page.eval_on_selector(".owl-remove", "one => getComputedStyle(one).backgroundColor")
+    assert colour == "rgba(12, 15, 20, 0.82)"  # seen on photos of any colour
     page.locator("#show-examples .owl-yes .owl-remove").click()
     until(page, f"{count('#show-examples .owl-item')} == 1")
     assert numbers(page)[0] == 40
@@ -281,7 +287,10 @@ def test_a_folder_is_indexed_and_searched(page, photos):
 
 def test_swin_is_walked_through_by_clicks_and_keys(page, photos):
     go_to(page, "Inside Swin")
-    upload(page, "inside-upload", photos / "blocks0.png")
+    large = io.BytesIO()
+    with Image.open(photos / "blocks0.png") as photo:
+        photo.resize((5400, 3600)).save(large, "JPEG")
+    upload(page, "inside-upload", {"name": "large.jpg", "mimeType": "image/jpeg", "buffer": large.getvalue()})
     page.get_by_text("Stage 1, block 1: W-MSA").wait_for()
     page.click("#inside-next")
     page.get_by_text("Stage 1, block 2: SW-MSA").wait_for()
