@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from owl_swin.errors import CheckpointError
+from owl_swin.errors import CheckpointError, ConfigError, brief
 from owl_swin.families.hub import first_line
 from owl_swin.families.owl_swin import save_checkpoint, settings_of
 from owl_swin.families.weights import WEIGHTS
@@ -22,6 +22,7 @@ logger = logging.getLogger("owl_swin")
 
 CARD = "README.md"
 FILES = ("config.json", WEIGHTS, CARD)
+LICENCE = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
 # The last line of a card that was written here: one without it is somebody's own and stays.
 MARK = "<!-- Written by owl_swin; without this line it is never overwritten. -->"
 TASK = "zero-shot-object-detection"
@@ -87,11 +88,15 @@ class Publishable:
 def model_card(card: Mapping[str, Any], source: str, *, licence: str | None = None) -> str:
     """The text of README.md: the hub's metadata, what ``card`` says, its table of results, and a program to start with.
 
-    ``source`` is what from_pretrained reads.
+    ``source`` is what from_pretrained reads. A ``licence`` of more than one word raises ConfigError.
     """
     from huggingface_hub import ModelCardData
 
     known = licence or _licence_of(card)
+    if known is not None and not re.fullmatch(LICENCE, known):
+        raise ConfigError(
+            f'licence must be what the hub calls one, as "apache-2.0", "mit" or "other", got {brief(known)}'
+        )
     metadata = ModelCardData(
         library_name="owl_swin",
         pipeline_tag=TASK,
@@ -102,7 +107,7 @@ def model_card(card: Mapping[str, Any], source: str, *, licence: str | None = No
     )
     parts = [
         f"---\n{metadata.to_yaml().strip()}\n---",
-        f"# {card.get('name') or source.rpartition('/')[2]}",
+        f"# {_in_a_line(card.get('name') or source.rpartition('/')[2])}",
         *_sentences(card, "description"),
     ]
     parts += ["## How to use it", _program(source)]
@@ -116,11 +121,17 @@ def model_card(card: Mapping[str, Any], source: str, *, licence: str | None = No
 
 def markdown_table(card: Mapping[str, Any]) -> str:
     """The card's results as a Markdown table."""
+    results = card.get("results")
+    stated = [row for row in results if isinstance(row, Mapping)] if isinstance(results, (list, tuple)) else []
     cells = [
-        [str(row[key]).replace("|", "\\|") for key in ("what", "value", "command")] for row in card.get("results", ())
+        [_in_a_line(row.get(key, "")).replace("|", "\\|") for key in ("what", "value", "command")] for row in stated
     ]
     rows = [f"| {what} | {value} | `{command}` |" for what, value, command in cells]
     return "\n".join(["| what | percent (95 % interval) | command |", "|---|---|---|", *rows])
+
+
+def _in_a_line(value: Any) -> str:
+    return " ".join(str(value).split())
 
 
 def _own(model: Network, image_size: int) -> OwlSwin:
@@ -144,8 +155,8 @@ def _write(
     int8: bool,
     licence: str | None,
 ) -> None:
-    make_folder(folder)
     text = model_card(card, source, licence=licence)
+    make_folder(folder)
     save_checkpoint(folder / WEIGHTS, model, card, int8=int8, exact=not int8)
     write_json(folder / "config.json", settings_of(model.config, card), what="the model's settings")
     if _somebodys_own(folder / CARD):

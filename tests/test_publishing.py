@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from owl_swin.cli.main import main
 from owl_swin.detector import Detector
-from owl_swin.errors import CheckpointError, OwlSwinError
+from owl_swin.errors import CheckpointError, ConfigError, OwlSwinError
 from owl_swin.models.network import Pretrained
 from owl_swin.publishing import FILES, MARK, markdown_table, model_card
 from owl_swin.training.initial import load_init
@@ -117,6 +117,21 @@ def test_a_bar_in_a_row_makes_no_column():
     assert markdown_table({"results": [row]}).splitlines()[-1] == r"| a \| b | 1 | `x \| y` |"
 
 
+@pytest.mark.parametrize("results", [None, "none", 3, ["a"], [{"what": "a\nb"}]])
+def test_a_card_that_somebody_made_by_hand_is_written_too(results, tmp_path):
+    detector = Detector(make_tiny_model(), card={"name": "two\nlines", "results": results}, device="cpu")
+    text = (detector.save_pretrained(tmp_path) / "README.md").read_text()
+    assert "\n# two lines\n" in text and text.count("| a b |  | `` |") == (results == [{"what": "a\nb"}])
+    assert Detector.from_pretrained(tmp_path).card == detector.card
+
+
+def test_a_card_that_is_no_json_is_one_sentence(tmp_path):
+    detector = Detector(make_tiny_model(), card={"name": "x", "made_of": object()}, device="cpu")
+    with pytest.raises(CheckpointError, match="a model card holds texts, numbers, lists and tables of these"):
+        detector.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_card_of_somebody_is_kept(beetles, tmp_path, caplog):
     card = beetles.save_pretrained(tmp_path) / "README.md"
     card.write_text("old " + MARK)
@@ -134,6 +149,9 @@ def test_what_cannot_be_written_is_one_sentence(beetles, tmp_path):
     other = SimpleNamespace(spec=replace(beetles.spec, family="owlvit"))
     with pytest.raises(CheckpointError, match="of the family 'owlvit' cannot be saved by owl_swin; it came from trans"):
         Detector(Pretrained(other, None, None)).save_pretrained(tmp_path / "copy")
+    for licence in ("my own: ü", "apache 2.0\n", "-"):
+        with pytest.raises(ConfigError, match="licence must be what the hub calls one, as"):
+            beetles.save_pretrained(tmp_path / "copy", licence=licence)
     assert not (tmp_path / "copy").exists()
 
 

@@ -47,19 +47,22 @@ def save_checkpoint(
             tensors[name], tensors[name + ROW_SCALE] = quantise_rows(tensor)
         else:
             tensors[name] = tensor.half().contiguous()
-    metadata = {
-        "format": FORMAT,
-        "config": json.dumps(to_mapping(model.config)),
-        "card": json.dumps(dict(card), ensure_ascii=False),
-    }
+    metadata = {"format": FORMAT, "config": json.dumps(to_mapping(model.config)), "card": _card_text(card)}
     write_safetensors(Path(path), tensors, metadata, what="the model", error=CheckpointError)
 
 
 def replace_card(path: Path, card: Mapping[str, Any]) -> None:
     """Puts another card in the place of that of a model's file; the weights stay as they are, to the bit."""
     tensors, metadata = read_tensors(path)
-    metadata["card"] = json.dumps(dict(card), ensure_ascii=False)
+    metadata["card"] = _card_text(card)
     write_safetensors(path, tensors, metadata, what="the model", error=CheckpointError)
+
+
+def _card_text(card: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(card), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"a model card holds texts, numbers, lists and tables of these ({error})") from None
 
 
 def load_checkpoint(source: str | Path = "nano") -> tuple[OwlSwin, dict[str, Any]]:
