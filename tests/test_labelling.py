@@ -1,5 +1,6 @@
 """Pseudo-labels: what a teacher finds becomes a set with scores, whatever stops the run or is wrong with its parts."""
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -7,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from picture_files import BAD_FILES, encode, noise, turned
-from processes import forked
 from scripted_teacher import BOX, DOG_AND_CAT, ONE_EACH, Scripted, five_pictures, labels_of
 
 from owl_swin.data.config import DataConfig
@@ -132,7 +132,8 @@ def run_that_dies(paths, to):
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path, photos):
-    process = forked.Process(target=run_that_dies, args=(photos, tmp_path / "l.json"))
+    # Of this very process: the scripted teacher computes nothing that threads could hold up.
+    process = multiprocessing.get_context("fork").Process(target=run_that_dies, args=(photos, tmp_path / "l.json"))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
