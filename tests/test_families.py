@@ -47,6 +47,8 @@ class FourQuarters:
 class Squares:
     """Whole pictures in a square frame, padded; exemplars too."""
 
+    oversampling = None
+
     def frame(self, image_hw, image_size, crop_xyxy=None):
         return Frame.letterbox(image_hw, image_size, crop_xyxy)
 
