@@ -33,7 +33,7 @@ from owl_swin.tokenizer import get_tokenizer
 SMALL = replace(TINY, image=replace(TINY.image, depths=(1, 1, 2, 1)))
 SHAPES = [(1, 400), (400, 1), (33, 33), (500, 375), (375, 500), (768, 1024), (2000, 30), (97, 101), (240, 427)]
 TEXTS = ["a dog", "ein rotes Auto!", "ナイーブ “quotes” 🐈", "a " * 40]
-EXAMPLE = Path(__file__).parent.parent / "examples" / "onnx_without_torch.py"
+EXAMPLE = Path(__file__).parent.parent / "demo" / "onnx_without_torch.py"
 GRAPHS = [("onnx", "onnx"), ("onnx", "openvino"), ("openvino", "openvino")]
 
 

@@ -1,6 +1,6 @@
 """Find things with a folder that `owl-swin export nano --to FOLDER --runtime onnx` wrote; PyTorch is not needed.
 
-python examples/onnx_without_torch.py FOLDER PICTURE "a dog" "a red mug"
+python demo/onnx_without_torch.py FOLDER PICTURE "a dog" "a red mug"
 """
 
 import json
