@@ -42,7 +42,7 @@ def local_place(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path], object] | None = None,
 ) -> str | Path:
     """Where a model is on this machine: of one on the hub the folder that it is fetched to, else ``source`` itself, in
     which ~ stands for the home of the user. ``check`` is that of ``fetch_snapshot``."""
@@ -61,7 +61,7 @@ def fetch_snapshot(
     token: str | bool | None = None,
     wanted: Sequence[str] = WANTED,
     required: Sequence[str] = (),
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path], object] | None = None,
 ) -> Path:
     """The folder in huggingface_hub's cache with the ``wanted`` files of a model "user/model", downloaded if need be.
 
