@@ -37,7 +37,7 @@ class Refused(OwlSwinError):
 
 def pick(items: Sequence[R], index: int) -> R:
     """The item that was clicked. A page that outlives its session may show items that are forgotten."""
-    if index < len(items):
+    if 0 <= index < len(items):
         return items[index]
     raise Refused("Forgotten", "This page was left for too long; please start again.")
 

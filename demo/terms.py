@@ -44,6 +44,7 @@ def with_names(detector: Detector, terms: tuple[Term, ...], names: Sequence[str]
 def with_file(detector: Detector, terms: tuple[Term, ...], content: bytes) -> tuple[Term, ...]:
     """The terms and those of a file of queries, which take the place of those called the same."""
     loaded = detector.load_queries(content)
+    check_count(len(loaded))
     new = {name: Term(name, loaded[i], named=False) for i, name in enumerate(loaded.names)}
     kept = tuple(term for term in terms if term.name not in new)
     check_count(len(kept) + len(new))

@@ -74,6 +74,8 @@ def test_what_a_forgotten_session_showed_is_said_to_be_gone():
     assert pick(("a", "b"), 1) == "b"
     with pytest.raises(Refused, match="left for too long"):
         pick((), 1)
+    with pytest.raises(Refused):
+        pick(("a", "b"), -1)  # of a page that was tampered with
 
 
 # --- Name it ---------------------------------------------------------------------------------------------------------
