@@ -1,4 +1,4 @@
-"""The pieces of the pages that Gradio has not: a photo with boxes, rows of small pictures, downloads (see stage.js)."""
+"""The pieces of the pages that Gradio has not: photos with boxes, small pictures, names, downloads (see *.js)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from owl_swin import Detections, EncodedImage
 from owl_swin.demo.photos import Photo
 
 HERE = Path(__file__).parent
-SCRIPT = (HERE / "stage.js").read_text()
+SCRIPT = "".join((HERE / name).read_text() for name in ("stage.js", "pieces.js"))
 STYLE = (HERE / "style.css").read_text()
 # Put into the page with a piece, so that pages look and work the same wherever the Blocks are mounted.
 HEAD = f"<script>{SCRIPT}</script>"

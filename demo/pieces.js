@@ -1,0 +1,224 @@
+// The smaller pieces of the pages beside Gradio's own: rows of small pictures, names, and downloads. No library, nothing
+// from elsewhere; stage.js comes before.
+(() => {
+  "use strict";
+  if (window.owlStrip) return; // every piece brings this script
+  const { make, clamp, colour } = window.owlShared;
+
+  // Small pictures in a row or a grid. Tells: "picked" {index}, "removed" {index}.
+  window.owlStrip = (element, props, trigger, watch) => {
+    const root = element.querySelector(".owl-strip");
+    // At once, as the answer may take a moment.
+    const mark = (index) => root.querySelectorAll(".owl-item > button:first-child").forEach((button, i) => {
+      if (i === index) button.setAttribute("aria-pressed", "true");
+      else button.removeAttribute("aria-pressed");
+    });
+    const draw = () => {
+      const value = JSON.parse(JSON.stringify(props.value || {}));
+      const items = value.items || [];
+      const focused = [...root.querySelectorAll(".owl-item > button")].indexOf(document.activeElement);
+      root.classList.toggle("owl-grid", props.grid);
+      root.replaceChildren();
+      if (!items.length) {
+        if (value.empty) root.append(make("p", "owl-hint", value.empty));
+        return;
+      }
+      items.forEach((item, index) => {
+        const holder = make("div", `owl-item ${item.kind ? `owl-${item.kind}` : ""}`);
+        const button = make("button");
+        button.type = "button";
+        button.title = item.title || "";
+        if (index === value.chosen) button.setAttribute("aria-pressed", "true");
+        const picture = make("img");
+        if (item.src) picture.src = item.src;
+        picture.alt = item.caption ? "" : item.title || ""; // what the caption says is not read out twice
+        button.append(picture);
+        if (item.caption) button.append(make("span", "", item.caption));
+        if (item.badge) button.append(make("em", "", item.badge));
+        button.addEventListener("click", () => {
+          if (value.chosen !== undefined && value.chosen >= 0) mark(index);
+          trigger("picked", { index });
+        });
+        holder.append(button);
+        if (item.removable) {
+          const remove = make("button", "owl-remove", "×");
+          remove.type = "button";
+          remove.setAttribute("aria-label", `Take away: ${item.title || item.caption}`);
+          remove.addEventListener("click", () => trigger("removed", { index }));
+          holder.append(remove);
+        }
+        root.append(holder);
+      });
+      if (focused >= 0) root.querySelectorAll(".owl-item > button:first-child")[Math.min(focused, items.length - 1)]?.focus();
+    };
+    watch(["value"], draw);
+    draw();
+  };
+
+  // Names, each with its colour and how it fares. The address keeps them, with the tab. Tells: "tuned", "removed",
+  // "linked". The value is made by chips in terms.py.
+  window.owlChips = (element, props, trigger, watch) => {
+    const root = element.querySelector(".owl-chips");
+    const tabs = () => [...document.querySelectorAll("#owl-tabs button[role=tab]")];
+    const common = () => document.querySelector("#name-threshold input[type=number]");
+    const keep = () => {
+      const items = JSON.parse(JSON.stringify((props.value && props.value.items) || []));
+      const address = new URLSearchParams();
+      const tab = tabs().find((one) => one.getAttribute("aria-selected") === "true");
+      if (tab && tab !== tabs()[0]) address.set("tab", tab.textContent.trim());
+      items.forEach((one) => {
+        address.append("name", one.name);
+        address.append("at", one.threshold === null ? "" : one.threshold);
+      });
+      if (items.length && common()) address.set("threshold", common().value);
+      const text = address.toString();
+      history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+    };
+    const draw = () => {
+      const items = JSON.parse(JSON.stringify((props.value && props.value.items) || []));
+      root.replaceChildren();
+      items.forEach((item, index) => {
+        const chip = make("div", `owl-chip ${item.hidden ? "owl-hidden" : ""}`);
+        const name = make("button", "owl-chip-name");
+        name.type = "button";
+        name.title = item.hidden ? "Hidden; click to show it" : "Click to hide it";
+        name.setAttribute("aria-pressed", String(!item.hidden));
+        const dot = make("i", "owl-dot");
+        dot.style.background = colour(index);
+        name.append(dot, make("strong", "", item.name));
+        if (item.with) name.append(make("small", "", item.with));
+        name.addEventListener("click", () => trigger("tuned", { index, hidden: !item.hidden, threshold: null }));
+        const limit = make("input", "owl-limit");
+        Object.assign(limit, { type: "number", min: 0, max: 1, step: 0.01, value: item.threshold ?? "", placeholder: "as all" });
+        limit.title = `Threshold of “${item.name}” alone`;
+        limit.setAttribute("aria-label", limit.title);
+        limit.addEventListener("change", () =>
+          trigger("tuned", { index, hidden: null, threshold: limit.value === "" ? null : Number(limit.value) }));
+        const remove = make("button", "owl-chip-remove", "×");
+        remove.type = "button";
+        remove.setAttribute("aria-label", `Remove ${item.name}`);
+        remove.addEventListener("click", () => trigger("removed", { index }));
+        const text = make("span", "owl-chip-text", item.text || "");
+        chip.append(name, limit, remove, text);
+        if (item.suggested) {
+          const action = make("button", "owl-chip-action", `show from ${item.suggested.toFixed(2)}`);
+          action.type = "button";
+          action.addEventListener("click", () => trigger("tuned", { index, hidden: null, threshold: item.suggested }));
+          text.append(" ", action);
+        }
+        root.append(chip);
+      });
+      if (opened) keep();
+    };
+    // What the page was opened with, when its tabs are there.
+    let opened = false;
+    const open = () => {
+      if (!tabs().length || !common()) return void setTimeout(open, 50);
+      const address = new URLSearchParams(location.hash.slice(1));
+      const names = address.getAll("name").slice(0, 100);
+      const number = (text) => (text === "" || text === null ? null : Number(text));
+      tabs().find((one) => one.textContent.trim() === address.get("tab"))?.click();
+      if (names.length) {
+        trigger("linked", { names, thresholds: address.getAll("at").map(number), threshold: number(address.get("threshold")) });
+      }
+      opened = true;
+      document.getElementById("owl-tabs").addEventListener("click", () => setTimeout(keep, 100));
+      document.getElementById("name-threshold").addEventListener("change", () => setTimeout(keep, 100));
+    };
+    watch(["value"], draw);
+    draw();
+    open();
+  };
+
+  // What a stage shows as a picture of its own: the photo with boxes and names, in the size that the page has.
+  const drawn = (id) => {
+    const frame = document.querySelector(`#${id} .owl-frame`);
+    const photo = frame.querySelector("img");
+    const canvas = make("canvas");
+    [canvas.width, canvas.height] = [photo.naturalWidth, photo.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(photo, 0, 0);
+    const svg = frame.querySelector("svg").viewBox.baseVal;
+    const [across, down] = [canvas.width / svg.width, canvas.height / svg.height];
+    const tags = [...frame.querySelectorAll(".owl-tag")];
+    [...frame.querySelectorAll("rect.owl-box")].forEach((rect, i) => {
+      const [x, y, width, height] = ["x", "y", "width", "height"].map((name) => Number(rect.getAttribute(name)));
+      const place = [x * across, y * down, width * across, height * down];
+      for (const [style, line] of [["rgb(0 0 0 / 55%)", 5], [rect.style.stroke, 3]]) {
+        [context.strokeStyle, context.lineWidth] = [style, line];
+        context.strokeRect(...place);
+      }
+      const text = tags[i].textContent;
+      context.font = "600 15px system-ui, sans-serif";
+      const room = context.measureText(text).width + 12;
+      const left = clamp(place[0], 0, Math.max(0, canvas.width - room));
+      const top = Math.max(0, place[1] - 22);
+      context.fillStyle = rect.style.stroke;
+      context.fillRect(left, top, room, 22);
+      context.fillStyle = "#0c0f14";
+      context.fillText(text, left + 6, top + 16);
+    });
+    return canvas;
+  };
+
+  // Links to files that the page itself holds, and text to copy: nothing is written on the server.
+  window.owlFiles = (element, props, trigger, watch) => {
+    const root = element.querySelector(".owl-files");
+    let links = [];
+    const said = make("output");
+    const picture = (file) => {
+      const button = make("button", "", file.label);
+      button.type = "button";
+      button.addEventListener("click", () => {
+        const link = make("a");
+        link.href = drawn(file.stage).toDataURL("image/png");
+        link.download = file.name;
+        link.click();
+      });
+      root.append(button);
+    };
+    // Pages that are not served by https may not write to the clipboard: there the text is selected to be copied.
+    const copy = async (button, one) => {
+      const text = one.copy.replace("ORIGIN", location.origin);
+      said.replaceChildren();
+      try {
+        await navigator.clipboard.writeText(text);
+        said.append(make("pre", "", text), make("span", "", "is copied."));
+      } catch {
+        const shown = make("pre", "", text);
+        said.append(shown);
+        getSelection().selectAllChildren(shown);
+      }
+    };
+    const draw = () => {
+      links.forEach((url) => URL.revokeObjectURL(url));
+      links = [];
+      root.replaceChildren();
+      const value = JSON.parse(JSON.stringify(props.value || {}));
+      const files = value.files || [];
+      if (!files.length) return;
+      root.append(make("span", "", "Download"));
+      files.forEach((file) => {
+        if (file.stage) return picture(file);
+        const content = file.base64 ? Uint8Array.from(atob(file.base64), (letter) => letter.charCodeAt(0)) : file.text;
+        const url = URL.createObjectURL(new Blob([content]));
+        links.push(url);
+        const link = make("a", "", file.label);
+        link.href = url;
+        link.download = file.name;
+        root.append(link);
+      });
+      if (!value.copies || !value.copies.length) return;
+      root.append(make("span", "owl-break"), make("span", "", "Copy as"));
+      value.copies.forEach((one) => {
+        const button = make("button", "", one.label);
+        button.type = "button";
+        button.addEventListener("click", () => copy(button, one));
+        root.append(button);
+      });
+      root.append(said);
+    };
+    watch(["value"], draw);
+    draw();
+  };
+})();
