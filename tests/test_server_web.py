@@ -227,8 +227,12 @@ def test_a_name_that_is_not_sane_is_replaced(named, given):
     assert one.json()["request_id"] == one.headers["x-request-id"] != other.headers["x-request-id"]
 
 
-def test_the_access_log_says_what_was_asked_and_how_it_was_called(detector, caplog):
-    logging.getLogger("owl_swin.access").propagate = True
+def test_the_access_log_says_what_was_asked_and_how_it_was_called(detector, caplog, monkeypatch):
+    access = logging.getLogger("owl_swin.access")
+    # Whatever another test of this process has set up for logging: the lines go to caplog alone.
+    monkeypatch.setattr(access, "handlers", [caplog.handler])
+    monkeypatch.setattr(access, "propagate", False)
+    monkeypatch.setattr(access, "disabled", False)
     with caplog.at_level(logging.INFO, "owl_swin.access"):
         app = create_app(detector)
         ask(app, "GET", "/v1/nope%0aforged", headers={"X-Request-Id": "job-18"})
