@@ -80,9 +80,8 @@ def _open(source: ImageSource, max_pixels: int, side: int | None = None) -> tupl
             with open_header(io.BytesIO(content)) as image:
                 _checked_size(image, name, max_pixels)
                 height, width = image.height, image.width
-                if side is not None and image.format in ("JPEG", "MPO"):
-                    share = side / max(height, width)
-                    image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))  # type: ignore[arg-type]
+                if side is not None:
+                    decode_smaller(image, side)
                 image.load()
                 lies = image.getexif().get(ExifTags.Base.Orientation) in SWAPS_SIDES
                 return rgb_of(image), (width, height) if lies else (height, width)
@@ -94,6 +93,13 @@ def _open(source: ImageSource, max_pixels: int, side: int | None = None) -> tupl
         raise ImageError("not a picture in a format that is read here (JPEG, PNG, WebP, …)", of=name) from None
     except Exception as error:  # Pillow's decoders have no root in common: OSError, SyntaxError, struct.error, …
         raise ImageError(f"the picture is damaged or cut off ({error})", of=name) from None
+
+
+def decode_smaller(image: Image.Image, side: int) -> None:
+    """Has a JPEG, of which only the head was read, decoded smaller by 2, 4 or 8 where its longer side still keeps
+    ``side`` pixels; other formats stay whole."""
+    share = side / max(image.size)
+    image.draft(None, (max(1, int(image.width * share)), max(1, int(image.height * share))))  # type: ignore[arg-type]
 
 
 def _with_size(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:

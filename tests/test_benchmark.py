@@ -25,8 +25,8 @@ def tiny_toml(tmp_path):
 def test_a_row_for_us_and_one_for_timm(tiny_toml, tmp_path, monkeypatch, slower):
     from typer.testing import CliRunner
 
-    timed = training._timed
-    monkeypatch.setattr(training, "_timed", lambda work, device: slower * timed(work, device))
+    timed = training.seconds_of
+    monkeypatch.setattr(training, "seconds_of", lambda work, device: slower * timed(work, device))
 
     out = tmp_path / "bench.json"
     arguments = ["bench", "train", "--model", str(tiny_toml), "--image-size", "32", "--batch-size", "2"]

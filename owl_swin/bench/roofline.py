@@ -5,15 +5,14 @@ faster than memory brings bytes, one that does many not faster than the largest 
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from owl_swin.bench.clock import seconds_of
 from owl_swin.bench.systems import build
 
 COPY_MIB = 256
@@ -30,7 +29,7 @@ def roofline(place: torch.device, *, tiny: bool = False, hw: tuple[int, int] = (
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         system.module(torch.randn(1, 3, *hw, device=place))
     flops = counter.get_total_flops()
-    whole = statistics.median(_seconds(lambda: one.network(None), place) for _ in range(3))
+    whole = statistics.median(seconds_of(lambda: one.network(None), place) for _ in range(3))
     matrix = {
         str(dtype).removeprefix("torch."): matrix_rate(place, dtype, side=512 if tiny else 2048)
         for dtype in (torch.float32, torch.bfloat16)
@@ -51,7 +50,7 @@ def matrix_rate(place: torch.device, dtype: torch.dtype, side: int) -> float:
     """GFLOP/s of the product of two square matrices."""
     a, b = (torch.randn(side, side, device=place, dtype=dtype) for _ in range(2))
     torch.mm(a, b)
-    best = min(_seconds(lambda: torch.mm(a, b), place) for _ in range(5))
+    best = min(seconds_of(lambda: torch.mm(a, b), place) for _ in range(5))
     return 2 * side**3 / best / 1e9
 
 
@@ -60,7 +59,7 @@ def copy_rate(place: torch.device, mib: int) -> float:
     a = torch.ones(mib * 2**18, device=place)
     b = torch.empty_like(a)
     b.copy_(a)
-    return 2 * a.nbytes / min(_seconds(lambda: b.copy_(a), place) for _ in range(5)) / 1e9
+    return 2 * a.nbytes / min(seconds_of(lambda: b.copy_(a), place) for _ in range(5)) / 1e9
 
 
 def operations(work: Callable[[], object]) -> list[dict[str, Any]]:
@@ -90,13 +89,3 @@ def _bytes(shapes: list[Any]) -> float:
     """float32 bytes of the tensors that go into an operation, and as many as the largest for what comes out."""
     sizes = [4.0 * torch.Size(shape).numel() for shape in shapes if shape and all(isinstance(s, int) for s in shape)]
     return sum(sizes) + max(sizes, default=0.0)
-
-
-def _seconds(work: Callable[[], Tensor | object], place: torch.device) -> float:
-    if place.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if place.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

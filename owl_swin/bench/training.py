@@ -2,7 +2,6 @@
 
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from owl_swin.bench.clock import seconds_of
 from owl_swin.config import ModelConfig, SwinConfig
 from owl_swin.errors import ConfigError, MissingExtraError
 from owl_swin.models.owl_swin import OwlSwin
@@ -61,8 +61,8 @@ def benchmark_training(
     products: list[float] = []
     for _ in range(rounds):
         for name, step in steps.items():
-            seconds[name].append(_timed(step, place))
-        products.append(_timed(product, place))
+            seconds[name].append(seconds_of(step, place))
+        products.append(seconds_of(product, place))
     rate = {name: batch_size / statistics.median(times) for name, times in seconds.items()}
     gflops = {name: flops[name] / statistics.median(times) / 1e9 for name, times in seconds.items()}
     matrix = 2 * side**3 / statistics.median(products) / 1e9
@@ -133,16 +133,6 @@ def _matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[int, Call
         product = partial(torch.mm, a, b)
         product()
         # Of twice the side it takes eight times as long.
-        if 8 * _timed(product, device) > PRODUCT_S:
+        if 8 * seconds_of(product, device) > PRODUCT_S:
             break
     return side, product
-
-
-def _timed(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

@@ -6,11 +6,11 @@ It answers JSON lines: to ``{"hw": [h, w], "batch": n, "dtype": "float32"}`` the
 import itertools
 import json
 import sys
-import time
 from typing import Any
 
 import torch
 
+from owl_swin.bench.clock import now
 from owl_swin.bench.memory import peak_mib
 from owl_swin.bench.systems import Pass, System, build
 
@@ -48,18 +48,12 @@ def _answer(system: System, asked: dict[str, Any], begun: dict[tuple, Pass], dev
 
 def timed(one: Pass, device: torch.device) -> list[float]:
     """Seconds of the three parts of one pass."""
-    clock = [_now(device)]
+    clock = [now(device)]
     x: Any = None
     for part in (lambda _: one.before(), one.network, one.after):
         x = part(x)
-        clock.append(_now(device))
+        clock.append(now(device))
     return [b - a for a, b in itertools.pairwise(clock)]
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from owl_swin.encoded import PreparedImage
 from owl_swin.errors import ImageError
 from owl_swin.exemplar import check_box
 from owl_swin.frame import HW
-from owl_swin.image import MAX_PIXELS, MAX_SIDE, open_image, pixels_to_decode, readable_formats
+from owl_swin.image import MAX_PIXELS, MAX_SIDE, decode_smaller, open_image, pixels_to_decode, readable_formats
 from owl_swin.server.problems import Problem
 
 # Kinds of file that are read here: fewer than open_image reads, as decoders that are rarely used are rarely tried.
@@ -95,7 +95,7 @@ def read_picture(detector: Detector, content: bytes, where: str, *, max_pixels: 
     """
     with _opened(content, where, max_pixels) as image:
         image_hw = _upright_hw(image)
-        _draft(image, detector.image_size)
+        decode_smaller(image, DRAFT_GAP * detector.image_size)
         prepared = detector.prepare(_upright(image, where))
     frames = tuple(replace(frame, image_hw=image_hw) for frame in prepared.frames)
     return Picture(key, PreparedImage(frames, prepared.pixels))
@@ -104,7 +104,7 @@ def read_picture(detector: Detector, content: bytes, where: str, *, max_pixels: 
 def read_thumbnail(content: bytes, where: str, size_px: int) -> bytes:
     """A picture of an archive as a JPEG of at most so many pixels a side; one that cannot be read raises Problem."""
     with _opened(content, where, MAX_PIXELS, readable_formats()) as image:
-        _draft(image, size_px)
+        decode_smaller(image, DRAFT_GAP * size_px)
         small = _upright(image, where)
     small.thumbnail((size_px, size_px))
     made = io.BytesIO()
@@ -117,7 +117,7 @@ def draw_on(
 ) -> bytes:
     """What ``paint`` makes of a picture, or of a copy of at most so many pixels a side, as PNG."""
     with _opened(content, where, max_pixels) as image:
-        _draft(image, side_px)
+        decode_smaller(image, DRAFT_GAP * side_px)
         small = _upright(image, where)
     small.thumbnail((side_px, side_px))
     made = io.BytesIO()
@@ -134,7 +134,7 @@ def read_exemplar(
     """
     if box_xyxy is None:
         with _opened(content, where, max_pixels) as image:
-            _draft(image, image_size)
+            decode_smaller(image, DRAFT_GAP * image_size)
             upright = _upright(image, where)
         return upright.reduce(max(1, max(upright.size) // (DRAFT_GAP * image_size))), None
     with _opened(content, where, max_pixels) as image:
@@ -203,12 +203,6 @@ def _upright(image: Image.Image, where: str) -> Image.Image:
         return open_image(image)
     except ImageError as error:
         raise Problem("invalid_image", f"{where}: {error.reason}") from None
-
-
-def _draft(image: Image.Image, image_size: int) -> None:
-    """Has a JPEG decoded at a part of its size; other formats are decoded whole."""
-    scale = DRAFT_GAP * image_size / max(image.size)
-    image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 def _orientation(image: Image.Image) -> int:
