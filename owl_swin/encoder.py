@@ -78,7 +78,7 @@ class Encoder:
             one = image if isinstance(image, EncodedImage) else self.encode([image], batch_size)[0]
             yield from enumerate(one.views)
             return
-        with open_parts(image, large=tiles is not None) as parts:
+        with open_parts(image, large=tiles is not None, side=self._enough(image_size, tiles)) as parts:
             frames = self._frames(parts.image_hw, image_size, tiles)
             if self.device.type == "cpu":  # it is no faster with more, and they take memory for each pixel
                 batch_size = min(batch_size, max(1, CPU_PIXELS // image_size**2))

@@ -379,6 +379,10 @@ def test_a_large_photo_file_gives_what_the_opened_photo_gives(detector):
     of_file, opened = detector.encode_image(file.getvalue()), detector.encode_image(Image.open(file))
     assert of_file.image_hw == opened.image_hw == (600, 900)
     assert (of_file.boxes_px() - opened.boxes_px()).abs().mean() < 9  # a hundredth of the picture
+    alone = detector.detect(file.getvalue(), ["cat"], **ALL)
+    assert alone == detector.detect_batch([file.getvalue()], ["cat"], **ALL)[0]
+    assert alone == detector.detect(detector.prepare(file.getvalue()), ["cat"], **ALL)
+    assert alone == detector.detect(of_file, ["cat"], **ALL)
 
 
 def test_any_number_of_texts_is_encoded_some_at_a_time(detector, monkeypatch):
