@@ -305,7 +305,10 @@ def wire_answers(state: gr.State, source: Source, target: Target, on: Handlers) 
     source.add.click(lambda shown, *rest: on.on_add(True, shown, *rest), asked, listed, **busy)
     source.add_not.click(lambda shown, *rest: on.on_add(False, shown, *rest), asked, listed, **busy)
     source.examples.removed(on.on_removed, asked, listed, **busy)
-    target.upload.upload(on.on_target, [target.upload, *asked], [state, *sides], **busy)
+    # A threshold that is moved while the photo is looked at holds for its answer, which began with the one before.
+    viewed = [state, target.threshold, detail.overlap, target.view, detail.size]
+    looked_at = target.upload.upload(on.on_target, [target.upload, *asked], [state, *sides], **busy)
+    looked_at.then(on.on_view, viewed, sides, **in_turn("show-view"))
     target.same.click(on.on_same, asked, [state, *sides], **busy)
     worded = [source.words.submit, source.words.blur, source.weight.release]
     gr.on(worded, on.on_settings, asked, [state, *sides], **busy)
