@@ -142,6 +142,22 @@ class HeadsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MasksConfig:
+    """The branch that makes masks of the patches of a model (models/masks.py).
+
+    ``dim`` is the size of the space in which patches ask and pixels answer, ``width`` the channels of the map of
+    stride 4 that the pixels are made of.
+    """
+
+    dim: int = 32
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.width) < 1:
+            raise ConfigError(f"masks.dim and masks.width must be at least 1, got {self.dim} and {self.width}")
+
+
+@dataclass(frozen=True, slots=True)
 class CalibrationConfig:
     """What turns raw logits into those whose sigmoid is the share of right boxes: logit · scale + bias (Platt 1999).
 
@@ -162,7 +178,10 @@ class CalibrationConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One whole model. ``embed_dim`` is the size of the space that images, patches and queries share."""
+    """One whole model. ``embed_dim`` is the size of the space that images, patches and queries share.
+
+    ``masks`` None: the model finds boxes only.
+    """
 
     name: str = "owl_swin_tiny"
     embed_dim: int = 512
@@ -171,6 +190,7 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    masks: MasksConfig | None = None
 
     def __post_init__(self) -> None:
         if max(self.heads.stages) > len(self.image.depths):

@@ -1,7 +1,7 @@
 """Pictures on their way through a model: prepared for it, and encoded by it."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -91,8 +91,7 @@ class EncodedImage:
     @property
     def nbytes(self) -> int:
         """Memory that the embeddings take."""
-        values = (getattr(view.embeddings, f.name) for view in self.views for f in fields(view.embeddings))
-        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+        return sum(tensor.nbytes for view in self.views for tensor in view.embeddings.tensors())
 
     def _joined(self, name: str) -> Tensor:
         return torch.cat([getattr(view.embeddings, name) for view in self.views])

@@ -1,7 +1,7 @@
 """The dataclasses that travel between the rooms, and the legend of their shapes.
 
 B pictures, P patches of one picture's grid, Q queries, X extra embeddings of queries, E embedding dimensions,
-N detections.
+K mask dimensions, N detections.
 Boxes inside the network are cxcywh in [0, 1] of the model frame; boxes that a caller sees are xyxy pixels of the
 caller's picture.
 """
@@ -33,17 +33,39 @@ class PatchLogitInputs:
     logit_scale: Tensor  # [..., P], positive
 
 
+@dataclass(frozen=True, slots=True)
+class MaskEmbeddings:
+    """What masks are made of; ``models.masks.mask_logits`` makes them.
+
+    ``mask_embeds`` are what a patch asks of each pixel for the mask of its box, ``pixel_embeds`` what the pixels of the
+    model frame answer, at a stride of 4, and ``dense`` what each patch's own place shows, scored as ``class_embeds``
+    are, where those score what its box holds.
+    """
+
+    mask_embeds: Tensor  # [..., P, K + 5]
+    pixel_embeds: Tensor  # [..., K, h, w]
+    dense: PatchLogitInputs
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "MaskEmbeddings":
+        """The same of changed tensors."""
+        dense = PatchLogitInputs(
+            change(self.dense.class_embeds), change(self.dense.logit_shift), change(self.dense.logit_scale)
+        )
+        return MaskEmbeddings(change(self.mask_embeds), change(self.pixel_embeds), dense)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageEmbeddings(PatchLogitInputs):
     """Everything about pictures that no query touches; it can be kept and asked again.
 
-    A leading batch axis B is there when the pictures were encoded together.
+    A leading batch axis B is there when the pictures were encoded together. ``masks`` is there where it was asked for.
     """
 
     image_embed: Tensor  # [..., E], unit length: the whole picture
     pred_boxes: Tensor  # [..., P, 4], cxcywh in the model frame
     objectness_logits: Tensor  # [..., P]
     grid_hw: tuple[int, int]  # P = grid_hw[0] * grid_hw[1], row by row
+    masks: MaskEmbeddings | None = None
 
     def __getitem__(self, index: int) -> "ImageEmbeddings":
         """One picture out of a batch."""
@@ -62,7 +84,19 @@ class ImageEmbeddings(PatchLogitInputs):
             pred_boxes=change(self.pred_boxes),
             objectness_logits=change(self.objectness_logits),
             grid_hw=self.grid_hw,
+            masks=None if self.masks is None else self.masks.map(change),
         )
+
+    def tensors(self) -> list[Tensor]:
+        """All of its tensors."""
+        held: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            held.append(tensor)
+            return tensor
+
+        self._map(keep)
+        return held
 
 
 @dataclass(frozen=True, slots=True)

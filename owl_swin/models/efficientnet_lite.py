@@ -29,6 +29,8 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
+# Stages that end with strides 4, 8, 16 and 32.
+MAPPED = (1, 2, 4, 6)
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 # These networks were trained with pixels in [-1, 1].
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -56,17 +58,19 @@ class EfficientNetLite(nn.Module):
                 channels = out
             self.blocks.append(blocks)
         self.conv_head = SameConv(channels, HEAD_CHANNELS, 1)
-        self.dims = [rounded(STAGES[place][3] * wide) for place in (2, 4, 6)]
+        self.dims = [rounded(STAGES[place][3] * wide) for place in MAPPED[1:]]
+        self.fine_dim = rounded(STAGES[MAPPED[0]][3] * wide)
         self.last_dim = HEAD_CHANNELS
 
-    def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, pixels: Tensor, *, fine: bool = False) -> tuple[list[Tensor], Tensor]:
+        """``fine``: also the map of stride 4, before the others."""
         # A graph for other runtimes keeps channels first: they know no other convolution, and quantise by channel.
         first = torch.jit.is_tracing()
         x = _relu6(self.conv_stem(pixels if first else pixels.permute(0, 2, 3, 1)))
         maps = []
         for place, blocks in enumerate(self.blocks):
             x = blocks(x)
-            if place in (2, 4, 6):
+            if place in MAPPED[0 if fine else 1 :]:
                 maps.append(x)
         *maps, last = (x.permute(0, 2, 3, 1) if first else x for x in (*maps, _relu6(self.conv_head(x))))
         return maps, last

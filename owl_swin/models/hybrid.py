@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from owl_swin.attention import BlockAttention
 from owl_swin.config import SwinConfig
+from owl_swin.errors import ConfigError
 from owl_swin.models.stem import ConvStem, fitted
 from owl_swin.models.swin import PatchMerging, SwinBlock, block_attention, drop_path_rates, init_linear, swin_stage
 
@@ -59,10 +60,26 @@ class HybridSwin(nn.Module):
     def with_stem(self, pixels: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """The maps of ``forward``, and the stem's own last map [B, ⌈H/32⌉, ⌈W/32⌉, C], which its classifier reads."""
         maps, last = self.stem(pixels)
+        return self._stages(maps, last), last
+
+    @property
+    def pyramid_dims(self) -> list[int]:
+        """Channels of the maps of ``pyramid``."""
+        if not self.stem.fine_dim:
+            raise ConfigError(f"image.stem: {self.stem.name} has no map of stride 4, which masks are made of")
+        return [self.stem.fine_dim, *(self.config.stage_dim(stage) for stage in (1, 2, 3))]
+
+    def pyramid(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Maps [B, ⌈H/s⌉, ⌈W/s⌉, C] of strides s = 4, 8, 16, 32: the stem's finest, and those of ``forward``."""
+        (f4, *maps), last = self.stem(pixels, fine=True)
+        return f4.to(self.lateral2.weight.dtype), *self._stages(maps, last)
+
+    def _stages(self, maps: list[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+        """The encoder's maps of those of the stem."""
         f8, stage3, inputs4 = self._inputs(maps, last)
         stage3 = swin_stage(self.stages[0], stage3, self.config)
         stage4 = swin_stage(self.stages[1], self._fourth(stage3, inputs4), self.config)
-        return (f8, stage3, self.norm(stage4)), last
+        return f8, stage3, self.norm(stage4)
 
     def attention(self, pixels: Tensor) -> list[BlockAttention]:
         """What every patch of one picture [1, 3, H, W] attends to in stages 3 and 4 (2 and 3, counted from 0)."""

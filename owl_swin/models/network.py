@@ -54,6 +54,14 @@ class Network(Protocol):
         ...
 
 
+class MaskNetwork(Network, Protocol):
+    """A network whose ``spec.has_masks``."""
+
+    def encode_with_masks(self, pixels: Tensor) -> ImageEmbeddings:
+        """As encode_image, with ``masks``, which cost some time more."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Pretrained:
     """A network with all that it needs to see pictures and read texts: what ``families.load`` gives a Detector.

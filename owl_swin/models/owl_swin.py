@@ -1,5 +1,7 @@
 """The whole network, cut at the query boundary: encode_image and encode_text."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from owl_swin.attention import BlockAttention
 from owl_swin.config import ModelConfig
 from owl_swin.models.heads import BoxHead, ClassHead, ObjectnessHead, PatchFusion
 from owl_swin.models.hybrid import HybridSwin
+from owl_swin.models.masks import MaskBranch
 from owl_swin.models.network import Spec, fingerprint
 from owl_swin.models.swin import SwinEncoder
 from owl_swin.models.text import TextEncoder
@@ -30,6 +33,9 @@ class OwlSwin(nn.Module):
         self.class_head = ClassHead(width, config.embed_dim)
         self.box_head = BoxHead(width, config.heads.box_form)
         self.objectness_head = ObjectnessHead(width)
+        self.masks = None
+        if config.masks is not None:
+            self.masks = MaskBranch(self.image_encoder.pyramid_dims, width, config.embed_dim, config.masks)
         self.text_encoder = TextEncoder(config.text, config.embed_dim)
         # Inverse temperature of the alignment loss, as logarithm: starts at 1/0.07 as CLIP does.
         self.alignment_log_scale = nn.Parameter(torch.tensor(2.6593))
@@ -48,7 +54,7 @@ class OwlSwin(nn.Module):
             any_size=True,
             has_objectness=True,
             has_image_embed=True,
-            has_masks=False,
+            has_masks=self.masks is not None,
             search_norm=SEARCH_NORM,
             calibration=config.calibration,
             alignment_scale=float(self.alignment_log_scale.detach().exp().clamp(max=100)),
@@ -70,6 +76,14 @@ class OwlSwin(nn.Module):
     def encode_image(self, pixels: Tensor) -> ImageEmbeddings:
         """Normalised pixels [B, 3, H, W] → everything that no query touches."""
         return encode_from_patches(self, self.encode_patches(pixels), (pixels.shape[2], pixels.shape[3]))
+
+    def encode_with_masks(self, pixels: Tensor) -> ImageEmbeddings:
+        """As encode_image, with ``masks``; of a model with a mask branch."""
+        assert self.masks is not None
+        maps = self.image_encoder.pyramid(pixels)
+        patches = self.fusion(maps[self.config.image.first_stage :])
+        images = encode_from_patches(self, patches, (pixels.shape[2], pixels.shape[3]))
+        return replace(images, masks=self.masks(maps, patches))
 
     def attention(self, pixels: Tensor) -> list[BlockAttention]:
         """What every patch of one picture [1, 3, H, W] attends to, block after block."""

@@ -17,6 +17,8 @@ from owl_swin.errors import ConfigError
 from owl_swin.models import efficientnet_lite
 
 STRIDES = (8, 16, 32)
+# Of the map that only masks look at.
+FINE_STRIDE = 4
 # What the project's pixels are normalised with; a stem may have been trained with other numbers.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -31,11 +33,15 @@ class ConvStem(nn.Module):
         if name in efficientnet_lite.SIZES:
             self.network: nn.Module = efficientnet_lite.EfficientNetLite(name)
             self.dims, self.last_dim = self.network.dims, self.network.last_dim
+            self.fine_dim = self.network.fine_dim
             mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
         else:
             network = create_network(name)
             self.indices = [stage_of(network, stride) for stride in STRIDES]
             self.dims = [network.feature_info[i]["num_chs"] for i in self.indices]
+            fine = [i for i, stage in enumerate(network.feature_info) if stage["reduction"] == FINE_STRIDE]
+            self.fine_indices = fine[-1:]
+            self.fine_dim = network.feature_info[fine[-1]]["num_chs"] if fine else 0
             self.last_dim = int(getattr(network, "head_hidden_size", network.num_features))
             mean, std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
             self.network = fold_norms(network)
@@ -44,22 +50,25 @@ class ConvStem(nn.Module):
         self.shift = [(given_mean - mean) / std for mean, std, given_mean, _ in own]
         self.scale = [given_std / std for _, std, _, given_std in own]
 
-    def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, pixels: Tensor, *, fine: bool = False) -> tuple[list[Tensor], Tensor]:
+        """``fine``: also the map of stride 4, before the others; ``fine_dim`` is 0 where the network has none."""
+        strides = (FINE_STRIDE, *STRIDES) if fine else STRIDES
         height, width = pixels.shape[2], pixels.shape[3]
         scale, shift = (pixels.new_tensor(v)[:, None, None] for v in (self.scale, self.shift))
         x = (pixels * scale + shift).contiguous(memory_format=torch.channels_last)
-        maps, last = self._maps(x)
+        maps, last = self._maps(x, fine)
         sized = [
             fitted(m, (-(-height // stride), -(-width // stride)))
-            for m, stride in zip((*maps, last), (*STRIDES, STRIDES[-1]), strict=True)
+            for m, stride in zip((*maps, last), (*strides, strides[-1]), strict=True)
         ]
         return sized[:-1], sized[-1]
 
-    def _maps(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _maps(self, pixels: Tensor, fine: bool) -> tuple[list[Tensor], Tensor]:
         """Maps [B, h, w, C]."""
         if isinstance(self.network, efficientnet_lite.EfficientNetLite):
-            return self.network(pixels)
-        last, maps = self.network.forward_intermediates(pixels, indices=self.indices)  # type: ignore[operator]
+            return self.network(pixels, fine=fine)
+        indices = self.fine_indices + self.indices if fine else self.indices
+        last, maps = self.network.forward_intermediates(pixels, indices=indices)  # type: ignore[operator]
         return [m.permute(0, 2, 3, 1) for m in maps], last.permute(0, 2, 3, 1)
 
 

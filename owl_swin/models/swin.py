@@ -200,6 +200,15 @@ class SwinEncoder(nn.Module):
         maps[-1] = self.norm(maps[-1])
         return tuple(maps)
 
+    @property
+    def pyramid_dims(self) -> list[int]:
+        """Channels of the maps of ``pyramid``."""
+        return [self.config.stage_dim(stage) for stage in range(len(self.config.depths))]
+
+    def pyramid(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Maps [B, H/s, W/s, C] of strides s = 4, 8, 16, 32: those of ``forward``."""
+        return self(pixels)
+
     def _embed(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] → patches [B, H/4, W/4, C]."""
         config = self.config

@@ -1,0 +1,80 @@
+"""Masks from the same pass: an embedding for every pixel of a fine map, and what every patch asks of it.
+
+The mask of a patch is one product of its embedding with those of the pixels, as in YOLACT (arXiv:1904.02689), plus a
+quadratic form of the place in its box, which stands for the coordinates of CondInst (arXiv:2003.05664). What a pixel
+shows is scored like what a patch's box holds, by a class head of its own that learns from every patch.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owl_swin.config import MasksConfig
+from owl_swin.models.heads import ClassHead
+from owl_swin.types import MaskEmbeddings, PatchLogitInputs
+
+# Side in input pixels of what one pixel embedding stands for.
+MASK_STRIDE = 4
+# Coefficients of the place in a box: 1, u, v, u², v², where u and v go from -1 to 1 across it.
+PLACES = 5
+# Before it has learned, the mask of a box is the ellipse that touches it.
+INITIAL_PLACE = (2.0, 0.0, 0.0, -2.0, -2.0)
+
+
+class MaskBranch(nn.Module):
+    """Maps of the encoder and fused patches → the mask embeddings of a batch of pictures."""
+
+    def __init__(self, dims: Sequence[int], patch_width: int, embed_dim: int, config: MasksConfig):
+        """``dims``: channels of the encoder's maps, the finest, of stride 4, first."""
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
+        self.laterals = nn.ModuleList(nn.Linear(dim, config.width) for dim in dims)
+        self.mix_norm = nn.LayerNorm(config.width)
+        self.mix = nn.Conv2d(config.width, config.width, 3, padding=1)
+        self.norm = nn.LayerNorm(config.width)
+        self.pixels = nn.Linear(config.width, config.dim)
+        self.ask = nn.Sequential(nn.Linear(patch_width, patch_width), nn.GELU())
+        self.mask = nn.Linear(patch_width, config.dim + PLACES)
+        self.dense_head = ClassHead(patch_width, embed_dim)
+        nn.init.trunc_normal_(self.mask.weight, std=0.02)
+        nn.init.zeros_(self.mask.bias)
+        with torch.no_grad():
+            self.mask.bias[-PLACES:] = torch.tensor(INITIAL_PLACE)
+
+    def forward(self, maps: Sequence[Tensor], patches: Tensor) -> MaskEmbeddings:
+        """Maps [B, h, w, C] of strides 4, 8, 16 and 32, and fused patches [B, h, w, D]."""
+        finest = maps[0]
+        fused = None
+        for norm, lateral, x in zip(self.norms, self.laterals, maps, strict=True):
+            x = lateral(norm(x)).permute(0, 3, 1, 2)
+            if x.shape[2:] != finest.shape[1:3]:
+                x = F.interpolate(x, size=finest.shape[1:3], mode="bilinear", align_corners=False)
+            fused = x if fused is None else fused + x
+        assert fused is not None
+        fused = fused.permute(0, 2, 3, 1)
+        mixed = self.mix(self.mix_norm(fused).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        pixels = self.pixels(self.norm(fused + F.gelu(mixed))).float()
+        flat = patches.flatten(1, 2)
+        return MaskEmbeddings(
+            mask_embeds=self.mask(self.ask(flat)).float(),
+            pixel_embeds=pixels.permute(0, 3, 1, 2),
+            dense=PatchLogitInputs(*self.dense_head(flat)),
+        )
+
+
+def mask_logits(mask_embeds: Tensor, pixel_embeds: Tensor, boxes: Tensor) -> Tensor:
+    """Logits [N, h, w] of the masks of ``mask_embeds`` [N, K + 5], over the whole model frame.
+
+    ``pixel_embeds`` [K, h, w]; ``boxes`` [N, 4] cxcywh in [0, 1] of the frame. Outside its box a mask has no meaning.
+    """
+    dim, height, width = pixel_embeds.shape
+    logits = (mask_embeds[:, :dim] @ pixel_embeds.flatten(1)).view(-1, height, width)
+    x, y = ((torch.arange(n, device=boxes.device) + 0.5) / n for n in (width, height))
+    u = (x - boxes[:, None, 0]) * 2 / boxes[:, None, 2].clamp(min=1e-6)  # [N, w]
+    v = (y - boxes[:, None, 1]) * 2 / boxes[:, None, 3].clamp(min=1e-6)
+    one, first_u, first_v, second_u, second_v = mask_embeds[:, dim:, None].unbind(1)  # [N, 1] each
+    across = one + first_u * u + second_u * u.square()
+    down = first_v * v + second_v * v.square()
+    return logits + across[:, None, :] + down[:, :, None]
