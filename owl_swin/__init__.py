@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from owl_swin.attention import BlockAttention
     from owl_swin.closed_set import ImageClassifier, ImageSegmenter
+    from owl_swin.detections import Detection, Detections
     from owl_swin.detector import Detector
     from owl_swin.encoded import EncodedImage, PreparedImage
     from owl_swin.errors import (
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from owl_swin.render import draw_detections, draw_heat_map
     from owl_swin.semantic_map import SemanticMap
     from owl_swin.tiling import Tiles
-    from owl_swin.types import Classification, Detection, Detections, ImageEmbeddings, QueryEmbeddings
+    from owl_swin.types import Classification, ImageEmbeddings, QueryEmbeddings
     from owl_swin.video import VideoFrame, detect_video
 
 __all__ = [
@@ -93,8 +94,8 @@ _MODULES = {
     "ConfigError": "owl_swin.errors",
     "DataError": "owl_swin.errors",
     "DetectOptions": "owl_swin.postprocess",
-    "Detection": "owl_swin.types",
-    "Detections": "owl_swin.types",
+    "Detection": "owl_swin.detections",
+    "Detections": "owl_swin.detections",
     "Detector": "owl_swin.detector",
     "EncodedImage": "owl_swin.encoded",
     "Exemplar": "owl_swin.exemplar",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from owl_swin.attention import BlockAttention
 from owl_swin.classification import TEMPLATES, check_classes, check_sees_whole, class_means, class_probabilities
+from owl_swin.detections import Detections
 from owl_swin.devices import pick_device, pick_dtype
 from owl_swin.encoded import EncodedImage, PreparedImage, View
 from owl_swin.encoder import Encoder, Picture, check_batch_size, check_many, chosen_size
@@ -27,7 +28,7 @@ from owl_swin.publishing import Publishable
 from owl_swin.queries import Queries, Query, as_queries, encode_queries, queries_per_image
 from owl_swin.scoring import names_of, score
 from owl_swin.tiling import TilesLike, find_in_views
-from owl_swin.types import Classification, Detections, ImageEmbeddings, PatchLogitInputs, QueryEmbeddings
+from owl_swin.types import Classification, ImageEmbeddings, PatchLogitInputs, QueryEmbeddings
 
 # Without queries, whatever looks like a thing.
 _Asked = tuple[QueryEmbeddings | None, DetectOptions]

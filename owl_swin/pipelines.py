@@ -15,6 +15,7 @@ from cachetools import LRUCache
 from PIL import Image
 
 from owl_swin.addresses import is_url
+from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage, PreparedImage
 from owl_swin.encoder import check_batch_size
@@ -24,7 +25,7 @@ from owl_swin.formats import CORNERS
 from owl_swin.image import MAX_FILE_BYTES
 from owl_swin.models.network import Pretrained
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.types import Detections, QueryEmbeddings
+from owl_swin.types import QueryEmbeddings
 
 TASK = "zero-shot-object-detection"
 # As in transformers.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from owl_swin.boxes import area
+from owl_swin.detections import Detection, Detections
 from owl_swin.errors import QueryError, brief
 from owl_swin.frame import HW
 from owl_swin.nms import not_suppressed
-from owl_swin.types import Detection, Detections
 
 # Candidates that compete in non-maximum suppression: its cost is quadratic.
 NMS_CANDIDATES = 3000

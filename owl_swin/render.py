@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from owl_swin.detections import Detections
 from owl_swin.errors import ImageError
 from owl_swin.image import ImageSource, open_image
 from owl_swin.map_formats import class_colour
 from owl_swin.semantic_map import NOTHING, SemanticMap
-from owl_swin.types import Detections
 
 # Steps of the golden ratio around the colour wheel: neighbours in the list of queries look different.
 GOLDEN_RATIO = 0.618034

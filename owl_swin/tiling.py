@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from owl_swin.boxes import area, paired_iou, pairwise_iou
+from owl_swin.detections import Detections
 from owl_swin.encoded import View
 from owl_swin.errors import QueryError, brief
 from owl_swin.frame import HW, MAX_FRAME_SIDE, Crop
 from owl_swin.nms import not_suppressed
 from owl_swin.postprocess import DetectOptions, find_detections
-from owl_swin.types import Detections, ImageEmbeddings
+from owl_swin.types import ImageEmbeddings
 
 MIN_TILE = 32
 MAX_OVERLAP = 0.9

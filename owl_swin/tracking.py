@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from owl_swin.detections import Detections
 from owl_swin.errors import MissingExtraError
-from owl_swin.types import Detections
 
 # A thing that is not found keeps its number for so long, in seconds, or for so many frames if these take longer.
 MEMORY_S, MEMORY_FRAMES = 1.0, 2.5

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from PIL import Image
 
+from owl_swin.detections import Detections
 from owl_swin.encoder import check_batch_size
 from owl_swin.errors import ImageError, MissingExtraError, QueryError, brief
 from owl_swin.image import MAX_PIXELS
@@ -21,7 +22,7 @@ from owl_swin.queries import Queries
 from owl_swin.scoring import names_of
 from owl_swin.tiling import TilesLike
 from owl_swin.tracking import Tracker
-from owl_swin.types import Detections, QueryEmbeddings
+from owl_swin.types import QueryEmbeddings
 from owl_swin.video_source import VideoSource, is_camera, is_live, shown_source
 
 if TYPE_CHECKING:

@@ -2,8 +2,9 @@
 
 import torch
 
+from owl_swin.detections import Detections
 from owl_swin.image import open_image
-from owl_swin.types import Detections, QueryEmbeddings
+from owl_swin.types import QueryEmbeddings
 
 
 class FakeDetector:

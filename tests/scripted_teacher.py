@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from picture_files import encode, noise
 
+from owl_swin.detections import Detections
 from owl_swin.labelling.names import LabelSpace, label_names
-from owl_swin.types import Detections
 
 
 class Scripted:

@@ -18,8 +18,8 @@ from owl_swin.cli.table import table_lines
 from owl_swin.cli.thresholds import nothing_sentence, reached_threshold, read_thresholds
 from owl_swin.data.voc import read_voc
 from owl_swin.data.yolo import read_yolo
+from owl_swin.detections import Detection
 from owl_swin.errors import ImageError, NotFetchedError, QueryError
-from owl_swin.types import Detection
 
 PNG = encode(noise(40, 60))
 

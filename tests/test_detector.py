@@ -14,6 +14,7 @@ from picture_files import TURNS, encode, noise, turned
 from PIL import Image
 from torch.testing import assert_close
 
+from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.errors import CheckpointError, ConfigError, ImageError, QueryError
 from owl_swin.exemplar import Exemplar
@@ -21,7 +22,7 @@ from owl_swin.models.network import fingerprint
 from owl_swin.queries import Query
 from owl_swin.scoring import ANYTHING
 from owl_swin.tokenizer import warn_once
-from owl_swin.types import Detections, QueryEmbeddings
+from owl_swin.types import QueryEmbeddings
 
 pytestmark = pytest.mark.numeric
 

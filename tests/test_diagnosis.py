@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from owl_swin.detections import Detections
 from owl_swin.evaluation.diagnosis import evaluate_diagnosis
 from owl_swin.image import open_image
-from owl_swin.types import Detections, QueryEmbeddings
+from owl_swin.types import QueryEmbeddings
 
 # Of 100 px: a cat found and named, a dog found and called a cat, a small cat that no patch reaches.
 TRUTH = [("cat", [0, 0, 40, 40]), ("dog", [50, 50, 50, 50]), ("cat", [90, 0, 8, 8])]

@@ -17,6 +17,7 @@ from test_detector import ALL, SOME, score_table
 from torch.testing import assert_close
 
 from owl_swin import huge
+from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.devices import pick_device
 from owl_swin.errors import ConfigError, ImageError, QueryError
@@ -24,7 +25,6 @@ from owl_swin.exemplar import Exemplar
 from owl_swin.image import open_reduced
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.queries import Query
-from owl_swin.types import Detections
 
 # --- Streams -------------------------------------------------------------------------------------------------------
 

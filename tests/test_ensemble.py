@@ -7,12 +7,12 @@ import torch
 from picture_files import encode, noise
 from scripted_teacher import BOX, DOG_AND_CAT, Scripted, five_pictures, labels_of
 
+from owl_swin.detections import Detections
 from owl_swin.errors import DataError, QueryError
 from owl_swin.labelling.run import LabelOptions, label_pictures
 from owl_swin.teachers.detector import DetectorTeacher
 from owl_swin.teachers.ensemble import Ensemble
 from owl_swin.teachers.fusing import fuse
-from owl_swin.types import Detections
 
 
 def found(*rows) -> Detections:

@@ -11,6 +11,7 @@ import torch
 
 from owl_swin.data.voc import read_voc
 from owl_swin.data.yolo import read_yolo
+from owl_swin.detections import Detections
 from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.formats import (
     label_studio_address,
@@ -24,7 +25,6 @@ from owl_swin.formats import (
     to_yolo,
     yolo_data,
 )
-from owl_swin.types import Detections
 
 
 def found(*rows, names=("cat", "dog"), image_hw=(100, 200)) -> Detections:

@@ -18,7 +18,7 @@ FILES = {
 }
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
-    {"errors", "types", "query_file", "attention", "formats", "boxes", "nms"}
+    {"errors", "types", "detections", "query_file", "attention", "formats", "boxes", "nms"}
     | {"files", "frame", "addresses", "tiff", "locks", "video_source"}
     | {"semantic_map", "map_formats"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge"},

@@ -8,9 +8,9 @@ import torch
 from picture_files import encode, noise, turned
 from PIL import Image
 
+from owl_swin.detections import Detections
 from owl_swin.errors import ImageError
 from owl_swin.render import _ink, _Placed, draw_detections, draw_heat_map, label_colour, picture_grid
-from owl_swin.types import Detections
 
 
 def found(*boxes, names=("thing",), image_hw=(200, 300)) -> Detections:

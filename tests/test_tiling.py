@@ -7,6 +7,7 @@ import torch
 from picture_files import noise
 from torch.testing import assert_close
 
+from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage, View
 from owl_swin.errors import ImageError, OwlSwinError, QueryError
@@ -14,7 +15,7 @@ from owl_swin.exemplar import Exemplar
 from owl_swin.frame import Frame
 from owl_swin.postprocess import DetectOptions
 from owl_swin.tiling import Tiles, merge_tiles, tile_crops
-from owl_swin.types import Detections, ImageEmbeddings
+from owl_swin.types import ImageEmbeddings
 
 
 @pytest.mark.parametrize(

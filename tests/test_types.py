@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from owl_swin.attention import BlockAttention
+from owl_swin.detections import Detection, Detections
 from owl_swin.errors import MissingExtraError, QueryError
-from owl_swin.types import Classification, Detection, Detections, QueryEmbeddings
+from owl_swin.types import Classification, QueryEmbeddings
 
 
 def detections(n: int = 3) -> Detections:

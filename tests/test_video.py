@@ -11,12 +11,12 @@ from PIL import Image
 from torch.testing import assert_close
 from videos import SeesColours, make_video, moving, turned_by_its_header
 
+from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.errors import ImageError, MissingExtraError, OwlSwinError, QueryError
 from owl_swin.render import draw_detections
 from owl_swin.tiling import Tiles
 from owl_swin.tracking import Tracker
-from owl_swin.types import Detections
 from owl_swin.video import detect_video
 from owl_swin.video_output import video_writer
 from owl_swin.video_source import is_live, is_video, shown_source

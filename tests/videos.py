@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from owl_swin.detections import Detection, Detections
 from owl_swin.postprocess import detect_options
-from owl_swin.types import Detection, Detections, QueryEmbeddings
+from owl_swin.types import QueryEmbeddings
 from owl_swin.video_output import video_writer
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}

@@ -24,10 +24,11 @@ from owl_swin.formats import label_studio_address, label_studio_interface
 if TYPE_CHECKING:
     from PIL import Image
 
+    from owl_swin.detections import Detections
     from owl_swin.detector import Detector
     from owl_swin.postprocess import DetectOptions
     from owl_swin.tiling import Tiles
-    from owl_swin.types import Detections, QueryEmbeddings
+    from owl_swin.types import QueryEmbeddings
 
 # Pictures that are decoded and encoded together.
 BATCH = 8

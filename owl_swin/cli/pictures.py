@@ -21,7 +21,7 @@ from owl_swin.index.folder import walk
 from owl_swin.video_source import is_video, shown_source
 
 if TYPE_CHECKING:
-    from owl_swin.types import Detections
+    from owl_swin.detections import Detections
 
 STDIN = "-"
 # Longest side of the drawing of a picture that is too large to be decoded whole.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from owl_swin.types import Detections
+    from owl_swin.detections import Detections
 
 
 class Format(StrEnum):

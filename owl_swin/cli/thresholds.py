@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from owl_swin.errors import QueryError
 
 if TYPE_CHECKING:
-    from owl_swin.types import Detection
+    from owl_swin.detections import Detection
 
 
 def read_thresholds(values: Sequence[str], names: Sequence[str]) -> list[float]:

@@ -20,10 +20,11 @@ from owl_swin.formats import CORNERS, to_video_record
 from owl_swin.video_source import is_video, shown_source
 
 if TYPE_CHECKING:
+    from owl_swin.detections import Detection
     from owl_swin.detector import Detector
     from owl_swin.postprocess import DetectOptions
     from owl_swin.tiling import Tiles
-    from owl_swin.types import Detection, QueryEmbeddings
+    from owl_swin.types import QueryEmbeddings
     from owl_swin.video import VideoFrame
 
 CSV_COLUMNS = ("video", "frame", "time_s", "width", "height", "query", "label", "track_id", "score", *CORNERS)

@@ -8,10 +8,10 @@ from PIL import Image
 
 from owl_swin.data.pictures import Pictures
 from owl_swin.data.scene import Scene, Scenes, readable
+from owl_swin.detections import Detections
 from owl_swin.errors import DataError
 from owl_swin.image import open_image
 from owl_swin.render import draw_detections, picture_grid
-from owl_swin.types import Detections
 
 COLUMNS = 4
 CELL = 400  # pixels

@@ -9,12 +9,12 @@ import torch
 from owl_swin.boxes import xyxy_to_xywh
 from owl_swin.data.coco import stated_size
 from owl_swin.data.scene import as_annotated
+from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage
 from owl_swin.errors import ImageError
 from owl_swin.image import ImageSource
 from owl_swin.tiling import TilesLike
-from owl_swin.types import Detections
 
 # (pictures done, of so many)
 Progress = Callable[[int, int], None]

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from owl_swin.detections import Detections
 from owl_swin.formats import to_label_studio
 from owl_swin.labelling.journal import LabelledPicture
-from owl_swin.types import Detections
 
 
 def label_set(

@@ -18,6 +18,7 @@ from PIL import Image
 from torchvision.ops import batched_nms
 
 from owl_swin.boxes import area
+from owl_swin.detections import Detections
 from owl_swin.errors import ConfigError, DataError, ImageError, QueryError
 from owl_swin.files import make_folder_of, write_bytes
 from owl_swin.image import open_image
@@ -26,7 +27,6 @@ from owl_swin.labelling.label_set import label_set
 from owl_swin.labelling.names import Asked, LabelSpace
 from owl_swin.locks import hold_lock
 from owl_swin.teachers.teacher import Teacher, checked
-from owl_swin.types import Detections
 
 # Boxes of one name by several texts compete at this overlap.
 NMS_IOU = 0.5

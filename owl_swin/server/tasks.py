@@ -9,12 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from owl_swin.classification import class_probabilities
+from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage
 from owl_swin.formats import to_record
 from owl_swin.render import draw_detections, draw_heat_map
 from owl_swin.scoring import names_of
-from owl_swin.types import Detections, QueryEmbeddings
+from owl_swin.types import QueryEmbeddings
 
 
 @dataclass(frozen=True, slots=True)

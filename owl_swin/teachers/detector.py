@@ -8,9 +8,10 @@ from cachetools import LRUCache
 from PIL import Image
 from torch import Tensor
 
+from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.errors import QueryError
-from owl_swin.types import Detections, QueryEmbeddings
+from owl_swin.types import QueryEmbeddings
 
 # Embeddings of texts that are kept: those of a list are asked in every picture, those of captions come again.
 KEPT_TEXTS = 20_000

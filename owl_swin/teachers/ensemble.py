@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
+from owl_swin.detections import Detections
 from owl_swin.errors import QueryError
 from owl_swin.teachers.fusing import fuse
 from owl_swin.teachers.teacher import Teacher, checked
-from owl_swin.types import Detections
 
 
 class Ensemble:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from owl_swin.types import Detections
+from owl_swin.detections import Detections
 
 # Boxes of one name that overlap by more are one thing, as in the paper.
 FUSE_IOU = 0.55

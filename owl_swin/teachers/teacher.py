@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from owl_swin.boxes import area, clip
+from owl_swin.detections import Detections
 from owl_swin.errors import DataError
-from owl_swin.types import Detections
 
 
 class Teacher(Protocol):

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from owl_swin.detections import Detections
 from owl_swin.devices import pick_device, pick_dtype
 from owl_swin.errors import CheckpointError, QueryError, brief
 from owl_swin.models.network import fingerprint
-from owl_swin.types import Detections
 
 # Most detections of a picture, as a Detector has them.
 MOST = 300
