@@ -25,7 +25,7 @@ from owl_swin.models.network import Network, Pretrained, Spec
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.postprocess import DetectOptions, DetectSettings, detect_options, options_per_image
 from owl_swin.publishing import Publishable
-from owl_swin.queries import Queries, Query, as_queries, encode_queries, queries_per_image
+from owl_swin.queries import Queries, Query, as_queries, encode_queries, load_queries, queries_per_image
 from owl_swin.scoring import names_of, score
 from owl_swin.tiling import TilesLike, find_in_views
 from owl_swin.types import Classification, ImageEmbeddings, PatchLogitInputs, QueryEmbeddings
@@ -176,6 +176,14 @@ class Detector(Publishable):
         encoded = self._encoder.stream(images, self.image_size, check_batch_size(batch_size))
         return [one for one in encoded if isinstance(one, EncodedImage)]
 
+    def views(
+        self, image: Picture, *, image_size: int | None = None, tiles: TilesLike | None = None, batch_size: int = 8
+    ) -> Iterator[tuple[int, View]]:
+        """As encode_image, but one view after another, with its number, as they are read: of a huge picture at most
+        ``batch_size`` tiles are in memory at a time."""
+        size = chosen_size(image, image_size, tiles, self.image_size)
+        return self._encoder.views(image, size, tiles, batch_size)
+
     def encode_queries(self, queries: Sequence[str | Exemplar | Query]) -> QueryEmbeddings:
         """Texts, exemplars and queries of both → embeddings for any number of pictures, in the same order.
 
@@ -189,14 +197,7 @@ class Detector(Publishable):
     def load_queries(self, path: str | Path | bytes) -> QueryEmbeddings:
         """Queries that ``QueryEmbeddings.save`` wrote, or the bytes of such a file; a damaged one or another model's
         queries raise QueryError."""
-        queries, where = QueryEmbeddings.load(path), "saved queries" if isinstance(path, bytes) else path
-        if not queries.fingerprint:
-            raise QueryError("says not which model made these queries; encode them with this one", of=where)
-        try:
-            queries.check_model(self.spec.embed_dim, self.fingerprint)
-        except QueryError as error:
-            raise QueryError(error.reason, of=where) from None
-        return queries
+        return load_queries(path, self.spec)
 
     @torch.no_grad()
     def encode_exemplars(self, exemplars: Sequence[Exemplar]) -> Tensor:
@@ -259,8 +260,7 @@ class Detector(Publishable):
         if isinstance(image, (list, tuple)):
             raise QueryError(f"detect takes one picture, got a list of {len(image)}; call detect_batch for several")
         chosen, asked = detect_options(options, settings), self._as_embeddings(queries)
-        size = chosen_size(image, image_size, tiles, self.image_size)
-        return self._detect(self._encoder.views(image, size, tiles), (asked, chosen))
+        return self._detect(self.views(image, image_size=image_size, tiles=tiles), (asked, chosen))
 
     def detect_batch(
         self,
@@ -379,8 +379,7 @@ class Detector(Publishable):
             return
         for image, what in zip(images, asked, strict=False):
             try:
-                size = chosen_size(image, None, tiles, self.image_size)
-                yield self._detect(self._encoder.views(image, size, tiles, batch_size), what)
+                yield self._detect(self.views(image, tiles=tiles, batch_size=batch_size), what)
             except OwlSwinError as error:
                 if on_error == "raise":
                     raise

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from owl_swin.errors import QueryError, brief
 from owl_swin.exemplar import Exemplar
+from owl_swin.models.network import Spec
 from owl_swin.tokenizer import clean_text
 from owl_swin.types import ExtraEmbeddings, QueryEmbeddings
 
@@ -164,6 +166,19 @@ def encode_queries(
             tuple(route for _, route, _, _ in extra),
         )
     return QueryEmbeddings(rows, tuple(q.name for q in queries), tuple(route for _, route in first), extras)
+
+
+def load_queries(source: str | Path | bytes, spec: Spec) -> QueryEmbeddings:
+    """Queries that ``QueryEmbeddings.save`` wrote, of a path or the bytes of the file; a damaged one, or queries that
+    another model than that of ``spec`` made, raise QueryError."""
+    queries, where = QueryEmbeddings.load(source), "saved queries" if isinstance(source, bytes) else source
+    if not queries.fingerprint:
+        raise QueryError("says not which model made these queries; encode them with this one", of=where)
+    try:
+        queries.check_model(spec.embed_dim, spec.fingerprint)
+    except QueryError as error:
+        raise QueryError(error.reason, of=where) from None
+    return queries
 
 
 def _mean(embeds: Tensor) -> Tensor:

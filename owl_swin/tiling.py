@@ -1,7 +1,7 @@
 """A large picture in overlapping tiles, and what was found in each of them as one result."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 
@@ -60,11 +60,15 @@ class Tiles:
         They lie at even distances, all of one size, the last ones flush with the border; a side that is shorter than a
         tile is the tile's.
         """
-        height, width = image_hw
-        if max(height, width) <= self.size:
+        if max(image_hw) <= self.size:
             return []
-        tops, lefts = self._starts(height), self._starts(width)
+        tops, lefts = map(self._starts, image_hw)
+        height, width = image_hw
         return [(x, y, min(x + self.size, width), min(y + self.size, height)) for y in tops for x in lefts]
+
+    def count(self, image_hw: HW) -> int:
+        """How many tiles a picture has."""
+        return 0 if max(image_hw) <= self.size else math.prod(len(self._starts(side)) for side in image_hw)
 
     def _starts(self, length: int) -> list[int]:
         step = max(1, math.floor(self.size * (1 - self.overlap)))
@@ -114,20 +118,35 @@ def find_in_views(
 
     ``logits_of`` gives [P, Q] of a view. The patches of the result are counted through the views by their numbers.
     """
-    found: dict[int, tuple[Detections, Crop | None, int]] = {}
+    found: dict[int, FoundInView] = {}
     for number, view in views:
         logits, boxes = logits_of(view.embeddings), view.frame.to_image(view.embeddings.pred_boxes)
         if options.objectness is not None:
             keep = view.embeddings.objectness_logits.sigmoid() >= options.objectness
             logits = logits.masked_fill(~keep[:, None], -torch.inf)
         one = find_detections(logits, boxes, names, view.frame.image_hw, options)
-        found[number] = one, view.frame.crop_xyxy, len(boxes)
+        found[number] = FoundInView(one, view.frame.crop_xyxy, len(boxes))
+    return join_views(found, options)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundInView:
+    """What was found in a view: in pixels of the picture, of which ``crop_xyxy`` is the tile (None: all of it) and
+    ``n_patches`` how many patches there are to be counted."""
+
+    found: Detections
+    crop_xyxy: Crop | None
+    n_patches: int
+
+
+def join_views(views: Mapping[int, FoundInView], options: DetectOptions) -> Detections:
+    """What was found in each view, by its number, as one result, whose patches are counted through the views."""
     parts, crops, start = [], [], 0
-    for number in sorted(found):
-        one, crop, n_patches = found[number]
-        parts.append(replace(one, patches=one.patches + start))
-        crops.append(crop)
-        start += n_patches
+    for number in sorted(views):
+        view = views[number]
+        parts.append(replace(view.found, patches=view.found.patches + start))
+        crops.append(view.crop_xyxy)
+        start += view.n_patches
     return parts[0] if len(parts) == 1 else merge_tiles(parts, crops, options)
 
 

@@ -363,3 +363,21 @@ def test_views_of_one_picture_are_merged_whoever_made_them(detector):
     encoded = EncodedImage((view([0.7, 0.4, 0.6, 0.4], LEFT), view([0.3, 0.4, 0.6, 0.4], RIGHT)))
     result = detector.detect(encoded, threshold=0)
     assert_close(result.boxes, torch.tensor([[40.0, 20, 140, 60]]))
+
+
+@pytest.mark.parametrize("image_hw", [(1, 1), (100, 100), (1, 4000), (333, 77), (101, 250)])
+@pytest.mark.parametrize("tiles", [Tiles(100, 0), Tiles(40, 0.5), Tiles(32, 0.9)])
+def test_tiles_are_counted_before_they_are_made(image_hw, tiles):
+    assert tiles.count(image_hw) == len(tiles.crops(image_hw))
+
+
+def test_views_come_one_after_another_as_encode_image_has_them(detector):
+    picture, tiles = noise(100, 150), Tiles(64)
+    whole = detector.encode_image(picture, tiles=tiles)
+    views = dict(detector.views(picture, tiles=tiles, batch_size=2))
+    assert sorted(views) == list(range(len(whole.views))) and len(views) > 2
+    for number, view in views.items():
+        assert view.frame == whole.views[number].frame
+        assert_close(view.embeddings.class_embeds, whole.views[number].embeddings.class_embeds)
+    with pytest.raises(QueryError, match="prepared or encoded already"):
+        detector.views(whole, tiles=tiles)
