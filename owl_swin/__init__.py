@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from owl_swin.exemplar import Exemplar
     from owl_swin.families.closed_set import load_classifier, load_segmenter
     from owl_swin.families.swin_weights import load_swin
-    from owl_swin.formats import to_coco, to_csv, to_fiftyone, to_label_studio, to_record, to_voc, to_yolo
+    from owl_swin.formats import (
+        label_studio_interface,
+        to_coco,
+        to_csv,
+        to_fiftyone,
+        to_label_studio,
+        to_record,
+        to_video_record,
+        to_voc,
+        to_yolo,
+        yolo_data,
+    )
     from owl_swin.image import open_image
     from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
     from owl_swin.index.region_index import RegionIndex
@@ -34,6 +45,7 @@ if TYPE_CHECKING:
     from owl_swin.tiling import Tiles
     from owl_swin.types import Classification, ImageEmbeddings, QueryEmbeddings
     from owl_swin.video import VideoFrame, detect_video
+    from owl_swin.video_output import video_writer
 
 __all__ = [
     "ArchiveError",
@@ -70,6 +82,7 @@ __all__ = [
     "detect_video",
     "draw_detections",
     "draw_heat_map",
+    "label_studio_interface",
     "load_classifier",
     "load_segmenter",
     "load_swin",
@@ -80,8 +93,11 @@ __all__ = [
     "to_fiftyone",
     "to_label_studio",
     "to_record",
+    "to_video_record",
     "to_voc",
     "to_yolo",
+    "video_writer",
+    "yolo_data",
 ]
 __version__ = "0.1.0"
 
@@ -121,6 +137,7 @@ _MODULES = {
     "detect_video": "owl_swin.video",
     "draw_detections": "owl_swin.render",
     "draw_heat_map": "owl_swin.render",
+    "label_studio_interface": "owl_swin.formats",
     "load_classifier": "owl_swin.families.closed_set",
     "load_segmenter": "owl_swin.families.closed_set",
     "load_swin": "owl_swin.families.swin_weights",
@@ -131,8 +148,11 @@ _MODULES = {
     "to_fiftyone": "owl_swin.formats",
     "to_label_studio": "owl_swin.formats",
     "to_record": "owl_swin.formats",
+    "to_video_record": "owl_swin.formats",
     "to_voc": "owl_swin.formats",
     "to_yolo": "owl_swin.formats",
+    "video_writer": "owl_swin.video_output",
+    "yolo_data": "owl_swin.formats",
 }
 
 
