@@ -20,7 +20,7 @@ FILES = {
 FLOORS = [
     {"errors", "types", "detections", "query_file", "attention", "formats", "boxes", "nms"}
     | {"files", "frame", "addresses", "tiff", "locks", "video_source"}
-    | {"semantic_map", "map_formats"},
+    | {"semantic_map", "map_formats", "rle"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge"},
     {"models"},
     {"families", "exemplar", "queries", "postprocess", "render", "devices", "encoder", "classification"}
