@@ -23,7 +23,7 @@ FLOORS = [
     | {"semantic_map", "map_formats", "rle"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge"},
     {"models"},
-    {"families", "exemplar", "queries", "postprocess", "render", "devices", "encoder", "classification"}
+    {"families", "exemplar", "queries", "postprocess", "render", "devices", "encoder", "embedder", "classification"}
     | {"publishing", "runtimes", "tiling", "tracking", "video_output", "closed_set"},
     {"data"},
     {"detector"},
