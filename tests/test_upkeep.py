@@ -231,7 +231,7 @@ def test_forgetting_waits_and_says_for_whom(lance, photos, monkeypatch):
 def test_a_worker_lets_go_of_the_files_before_it_encodes(detector, tmp_path, monkeypatch):
     folder = fill(tmp_path / "ten", 10)
     worker = cluster._Worker.__new__(cluster._Worker)
-    worker._detector, worker._regions = detector, 20
+    worker._detector, worker._regions, worker._tiles = detector, 20, None
     given, real = [], regions.encode_pictures
     monkeypatch.setattr(
         regions, "encode_pictures", lambda d, contents, n: (given.append(contents), real(d, contents, n))[1]

@@ -39,7 +39,15 @@ def index(
         int | None, typer.Option(help="Longer side in pixels. None: the archive's, or the model's for a new one.")
     ] = None,
     content_only: options.ContentOnly = False,
-    regions: Annotated[int, typer.Option(help="Most regions of a picture.")] = 20,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Of a new archive: show the model the pictures in tiles of so many pixels a side too, which finds "
+            "small things and reads pictures of any size. None: as the archive has it.",
+        ),
+    ] = None,
+    overlap: options.Overlap = None,
+    regions: Annotated[int, typer.Option(help="Most regions of a picture, and of each tile of it.")] = 20,
     engine: Annotated[Engine, typer.Option(help="Encode in this process, or on a Ray cluster.")] = Engine.LOCAL,
     ray_address: Annotated[
         str | None, typer.Option(help="The cluster of --engine ray. None: RAY_ADDRESS, or a Ray on this machine.")
@@ -65,6 +73,7 @@ def index(
     from owl_swin.detector import Detector
     from owl_swin.index.region_index import RegionIndex, read_card
 
+    tiles = options.make_tiles(tile, overlap)
     found = read_card(to)
     if forget and found is None:
         raise NoArchiveError(to)
@@ -73,7 +82,7 @@ def index(
         model, device=device, image_size=size, runtime=runtime, content_only=content_only
     )
     waiting = _say_waiting if wait else None
-    with RegionIndex.open(to, detector, create=not forget) as archive:
+    with RegionIndex.open(to, detector, create=not forget, tiles=tiles) as archive:
         for folder in folders:
             if forget:
                 emit_line(f"{folder}: {archive.forget(folder, wait=wait, waiting=waiting)} pictures forgotten")

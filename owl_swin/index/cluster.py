@@ -13,6 +13,7 @@ from owl_swin.errors import ArchiveError, MissingExtraError
 from owl_swin.index.paths import from_text, to_text
 from owl_swin.index.regions import EncodedFile, PictureRegions, encode_files
 from owl_swin.index.update import Engine
+from owl_swin.tiling import Tiles
 
 # Pictures that a worker is given at a time.
 BATCH = 16
@@ -33,7 +34,7 @@ def ray_engine(detector: Detector, regions: int, *, address: str | None = None, 
     except ImportError:
         raise MissingExtraError("indexing on several machines", "cluster") from None
 
-    def engine(paths: Iterable[str], known: Callable[[str], bool]) -> Iterator[EncodedFile]:
+    def engine(paths: Iterable[str], known: Callable[[str], bool], tiles: Tiles | None) -> Iterator[EncodedFile]:
         names = [to_text(path) for path in paths]
         if not names:
             return
@@ -49,6 +50,7 @@ def ray_engine(detector: Detector, regions: int, *, address: str | None = None, 
                     "detector": ray.put(detector.to("cpu")),
                     "device": "cuda" if gpus else "cpu",
                     "regions": regions,
+                    "tiles": tiles,
                 },
                 batch_size=BATCH,
                 num_cpus=1,
@@ -67,15 +69,15 @@ def ray_engine(detector: Detector, regions: int, *, address: str | None = None, 
 class _Worker:
     """Reads and encodes the pictures of a batch of paths."""
 
-    def __init__(self, detector: Any, device: str, regions: int):
+    def __init__(self, detector: Any, device: str, regions: int, tiles: Tiles | None):
         """``detector`` is Ray's reference to one."""
         import ray
 
-        self._detector, self._regions = ray.get(detector).to(device), regions
+        self._detector, self._regions, self._tiles = ray.get(detector).to(device), regions, tiles
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         paths = [from_text(text) for text in batch["path"]]
-        return _to_rows(list(encode_files(self._detector, paths, self._regions, lambda _: False)))
+        return _to_rows(list(encode_files(self._detector, paths, self._regions, lambda _: False, self._tiles)))
 
 
 def _to_rows(files: list[EncodedFile]) -> dict[str, Any]:

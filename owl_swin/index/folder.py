@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from owl_swin.errors import ArchiveError, ImageError
 from owl_swin.image import MAX_FILE_BYTES, is_picture_name
@@ -104,21 +105,25 @@ def stamp_of(path: str) -> str:
         return ""
 
 
-def read_picture(path: str) -> Content:
-    """The content of a file with its hash and stamp, all of one moment; raises ImageError where that cannot be."""
+def read_picture(path: str, *, keep: bool = True) -> Content:
+    """The content of a file with its hash and stamp, all of one moment; raises ImageError where that cannot be.
+
+    Without ``keep`` the bytes are left out, and the file may be of any size.
+    """
     try:
         for _ in range(3):
             with open(path, "rb", opener=_open_now) as file:
                 before = os.fstat(file.fileno())
                 if not stat.S_ISREG(before.st_mode):
                     raise ImageError("is no file")
-                if before.st_size > MAX_FILE_BYTES:
+                if keep and before.st_size > MAX_FILE_BYTES:
                     raise ImageError(f"has more than {MAX_FILE_BYTES} bytes, the largest picture file that is read")
-                content = file.read(MAX_FILE_BYTES + 1)
-                after = os.fstat(file.fileno())
+                content = file.read(MAX_FILE_BYTES + 1) if keep else b""
+                image_id = content_hash(content) if keep else _short(hashlib.file_digest(file, "sha256"))
+                read, after = file.tell(), os.fstat(file.fileno())
             same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-            if same and len(content) == after.st_size:
-                return Content(path, content, content_hash(content), _stamp(after), after.st_mtime)
+            if same and read == after.st_size:
+                return Content(path, content, image_id, _stamp(after), after.st_mtime)
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
@@ -128,7 +133,11 @@ def read_picture(path: str) -> Content:
 
 def content_hash(content: bytes) -> str:
     """The name of a content: the first half of its SHA-256."""
-    return hashlib.sha256(content).hexdigest()[:32]
+    return _short(hashlib.sha256(content))
+
+
+def _short(digest: Any) -> str:
+    return digest.hexdigest()[:32]
 
 
 def _open_now(path: str, flags: int) -> int:

@@ -1,6 +1,10 @@
 """What callers of the archive get: matches, reports, progress and figures."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from owl_swin.tiling import Tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class IndexProgress:
 
 @dataclass(frozen=True, slots=True)
 class IndexStats:
-    """What an archive holds, and the model that its regions are of."""
+    """What an archive holds, the model that its regions are of, and the tiles in which it was shown the pictures."""
 
     n_images: int
     n_regions: int
@@ -59,3 +63,4 @@ class IndexStats:
     fingerprint: str
     image_size: int
     regions_per_image: float
+    tiles: "Tiles | None" = None

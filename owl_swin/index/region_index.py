@@ -4,10 +4,11 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from numbers import Integral, Real
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,13 @@ from owl_swin.index.lock import only_writer
 from owl_swin.index.match import IndexReport, IndexStats, Match
 from owl_swin.index.paths import from_text, glob_pattern, is_below, like_pattern, to_text
 from owl_swin.index.ranking import Choice, best_of_all, best_of_nearest, to_matches
-from owl_swin.index.regions import EncodedFile, encode_files, encode_pictures, open_content
+from owl_swin.index.regions import EncodedFile, encode_files, encode_in_tiles, encode_pictures, open_content
 from owl_swin.index.store import Card, NoArchiveError, RegionFilter, Regions, Store
 from owl_swin.index.times import seconds_of
 from owl_swin.index.update import Engine, Progress, Update
 from owl_swin.postprocess import check_fraction
 from owl_swin.queries import Query
+from owl_swin.tiling import Tiles
 from owl_swin.types import QueryEmbeddings
 
 # So many writes leave about as many files, which make a search slower.
@@ -75,15 +77,25 @@ class RegionIndex:
         self._writing = threading.Lock()
 
     @classmethod
-    def open(cls, uri: str | os.PathLike[str], detector: Detector, create: bool = False) -> "RegionIndex":
+    def open(
+        cls,
+        uri: str | os.PathLike[str],
+        detector: Detector,
+        create: bool = False,
+        *,
+        tiles: int | Tiles | None = None,
+    ) -> "RegionIndex":
         """The archive at ``uri``: a folder, an object-storage URI of LanceDB, or "milvus://host:19530/collection"
         ("milvus:///path/file.db/collection" for Milvus Lite).
 
-        One that is missing (without ``create``), damaged, of another version of this package, or of another model or
-        image size than the detector's raises ArchiveError.
+        A new one shows the model all its pictures, which may then be huge, in ``tiles`` too, and remembers them. One
+        that is missing (without ``create``), damaged, of another version of this package, or of another model, image
+        size or other tiles than these raises ArchiveError.
         """
         spec = detector.spec
-        card = Card(detector.name, spec.fingerprint, detector.image_size, spec.embed_dim, spec.search_norm)
+        if tiles is not None and not isinstance(tiles, Tiles):
+            tiles = Tiles(tiles)
+        card = Card(detector.name, spec.fingerprint, detector.image_size, spec.embed_dim, spec.search_norm, tiles)
         store = open_store(uri, create=card if create else None)
         found = store.card()
         if found.fingerprint != card.fingerprint or found.embed_dim != card.embed_dim:
@@ -98,7 +110,18 @@ class RegionIndex:
                 f"{uri}: its pictures were encoded at {found.image_size} pixels, this model is set to "
                 f"{card.image_size}; give image_size={found.image_size}, or make a new archive"
             )
+        if tiles is not None and tiles != found.tiles:
+            store.close()
+            raise ArchiveError(
+                f"{uri}: its pictures were encoded {_in_tiles(found.tiles)}, not {_in_tiles(tiles)}; leave the tiles "
+                "out, or make a new archive"
+            )
         return cls(store, detector)
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """What the model is shown of each picture beside the whole of it."""
+        return self._card.tiles
 
     def add_folder(
         self,
@@ -112,15 +135,20 @@ class RegionIndex:
     ) -> IndexReport:
         """Brings the archive up to date with the pictures of a folder and all folders in it.
 
-        Only what is new or whose content changed is encoded, at most ``regions`` boxes of a picture; what is gone is
-        forgotten. It may be stopped at any moment and goes on from there. ``engine`` encodes elsewhere
-        (``cluster.ray_engine``). While another process writes, ``wait`` waits, and ``waiting`` is called with its name;
-        without it that raises ArchiveError.
+        Only what is new or whose content changed is encoded, at most ``regions`` boxes of a picture and of each of its
+        tiles; what is gone is forgotten. It may be stopped at any moment and goes on from there. ``engine`` encodes
+        elsewhere (``cluster.ray_engine``). While another process writes, ``wait`` waits, and ``waiting`` is called with
+        its name; without it that raises ArchiveError.
         """
         n = _whole("regions", regions)
         path = checked_folder(folder)
-        detector = self._detector
-        encode = engine or (lambda paths, known: encode_files(detector, paths, n, known))
+        detector, tiles = self._detector, self.tiles
+
+        def encode(paths: Iterable[str], known: Callable[[str], bool]) -> Iterator[EncodedFile]:
+            if engine is not None:
+                return engine(paths, known, tiles)
+            return encode_files(detector, paths, n, known, tiles)
+
         with self._only_writer(wait, waiting):
             report = Update(self._store, progress).folder(path, encode)
             self._store.settle()  # also where nothing changed: the last run may have been killed here
@@ -250,21 +278,26 @@ class RegionIndex:
 
     def read_picture(self, image_id: str) -> bytes:
         """The bytes of the file of that content, as ``open_picture`` finds it."""
+        return self._found(image_id, lambda path: (one := read_picture(path)).image_id == image_id and one.content)
+
+    def picture_file(self, image_id: str) -> bytes | str:
+        """The path of the file of that content, which may be of any size, or the bytes of an upload."""
+        return self._found(image_id, lambda path: read_picture(path, keep=False).image_id == image_id and path)
+
+    def _found(self, image_id: str, read: Callable[[str], Any]) -> Any:
+        """The bytes of an upload, or what ``read`` makes of the first file that it finds right."""
         places = self._store.pictures_of(image_id) if image_id.isalnum() else []
         if not places:
             raise ImageError(f"the archive has no picture {image_id!r}")
         for place in places:
+            found: Any = None
             if place.uploaded:
-                content = self._store.content(image_id)
-                if content is not None:
-                    return content
-                continue
-            try:
-                found = read_picture(from_text(place.path))
-            except ImageError:
-                continue
-            if found.image_id == image_id:
-                return found.content
+                found = self._store.content(image_id)
+            else:
+                with suppress(ImageError):
+                    found = read(from_text(place.path))
+            if found:
+                return found
         raise ImageError(f"{from_text(places[0].path)}: is gone or has changed since it was indexed; index again")
 
     def common_folder(self) -> str:
@@ -280,7 +313,7 @@ class RegionIndex:
         card = self._store.card()
         n_images, n_regions = self._store.count()
         share = n_regions / n_images if n_images else 0.0
-        return IndexStats(n_images, n_regions, card.model, card.fingerprint, card.image_size, share)
+        return IndexStats(n_images, n_regions, card.model, card.fingerprint, card.image_size, share, card.tiles)
 
     def close(self) -> None:
         """Lets go of the archive; nothing is lost without it."""
@@ -303,10 +336,12 @@ class RegionIndex:
 
     def _encode_uploads(self, images: Sequence[tuple[str, bytes]], n: int) -> Iterator[tuple[EncodedFile, bytes]]:
         for name, content in images:
+            held = Content(name, b"", content_hash(content), "", datetime.now().timestamp())
+            if self.tiles is not None:
+                yield encode_in_tiles(self._detector, held, bytes(content), n, self.tiles), bytes(content)
+                continue
             try:
-                image = open_content(bytes(content))
-                held = Content(name, b"", content_hash(content), "", datetime.now().timestamp())
-                (file,) = encode_pictures(self._detector, [(held, image)], n)
+                (file,) = encode_pictures(self._detector, [(held, open_content(bytes(content)))], n)
             except ImageError as error:
                 file = EncodedFile(name, problem=str(error))
             yield file, bytes(content)
@@ -323,6 +358,10 @@ class RegionIndex:
         if len(embeds) != 1:
             raise QueryError(f"an archive is asked one query at a time, got {len(embeds)}")
         return embeds
+
+
+def _in_tiles(tiles: Tiles | None) -> str:
+    return "whole" if tiles is None else f"in tiles of {tiles.size} pixels with an overlap of {tiles.overlap:g}"
 
 
 def _whole(name: str, value: int, *, least: int = 1) -> int:

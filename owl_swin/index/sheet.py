@@ -1,10 +1,14 @@
 """A contact sheet of matches: their pictures with the box drawn in."""
 
+import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from owl_swin.errors import ImageError
+from owl_swin.errors import ImageError, MissingExtraError
+from owl_swin.frame import Frame, crop_hw
+from owl_swin.huge import open_parts
+from owl_swin.image import MAX_PIXELS
 from owl_swin.index.match import Match
 from owl_swin.index.region_index import RegionIndex
 from owl_swin.render import label_colour, picture_grid
@@ -28,16 +32,19 @@ def sheet_of_matches(index: RegionIndex, matches: Sequence[Match], queries: Sequ
 
 
 def _cell(index: RegionIndex, match: Match, query: int) -> Image.Image:
+    x0, y0, x1, y1 = part = _part(match)
+    scale = CELL / max(x1 - x0, y1 - y0)
     try:
-        picture = index.open_picture(match.image_id)
-    except ImageError:
+        with open_parts(index.picture_file(match.image_id)) as parts:
+            size = [max(1, round(side * scale)) for side in (y1 - y0, x1 - x0)]
+            small_hw, is_whole = (size[0], size[1]), part == (0, 0, match.width, match.height)
+            frame = Frame(parts.image_hw, small_hw, small_hw, None if is_whole else part)
+            ((_, pixels),) = parts.shown([frame], lambda image, one: one.pixels(image))
+    except (ImageError, MissingExtraError):
         gone = Image.new("RGB", (CELL, CELL * 3 // 4), "lightgrey")
         ImageDraw.Draw(gone).text((CELL // 2, CELL * 3 // 8), "gone or changed", fill="black", anchor="mm")
         return gone
-    x0, y0, x1, y1 = _part(match)
-    scale = CELL / max(x1 - x0, y1 - y0)
-    size = [max(1, round(side * scale)) for side in (x1 - x0, y1 - y0)]
-    small = picture.crop((x0, y0, x1, y1)).resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    small = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     box = [(value - start) * scale for value, start in zip(match.box_xyxy, (x0, y0, x0, y0), strict=True)]
     ImageDraw.Draw(small).rectangle(box, outline=label_colour(query), width=4)
     return small
@@ -52,12 +59,14 @@ def _part(match: Match) -> tuple[int, int, int, int]:
         return 0, 0, match.width, match.height
     half = max(side / SMALL / 2, 16.0)
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
-    return (
+    part = (
         max(0, int(x - half)),
         max(0, int(y - half)),
         min(match.width, int(x + half) + 1),
         min(match.height, int(y + half) + 1),
     )
+    # Of a huge picture a part may itself be more than is decoded at once.
+    return part if math.prod(crop_hw(part)) <= MAX_PIXELS else (0, 0, match.width, match.height)
 
 
 def _name(path: str) -> str:

@@ -8,11 +8,14 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from owl_swin.errors import ArchiveError
+from owl_swin.errors import ArchiveError, QueryError
+
+if TYPE_CHECKING:
+    from owl_swin.tiling import Tiles
 
 FORMAT = "owl_swin-regions-2"
 # Bytes of uploads by the names of their contents.
@@ -32,9 +35,10 @@ class NoArchiveError(ArchiveError):
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Which model an archive's regions are of.
+    """Which model an archive's regions are of, and how it was shown the pictures.
 
-    ``search_norm`` is the length of every vector that is searched in; ``Regions.vectors`` says why.
+    ``search_norm`` is the length of every vector that is searched in; ``Regions.vectors`` says why. ``tiles`` are shown
+    beside each whole picture.
     """
 
     model: str
@@ -42,6 +46,7 @@ class Card:
     image_size: int
     embed_dim: int
     search_norm: float = FIRST_NORM
+    tiles: "Tiles | None" = None
 
     def __post_init__(self) -> None:
         if not 0 < self.search_norm < math.inf:
@@ -54,6 +59,8 @@ class Card:
     @staticmethod
     def from_json(uri: str, text: str | bytes | None) -> "Card":
         """The card of ``to_json``; anything else raises ArchiveError."""
+        from owl_swin.tiling import Tiles  # with all of torch, which the command line starts without
+
         try:
             card = json.loads(text or "{}")
             form = card.pop("format", None)
@@ -71,8 +78,9 @@ class Card:
                 int(card["image_size"]),
                 int(card["embed_dim"]),
                 float(card.get("search_norm", FIRST_NORM)),
+                Tiles(**card["tiles"]) if card.get("tiles") is not None else None,
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, QueryError):
             raise ArchiveError(f"{uri}: the archive's description is damaged") from None
 
 

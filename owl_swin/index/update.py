@@ -13,6 +13,7 @@ from owl_swin.index.match import IndexProgress, IndexReport
 from owl_swin.index.paths import from_text, is_below, key_of, to_text
 from owl_swin.index.regions import EncodedFile, PictureRegions
 from owl_swin.index.store import Picture, Regions, Store
+from owl_swin.tiling import Tiles
 
 # A part is written when it has so many pictures, or when the last one was written so long ago: what a kill costs.
 PART = 256
@@ -24,7 +25,9 @@ RATE_S = 20.0
 
 Progress = Callable[[IndexProgress], None]
 # Paths, and whether a content is known → what was read, in any order.
-Engine = Callable[[Iterable[str], Callable[[str], bool]], Iterator[EncodedFile]]
+Encode = Callable[[Iterable[str], Callable[[str], bool]], Iterator[EncodedFile]]
+# The same, of pictures that are shown in the tiles of the archive, or whole.
+Engine = Callable[[Iterable[str], Callable[[str], bool], Tiles | None], Iterator[EncodedFile]]
 
 
 class Update:
@@ -43,7 +46,7 @@ class Update:
         self._contents: set[str] = set()  # all that are in the archive, or were when this began
         self._lost: list[str] = []  # files of a content that was in the archive, but is no more
 
-    def folder(self, folder: str, engine: Engine) -> IndexReport:
+    def folder(self, folder: str, encode: Encode) -> IndexReport:
         """New, changed and removed pictures of a folder. One without pictures raises ArchiveError and changes nothing.
 
         A file that cannot be read, or lies in a folder that cannot, is skipped; what was known of it stays.
@@ -62,11 +65,11 @@ class Update:
             self._skipped.append((path, reason))
 
         unmet = set(self._places)
-        for file in engine(self._in_doubt(walk(folder, failed), unmet), lambda image_id: image_id in self._contents):
+        for file in encode(self._in_doubt(walk(folder, failed), unmet), lambda image_id: image_id in self._contents):
             self._take(file)
         self._write()
         if self._lost:
-            for file in engine(self._lost, lambda _: False):
+            for file in encode(self._lost, lambda _: False):
                 self._take(file)
             self._write()
         checked_folder(folder)  # were it gone by now, nothing in it would have been met
