@@ -35,6 +35,11 @@ def decode_rle(rle: Any) -> np.ndarray:
     return np.repeat(inside, counts).reshape(width, height).T
 
 
+def rle_area(rle: Any) -> int:
+    """How many pixels are inside."""
+    return int(rle_counts(rle)[1::2].sum())
+
+
 def rle_size(rle: Any) -> tuple[int, int]:
     """(height, width) of an encoding; DataError where it says none."""
     size = rle.get("size") if isinstance(rle, Mapping) else None

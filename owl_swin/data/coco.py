@@ -28,7 +28,8 @@ class CocoFile:
     - ``categories``, as in the file: id, name, names (how a text encoder is asked for it), synonyms (more ways to say
       it), and frequency where it is given;
     - ``annotations``: image_id, category_id, bbox (xywh in pixels of the stated size, cut to the picture), area (as
-      given, else of the box), iscrowd, and score where it is given;
+      given, else of the box), iscrowd, and score where it is given; with ``outlines`` segmentation as the file has it,
+      or None, area_stated: whether the file has the area, and where: how a note calls it;
     - ``lost``: (image id, category id) of things whose box was left out;
     - ``n_annotations``: how many the file has.
     """
@@ -41,7 +42,7 @@ class CocoFile:
     n_annotations: int
 
 
-def read_coco_file(path: Path, images: Path) -> CocoFile:
+def read_coco_file(path: Path, images: Path, *, outlines: bool = False) -> CocoFile:
     """Reads "images", "annotations" with xywh boxes, and "categories"; pictures lie in ``images``.
 
     A thing without a box gets that around its polygons or mask. Boxes without a side or outside of the picture, boxes
@@ -87,7 +88,9 @@ def read_coco_file(path: Path, images: Path) -> CocoFile:
             continue
         seen[key] = outline
         checked = {"image_id": image_id, "category_id": category_id, "bbox": list(box), "iscrowd": crowd}
-        checked["area"] = _area(annotation.get("area"), box)
+        stated = _is_area(annotation.get("area"))
+        checked["area"] = float(annotation["area"]) if stated else box[2] * box[3]
+        checked |= {"segmentation": outline, "area_stated": stated, "where": where} if outlines else {}
         annotations.append(checked | ({"score": annotation["score"]} if "score" in annotation else {}))
     return CocoFile(list(records.values()), categories, annotations, lost, broken, len(content["annotations"]))
 
@@ -280,6 +283,5 @@ def _around_mask(mask: dict[str, Any]) -> tuple[float, float, float, float] | No
     return (x, y, w, h) if w and h else None
 
 
-def _area(given: Any, xywh: tuple[float, float, float, float]) -> float:
-    is_area = isinstance(given, (int, float)) and 0 <= given < float("inf")
-    return float(given) if is_area else xywh[2] * xywh[3]
+def _is_area(given: Any) -> bool:
+    return isinstance(given, (int, float)) and 0 <= given < float("inf")

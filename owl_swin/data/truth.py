@@ -11,6 +11,7 @@ from owl_swin.data.broken import left_out, reading
 from owl_swin.data.coco import LVIS_LISTS, CocoFile, read_coco_file
 from owl_swin.data.guess import guess_kind
 from owl_swin.data.label_studio import read_label_studio
+from owl_swin.data.mask_truth import with_masks
 from owl_swin.data.naming import find_classes
 from owl_swin.data.scene import missing_files, upright_size
 from owl_swin.data.voc import read_voc
@@ -32,6 +33,7 @@ def read_truth(
     *,
     background: bool = False,
     ignore_below: float = LEAST_SURE,
+    masks: bool = False,
 ) -> dict[str, Any]:
     """A set in COCO's form, as CocoFile has it: "images", "categories", "annotations"; "notes" say what was left out.
 
@@ -42,6 +44,8 @@ def read_truth(
     for the whole, goes unless ``background``. A guessed box whose ``score`` is under ``ignore_below`` is neither to be
     found nor false: it becomes a crowd that is ``vague``, or in LVIS a name that was not annotated exhaustively. A set
     of whose pictures or annotations none is there raises DataError.
+
+    With ``masks`` each annotation has its mask as run lengths, as ``mask_truth.with_masks`` says.
     """
     path = Path(annotations)
     kind = guess_kind(str(path)) if path.suffix != ".json" or _is_list(path) else None
@@ -49,7 +53,7 @@ def read_truth(
         file = (
             _as_coco(path, kind, Path(images), ignore_below)
             if kind in BOX_FORMS
-            else read_coco_file(path, Path(images))
+            else read_coco_file(path, Path(images), outlines=masks)
         )
     if file.images and file.categories and file.n_annotations and not file.annotations:
         many = f"none of its {file.n_annotations} annotations"
@@ -63,6 +67,8 @@ def read_truth(
         "notes": [left_out(path, file.broken)] if file.broken else [],
     }
     truth = _without_vague(truth, ignore_below)
+    if masks:
+        truth = with_masks(truth, path)
     if not background:
         used = {annotation["category_id"] for annotation in file.annotations}
         truth = only_categories(truth, [c["id"] for c in file.categories if c["id"] != 0 or 0 in used])

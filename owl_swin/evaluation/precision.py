@@ -1,11 +1,15 @@
-"""Average precision of COCO result rows, as COCO and LVIS define it, and its bootstrap over pictures."""
+"""Average precision of COCO result rows, as COCO and LVIS define it, and its bootstrap over pictures.
+
+Rows are judged by their boxes, by their masks, or by these and the bands along their edges (boundary IoU,
+arXiv:2103.16562); for the latter two, rows and annotations have a compressed mask as "segmentation".
+"""
 
 import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +18,8 @@ from owl_swin.data.truth import counted_boxes
 from owl_swin.errors import MissingExtraError
 from owl_swin.evaluation.report import Interval
 
+# What two things are compared by, in the library's words.
+Overlap = Literal["bbox", "segm", "boundary"]
 RECALLS = np.linspace(0, 1, 101)
 COCO_IOUS = np.linspace(0.5, 0.95, 10)
 # COCO's sizes, by annotated area in pixels of the annotated picture.
@@ -31,10 +37,15 @@ class Precision:
 
 
 def average_precision(
-    truth: dict[str, Any], rows: Sequence[dict[str, Any]], *, draws: int = 200, max_detections: int = 100
+    truth: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    *,
+    draws: int = 200,
+    max_detections: int = 100,
+    by: Overlap = "bbox",
 ) -> Precision:
     """The figures of result rows, of which ``max_detections`` are counted a picture and class."""
-    table = precision_table(truth, rows, max_detections=max_detections)  # [IoU, recall, class, size]
+    table = precision_table(truth, rows, max_detections=max_detections, by=by)  # [IoU, recall, class, size]
     figures = {
         "AP": mean_percent(table[..., 0]),
         "AP50": mean_percent(table[0, :, :, 0]),
@@ -42,7 +53,7 @@ def average_precision(
     }
     for place, size in enumerate(SIZES, start=1):
         figures[f"AP_{size}"] = mean_percent(table[..., place])
-    drawn = mean_over_classes(resampled_ap50(truth, rows, draws=draws, max_detections=max_detections))
+    drawn = mean_over_classes(resampled_ap50(truth, rows, draws=draws, max_detections=max_detections, by=by))
     return Precision(figures, {"AP50": interval(drawn, figures["AP50"])}, per_class(truth, table))
 
 
@@ -64,6 +75,7 @@ def precision_table(
     *,
     max_detections: int = 100,
     lvis: bool = False,
+    by: Overlap = "bbox",
 ) -> np.ndarray:
     """Precision [10 IoUs, 101 recalls, C classes as in the file, 4 sizes: all, small, medium, large]; -1: no boxes.
 
@@ -75,7 +87,7 @@ def precision_table(
         return np.full((10, 101, len(classes), 4), -1.0)
     if not rows:
         return _nothing_found(truth)
-    evaluation, _ = _evaluated(truth, rows, COCO_IOUS, max_detections, lvis)
+    evaluation, _ = _evaluated(truth, rows, COCO_IOUS, max_detections, lvis, by)
     order = [evaluation.params.catIds.index(category) for category in classes]
     return evaluation.eval["precision"][..., -1][:, :, order]
 
@@ -87,6 +99,7 @@ def resampled_ap50(
     draws: int = 200,
     max_detections: int = 100,
     lvis: bool = False,
+    by: Overlap = "bbox",
 ) -> np.ndarray:
     """AP50 in percent [draws, C] when the pictures are drawn again with replacement; NaN where a class has no boxes.
 
@@ -95,7 +108,7 @@ def resampled_ap50(
     place = {record["id"]: i for i, record in enumerate(truth["images"])}
     n_images = len(place)
     times = resampled_weights(n_images, draws)
-    hits = _hits(truth, rows, max_detections, lvis)
+    hits = _hits(truth, rows, max_detections, lvis, by)
     out = np.full((len(times), len(truth["categories"])), np.nan)
     boxes = {c["id"]: np.zeros(n_images) for c in truth["categories"]}
     for a in counted_boxes(truth):
@@ -173,9 +186,14 @@ def _nothing_found(truth: dict[str, Any]) -> np.ndarray:
 
 
 def _evaluated(
-    truth: dict[str, Any], rows: Sequence[dict[str, Any]], ious: np.ndarray, max_detections: int, lvis: bool
+    truth: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    ious: np.ndarray,
+    max_detections: int,
+    lvis: bool,
+    by: Overlap,
 ) -> tuple[Any, Any]:
-    """The library's evaluation, and its record of the rows, which have ids there."""
+    """The library's evaluation, and its record of the rows, which have ids there: their places, counted from 1."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
@@ -196,14 +214,18 @@ def _evaluated(
             for c in truth["categories"]
         ],
     }
+    # The library takes the area of a row from its box where it has one, and size limits are for areas of masks.
+    kept = ("bbox", "score") if by == "bbox" else ("segmentation", "score")
     numbered = [
-        {**row, "image_id": images[row["image_id"]], "category_id": classes[row["category_id"]]} for row in rows
+        {key: row[key] for key in kept}
+        | {"image_id": images[row["image_id"]], "category_id": classes[row["category_id"]]}
+        for row in rows
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO(known)
         answers = ground_truth.loadRes(numbered)
         evaluation = COCOeval_faster(
-            ground_truth, answers, "bbox", print_function=lambda *_: None, ranges=dict(SIZES), lvis_style=lvis
+            ground_truth, answers, by, print_function=lambda *_: None, ranges=dict(SIZES), lvis_style=lvis
         )
         evaluation.params.iouThrs = ious
         if len(ious) == 1:  # pairs are wanted: those of one size range must not mix with another's
@@ -227,12 +249,12 @@ def _numbered(record: dict[str, Any], images: dict[Any, int], classes: dict[Any,
 
 
 def _hits(
-    truth: dict[str, Any], rows: Sequence[dict[str, Any]], max_detections: int, lvis: bool
+    truth: dict[str, Any], rows: Sequence[dict[str, Any]], max_detections: int, lvis: bool, by: Overlap
 ) -> dict[Any, list[tuple[float, bool, Any]]]:
     """Category id → (score, is it right at IoU 0.50, image id) of every row that counts."""
     if not rows or not counted_boxes(truth):
         return {}
-    evaluation, answers = _evaluated(truth, rows, COCO_IOUS[:1], max_detections, lvis)
+    evaluation, answers = _evaluated(truth, rows, COCO_IOUS[:1], max_detections, lvis, by)
     image_ids, category_ids = ({n: i for i, n in _numbers(truth[key]).items()} for key in ("images", "categories"))
     # "answer_annotation" of each pair; an answer in a crowd region counts nowhere.
     pairs = (key.split("_") for key in evaluation.eval["matched"])
