@@ -3,7 +3,8 @@
 import contextlib
 import math
 import re
-from dataclasses import dataclass, replace
+import threading
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from owl_swin import Detections, Detector, EncodedImage, QueryEmbeddings, QueryError
@@ -15,18 +16,45 @@ FLOOR = 0.01
 MOST_NAMES = 100
 
 
+class Look:
+    """The embeddings of one photo: made when first needed, kept for the questions that follow, and made again only for
+    another detector or size."""
+
+    def __init__(self) -> None:
+        self.encoded: EncodedImage | None = None
+        self._by: tuple[str, int] | None = None
+        self._lock = threading.Lock()
+
+    def by(self, detector: Detector, photo: Photo) -> EncodedImage:
+        """The embeddings that a detector makes; whoever asks meanwhile waits for them."""
+        with self._lock:
+            by = (detector.fingerprint, detector.image_size)
+            if self.encoded is None or self._by != by:
+                self.encoded, self._by = detector.encode_image(photo.open()), by
+            return self.encoded
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A photo, its embeddings at one image size, and the queries; queries None asks for anything."""
+    """A photo, its embeddings, and the queries; queries None asks for anything.
+
+    ``size`` is one of ``scales``, "" the first; ``done`` says whether the photo was asked.
+    """
 
     photo: Photo | None = None
-    encoded: EncodedImage | None = None
     queries: QueryEmbeddings | None = None
+    size: str = ""
     done: bool = False
+    look: Look = field(default_factory=Look, compare=False)
+
+    @property
+    def encoded(self) -> EncodedImage | None:
+        """The embeddings of the photo, as far as there are any."""
+        return self.look.encoded
 
     def of(self, photo: Photo | None) -> "Question":
         """The same question of another photo."""
-        return replace(self, photo=photo, encoded=None, done=False)
+        return replace(self, photo=photo, done=False, look=Look())
 
 
 def split_names(text: str) -> list[str]:

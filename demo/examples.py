@@ -41,12 +41,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What stands in the tab: the photo that is drawn on, its box, the examples so far, and the photo to look in."""
+    """What stands in the tab: the photo that is drawn on, its box, the examples so far, the photo to look in, and words
+    for the thing with the ``weight`` of the examples against them (1: the examples alone)."""
 
     source: Photo | None = None
     box_xyxy: Box | None = None
     examples: tuple[Example, ...] = ()
     target: Question = field(default_factory=Question)
+    words: str = ""
+    weight: float = 0.5
 
 
 def with_example(shown: Shown, example: Example) -> Shown:
@@ -67,15 +70,14 @@ def as_query(examples: tuple[Example, ...], text: str, weight: float) -> Query |
     return Query(name, texts=words, exemplars=wanted, negatives=negatives, weight=weight)
 
 
-def search(detector: Detector, shown: Shown, text: str, weight: float) -> Shown:
+def search(detector: Detector, shown: Shown) -> Shown:
     """The question put to the photo to look in."""
     target = shown.target
-    query = as_query(shown.examples, text, weight)
+    query = as_query(shown.examples, shown.words, shown.weight)
     if target.photo is None or query is None:
         return replace(shown, target=replace(target, queries=None, done=False))
-    encoded = target.encoded or detector.encode_image(target.photo.open())
-    queries = detector.encode_queries([query])
-    return replace(shown, target=replace(target, encoded=encoded, queries=queries, done=True))
+    target.look.by(detector, target.photo)
+    return replace(shown, target=replace(target, queries=detector.encode_queries([query]), done=True))
 
 
 def numbers(box: Box | None) -> list[float | None]:

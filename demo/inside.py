@@ -1,5 +1,6 @@
 """Inside Swin: a photo cut in windows, windows that shift, and where one patch looks, block after block."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import gradio as gr
@@ -11,7 +12,6 @@ from torch import Tensor
 from owl_swin import BlockAttention, Detector
 from owl_swin.demo.photos import SHOWN_PX, Photo, data_uri, sample_items, samples, take_photo
 from owl_swin.demo.pieces import (
-    BUSY,
     QUIET,
     Upload,
     cell_box,
@@ -22,7 +22,9 @@ from owl_swin.demo.pieces import (
     strip_value,
     upload_button,
 )
-from owl_swin.demo.refusals import errors_shown
+from owl_swin.demo.refusals import errors_shown, pick
+from owl_swin.demo.session import Session
+from owl_swin.demo.settings import Answers
 
 # The longer side at which this tab looks: enough windows to see, small enough to count patches and to keep what every
 # visitor's photo attends to (7 MB at 256 px with the nano model, and in proportion to the pixels).
@@ -250,7 +252,7 @@ class Page:
 
 def layout() -> Page:
     """The pieces, where they stand."""
-    looked = gr.State(Looked())
+    looked = gr.State(Session(Looked()))
     with gr.Row(elem_classes="owl-columns"):
         with gr.Column(scale=3, min_width=300):
             photo = stage("point", upload="inside-upload", elem_id="inside-stage")
@@ -279,55 +281,61 @@ class Handlers:
     detector: Detector
 
     @errors_shown
-    def on_upload(self, upload: Upload, view: str, head: float):
+    def on_upload(self, upload: Upload, session: Session[Looked]):
         """Another photo."""
-        looked = look(self.detector, take_photo(*upload))
-        return looked, *show(looked, view, int(head))
+        return self.look(session, take_photo(*upload))
 
     @errors_shown
-    def on_sample(self, event: gr.EventData, view: str, head: float):
+    def on_sample(self, event: gr.EventData, session: Session[Looked]):
         """A sample."""
-        looked = look(self.detector, take_photo(samples()[event.index].path))
-        return looked, *show(looked, view, int(head))
+        return self.look(session, take_photo(pick(samples(), event.index).path))
+
+    def look(self, session: Session[Looked], photo: Photo) -> Session[Looked]:
+        """The tab turned to a photo, which takes long."""
+        looked = look(self.detector, photo)
+        session.change(lambda _: looked)
+        return session
 
     @errors_shown
-    def on_pointed(self, event: gr.EventData, looked: Looked, view: str, head: float):
+    def on_pointed(self, event: gr.EventData, session: Session[Looked], view: str, head: float):
         """Another patch."""
-        looked = replace(looked, point_xy=(float(event.x), float(event.y)))
-        return looked, *show(looked, view, int(head))
+        point = (float(event.x), float(event.y))
+        session.change(lambda looked: replace(looked, point_xy=point))
+        return session, *self.on_view(session, view, head)
 
     @errors_shown
-    def on_block(self, event: gr.EventData, looked: Looked, view: str, head: float):
+    def on_block(self, event: gr.EventData, session: Session[Looked], view: str, head: float):
         """The block that was clicked."""
-        looked = replace(looked, chosen=event.index)
-        return looked, *show(looked, view, int(head))
+        return self.turn(session, lambda _: int(event.index), view, head)
 
-    def on_before(self, looked: Looked, view: str, head: float):
+    def on_before(self, session: Session[Looked], view: str, head: float):
         """The block before."""
-        looked = replace(looked, chosen=max(0, looked.chosen - 1))
-        return looked, *show(looked, view, int(head))
+        return self.turn(session, lambda chosen: chosen - 1, view, head)
 
-    def on_after(self, looked: Looked, view: str, head: float):
+    def on_after(self, session: Session[Looked], view: str, head: float):
         """The next block."""
-        looked = replace(looked, chosen=max(0, min(len(looked.blocks) - 1, looked.chosen + 1)))
-        return looked, *show(looked, view, int(head))
+        return self.turn(session, lambda chosen: chosen + 1, view, head)
 
-    def on_settings(self, looked: Looked, view: str, head: float):
-        """The same in another light."""
-        return show(looked, view, int(head))
+    def turn(self, session: Session[Looked], place: Callable[[int], int], view: str, head: float) -> tuple:
+        """Another block, as far as there are any."""
+        session.change(lambda looked: replace(looked, chosen=max(0, min(len(looked.blocks) - 1, place(looked.chosen)))))
+        return session, *self.on_view(session, view, head)
+
+    def on_view(self, session: Session[Looked], view: str, head: float):
+        """What stands in the tab as the settings are now."""
+        return show(session.value, view, int(head))
 
 
 def wire(page: Page, on: Handlers) -> None:
     """Which event calls which handler."""
     shown = [page.photo, page.blocks, page.text]
-    settings = [page.view, page.head]
-    asks, changed = [page.looked, *settings], [page.looked, *shown]
-    busy = {**BUSY, "show_progress_on": page.photo}
-    page.upload.upload(on.on_upload, [page.upload, *settings], changed, **busy)
+    asks, changed = [page.looked, page.view, page.head], [page.looked, *shown]
+    look_at = Answers(on.on_view, asks, shown, page.photo, "inside-view")
+    look_at(page.upload.upload, on.on_upload, [page.upload, page.looked], [page.looked])
+    if page.samples is not None:
+        look_at(page.samples.picked, on.on_sample, [page.looked], [page.looked])
     page.photo.pointed(on.on_pointed, asks, changed, trigger_mode="always_last", **QUIET)
     page.blocks.picked(on.on_block, asks, changed, **QUIET)
     page.before.click(on.on_before, asks, changed, **QUIET)
     page.after.click(on.on_after, asks, changed, **QUIET)
-    gr.on([page.view.change, page.head.release], on.on_settings, asks, shown, **QUIET)
-    if page.samples is not None:
-        page.samples.picked(on.on_sample, settings, changed, **busy)
+    look_at.again([page.view.change, page.head.release])

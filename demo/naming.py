@@ -1,6 +1,9 @@
 """Name it: words in, boxes out."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,8 +14,6 @@ from owl_swin.demo.examples import Example
 from owl_swin.demo.exports import TOP_K, Call, copies, downloads, query_file, stage_files
 from owl_swin.demo.photos import Photo, sample_items, samples, take_photo
 from owl_swin.demo.pieces import (
-    BUSY,
-    QUIET,
     Upload,
     chips_piece,
     files,
@@ -23,7 +24,8 @@ from owl_swin.demo.pieces import (
     upload_button,
 )
 from owl_swin.demo.refusals import Refused, errors_shown, pick
-from owl_swin.demo.settings import Detail, in_turn, more_settings, moved, offered, threshold_slider
+from owl_swin.demo.session import Session
+from owl_swin.demo.settings import Answers, Detail, in_turn, more_settings, moved, threshold_slider
 from owl_swin.demo.terms import (
     Term,
     chips,
@@ -55,7 +57,8 @@ def ask(detector: Detector, named: Named) -> Named:
     """The question with its photo encoded; one that was encoded already is not looked at again."""
     asked = replace(named.asked, queries=queries_of(named.terms))
     if asked.photo is not None:
-        asked = replace(asked, encoded=asked.encoded or detector.encode_image(asked.photo.open()), done=True)
+        asked.look.by(detector, asked.photo)
+        asked = replace(asked, done=True)
     return replace(named, asked=asked)
 
 
@@ -121,7 +124,7 @@ class Page:
 
 def layout(sizes: dict[str, Detector]) -> Page:
     """The pieces, where they stand."""
-    state = gr.State(Named())
+    state = gr.State(Session(Named()))
     with gr.Row(elem_classes="owl-columns"):
         with gr.Column(scale=3, min_width=300):
             photo = stage("look", upload="name-upload", table=True, likes=True, elem_id="name-stage")
@@ -151,105 +154,134 @@ def layout(sizes: dict[str, Detector]) -> Page:
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What the tab does on each click; ``sizes`` as ``scales`` gives them.
-
-    ``settings`` are the size, the threshold and the overlap.
-    """
+    """What the tab does on each click; ``sizes`` as ``scales`` gives them."""
 
     sizes: dict[str, Detector]
 
-    def answer(self, named: Named, size: str, threshold: float, overlap: float) -> tuple:
-        """The state, and what is shown of it; any of the sizes reads it alike, as nothing is looked at again."""
-        normal, chosen = next(iter(self.sizes.values())), self.sizes[size]
-        px = None if chosen.image_size == normal.image_size else chosen.image_size
-        return named, *show(normal, named, threshold, overlap, px)
+    def detector(self, named: Named) -> Detector:
+        """What looks at the photo."""
+        return self.sizes[named.asked.size or next(iter(self.sizes))]
 
-    def ask(self, named: Named, size: str, *cut: float) -> tuple:
-        """As ``answer``, after a look at what was not looked at yet."""
-        return self.answer(ask(self.sizes[size], named), size, *cut)
+    def ask(self, session: Session[Named], step: Callable[[Named], Named]) -> None:
+        """What a step makes of the tab, with its answer, which may take long: it is not shown yet, since how is known
+        only then."""
+
+        def asked(named: Named) -> Named:
+            named = step(named)
+            return ask(self.detector(named), named)
+
+        session.change(asked)
 
     @errors_shown
-    def on_upload(self, upload: Upload, named: Named, *settings: Any):
+    def on_upload(self, upload: Upload, session: Session[Named]):
         """Another photo, of which the same is asked."""
-        return self.ask(named.of(take_photo(*upload)), *settings)
+        photo = take_photo(*upload)
+        self.ask(session, lambda named: named.of(photo))
+        return session
 
     @errors_shown
-    def on_find(self, text: str, named: Named, size: str, *cut: float):
+    def on_find(self, text: str, session: Session[Named]):
         """The names in the field join those that are there."""
-        terms = with_names(self.sizes[size], named.terms, split_names(text))
-        named = replace(named, terms=terms)
-        if named.asked.photo is None and not text.strip():
+        names = split_names(text)
+        self.ask(session, lambda named: self.with_names(named, named.terms, names))
+        if session.value.asked.photo is None and not names:
             raise Refused("No photo yet", "First choose a photo: drop one, click to choose one, or paste one.")
-        return "", *self.ask(named, size, *cut)
+        return "", session
+
+    def with_names(self, named: Named, terms: tuple[Term, ...], names: Sequence[str]) -> Named:
+        """The tab with these terms and these names."""
+        return replace(named, terms=with_names(self.detector(named), terms, names))
 
     @errors_shown
-    def on_sample(self, event: gr.EventData, named: Named, size: str, *cut: float):
+    def on_sample(self, event: gr.EventData, session: Session[Named]):
         """A sample, with names that may be in it in place of those that were there."""
         one = samples()[event.index]
-        named = replace(
-            named.of(take_photo(one.path)), terms=with_names(self.sizes[size], (), split_names(one.queries))
-        )
-        return self.ask(named, size, *cut)
+        photo, names = take_photo(one.path), split_names(one.queries)
+        self.ask(session, lambda named: self.with_names(named.of(photo), (), names))
+        return session
 
     @errors_shown
-    def on_load(self, upload: Upload, named: Named, size: str, *cut: float):
+    def on_load(self, upload: Upload, session: Session[Named]):
         """The queries of a file join the names that are there."""
-        with open(upload.path, "rb") as file:
-            terms = with_file(self.sizes[size], named.terms, file.read())
-        return self.ask(replace(named, terms=terms), size, *cut)
+        content = Path(upload.path).read_bytes()
+        self.ask(session, lambda named: replace(named, terms=with_file(self.detector(named), named.terms, content)))
+        return session
 
     @errors_shown
-    def on_link(self, event: gr.EventData, named: Named, size: str, threshold: float, overlap: float):
+    def on_link(self, event: gr.EventData, session: Session[Named], threshold: float):
         """What a link to the page asks for: its names, their thresholds, and that of all."""
-        limits = [_share(limit) for limit in event.thresholds]
-        terms = with_names(self.sizes[size], (), [str(name) for name in event.names])
-        terms = tuple(replace(t, threshold=limit) for t, limit in zip(terms, limits, strict=False))
+        own = [_share(limit) for limit in event.thresholds]
+        limits = dict(zip_longest([str(name) for name in event.names], own[: len(event.names)]))
+
+        def step(named: Named) -> Named:
+            named = self.with_names(named, (), list(limits))
+            return replace(named, terms=tuple(replace(term, threshold=limits[term.name]) for term in named.terms))
+
+        self.ask(session, step)
         common = _share(event.threshold)
-        threshold = threshold if common is None else common
-        return threshold, *self.ask(replace(named, terms=terms), size, threshold, overlap)
+        return threshold if common is None else common, session
 
     @errors_shown
-    def on_tuned(self, event: gr.EventData, named: Named, *settings: Any):
+    def on_tuned(self, event: gr.EventData, session: Session[Named], *view: float):
         """A name hidden or shown, or with another threshold."""
-        term = pick(named.terms, event.index)
-        if event.hidden is not None:
-            term = replace(term, hidden=bool(event.hidden))
-        else:
-            term = replace(term, threshold=_share(event.threshold))
-        return self.answer(_with_term(named, event.index, term), *settings)
+
+        def step(named: Named) -> Named:
+            place = _place(named.terms, event.name)
+            term = named.terms[place]
+            if event.hidden is not None:
+                term = replace(term, hidden=bool(event.hidden))
+            else:
+                term = replace(term, threshold=_share(event.threshold))
+            return replace(named, terms=(*named.terms[:place], term, *named.terms[place + 1 :]))
+
+        session.change(step)
+        return session, *self.on_view(session, *view)
 
     @errors_shown
-    def on_removed(self, event: gr.EventData, named: Named, *settings: Any):
+    def on_removed(self, event: gr.EventData, session: Session[Named]):
         """A name less."""
-        pick(named.terms, event.index)
-        return self.ask(_with_term(named, event.index, None), *settings)
+
+        def step(named: Named) -> Named:
+            place = _place(named.terms, event.name)
+            return replace(named, terms=(*named.terms[:place], *named.terms[place + 1 :]))
+
+        self.ask(session, step)
+        return session
 
     @errors_shown
-    def on_liked(self, event: gr.EventData, named: Named, size: str, *cut: float):
+    def on_liked(self, event: gr.EventData, session: Session[Named]):
         """A found box as an example of its name, or as what it is not."""
-        photo = named.asked.photo
+        photo = session.value.asked.photo
         if photo is None:
             raise Refused("No photo yet", "First choose a photo.")
         x0, y0, x1, y1 = (float(value) for value in event.box)
         example = Example.of(photo, (x0, y0, x1, y1), bool(event.wanted))
-        if named.terms:
-            pick(named.terms, event.query)
-        terms = with_example(self.sizes[size], named.terms, event.query, example)
-        return self.ask(replace(named, terms=terms), size, *cut)
+
+        def step(named: Named) -> Named:
+            if named.terms:
+                pick(named.terms, event.query)
+            return replace(named, terms=with_example(self.detector(named), named.terms, event.query, example))
+
+        self.ask(session, step)
+        return session
 
     @errors_shown
-    def on_size(self, named: Named, *settings: Any):
+    def on_size(self, session: Session[Named], size: str):
         """The same again at another size."""
-        return self.ask(named.of(named.asked.photo), *settings) if named.asked.done else self.answer(named, *settings)
+        self.ask(session, lambda named: replace(named, asked=replace(named.asked, size=size)))
+        return session
 
     @errors_shown
-    def on_slider(self, named: Named, *settings: Any):
-        """The same answer cut elsewhere."""
-        return self.answer(named, *settings)[1:]
+    def on_view(self, session: Session[Named], threshold: float, overlap: float):
+        """The answer as the settings are now."""
+        named, normal = session.value, next(iter(self.sizes.values()))
+        chosen = self.detector(named).image_size
+        return show(normal, named, threshold, overlap, None if chosen == normal.image_size else chosen)
 
 
-def _with_term(named: Named, place: int, term: Term | None) -> Named:
-    return replace(named, terms=(*named.terms[:place], *([term] if term else []), *named.terms[place + 1 :]))
+def _place(terms: Sequence[Term], name: str) -> int:
+    """Where a term stands: by its name, since others may have gone meanwhile."""
+    return pick([i for i, term in enumerate(terms) if term.name == name], 0)
 
 
 def _share(value: Any) -> float | None:
@@ -264,19 +296,18 @@ def _share(value: Any) -> float | None:
 def wire(page: Page, on: Handlers) -> None:
     """Which event calls which handler."""
     state, detail = page.state, page.detail
-    shown = [page.photo, page.chips, page.downloads]
-    asks, answered = [state, detail.size, page.threshold, detail.overlap], [state, *shown]
-    busy = {**BUSY, "show_progress_on": page.photo}
-    page.upload.upload(on.on_upload, [page.upload, *asks], answered, **busy)
-    gr.on([page.find.click, page.names.submit], on.on_find, [page.names, *asks], [page.names, *answered], **busy)
-    page.load.upload(on.on_load, [page.load, *asks], answered, **busy)
-    page.chips.linked(on.on_link, asks, [page.threshold, *answered], **busy)
-    page.photo.liked(on.on_liked, asks, answered, **busy)
-    detail.size.input(on.on_size, asks, answered, **busy)
-    turn = in_turn("name-view")
-    page.chips.tuned(on.on_tuned, asks, answered, trigger_mode="multiple", **turn)
-    page.chips.removed(on.on_removed, asks, answered, trigger_mode="multiple", **turn)
-    gr.on(moved(page.threshold, detail.overlap), on.on_slider, asks, shown, trigger_mode="always_last", **turn)
-    page.photo.asked(offered, None, page.threshold, **QUIET).then(on.on_slider, asks, shown, **turn)
+    viewed, shown = [state, page.threshold, detail.overlap], [page.photo, page.chips, page.downloads]
+    look = Answers(on.on_view, viewed, shown, page.photo, "name-view")
+    look(page.upload.upload, on.on_upload, [page.upload, state], [state])
+    look([page.find.click, page.names.submit], on.on_find, [page.names, state], [page.names, state])
+    look(page.load.upload, on.on_load, [page.load, state], [state])
+    look(page.chips.linked, on.on_link, [state, page.threshold], [page.threshold, state])
+    look(page.chips.removed, on.on_removed, [state], [state], trigger_mode="multiple")
+    look(page.photo.liked, on.on_liked, [state], [state])
+    look(detail.size.input, on.on_size, [state, detail.size], [state])
     if page.samples is not None:
-        page.samples.picked(on.on_sample, asks, answered, **busy)
+        look(page.samples.picked, on.on_sample, [state], [state])
+    tuned = {"trigger_mode": "multiple", **in_turn("name-view")}
+    page.chips.tuned(on.on_tuned, viewed, [state, *shown], **tuned)
+    look.again(moved(page.threshold, detail.overlap))
+    look.offered(page.photo.asked, page.threshold)

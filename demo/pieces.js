@@ -87,23 +87,23 @@
         dot.style.background = colour(index);
         name.append(dot, make("strong", "", item.name));
         if (item.with) name.append(make("small", "", item.with));
-        name.addEventListener("click", () => trigger("tuned", { index, hidden: !item.hidden, threshold: null }));
+        name.addEventListener("click", () => trigger("tuned", { name: item.name, hidden: !item.hidden, threshold: null }));
         const limit = make("input", "owl-limit");
         Object.assign(limit, { type: "number", min: 0, max: 1, step: 0.01, value: item.threshold ?? "", placeholder: "as all" });
         limit.title = `Threshold of “${item.name}” alone`;
         limit.setAttribute("aria-label", limit.title);
         limit.addEventListener("change", () =>
-          trigger("tuned", { index, hidden: null, threshold: limit.value === "" ? null : Number(limit.value) }));
+          trigger("tuned", { name: item.name, hidden: null, threshold: limit.value === "" ? null : Number(limit.value) }));
         const remove = make("button", "owl-chip-remove", "×");
         remove.type = "button";
         remove.setAttribute("aria-label", `Remove ${item.name}`);
-        remove.addEventListener("click", () => trigger("removed", { index }));
+        remove.addEventListener("click", () => trigger("removed", { name: item.name }));
         const text = make("span", "owl-chip-text", item.text || "");
         chip.append(name, limit, remove, text);
         if (item.suggested) {
           const action = make("button", "owl-chip-action", `show from ${item.suggested.toFixed(2)}`);
           action.type = "button";
-          action.addEventListener("click", () => trigger("tuned", { index, hidden: null, threshold: item.suggested }));
+          action.addEventListener("click", () => trigger("tuned", { name: item.name, hidden: null, threshold: item.suggested }));
           text.append(" ", action);
         }
         root.append(chip);

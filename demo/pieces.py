@@ -75,7 +75,7 @@ def strip(*, grid: bool = False, empty: str = "", items: Sequence[dict[str, Any]
 
 
 def chips_piece(**options: Any) -> gr.HTML:
-    """Names with their colour and how they fare; tells "tuned" {index, hidden or threshold} and "removed" {index}.
+    """Names with their colour and how they fare; tells "tuned" {name, hidden or threshold} and "removed" {name}.
 
     The address of the page carries the names, the thresholds and the tab; one that it is opened with is told by
     "linked" {names, thresholds, threshold}.

@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 from owl_swin import Detector, MissingExtraError, RegionIndex
-from owl_swin.demo.asking import FLOOR
 from owl_swin.demo.filling import (
     Archive,
     bar,
@@ -20,11 +19,9 @@ from owl_swin.demo.filling import (
     stats_text,
 )
 from owl_swin.demo.photos import samples, take_photo
-from owl_swin.demo.pieces import BUSY, QUIET, Upload, stage, stage_value, strip, upload_button
+from owl_swin.demo.pieces import BUSY, QUIET, Upload, stage_value
 from owl_swin.demo.refusals import Refused, errors_shown, pick
 from owl_swin.demo.results import (
-    NO_RESULT,
-    NO_SOURCE,
     Filters,
     Searched,
     ask_example,
@@ -38,6 +35,8 @@ from owl_swin.demo.results import (
     show_match,
     show_matches,
 )
+from owl_swin.demo.search_layout import Photos, Results, Wanted, layout_photos, layout_results, layout_wanted
+from owl_swin.demo.session import Session
 from owl_swin.demo.settings import in_turn, moved, offered
 
 # What the samples are asked for.
@@ -45,38 +44,44 @@ TRIED = "a person"
 NOT_INSTALLED = str(MissingExtraError("Searching an archive", "search"))
 
 
-def in_own(detector: Detector, searched: Searched) -> tuple[Searched, Archive]:
-    """The tab turned to the visitor's own archive, made if need be: one that the server brought is its owner's."""
-    own = searched.own or Archive.own(detector)
-    return replace(in_archive(searched, own), own=own), own
+def own_of(detector: Detector, session: Session[Searched]) -> Archive:
+    """The visitor's own archive, made if need be: one that the server brought is its owner's."""
+    own = session.value.own or Archive.own(detector)
+    return session.change(lambda now: replace(now, own=now.own or own)).own or own
 
 
-def adding(searched: Searched, news: Iterator[str]) -> Iterator[tuple]:
+def adding(session: Session[Searched], own: Archive, news: Iterator[str]) -> Iterator[tuple]:
     """What the tab shows while its archive is filled: progress, stats, state and results, as they change.
 
-    The state turns to the archive as soon as something is in it: adding nothing loses nothing.
+    The tab turns to the archive as soon as something is in it: adding nothing loses nothing.
     """
-    assert searched.archive is not None
     turned, same = False, [gr.skip()] * N_FOUND
     last = bar(0, 1, "Starting …")
     yield last, gr.skip(), *same
     for last in news:
-        if turned or not searched.archive.index.stats().n_images:
+        if turned or not own.index.stats().n_images:
             yield last, gr.skip(), *same
         else:
             turned = True
-            yield last, stats_text(searched.archive), *show(searched)
+            yield last, stats_text(own), *turned_to(session, own)
     if turned:
-        yield last, stats_text(searched.archive), *same
-    elif searched.archive.index.stats().n_images:
-        yield last, stats_text(searched.archive), *show(searched)
+        yield last, stats_text(own), *same
+    elif own.index.stats().n_images:
+        yield last, stats_text(own), *turned_to(session, own)
 
 
-def show(searched: Searched) -> tuple:
+def turned_to(session: Session[Searched], archive: Archive | None) -> tuple:
+    """The tab turned to an archive, and what it shows of it."""
+    session.change(lambda searched: in_archive(searched, archive))
+    return show(session)
+
+
+def show(session: Session[Searched]) -> tuple:
     """The state, what the query field says, the strip, the photo of the result that is looked at, and the buttons:
     more like it, back to the question before, the page before, which page this is, and the next."""
+    searched = session.value
     return (
-        searched,
+        session,
         searched.asked.text if searched.asked is not None else gr.skip(),
         show_matches(searched),
         show_match(searched),
@@ -104,7 +109,7 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
         gr.Markdown(f"## Search is not installed\n{NOT_INSTALLED}", elem_classes="owl-step")
         return
     attached = Archive(index) if index is not None else None
-    state = gr.State(Searched())
+    state = gr.State(Session(Searched()))
     with gr.Row(elem_classes="owl-columns"):
         with gr.Column(scale=2, min_width=280):
             photos, wanted = layout_photos(attached, folders), layout_wanted()
@@ -113,126 +118,6 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
     on = Handlers(detector, attached)
     wire_photos(state, photos, wanted, results, on)
     wire_search(state, wanted, results, on)
-
-
-@dataclass(frozen=True, slots=True)
-class Photos:
-    """Where photos come from, and how far they are."""
-
-    stats: gr.Markdown
-    files: gr.UploadButton
-    folder_files: gr.UploadButton
-    folder: gr.Textbox | None
-    index: gr.Button | None
-    tried: gr.Button | None
-    attached: gr.Button | None
-    stop: gr.Button
-    progress: gr.HTML
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What to look for: a name, or a box in a photo."""
-
-    text: gr.Textbox
-    find: gr.Button
-    source: gr.HTML
-    upload: gr.UploadButton
-    like: gr.Button
-    threshold: gr.Slider
-    filters: list[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """The photo of one result, and all of them."""
-
-    photo: gr.HTML
-    like: gr.Button
-    back: gr.Button
-    matches: gr.HTML
-    earlier: gr.Button
-    page: gr.Markdown
-    later: gr.Button
-
-
-def layout_photos(attached: Archive | None, folders: bool) -> Photos:
-    """The upper half of the left column."""
-    gr.Markdown("## 1 · Photos to search in", elem_classes="owl-step")
-    stats = gr.Markdown(stats_text(attached), elem_id="search-stats")
-    small: dict[str, Any] = {"size": "md", "min_width": 110}
-    with gr.Row(elem_classes="owl-buttons"):
-        many = upload_button("Add photos", file_types=["image"], file_count="multiple", elem_id="search-files", **small)
-        folder_files = upload_button("Add a folder", file_count="directory", elem_id="search-folder-upload", **small)
-    folder = index = tried = back = None
-    if folders:
-        with gr.Row(elem_classes="owl-buttons"):
-            folder = gr.Textbox(
-                "",
-                label="A folder of this machine",
-                placeholder="/home/me/photos",
-                elem_id="search-folder",
-                scale=3,
-            )
-            index = gr.Button("Index it", size="md", elem_id="search-index", scale=1, min_width=90)
-    if attached is not None:
-        back = gr.Button("Search the server’s archive", size="md", elem_id="search-attached")
-    elif samples():
-        tried = gr.Button("Try it with six sample photos", size="md", elem_id="search-try")
-    progress = gr.HTML("", elem_id="search-progress", apply_default_css=False)
-    stop = gr.Button("Stop; keep what is done", size="md", elem_id="search-stop", visible=False)
-    return Photos(stats, many, folder_files, folder, index, tried, back, stop, progress)
-
-
-def layout_wanted() -> Wanted:
-    """The lower half of the left column."""
-    gr.Markdown("## 2 · What to look for", elem_classes="owl-step")
-    text = gr.Textbox(
-        "",
-        label="A name",
-        placeholder="a red mug",
-        elem_id="search-text",
-        info="Enter searches.",
-        lines=1,
-        max_lines=1,
-    )
-    find_ = gr.Button("Search", variant="primary", elem_id="search-find")
-    with gr.Accordion("Or show an example", open=False):
-        source = stage("draw", upload="search-source-upload", empty=NO_SOURCE, elem_id="search-source")
-        upload = upload_button(
-            "Choose a photo of the thing", file_types=["image"], elem_id="search-source-upload", size="md"
-        )
-        like = gr.Button("Search for what is in the box", size="md", elem_id="search-like")
-    threshold = gr.Slider(0, 1, 0.1, step=FLOOR, label="Threshold", elem_id="search-threshold")
-    return Wanted(text, find_, source, upload, like, threshold, layout_filters())
-
-
-def layout_filters() -> list[Any]:
-    """The filters of `owl-swin search`, in the order of ``Filters``, folded away."""
-    with gr.Accordion("Filters", open=False):
-        return [
-            gr.Slider(1, 20, 3, step=1, label="Most results of one photo", elem_id="search-per-photo"),
-            gr.Textbox("", label="Only these paths", placeholder="2024/*.jpg", elem_id="search-paths"),
-            gr.Textbox("", label="Only files newer than", info="A date, or an age.", placeholder="2024-05-31 or 7d"),
-            gr.Textbox("", label="Only files older than", info="A date, or an age.", placeholder="2024-05-31 or 1y"),
-            gr.Number(None, label="Shortest side of a box, in pixels", minimum=0, elem_id="search-min-side"),
-            gr.Checkbox(False, label="Score every region", info="Slower, and misses nothing in a large archive."),
-        ]
-
-
-def layout_results() -> Results:
-    """The right column."""
-    gr.Markdown("## 3 · Where it is\nThe best comes first; click another to see its photo.", elem_classes="owl-step")
-    photo = stage("look", empty=NO_RESULT, elem_id="search-photo")
-    with gr.Row(elem_classes="owl-buttons"):
-        like = gr.Button("More like this", size="md", elem_id="search-more", visible=False, min_width=120)
-        back = gr.Button("‹ Back to the search before", size="md", elem_id="search-back", visible=False, min_width=120)
-    matches = strip(grid=True, elem_id="search-results")
-    with gr.Row(elem_classes="owl-buttons owl-pages"):
-        earlier = gr.Button("‹ Page before", size="md", elem_id="search-earlier", visible=False, min_width=110)
-        page = gr.Markdown("", elem_id="search-page")
-        later = gr.Button("Next page ›", size="md", elem_id="search-later", visible=False, min_width=110)
-    return Results(photo, like, back, matches, earlier, page, later)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +131,10 @@ class Handlers:
     attached: Archive | None
     running: dict[str, threading.Event] = field(default_factory=dict)
 
-    def ready(self, searched: Searched, threshold: float, *filters: Any) -> Searched:
-        """The tab with something to search in, what the visitor filled or what the server brought, and its settings."""
-        archive = searched.archive if searched.archive is not None else self.attached
-        return replace(searched, archive=archive, threshold=threshold, filters=Filters(*filters))
+    def ask(self, session: Session[Searched], step: Callable[[Searched], Searched]) -> tuple:
+        """What a step makes of the tab, with something to search in: what the visitor filled, or the server brought."""
+        session.change(lambda now: step(replace(now, archive=now.archive or self.attached)))
+        return show(session)
 
     def filling(self, request: gr.Request, news: Callable[[threading.Event], Iterator[tuple]]) -> Iterator[tuple]:
         """The steps of ``news``, with the button that stops them before each, which goes in the end."""
@@ -268,28 +153,26 @@ class Handlers:
             del self.running[visitor]
 
     @errors_shown
-    def on_files(self, uploads: list[Upload], searched: Searched, request: gr.Request):
+    def on_files(self, uploads: list[Upload], session: Session[Searched], request: gr.Request):
         """Uploads, of which those that are no pictures are passed over."""
-        pictures = pictures_of(uploads)
-        searched, own = in_own(self.detector, searched)
-        yield from self.filling(request, lambda stop: adding(searched, index_files(own, pictures, stop)))
+        pictures, own = pictures_of(uploads), own_of(self.detector, session)
+        yield from self.filling(request, lambda stop: adding(session, own, index_files(own, pictures, stop)))
 
     @errors_shown
-    def on_folder(self, path: str, searched: Searched, request: gr.Request):
+    def on_folder(self, path: str, session: Session[Searched], request: gr.Request):
         """A folder of the machine that this runs on."""
-        folder = named_folder(path)
-        searched, own = in_own(self.detector, searched)
-        yield from self.filling(request, lambda stop: adding(searched, index_folder(own, folder, stop)))
+        folder, own = named_folder(path), own_of(self.detector, session)
+        yield from self.filling(request, lambda stop: adding(session, own, index_folder(own, folder, stop)))
 
     @errors_shown
-    def on_try(self, searched: Searched, request: gr.Request):
+    def on_try(self, session: Session[Searched], request: gr.Request):
         """The samples, and a first search in them."""
-        searched, own = in_own(self.detector, searched)
+        own = own_of(self.detector, session)
         photos = [Upload(str(one.path), one.path.name) for one in samples()]
-        for step in self.filling(request, lambda stop: adding(searched, index_files(own, photos, stop))):
+        for step in self.filling(request, lambda stop: adding(session, own, index_files(own, photos, stop))):
             yield gr.skip(), *step
-        searched = ask_text(self.detector, self.ready(searched, 0.0), TRIED)
-        yield 0, gr.skip(), gr.skip(), stats_text(own), *show(searched)
+        shown = self.ask(session, lambda now: ask_text(self.detector, replace(now, threshold=0.0), TRIED))
+        yield 0, gr.skip(), gr.skip(), stats_text(own), *shown
 
     def on_stop(self, request: gr.Request):
         """The end of what is being added."""
@@ -297,63 +180,71 @@ class Handlers:
             stop.set()
 
     @errors_shown
-    def on_back_to_server(self, searched: Searched):
+    def on_back_to_server(self, session: Session[Searched]):
         """The server's archive again; the visitor's own stays for what is added next."""
-        searched = in_archive(searched, self.attached)
-        return "", stats_text(self.attached), *show(searched)
+        return "", stats_text(self.attached), *turned_to(session, self.attached)
 
     @errors_shown
-    def on_text(self, text: str, searched: Searched, *settings: Any):
+    def on_text(self, text: str, session: Session[Searched]):
         """A search by name."""
-        return show(ask_text(self.detector, self.ready(searched, *settings), text))
+        return self.ask(session, lambda now: ask_text(self.detector, now, text))
 
     @errors_shown
-    def on_example(self, searched: Searched, *settings: Any):
+    def on_example(self, session: Session[Searched]):
         """A search for what is in the box."""
-        if searched.source is None:
+        photo, box = session.value.source, session.value.box_xyxy
+        if photo is None:
             raise Refused("No photo yet", "First choose a photo of the thing.")
-        return show(ask_example(self.detector, self.ready(searched, *settings), searched.source, searched.box_xyxy))
+        return self.ask(session, lambda now: ask_example(self.detector, now, photo, box))
 
     @errors_shown
-    def on_like(self, searched: Searched, *settings: Any):
+    def on_like(self, session: Session[Searched]):
         """A search for the like of a result."""
-        if not searched.matches:
+        if not session.value.matches:
             raise Refused("Nothing chosen", "First search, then choose a result.")
-        return show(ask_like(self.ready(searched, *settings), searched.matches[searched.chosen]))
+        match = session.value.matches[session.value.chosen]
+        return self.ask(session, lambda now: ask_like(now, match))
 
     @errors_shown
-    def on_back(self, searched: Searched, *settings: Any):
+    def on_back(self, session: Session[Searched]):
         """The search before."""
-        return show(go_back(self.ready(searched, *settings)))
+        return self.ask(session, go_back)
 
     @errors_shown
-    def on_settings(self, searched: Searched, *settings: Any):
-        """The same search with another threshold or other filters."""
-        return leaving_text(show(kept_choice(searched, find(replace(self.ready(searched, *settings), chosen=0)))))
+    def on_settings(self, session: Session[Searched], threshold: float, *filters: Any):
+        """The same search with another threshold or other filters, which hold for what is asked meanwhile, too."""
+        session.change(lambda now: replace(now, threshold=threshold, filters=Filters(*filters)))
+        return leaving_text(self.ask(session, lambda now: kept_choice(now, find(replace(now, chosen=0)))))
 
     @errors_shown
-    def on_page(self, step: int, searched: Searched, *settings: Any):
+    def on_page(self, step: int, session: Session[Searched]):
         """A page further, or back."""
-        turned = replace(self.ready(searched, *settings), chosen=0)
-        return leaving_text(show(find(turned, max(0, searched.page + step))))
+        page = max(0, session.value.page + step)
+        return leaving_text(self.ask(session, lambda now: find(replace(now, chosen=0), page)))
 
     @errors_shown
-    def on_picked(self, event: gr.EventData, searched: Searched):
+    def on_picked(self, event: gr.EventData, session: Session[Searched]):
         """Another result to look at; the page has marked it already."""
-        pick(searched.matches, event.index)
-        searched = replace(searched, chosen=event.index)
-        return searched, show_match(searched)
+
+        def step(now: Searched) -> Searched:
+            pick(now.matches, event.index)
+            return replace(now, chosen=event.index)
+
+        return session, show_match(session.change(step))
 
     @errors_shown
-    def on_source(self, upload: Upload, searched: Searched):
+    def on_source(self, upload: Upload, session: Session[Searched]):
         """A photo to draw an example on."""
-        searched = replace(searched, source=take_photo(*upload), box_xyxy=None)
-        return searched, stage_value(searched.source)
+        photo = take_photo(*upload)
+        session.change(lambda now: replace(now, source=photo, box_xyxy=None))
+        return session, stage_value(photo)
 
     @errors_shown
-    def on_drawn(self, event: gr.EventData, searched: Searched):
+    def on_drawn(self, event: gr.EventData, session: Session[Searched]):
         """The box that was drawn, or that went."""
-        return replace(searched, box_xyxy=tuple(event.box) if event.box else None)
+        box = tuple(event.box) if event.box else None
+        session.change(lambda now: replace(now, box_xyxy=box))
+        return session
 
 
 def found_of(state: gr.State, wanted: Wanted, results: Results) -> list[Any]:
@@ -380,20 +271,20 @@ def wire_photos(state: gr.State, photos: Photos, wanted: Wanted, results: Result
 def wire_search(state: gr.State, wanted: Wanted, results: Results, on: Handlers) -> None:
     """What searches, and what is looked at of the answer."""
     found = found_of(state, wanted, results)
-    asks = [state, wanted.threshold, *wanted.filters]
     busy = {**BUSY, "show_progress_on": results.matches}
-    gr.on([wanted.find.click, wanted.text.submit], on.on_text, [wanted.text, *asks], found, **busy)
+    gr.on([wanted.find.click, wanted.text.submit], on.on_text, [wanted.text, state], found, **busy)
     source_busy = {**BUSY, "show_progress_on": wanted.source}
     wanted.upload.upload(on.on_source, [wanted.upload, state], [state, wanted.source], **source_busy)
     wanted.source.drawn(on.on_drawn, [state], [state], trigger_mode="multiple", **QUIET)
-    wanted.like.click(on.on_example, asks, found, **busy)
-    results.like.click(on.on_like, asks, found, **busy)
-    results.back.click(on.on_back, asks, found, **busy)
-    results.earlier.click(lambda *given: on.on_page(-1, *given), asks, found, **busy)
-    results.later.click(lambda *given: on.on_page(1, *given), asks, found, **busy)
+    wanted.like.click(on.on_example, [state], found, **busy)
+    results.like.click(on.on_like, [state], found, **busy)
+    results.back.click(on.on_back, [state], found, **busy)
+    results.earlier.click(lambda session: on.on_page(-1, session), [state], found, **busy)
+    results.later.click(lambda session: on.on_page(1, session), [state], found, **busy)
     per_photo, paths, newer, older, min_side, exact = wanted.filters
     typed = [event for one in (paths, newer, older, min_side) for event in (one.submit, one.blur)]
     changed = [*moved(wanted.threshold), per_photo.release, exact.input, *typed]
+    asks = [state, wanted.threshold, *wanted.filters]
     gr.on(changed, on.on_settings, asks, found, trigger_mode="always_last", **in_turn("search-view"))
     results.matches.picked(on.on_picked, [state], [state, results.photo], **QUIET)
     offered_ = results.photo.asked(offered, None, wanted.threshold, **QUIET)

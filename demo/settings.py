@@ -1,13 +1,14 @@
 """What the tabs that look in one photo let people set: threshold, overlap and detail."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from owl_swin.demo.asking import FLOOR
-from owl_swin.demo.pieces import QUIET
+from owl_swin.demo.pieces import BUSY, QUIET
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,35 @@ def in_turn(name: str) -> dict[str, Any]:
     """Events of one name are worked off in the order in which they came: what a slider said a moment ago must not
     be shown after what a click says now."""
     return {**QUIET, "concurrency_id": name, "concurrency_limit": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How a tab asks its photo, which may take long, and then shows the answer as its settings are by then: ``show``
+    gets what is ``viewed``, fills what is ``shown``, and runs in turn under a ``name``; ``busy`` says that it works.
+
+    A threshold that is moved meanwhile would else be forgotten: what asks began with the one before.
+    """
+
+    show: Callable[..., Any]
+    viewed: list[Any]
+    shown: list[Any]
+    busy: gr.HTML
+    name: str
+
+    def __call__(self, events: Any, ask: Callable[..., Any], given: list[Any], kept: list[Any], **options: Any) -> None:
+        """``ask`` gets what is ``given`` and fills what is ``kept``, which is nothing of the answer."""
+        on = partial(gr.on, events) if isinstance(events, list) else events
+        asked = on(ask, given, kept, **BUSY, show_progress_on=self.busy, **options)
+        asked.then(self.show, self.viewed, self.shown, **in_turn(self.name))
+
+    def again(self, events: list[Any]) -> None:
+        """The same answer, shown otherwise."""
+        gr.on(events, self.show, self.viewed, self.shown, trigger_mode="always_last", **in_turn(self.name))
+
+    def offered(self, event: Any, threshold: gr.Slider) -> None:
+        """The threshold that the note under a photo offers, taken."""
+        event(offered, None, threshold, **QUIET).then(self.show, self.viewed, self.shown, **in_turn(self.name))
 
 
 def offered(event: gr.EventData) -> float:

@@ -1,7 +1,7 @@
 """Show it: a box around a thing in one photo, and where that thing is in another."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import gradio as gr
 
@@ -25,7 +25,8 @@ from owl_swin.demo.pieces import (
     upload_button,
 )
 from owl_swin.demo.refusals import Refused, errors_shown, pick
-from owl_swin.demo.settings import Detail, in_turn, more_settings, moved, offered, threshold_slider
+from owl_swin.demo.session import Session
+from owl_swin.demo.settings import Answers, Detail, more_settings, moved, threshold_slider
 
 BOXES, HEAT = "Boxes", "Where it fits"
 # Lower than for names: the scores of examples are lower, and calibrated as those are.
@@ -82,13 +83,12 @@ def try_it() -> Shown:
 def build(detector: Detector) -> None:
     """The tab."""
     sizes = scales(detector)
-    state = gr.State(Shown())
+    state = gr.State(Session(Shown()))
     with gr.Row(elem_classes="owl-columns"):
         source, target = layout_source(), layout_target(sizes)
     on = Handlers(sizes)
     wire_source(state, source, on)
     wire_answers(state, source, target, on)
-    wire_target(state, target, on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,97 +181,107 @@ def layout_target(sizes: dict[str, Detector]) -> Target:
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What the tab does on each click; ``sizes`` as ``scales`` gives them.
-
-    ``settings`` are words, weight, threshold, overlap, view and size.
-    """
+    """What the tab does on each click; ``sizes`` as ``scales`` gives them."""
 
     sizes: dict[str, Detector]
 
-    def ask(self, shown: Shown, words: str, weight: float, threshold: float, overlap: float, view: str, size: str):
-        """The state with its answer, the photo to look in, and the downloads."""
-        detector = self.sizes[size]
-        shown = search(detector, shown, words, weight)
-        return shown, *show_target(detector, shown, threshold, overlap, view)
+    def ask(self, session: Session[Shown], step: Callable[[Shown], Shown]) -> Shown:
+        """What a step makes of the tab, with its answer, which may take long: it is not shown yet, since how is known
+        only then."""
+
+        def asked(shown: Shown) -> Shown:
+            shown = step(shown)
+            return search(self.sizes[shown.target.size or next(iter(self.sizes))], shown)
+
+        return session.change(asked)
 
     @errors_shown
-    def on_source_upload(self, upload: Upload, shown: Shown):
+    def on_source_upload(self, upload: Upload, session: Session[Shown]):
         """Another photo to draw on."""
-        return with_source(shown, take_photo(*upload))
+        return with_source(session, take_photo(*upload))
 
     @errors_shown
-    def on_sample(self, event: gr.EventData, shown: Shown):
+    def on_sample(self, event: gr.EventData, session: Session[Shown]):
         """A sample to draw on."""
-        return with_source(shown, take_photo(samples()[event.index].path))
+        return with_source(session, take_photo(samples()[event.index].path))
 
     @errors_shown
-    def on_picked(self, event: gr.EventData, shown: Shown):
+    def on_picked(self, event: gr.EventData, session: Session[Shown]):
         """An example, to draw on its photo again."""
-        one = pick(shown.examples, event.index)
-        return with_source(shown, one.photo, one.box_xyxy)
+        one = pick(session.value.examples, event.index)
+        return with_source(session, one.photo, one.box_xyxy)
 
-    def on_drawn(self, event: gr.EventData, shown: Shown):
+    def on_drawn(self, event: gr.EventData, session: Session[Shown]):
         """The box that was drawn, or that went."""
         box = box_of(tuple(event.box)) if event.box else None
-        return replace(shown, box_xyxy=box), *numbers(box)
+        session.change(lambda shown: replace(shown, box_xyxy=box))
+        return session, *numbers(box)
 
-    def on_numbers(self, shown: Shown, *fields: float | None):
+    def on_numbers(self, session: Session[Shown], *fields: float | None):
         """The box that was typed."""
-        shown = replace(shown, box_xyxy=box_of(fields))
-        return shown, show_source(shown)
+        return session, show_source(session.change(lambda shown: replace(shown, box_xyxy=box_of(fields))))
 
     @errors_shown
-    def on_add(self, wanted: bool, shown: Shown, *settings: Any):
+    def on_add(self, wanted: bool, session: Session[Shown]):
         """What is in the box becomes an example."""
-        shown = with_example(shown, Example.of(source_of(shown), shown.box_xyxy, wanted))
-        shown, *sides = self.ask(shown, *settings)  # before the strip shows a box that means nothing
-        return shown, show_examples(shown), *sides
+        shown = session.value
+        example = Example.of(source_of(shown), shown.box_xyxy, wanted)
+        # Asked before the strip shows it: a box that means nothing is refused.
+        return session, show_examples(self.ask(session, lambda shown: with_example(shown, example)))
 
     @errors_shown
-    def on_removed(self, event: gr.EventData, shown: Shown, *settings: Any):
+    def on_removed(self, event: gr.EventData, session: Session[Shown]):
         """An example less."""
-        shown = replace(shown, examples=tuple(e for i, e in enumerate(shown.examples) if i != event.index))
-        shown, *sides = self.ask(shown, *settings)
-        return shown, show_examples(shown), *sides
+        gone = pick(session.value.examples, event.index)
+        shown = self.ask(
+            session, lambda shown: replace(shown, examples=tuple(e for e in shown.examples if e is not gone))
+        )
+        return session, show_examples(shown)
 
     @errors_shown
-    def on_target(self, upload: Upload, shown: Shown, *settings: Any):
+    def on_target(self, upload: Upload, session: Session[Shown]):
         """Another photo to look in."""
-        return self.ask(replace(shown, target=shown.target.of(take_photo(*upload))), *settings)
+        photo = take_photo(*upload)
+        self.ask(session, lambda shown: replace(shown, target=shown.target.of(photo)))
+        return session
 
     @errors_shown
-    def on_same(self, shown: Shown, *settings: Any):
+    def on_same(self, session: Session[Shown]):
         """The photo that is drawn on, to look in."""
-        return self.ask(replace(shown, target=shown.target.of(source_of(shown))), *settings)
+        photo = source_of(session.value)
+        self.ask(session, lambda shown: replace(shown, target=shown.target.of(photo)))
+        return session
 
     @errors_shown
-    def on_try(self, *settings: Any):
+    def on_try(self, session: Session[Shown]):
         """The cat, in finer detail: what is on a board of six is small."""
-        *others, _ = settings
-        size = list(self.sizes)[:2][-1]
-        shown, *sides = self.ask(try_it(), *others, size)
-        return shown, show_source(shown), *numbers(None), show_examples(shown), *sides, size
+        size, tried = list(self.sizes)[:2][-1], try_it()
+        tried = replace(tried, target=replace(tried.target, size=size))
+        shown = self.ask(session, lambda shown: replace(tried, words=shown.words, weight=shown.weight))
+        return session, show_source(shown), *numbers(None), show_examples(shown), size
 
     @errors_shown
-    def on_settings(self, shown: Shown, *settings: Any):
+    def on_words(self, session: Session[Shown], words: str, weight: float):
         """Other words, or another weight of them."""
-        return self.ask(shown, *settings)
+        self.ask(session, lambda shown: replace(shown, words=words, weight=weight))
+        return session
 
     @errors_shown
-    def on_size(self, shown: Shown, *settings: Any):
+    def on_size(self, session: Session[Shown], size: str):
         """The same again at another size."""
-        return self.ask(replace(shown, target=shown.target.of(shown.target.photo)), *settings)
+        self.ask(session, lambda shown: replace(shown, target=replace(shown.target, size=size)))
+        return session
 
     @errors_shown
-    def on_view(self, shown: Shown, threshold: float, overlap: float, view: str, size: str):
-        """The same answer in another view, or cut elsewhere."""
-        return show_target(self.sizes[size], shown, threshold, overlap, view)
+    def on_view(self, session: Session[Shown], threshold: float, overlap: float, view: str):
+        """The answer as the settings are now."""
+        return show_target(next(iter(self.sizes.values())), session.value, threshold, overlap, view)
 
 
-def with_source(shown: Shown, photo: Photo, box: Box | None = None) -> tuple:
+def with_source(session: Session[Shown], photo: Photo, box: Box | None = None) -> tuple:
     """A photo to draw on: the state, the stage, and the four fields of its box."""
-    shown = replace(shown, source=photo, box_xyxy=box)
-    return shown, show_source(shown), *numbers(box)
+    shown = session.change(lambda shown: replace(shown, source=photo, box_xyxy=box))
+    return session, show_source(shown), *numbers(box)
 
 
 def source_of(shown: Shown) -> Photo:
@@ -296,33 +306,20 @@ def wire_source(state: gr.State, source: Source, on: Handlers) -> None:
 
 
 def wire_answers(state: gr.State, source: Source, target: Target, on: Handlers) -> None:
-    """What changes the question, and so the answer on the right."""
-    detail = target.detail
-    asks = [source.words, source.weight, target.threshold, detail.overlap, target.view, detail.size]
-    sides = [target.photo, target.downloads]
-    asked, listed = [state, *asks], [state, source.examples, *sides]
-    busy = {**BUSY, "show_progress_on": target.photo}
-    source.add.click(lambda shown, *rest: on.on_add(True, shown, *rest), asked, listed, **busy)
-    source.add_not.click(lambda shown, *rest: on.on_add(False, shown, *rest), asked, listed, **busy)
-    source.examples.removed(on.on_removed, asked, listed, **busy)
-    # A threshold that is moved while the photo is looked at holds for its answer, which began with the one before.
-    viewed = [state, target.threshold, detail.overlap, target.view, detail.size]
-    looked_at = target.upload.upload(on.on_target, [target.upload, *asked], [state, *sides], **busy)
-    looked_at.then(on.on_view, viewed, sides, **in_turn("show-view"))
-    target.same.click(on.on_same, asked, [state, *sides], **busy)
+    """What changes the question, after which the answer is shown, and what shows the same answer in another way."""
+    detail, tried = target.detail, target.tried
+    viewed = [state, target.threshold, detail.overlap, target.view]
+    look = Answers(on.on_view, viewed, [target.photo, target.downloads], target.photo, "show-view")
+    listed = [state, source.examples]
+    look(source.add.click, lambda session: on.on_add(True, session), [state], listed)
+    look(source.add_not.click, lambda session: on.on_add(False, session), [state], listed)
+    look(source.examples.removed, on.on_removed, [state], listed, trigger_mode="multiple")
+    look(target.upload.upload, on.on_target, [target.upload, state], [state])
+    look(target.same.click, on.on_same, [state], [state])
     worded = [source.words.submit, source.words.blur, source.weight.release]
-    gr.on(worded, on.on_settings, asked, [state, *sides], **busy)
-    detail.size.input(on.on_size, asked, [state, *sides], **busy)
-    if target.tried is not None:
-        shown = [state, source.photo, *source.fields, source.examples, *sides, detail.size]
-        target.tried.click(on.on_try, asks, shown, **busy)
-
-
-def wire_target(state: gr.State, target: Target, on: Handlers) -> None:
-    """What shows the same answer in another way."""
-    detail, sides = target.detail, [target.photo, target.downloads]
-    viewed = [state, target.threshold, detail.overlap, target.view, detail.size]
-    events = [*moved(target.threshold, detail.overlap), target.view.change]
-    turn = in_turn("show-view")
-    gr.on(events, on.on_view, viewed, sides, trigger_mode="always_last", **turn)
-    target.photo.asked(offered, None, target.threshold, **QUIET).then(on.on_view, viewed, sides, **turn)
+    look(worded, on.on_words, [state, source.words, source.weight], [state])
+    look(detail.size.input, on.on_size, [state, detail.size], [state])
+    if tried is not None:
+        look(tried.click, on.on_try, [state], [state, source.photo, *source.fields, source.examples, detail.size])
+    look.again([*moved(target.threshold, detail.overlap), target.view.change])
+    look.offered(target.photo.asked, target.threshold)

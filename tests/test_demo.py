@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import copy
 import json
 import runpy
 import shlex
@@ -25,6 +26,7 @@ from owl_swin.demo.asking import Question  # noqa: E402
 from owl_swin.demo.photos import board, open_reduced, samples, take_photo  # noqa: E402
 from owl_swin.demo.pieces import Upload, rows, upload_button  # noqa: E402
 from owl_swin.demo.refusals import Refused, errors_shown, explain, pick  # noqa: E402
+from owl_swin.demo.session import Session  # noqa: E402
 
 DEMO = Path(__file__).parent.parent / "demo"
 MODULES = sorted(DEMO.glob("*.py"))
@@ -76,6 +78,39 @@ def test_what_a_forgotten_session_showed_is_said_to_be_gone():
         pick((), 1)
     with pytest.raises(Refused):
         pick(("a", "b"), -1)  # of a page that was tampered with
+
+
+def test_a_handler_that_takes_long_starts_again_from_what_another_changed_meanwhile():
+    session = Session(("a",))
+    other = copy.deepcopy(session)
+    attempts = []
+
+    def long(value):
+        attempts.append(value)
+        if len(attempts) == 1:
+            session.change(lambda value: (*value, "b"))
+        return (*value, "c")
+
+    assert session.change(long) == session.value == ("a", "b", "c")
+    assert attempts == [("a",), ("a", "b")]
+    with pytest.raises(ZeroDivisionError):
+        session.change(lambda value: 1 / 0)
+    assert session.value == ("a", "b", "c") and other.value == ("a",)  # of another visitor
+
+
+def test_a_photo_is_encoded_once_however_many_ask(detector, photo, monkeypatch):
+    question, seen = Question(photo), []
+    encode_image = Detector.encode_image
+    monkeypatch.setattr(
+        Detector, "encode_image", lambda self, one: seen.append(self.image_size) or encode_image(self, one)
+    )
+    asking_ = [threading.Thread(target=question.look.by, args=(detector, photo)) for _ in range(3)]
+    for thread in asking_:
+        thread.start()
+    for thread in asking_:
+        thread.join()
+    question.look.by(detector.with_image_size(192), photo)
+    assert seen == [96, 192] and question.of(photo).encoded is None
 
 
 # --- Name it ---------------------------------------------------------------------------------------------------------
@@ -327,14 +362,14 @@ def test_four_numbers_are_a_box_whichever_corners_come_first(fields, box):
 @pytest.mark.parametrize("view", [showing.BOXES, showing.HEAT])
 def test_an_example_is_found_in_its_own_photo(detector, photo, view):
     shown = examples.Shown(photo, None, (examples.Example.of(photo, (10.0, 10.0, 50.0, 50.0), True),), Question(photo))
-    stage, downloads = showing.show_target(detector, examples.search(detector, shown, "", 0.5), 0.05, 0.5, view)
+    stage, downloads = showing.show_target(detector, examples.search(detector, shown), 0.05, 0.5, view)
     assert stage["boxes"] and [file["label"] for file in downloads["files"]][::7] == ["Picture", "Query"]
     assert (stage["src"] == photo.src) == (view == showing.BOXES)
     assert all((mark["patch"] is not None) == (view == showing.HEAT) for mark in stage["boxes"])
 
 
 def test_without_examples_the_photo_stands_there_with_a_hint(detector, photo):
-    shown = examples.search(detector, examples.Shown(target=Question(photo)), "", 0.5)
+    shown = examples.search(detector, examples.Shown(target=Question(photo)))
     stage, _ = showing.show_target(detector, shown, 0.2, 0.5, showing.BOXES)
     assert stage["src"] == photo.src and "example" in stage["note"]["text"]
 
@@ -481,29 +516,33 @@ def attached(detector, tmp_path):
     return archive
 
 
-def states(steps) -> list:
-    """What the state was set to, of the steps that set it."""
-    return [step[2] for step in steps if isinstance(step[2], results.Searched)]
+def turns(steps) -> list:
+    """The steps that turned the tab to another archive."""
+    return [step for step in steps if isinstance(step[2], Session)]
 
 
 def test_adding_turns_to_ones_own_archive_and_back(detector, attached, tmp_path):
     (tmp_path / "mine.png").write_bytes(encode(noise(60, 90, 1)))
-    before = ask_text(detector, results.Searched(attached), "a cat")
-    searched, own = searching.in_own(detector, before)
-    (after,) = states(searching.adding(searched, filling.index_files(own, uploads(tmp_path / "mine.png"), never())))
+    session = Session(ask_text(detector, results.Searched(attached), "a cat"))
+    own = searching.own_of(detector, session)
+    assert session.value.archive is attached and session.value.matches
+    news = filling.index_files(own, uploads(tmp_path / "mine.png"), never())
+    assert len(turns(searching.adding(session, own, news))) == 1
+    after = session.value
     assert after.archive is own and after.matches == () and own.index.stats().n_images == 1
-    back = results.in_archive(after, attached)
-    assert back.archive is attached and back.own is own
-    assert searching.in_own(detector, back)[1] is own
+    searching.turned_to(session, attached)
+    assert session.value.archive is attached and session.value.own is own
+    assert searching.own_of(detector, session) is own
     assert attached.index.stats().n_images == 1
 
 
 def test_adding_nothing_loses_nothing(detector, attached, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    searched, own = searching.in_own(detector, results.Searched(attached))
-    steps = list(searching.adding(searched, filling.index_files(own, uploads(tmp_path / "broken.png"), never())))
+    session = Session(results.Searched(attached))
+    own = searching.own_of(detector, session)
+    steps = list(searching.adding(session, own, filling.index_files(own, uploads(tmp_path / "broken.png"), never())))
     assert "1 could not be read" in steps[-1][0]
-    assert states(steps) == []
+    assert turns(steps) == [] and session.value.archive is attached
     with pytest.raises(ImageError, match="no picture among these files"):
         filling.pictures_of(uploads(tmp_path / "notes.txt"))
 

@@ -132,6 +132,13 @@ def photos(tmp_path_factory):
     return folder
 
 
+def unfold(page, title: str, inside: str) -> None:
+    """Opens what is folded away under a title of the tab that is seen."""
+    if not page.locator(inside).locator("visible=true").count():
+        page.get_by_text(title).locator("visible=true").click()
+        page.locator(inside).locator("visible=true").first.wait_for()
+
+
 def set_slider(page, name: str, value: float) -> None:
     field = page.locator(f"#{name} input[type=number]")
     field.fill(str(value))
@@ -208,7 +215,7 @@ def has_box(page, box) -> None:
 
 def test_a_box_drawn_by_mouse_is_looked_for(page, photos):
     go_to(page, "Show it")
-    page.get_by_text("Type the box, or add words").click()
+    unfold(page, "Type the box, or add words", "#show-words")
     upload(page, "show-source-upload", photos / "blocks0.png")
     page.wait_for_selector("#show-source .owl-there")
     page.wait_for_selector("#show-xmin input")
@@ -256,6 +263,82 @@ def test_a_box_drawn_by_mouse_is_looked_for(page, photos):
     assert numbers(page)[0] == 40
 
 
+@pytest.fixture
+def gate(monkeypatch):
+    """A door that the model waits before, which is open until it is cleared; what waits is counted."""
+    door = threading.Event()
+    door.set()
+    door.waiting = 0
+    for name in ("encode_image", "encode_queries"):
+        monkeypatch.setattr(Detector, name, behind(door, getattr(Detector, name)))
+    yield door
+    door.set()
+
+
+def behind(door, method):
+    def waits(self, *given, **options):
+        door.waiting += 1
+        door.wait(20)
+        return method(self, *given, **options)
+
+    return waits
+
+
+@contextmanager
+def model_at_work(page, gate, stage: str):
+    """While the model is at work on what is done first in here, until the page shows that it is done."""
+    gate.clear()
+    gate.waiting = 0
+    yield
+    gate.set()
+    page.wait_for_selector(f"#{stage} .wrap.hide", state="attached")
+
+
+def moved_meanwhile(page, gate, stage: str, slider: str, acts) -> None:
+    """Each act makes the model work; the threshold is moved before it is done, and must hold for its answer."""
+    for number, act in enumerate(acts):
+        set_slider(page, slider, 0.01)
+        page.wait_for_selector(f"#{stage} .owl-box")
+        with model_at_work(page, gate, stage):
+            act()
+            set_slider(page, slider, 1)
+            page.get_by_text("Nothing reaches the threshold of 1.00").locator("visible=true").wait_for()
+        page.wait_for_timeout(150)
+        assert page.locator(f"#{stage} .owl-box").count() == 0, f"{stage}, act {number}"
+
+
+def test_a_threshold_moved_while_the_model_works_holds_for_its_answer(page, photos, gate):
+    go_to(page, "Name it")
+    page.locator("#name-samples button").first.click()
+    page.wait_for_selector("#name-chips .owl-chip")
+    unfold(page, "More settings", "label:has-text('finest')")
+    acts = [
+        lambda: (page.fill("#name-text input, #name-text textarea", "a tree"), page.keyboard.press("Enter")),
+        lambda: page.locator("#name-stage .owl-likes button").first.click(),
+        lambda: page.locator("label:has-text('finest')").locator("visible=true").click(),
+        lambda: page.locator("#name-samples button").nth(1).click(),
+        lambda: upload(page, "name-upload", photos / "blocks1.png"),
+    ]
+    moved_meanwhile(page, gate, "name-stage", "name-threshold", acts)
+    go_to(page, "Show it")
+    unfold(page, "Type the box, or add words", "#show-words")
+    unfold(page, "More settings", "label:has-text('finest')")
+    page.click("#show-try")
+    page.wait_for_selector("#show-examples .owl-yes")
+    page.locator("#show-samples button").first.click()
+    acts = [
+        lambda: page.click("#show-add"),
+        lambda: page.click("#show-add-not"),
+        lambda: page.locator("#show-examples .owl-remove").last.click(),
+        lambda: page.press("#show-words input, #show-words textarea", "Enter"),
+        lambda: page.locator("label:has-text('finest')").locator("visible=true").click(),
+        lambda: page.get_by_role("button", name="Look in the same photo").click(),
+        lambda: upload(page, "show-target-upload", photos / "blocks1.png"),
+        lambda: page.click("#show-try"),
+    ]
+    moved_meanwhile(page, gate, "show-target", "show-threshold", acts)
+
+
 def test_a_folder_is_indexed_and_searched(page, photos):
     go_to(page, "Search")
     page.fill("#search-folder textarea, #search-folder input", str(photos))
@@ -279,7 +362,7 @@ def test_a_folder_is_indexed_and_searched(page, photos):
     until(page, "text => document.querySelector('#search-results').innerText == text", before)
     until(page, f"{field} == 'a cat'")
     set_slider(page, "search-threshold", 1)
-    page.get_by_text("Nothing reaches the threshold").wait_for()  # without another click
+    page.locator("#search-photo").get_by_text("Nothing reaches the threshold").wait_for()  # without another click
     page.fill("#search-folder textarea, #search-folder input", "")
     page.click("#search-index")
     page.get_by_text("write the path of a folder").wait_for()  # and not: the folder that the demo was started in
