@@ -199,9 +199,11 @@ class LanceStore:
             self._regions.drop_index(name)
 
     def _worth_compacting(self, uploads: Any) -> bool:
-        """Whether uploads have grown or shrunk by a quarter: all of their bytes are written anew."""
-        largest = uploads.stats()["fragment_stats"]["lengths"]["max"]
-        return bool(4 * abs(uploads.count_rows() - largest) >= largest)
+        """Whether uploads have grown or shrunk by a quarter: all of their bytes are written anew. Where one file holds
+        them, few are, and the files of old versions go."""
+        fragments = uploads.stats()["fragment_stats"]
+        largest = fragments["lengths"]["max"]
+        return bool(fragments["num_fragments"] == 1 or 4 * abs(uploads.count_rows() - largest) >= largest)
 
     def _mark(self, keys: Sequence[str], uploads: Sequence[str]) -> None:
         """Names what is being written or taken away."""
