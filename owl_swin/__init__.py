@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from owl_swin.image import open_image
     from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
     from owl_swin.index.region_index import RegionIndex
+    from owl_swin.masks import BoxMasks
     from owl_swin.pipelines import ZeroShotObjectDetectionPipeline, pipeline
     from owl_swin.postprocess import DetectOptions
     from owl_swin.queries import Query
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArchiveError",
     "BlockAttention",
+    "BoxMasks",
     "CheckpointError",
     "Classification",
     "ConfigError",
@@ -105,6 +107,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "ArchiveError": "owl_swin.errors",
     "BlockAttention": "owl_swin.attention",
+    "BoxMasks": "owl_swin.masks",
     "CheckpointError": "owl_swin.errors",
     "Classification": "owl_swin.types",
     "ConfigError": "owl_swin.errors",

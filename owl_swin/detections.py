@@ -8,8 +8,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from owl_swin.errors import QueryError, brief
+from owl_swin.errors import QueryError
 from owl_swin.formats import to_dicts, to_pandas, to_supervision
+from owl_swin.masks import TOLERANCE_PX, BoxMasks, row_indices, scaled_boxes
 
 # What Detections has a row of for each detection.
 COLUMNS = ("boxes", "scores", "labels", "patches")
@@ -22,7 +23,8 @@ class Detections:
     ``boxes [N, 4]`` are xyxy pixels of the caller's picture, clipped to it; ``scores [N]`` lie in [0, 1];
     ``labels [N]`` index the caller's queries, whose own strings are ``names``; ``patches [N]`` is the patch that
     answered. ``best`` is the answer of the highest score, also where that is below its threshold: what an empty result
-    would have shown at a lower one. None: nothing can answer, or the maker of these detections did not say.
+    would have shown at a lower one. None: nothing can answer, or the maker of these detections did not say. ``masks``
+    [N, H, W], where they were asked for, say which pixels of each box belong to the thing.
     """
 
     boxes: Tensor
@@ -32,12 +34,16 @@ class Detections:
     image_hw: tuple[int, int]
     patches: Tensor
     best: "Detection | None" = None
+    masks: BoxMasks | None = None
 
     def __post_init__(self) -> None:
         n = len(self.scores)
         shapes = [list(t.shape) for t in (self.boxes, self.scores, self.labels, self.patches)]
         if shapes != [[n, 4], [n], [n], [n]]:
             raise QueryError(f"expected boxes [N, 4], scores [N], labels [N] and patches [N], got {shapes}")
+        if self.masks is not None and self.masks.shape != (n, *self.image_hw):
+            wanted = [n, *self.image_hw]
+            raise QueryError(f"expected masks [N, H, W] of {wanted}, got {list(self.masks.shape)}")
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -60,14 +66,15 @@ class Detections:
         if isinstance(keep, Integral) and not isinstance(keep, bool):
             row = range(len(self))[int(keep)]  # IndexError past the end, from the end where negative
             return next(iter(self[row : row + 1]))
-        rows = _rows(keep, len(self)).to(self.boxes.device)
-        return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS})
+        rows = row_indices(keep, len(self), "detections").to(self.boxes.device)
+        masks = None if self.masks is None else self.masks[rows]
+        return replace(self, masks=masks, **{name: getattr(self, name)[rows] for name in COLUMNS})
 
     def __eq__(self, other: object) -> bool:
         """Whether all that was found is the same, to the bit."""
         if not isinstance(other, Detections):
             return NotImplemented
-        same = (self.names, self.image_hw, self.best) == (other.names, other.image_hw, other.best)
+        same = all(getattr(self, name) == getattr(other, name) for name in ("names", "image_hw", "best", "masks"))
         return same and all(torch.equal(getattr(self, name), getattr(other, name)) for name in COLUMNS)
 
     __hash__ = None  # type: ignore[assignment]
@@ -83,7 +90,7 @@ class Detections:
         """Several results for one picture as one, best score first; nothing is suppressed.
 
         Where the parts have the same names, labels stay; else the names of all stand one after another. Parts of
-        pictures of different sizes, or none at all, raise QueryError.
+        pictures of different sizes, or none at all, raise QueryError, and so do some with masks and some without.
         """
         single, parts = isinstance(parts, Detections), list(parts)
         if single or not all(isinstance(part, Detections) for part in parts):
@@ -105,11 +112,40 @@ class Detections:
         ]
         best = max(bests, key=lambda one: one.score, default=None)
         order = rows["scores"].argsort(descending=True, stable=True)
-        return cls(names=names, image_hw=parts[0].image_hw, best=best, **(rows | {"labels": labels}))[order]
+        columns = rows | {"labels": labels}
+        masks = merged_masks(parts)
+        return cls(names=names, image_hw=parts[0].image_hw, best=best, masks=masks, **columns)[order]
 
     def to(self, device: str | torch.device) -> "Detections":
         """The same with its tensors on another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in COLUMNS})
+        masks = None if self.masks is None else self.masks.to(device)
+        return replace(self, masks=masks, **{name: getattr(self, name).to(device) for name in COLUMNS})
+
+    def scaled_to(self, image_hw: tuple[int, int]) -> "Detections":
+        """The same in pixels of the picture in another size."""
+        boxes = scaled_boxes(self.boxes, self.image_hw, image_hw)
+        masks = None if self.masks is None else self.masks.scaled_to(image_hw)
+        best = self.best
+        if best is not None:
+            x0, y0, x1, y1 = scaled_boxes(torch.tensor(best.box_xyxy), self.image_hw, image_hw).tolist()
+            best = replace(best, box_xyxy=(x0, y0, x1, y1))
+        return replace(self, boxes=boxes, masks=masks, image_hw=image_hw, best=best)
+
+    def rle(self) -> list[dict[str, Any]]:
+        """COCO's run-length encoding of each mask, as pycocotools writes it; without masks QueryError."""
+        return self._masks().rle()
+
+    def polygons(self, tolerance_px: float = TOLERANCE_PX) -> list[list[list[float]]]:
+        """The outlines of each mask, lists of [x0, y0, x1, y1, …] in pixels, holes filled; without masks QueryError.
+
+        Corners are left out where the outline moves by no more than ``tolerance_px``.
+        """
+        return self._masks().polygons(tolerance_px)
+
+    def _masks(self) -> BoxMasks:
+        if self.masks is None:
+            raise QueryError("these detections have no masks; detect with masks=True")
+        return self.masks
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """The shape of transformers' zero-shot-object-detection pipeline, with boxes to a hundredth of a pixel and the
@@ -135,16 +171,9 @@ class Detection:
     query: int
 
 
-def _rows(keep: Any, n: int) -> Tensor:
-    """What a part of ``n`` rows is called by: indices [K], or a mask [n]."""
-    if isinstance(keep, slice):
-        return torch.tensor(range(n)[keep], dtype=torch.long)
-    try:
-        rows = torch.as_tensor(keep if hasattr(keep, "ndim") else list(keep))
-    except (TypeError, ValueError, RuntimeError):
-        rows = torch.zeros(())
-    if rows.numel() == 0 and rows.dtype != torch.bool:  # an empty list has no dtype of its own
-        rows = rows.long()
-    if isinstance(keep, str) or rows.ndim != 1 or rows.is_floating_point() or rows.is_complex():
-        raise TypeError(f"detections are called by a number, a slice, a list of numbers or a mask, got {brief(keep)}")
-    return rows
+def merged_masks(parts: Sequence[Detections]) -> BoxMasks | None:
+    """Those of all parts, one after another, on the first one's device; None where no part has any."""
+    masks = [part.masks.to(parts[0].boxes.device) for part in parts if part.masks is not None]
+    if masks and any(len(part) and part.masks is None for part in parts):
+        raise QueryError("only some of these results have masks; make all with masks=True, or all without")
+    return BoxMasks.cat(masks) if masks else None

@@ -1,6 +1,6 @@
 """The façade that users hold: the only place where image, tokenizer, model and post-processing meet."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any, Literal, Unpack, overload
 
@@ -11,7 +11,7 @@ from owl_swin.classification import TEMPLATES, check_classes, check_sees_whole, 
 from owl_swin.detections import Detections
 from owl_swin.embedder import Embedder
 from owl_swin.encoded import EncodedImage, View
-from owl_swin.encoder import Picture, check_batch_size, check_many
+from owl_swin.encoder import Picture, check_batch_size, check_has_masks, check_many
 from owl_swin.errors import OwlSwinError, QueryError, brief
 from owl_swin.exemplar import Exemplar
 from owl_swin.postprocess import DetectOptions, DetectSettings, detect_options, options_per_image
@@ -68,13 +68,15 @@ class Detector(Embedder):
 
         Boxes are xyxy pixels of the upright picture. Nothing found is an empty Detections, whose ``best`` says what a
         lower threshold would show. What DetectOptions holds can be given here too: ``threshold``, ``nms_iou``,
-        ``nms_across``, ``objectness``, ``max_detections`` (or ``top_k``). ``image_size`` is that of the constructor and
-        ``tiles`` those of prepare(), for this picture alone: then it may be huge, and a thing that a seam cuts is one.
+        ``nms_across``, ``objectness``, ``max_detections`` (or ``top_k``), ``masks``. ``image_size`` is that of the
+        constructor and ``tiles`` those of prepare(), for this picture alone: then it may be huge, and a thing that a
+        seam cuts is one.
         """
         if isinstance(image, (list, tuple)):
             raise QueryError(f"detect takes one picture, got a list of {len(image)}; call detect_batch for several")
-        chosen, asked = detect_options(options, settings), self._as_embeddings(queries)
-        return self._detect(self.views(image, image_size=image_size, tiles=tiles), (asked, chosen))
+        chosen, asked = self._options(options, settings), self._as_embeddings(queries)
+        views = self.views(image, image_size=image_size, tiles=tiles, masks=chosen.masks)
+        return self._detect(views, (asked, chosen))
 
     def detect_batch(
         self,
@@ -93,8 +95,10 @@ class Detector(Embedder):
         """
         many = list(check_many(images, "detect_batch", "detect"))
         per_image = queries_per_image(queries, len(many), self.encode_queries)
-        chosen = options_per_image(detect_options(options, settings), [names_of(asked) for asked in per_image])
-        return list(self._answers(many, zip(per_image, chosen, strict=True), check_batch_size(batch_size), tiles))
+        common = self._options(options, settings)
+        chosen = options_per_image(common, [names_of(asked) for asked in per_image])
+        asked, step = zip(per_image, chosen, strict=True), check_batch_size(batch_size)
+        return list(self._answers(many, asked, step, tiles, masks=common.masks))
 
     @overload
     def stream(
@@ -144,9 +148,10 @@ class Detector(Embedder):
         if on_error not in ("raise", "return"):
             raise QueryError(f'on_error must be "raise" or "return", got {brief(on_error)}')
         check_many(images, "stream", "detect")
-        chosen, asked = detect_options(options, settings), self._as_embeddings(queries)
+        chosen, asked = self._options(options, settings), self._as_embeddings(queries)
         chosen.thresholds(names_of(asked))  # what is for other queries is refused here, not at the first picture
-        return self._answers(images, repeat((asked, chosen)), check_batch_size(batch_size), tiles, on_error)
+        step = check_batch_size(batch_size)
+        return self._answers(images, repeat((asked, chosen)), step, tiles, on_error, masks=chosen.masks)
 
     @torch.no_grad()
     def classify(
@@ -171,6 +176,12 @@ class Detector(Embedder):
 
     # --- Inside ----------------------------------------------------------------------------------------------------
 
+    def _options(self, options: DetectOptions | None, settings: Mapping[str, Any]) -> DetectOptions:
+        chosen = detect_options(options, settings)
+        if chosen.masks:
+            check_has_masks(self.spec)
+        return chosen
+
     def _answers(
         self,
         images: Iterable[Picture],
@@ -178,15 +189,18 @@ class Detector(Embedder):
         batch_size: int,
         tiles: TilesLike | None,
         on_error: Literal["raise", "return"] = "raise",
+        *,
+        masks: bool,
     ) -> Iterator[Any]:
         if tiles is None:
-            encoded = self._encoder.stream(images, self.image_size, batch_size, on_error)
+            encoded = self._encoder.stream(images, self.image_size, batch_size, on_error, masks=masks)
             for one, what in zip(encoded, asked, strict=False):
                 yield self._detect(enumerate(one.views), what) if isinstance(one, EncodedImage) else one
             return
         for image, what in zip(images, asked, strict=False):
             try:
-                yield self._detect(self.views(image, tiles=tiles, batch_size=batch_size), what)
+                views = self.views(image, tiles=tiles, batch_size=batch_size, masks=masks)
+                yield self._detect(views, what)
             except OwlSwinError as error:
                 if on_error == "raise":
                     raise

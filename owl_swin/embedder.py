@@ -12,7 +12,7 @@ from torch import Tensor
 from owl_swin.attention import BlockAttention
 from owl_swin.devices import pick_device, pick_dtype
 from owl_swin.encoded import EncodedImage, PreparedImage, View
-from owl_swin.encoder import Encoder, Picture, check_batch_size, check_many, chosen_size
+from owl_swin.encoder import Encoder, Picture, check_batch_size, check_has_masks, check_many, chosen_size
 from owl_swin.errors import QueryError
 from owl_swin.exemplar import Exemplar, combine
 from owl_swin.families import LoadSettings, load, of_module
@@ -146,28 +146,40 @@ class Embedder(Publishable):
         *,
         image_size: int | None = None,
         tiles: TilesLike | None = None,
+        masks: bool = False,
     ) -> EncodedImage:
-        """One pass through the image encoder. The result can be given to detect() in place of the picture."""
-        return self._encoded(image, image_size, tiles)
+        """One pass through the image encoder. The result can be given to detect() in place of the picture.
+
+        ``masks``: also what masks are made of, which only a model with ``spec.has_masks`` has.
+        """
+        return self._encoded(image, image_size, tiles, masks=masks)
 
     def encode_images(
-        self, images: Iterable[ImageSource | PreparedImage], *, batch_size: int = 8
+        self, images: Iterable[ImageSource | PreparedImage], *, batch_size: int = 8, masks: bool = False
     ) -> list[EncodedImage]:
         """As encode_image, several at a time: pictures of one model size share a batch, none is padded to another.
 
         At most ``batch_size`` pictures are read before they are encoded.
         """
         check_many(images, "encode_images", "encode_image")
-        encoded = self._encoder.stream(images, self.image_size, check_batch_size(batch_size))
+        if masks:
+            check_has_masks(self.spec)
+        encoded = self._encoder.stream(images, self.image_size, check_batch_size(batch_size), masks=masks)
         return [one for one in encoded if isinstance(one, EncodedImage)]
 
     def views(
-        self, image: Picture, *, image_size: int | None = None, tiles: TilesLike | None = None, batch_size: int = 8
+        self,
+        image: Picture,
+        *,
+        image_size: int | None = None,
+        tiles: TilesLike | None = None,
+        batch_size: int = 8,
+        masks: bool = False,
     ) -> Iterator[tuple[int, View]]:
         """As encode_image, but one view after another, with its number, as they are read: of a huge picture at most
         ``batch_size`` tiles are in memory at a time."""
         size = chosen_size(image, image_size, tiles, self.image_size)
-        return self._encoder.views(image, size, tiles, batch_size)
+        return self._encoder.views(image, size, tiles, batch_size, masks=masks)
 
     def encode_queries(self, queries: Sequence[str | Exemplar | Query]) -> QueryEmbeddings:
         """Texts, exemplars and queries of both → embeddings for any number of pictures, in the same order.
@@ -204,6 +216,15 @@ class Embedder(Publishable):
     def _prepared(self, image: Picture, size: int | None, tiles: TilesLike | None) -> PreparedImage | EncodedImage:
         return self._encoder.prepare(image, chosen_size(image, size, tiles, self.image_size), tiles)
 
-    def _encoded(self, image: Picture, image_size: int | None = None, tiles: TilesLike | None = None) -> EncodedImage:
+    def _encoded(
+        self,
+        image: Picture,
+        image_size: int | None = None,
+        tiles: TilesLike | None = None,
+        *,
+        masks: bool = False,
+    ) -> EncodedImage:
+        if masks:
+            check_has_masks(self.spec)
         prepared = self._prepared(image, image_size, tiles)
-        return prepared if isinstance(prepared, EncodedImage) else self._encoder.encode([prepared], 1)[0]
+        return prepared if isinstance(prepared, EncodedImage) else self._encoder.encode([prepared], 1, masks=masks)[0]

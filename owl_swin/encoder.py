@@ -6,7 +6,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from owl_swin.exemplar import Exemplar, check_box, most_object_like, patch_of_bo
 from owl_swin.frame import HW, Frame, check_image_size
 from owl_swin.huge import open_parts
 from owl_swin.image import ImageSource, open_image
-from owl_swin.models.network import Pretrained, Spec
+from owl_swin.models.network import MaskNetwork, Pretrained, Spec
 from owl_swin.tiling import TilesLike, tile_crops
 from owl_swin.types import ImageEmbeddings
 
@@ -70,12 +70,18 @@ class Encoder:
         return PreparedImage(tuple(frames), tuple(pixels[i] for i in range(len(frames))))
 
     def views(
-        self, image: Picture, image_size: int, tiles: TilesLike | None = None, batch_size: int = 8
+        self,
+        image: Picture,
+        image_size: int,
+        tiles: TilesLike | None = None,
+        batch_size: int = 8,
+        *,
+        masks: bool = False,
     ) -> Iterator[tuple[int, View]]:
         """The whole picture, numbered 0, and parts of it, in the order in which they are read; at most ``batch_size``
         of them, on a CPU fewer where they are large, are in memory at a time."""
         if isinstance(image, (PreparedImage, EncodedImage)):
-            one = image if isinstance(image, EncodedImage) else self.encode([image], batch_size)[0]
+            one = image if isinstance(image, EncodedImage) else self.encode([image], batch_size, masks=masks)[0]
             yield from enumerate(one.views)
             return
         with open_parts(image, large=tiles is not None, side=self._enough(image_size, tiles)) as parts:
@@ -85,10 +91,12 @@ class Encoder:
             shown = parts.shown(frames, self.pretrained.preprocess.pixels)
             while batch := list(islice(shown, batch_size)):
                 prepared = [PreparedImage((frames[i],), (pixels,)) for i, pixels in batch]
-                encoded = self.encode(prepared, batch_size)
+                encoded = self.encode(prepared, batch_size, masks=masks)
                 yield from ((i, one.views[0]) for (i, _), one in zip(batch, encoded, strict=True))
 
-    def encode(self, images: Sequence[PreparedImage], batch_size: int = 8) -> list[EncodedImage]:
+    def encode(
+        self, images: Sequence[PreparedImage], batch_size: int = 8, *, masks: bool = False
+    ) -> list[EncodedImage]:
         """Pictures in order; frames of one size share a batch, none is padded to another."""
         jobs = [(i, k) for i, image in enumerate(images) for k in range(len(image.frames))]
         views: dict[tuple[int, int], View] = {}
@@ -96,7 +104,7 @@ class Encoder:
             same = [(i, k) for i, k in jobs if images[i].frames[k].model_hw == model_hw]
             for start in range(0, len(same), batch_size):
                 batch = same[start : start + batch_size]
-                embeddings = self.encode_pixels([images[i].pixels[k] for i, k in batch])
+                embeddings = self.encode_pixels([images[i].pixels[k] for i, k in batch], masks=masks)
                 for (i, k), one in zip(batch, embeddings, strict=True):
                     views[i, k] = View(one, images[i].frames[k])
         return [EncodedImage(tuple(views[i, k] for k in range(len(one.frames)))) for i, one in enumerate(images)]
@@ -107,6 +115,8 @@ class Encoder:
         image_size: int,
         batch_size: int,
         on_error: Literal["raise", "return"] = "raise",
+        *,
+        masks: bool = False,
     ) -> Iterator[EncodedImage | OwlSwinError]:
         """Pictures in order, of which at most ``batch_size`` are read ahead.
 
@@ -129,7 +139,8 @@ class Encoder:
                     failure = error
                 if not read:
                     break
-                encoded = iter(self.encode([one for one in read if isinstance(one, PreparedImage)], batch_size))
+                prepared = [one for one in read if isinstance(one, PreparedImage)]
+                encoded = iter(self.encode(prepared, batch_size, masks=masks))
                 for one in read:
                     if isinstance(one, OwlSwinError) and on_error == "raise":
                         raise one
@@ -152,11 +163,15 @@ class Encoder:
                 reading = reader.submit(read, start)
             yield batch
 
-    def encode_pixels(self, pixels: Sequence[Tensor]) -> list[ImageEmbeddings]:
+    def encode_pixels(self, pixels: Sequence[Tensor], *, masks: bool = False) -> list[ImageEmbeddings]:
         """One batch of frames of one size, taken apart into tensors that do not keep the batch alive."""
         self._fork.check()
+        network = self.pretrained.network
+        if masks:
+            check_has_masks(self.spec)
         with torch.inference_mode():
-            embeddings = self.pretrained.network.encode_image(self._network_input(pixels))
+            inputs = self._network_input(pixels)
+            embeddings = cast(MaskNetwork, network).encode_with_masks(inputs) if masks else network.encode_image(inputs)
         return [embeddings[i].clone() for i in range(len(pixels))]
 
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -215,6 +230,15 @@ class Encoder:
             return self.prepare(image, image_size)
         except OwlSwinError as error:
             return error
+
+
+def check_has_masks(spec: Spec) -> None:
+    """Refuses masks of a model that makes none."""
+    if not spec.has_masks:
+        raise QueryError(
+            f"the model {spec.name!r} finds boxes and makes no masks; train one that does, with [masks] in its "
+            "configuration"
+        )
 
 
 def chosen_size(image: Picture, image_size: int | None, tiles: TilesLike | None, default: int) -> int:

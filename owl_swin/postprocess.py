@@ -30,7 +30,7 @@ class DetectOptions:
     ``threshold``: lowest score, one number in [0, 1], one a query, or {name: number}, where other names have the
     default. ``nms_iou``: of two boxes of one query that overlap by more, only the better stays, and with ``nms_across``
     also of two queries; None keeps all. ``objectness``: lowest objectness in [0, 1] of a patch that may answer.
-    ``max_detections`` are the best ones of a picture.
+    ``max_detections`` are the best ones of a picture. ``masks``: also which pixels of its box each thing has.
     """
 
     threshold: Threshold = DEFAULT_THRESHOLD
@@ -38,6 +38,7 @@ class DetectOptions:
     objectness: float | None = None
     max_detections: int = 300
     nms_across: bool = False
+    masks: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", _checked_threshold(self.threshold))
@@ -47,6 +48,8 @@ class DetectOptions:
         most = self.max_detections
         if not isinstance(most, Integral) or most < 1:
             raise QueryError(f"max_detections or top_k must be a whole number, at least 1, got {brief(most)}")
+        if not isinstance(self.masks, bool):
+            raise QueryError(f"masks must be True or False, got {brief(self.masks)}")
 
     @property
     def n_candidates(self) -> int:
@@ -77,6 +80,7 @@ class DetectSettings(TypedDict, total=False):
     objectness: float | None
     max_detections: int
     nms_across: bool
+    masks: bool
     top_k: int
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from owl_swin.boxes import area, paired_iou, pairwise_iou
-from owl_swin.detections import Detections
+from owl_swin.detections import Detections, merged_masks
 from owl_swin.encoded import View
 from owl_swin.errors import QueryError, brief
 from owl_swin.frame import HW, MAX_FRAME_SIDE, Crop
+from owl_swin.mask_sampling import joined_masks, masks_in_view
 from owl_swin.nms import not_suppressed
 from owl_swin.postprocess import DetectOptions, find_detections
 from owl_swin.types import ImageEmbeddings
@@ -125,7 +126,11 @@ def find_in_views(
             keep = view.embeddings.objectness_logits.sigmoid() >= options.objectness
             logits = logits.masked_fill(~keep[:, None], -torch.inf)
         one = find_detections(logits, boxes, names, view.frame.image_hw, options)
+        if options.masks:
+            one = replace(one, masks=masks_in_view(view, one.patches, one.boxes))
         found[number] = FoundInView(one, view.frame.crop_xyxy, len(boxes))
+        if options.masks:
+            found = _without_weak(found, options)
     return join_views(found, options)
 
 
@@ -137,6 +142,15 @@ class FoundInView:
     found: Detections
     crop_xyxy: Crop | None
     n_patches: int
+
+
+def _without_weak(views: dict[int, FoundInView], options: DetectOptions) -> dict[int, FoundInView]:
+    """Views without what takes no part in joining them: so the masks of a picture of many tiles stay few."""
+    most = options.max_detections if options.nms_iou is None else options.n_candidates
+    if sum(len(view.found) for view in views.values()) <= 2 * most:
+        return views
+    least = torch.cat([view.found.scores for view in views.values()]).topk(most).values[-1]
+    return {n: replace(view, found=view.found[view.found.scores >= least]) for n, view in views.items()}
 
 
 def join_views(views: Mapping[int, FoundInView], options: DetectOptions) -> Detections:
@@ -156,17 +170,19 @@ def merge_tiles(parts: Sequence[Detections], crops: Sequence[Crop | None], optio
     Boxes of one query that meet at a seam become one that holds both, or the one in which the thing was seen whole,
     with the better score. A box that its tile cuts, and that lies in a larger one which goes on beyond the border, is a
     part of that and leaves it the better score. Then overlapping boxes compete as in one picture. ``nms_iou`` None
-    keeps all as they are, parts too.
+    keeps all as they are, parts too. The mask of boxes that became one is all that any of theirs has.
     """
-    found = Detections.merge(parts)
-    if options.nms_iou is None or len(parts) == 1 or not len(found):
-        return found[: options.max_detections]
+    if options.nms_iou is None or len(parts) == 1 or not any(map(len, parts)):
+        return Detections.merge(parts)[: options.max_detections]
+    masks = merged_masks(parts)
+    found = Detections.merge([replace(part, masks=None) for part in parts])
     height, width = found.image_hw
     rows = _Rows.of(parts, [crop or (0, 0, width, height) for crop in crops])
     order = rows.scores.argsort(descending=True, stable=True)
-    rows = rows[order[: options.n_candidates]]
+    single = rows[order[: options.n_candidates]]
     image = torch.tensor([0, 0, width, height], dtype=torch.float64)
-    rows = _without_parts(_joined_at_seams(rows, image), image, options.nms_iou)
+    rows, things = _joined_at_seams(single, image)
+    rows = _without_parts(rows, image, options.nms_iou)
     rows = rows[rows.scores.argsort(descending=True, stable=True)]
     groups = torch.zeros_like(rows.labels) if options.nms_across else rows.labels
     rows = rows[not_suppressed(rows.boxes, rows.scores, groups, options.nms_iou)[: options.max_detections]]
@@ -177,6 +193,9 @@ def merge_tiles(parts: Sequence[Detections], crops: Sequence[Crop | None], optio
         labels=rows.labels,
         patches=rows.patches,
     ).to(found.boxes.device)
+    if masks is not None:
+        members = [single.numbers[things == number].tolist() for number in rows.numbers.tolist()]
+        merged = replace(merged, masks=joined_masks(masks, merged.boxes, members))
     return replace(merged, best=merged[0])
 
 
@@ -192,6 +211,7 @@ class _Rows:
     labels: Tensor
     patches: Tensor
     parts: Tensor  # [N]: boxes that it was put together of
+    numbers: Tensor  # [N]: the detection, counted through the tiles; or after that the thing
 
     @staticmethod
     def of(parts: Sequence[Detections], crops: Sequence[Crop]) -> "_Rows":
@@ -207,7 +227,8 @@ class _Rows:
         labels, patches = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("labels", "patches"))
         tile_side, own_side = (corners[:, 2:] - corners[:, :2] for corners in (seen, boxes))
         near = (TOUCH * tile_side).maximum(SHORT * own_side)
-        rows = _Rows(boxes, seen, near, scores, labels, patches, torch.ones_like(labels))
+        numbers = torch.arange(len(labels))
+        rows = _Rows(boxes, seen, near, scores, labels, patches, torch.ones_like(labels), numbers)
         return rows[area(boxes) > 0]
 
     def __getitem__(self, keep: Tensor) -> "_Rows":
@@ -220,8 +241,8 @@ class _Rows:
         return torch.cat([low, high], 1)
 
 
-def _joined_at_seams(rows: _Rows, image: Tensor) -> _Rows:
-    """The rows in which those that are parts of one thing, in neighbouring tiles, are one."""
+def _joined_at_seams(rows: _Rows, image: Tensor) -> tuple[_Rows, Tensor]:
+    """The rows in which those that are parts of one thing, in neighbouring tiles, are one; and which one each is in."""
     cut = rows.cut(image)
     pairs = torch.cat([_meeting(rows, cut, axis) for axis in (0, 1)])  # [K, 2]
     thing = torch.arange(len(rows.scores))
@@ -240,7 +261,8 @@ def _joined_at_seams(rows: _Rows, image: Tensor) -> _Rows:
         return torch.cat([low, of_things[:, 2:].scatter_reduce(0, where, boxes[:, 2:], "amax")], 1)
 
     parts = torch.bincount(things, minlength=len(best))
-    return replace(merged, boxes=hull(rows.boxes, merged.boxes), seen=hull(rows.seen, merged.seen), parts=parts)
+    boxes, seen = hull(rows.boxes, merged.boxes), hull(rows.seen, merged.seen)
+    return replace(merged, boxes=boxes, seen=seen, parts=parts, numbers=torch.arange(len(best))), things
 
 
 def _meeting(rows: _Rows, cut: Tensor, axis: int) -> Tensor:

@@ -1,11 +1,13 @@
 """Fixtures that many tests share: a model of a few thousand parameters, and a picture made on the spot."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from picture_files import noise
 from PIL import Image
 
-from owl_swin.config import HeadsConfig, ModelConfig, SwinConfig, TextConfig
+from owl_swin.config import HeadsConfig, MasksConfig, ModelConfig, SwinConfig, TextConfig
 from owl_swin.detector import Detector
 from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
@@ -41,6 +43,12 @@ def tiny_model() -> OwlSwin:
 @pytest.fixture(scope="session")
 def detector(tiny_model) -> Detector:
     return Detector(tiny_model, card={"name": "tiny_for_tests"}, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def masked_detector() -> Detector:
+    """As ``detector``, with a mask branch."""
+    return Detector(make_tiny_model(config=replace(TINY, masks=MasksConfig(dim=8, width=16))), device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,23 @@ FILES = {
 }
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
-    {"errors", "types", "detections", "query_file", "attention", "formats", "boxes", "nms"}
+    {"errors", "types", "detections", "masks", "query_file", "attention", "formats", "boxes", "nms"}
     | {"files", "frame", "addresses", "tiff", "locks", "video_source"}
     | {"semantic_map", "map_formats", "rle"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge"},
     {"models"},
-    {"families", "exemplar", "queries", "postprocess", "render", "devices", "encoder", "embedder", "classification"}
+    {
+        "families",
+        "exemplar",
+        "queries",
+        "postprocess",
+        "render",
+        "devices",
+        "encoder",
+        "embedder",
+        "mask_sampling",
+        "classification",
+    }
     | {"publishing", "runtimes", "tiling", "tracking", "video_output", "closed_set"},
     {"data"},
     {"detector"},

@@ -250,7 +250,7 @@ class Painted:
     def __new__(cls, detector, monkeypatch):
         made = Detector(detector._encoder.pretrained, device="cpu", image_size=96)
 
-        def encode_pixels(pixels):
+        def encode_pixels(pixels, masks=False):
             return [Painted.embeddings(one, made.spec.embed_dim) for one in pixels]
 
         monkeypatch.setattr(made._encoder, "encode_pixels", encode_pixels)
@@ -325,7 +325,7 @@ def test_few_tiles_are_in_memory_at_a_time(detector, monkeypatch):
     sizes = []
     encode = detector._encoder.encode_pixels
 
-    def counted(pixels):
+    def counted(pixels, masks=False):
         sizes.append(len(pixels))
         return encode(pixels)
 

@@ -70,11 +70,36 @@ def mask_logits(mask_embeds: Tensor, pixel_embeds: Tensor, boxes: Tensor) -> Ten
     ``pixel_embeds`` [K, h, w]; ``boxes`` [N, 4] cxcywh in [0, 1] of the frame. Outside its box a mask has no meaning.
     """
     dim, height, width = pixel_embeds.shape
-    logits = (mask_embeds[:, :dim] @ pixel_embeds.flatten(1)).view(-1, height, width)
     x, y = ((torch.arange(n, device=boxes.device) + 0.5) / n for n in (width, height))
-    u = (x - boxes[:, None, 0]) * 2 / boxes[:, None, 2].clamp(min=1e-6)  # [N, w]
+    return _of_pixels(mask_embeds, pixel_embeds) + _of_places(mask_embeds[:, dim:], boxes, x, y)
+
+
+def mask_logits_at(mask_embeds: Tensor, pixel_embeds: Tensor, boxes: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """As mask_logits, but [N, S, T] at places ``x`` [N, T] and ``y`` [N, S] in [0, 1] of the frame, a grid of its own
+    for each mask; pixels answer between their middles."""
+    logits = sampled(_of_pixels(mask_embeds, pixel_embeds)[:, None], x, y)
+    return logits + _of_places(mask_embeds[:, len(pixel_embeds) :], boxes, x, y)
+
+
+def sampled(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Values [N, S, T] of maps [N, 1, h, w] at places ``x`` [N, T] and ``y`` [N, S] in [0, 1] of them; beyond, those of
+    the border."""
+    shape = (len(maps), y.shape[1], x.shape[1])
+    places = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], -1) * 2 - 1
+    return F.grid_sample(maps, places, align_corners=False, padding_mode="border")[:, 0]
+
+
+def _of_pixels(mask_embeds: Tensor, pixel_embeds: Tensor) -> Tensor:
+    """What all pixels answer, [N, h, w]."""
+    dim, height, width = pixel_embeds.shape
+    return (mask_embeds[:, :dim] @ pixel_embeds.flatten(1)).view(-1, height, width)
+
+
+def _of_places(coefficients: Tensor, boxes: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The quadratic form [N, S, T] of ``coefficients`` [N, 5], at places [T] or [N, T] and [S] or [N, S]."""
+    u = (x - boxes[:, None, 0]) * 2 / boxes[:, None, 2].clamp(min=1e-6)  # [N, T]
     v = (y - boxes[:, None, 1]) * 2 / boxes[:, None, 3].clamp(min=1e-6)
-    one, first_u, first_v, second_u, second_v = mask_embeds[:, dim:, None].unbind(1)  # [N, 1] each
+    one, first_u, first_v, second_u, second_v = coefficients[:, :, None].unbind(1)  # [N, 1] each
     across = one + first_u * u + second_u * u.square()
     down = first_v * v + second_v * v.square()
-    return logits + across[:, None, :] + down[:, :, None]
+    return across[:, None, :] + down[:, :, None]

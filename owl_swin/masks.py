@@ -1,0 +1,279 @@
+"""Masks of detections: a small map of logits over each one's box, and pixels, run lengths and polygons made of it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from owl_swin.errors import QueryError, brief
+
+# Side of the largest map: of 300 masks a few megabytes are kept, whatever the size of the picture.
+MOST_SIDE = 128
+# Logits lie between this and its negative, so that they stay finite in float16 and between two of them.
+MOST_LOGIT = 100.0
+# Pixels that are interpolated at a time.
+PIXELS_AT_ONCE = 2**22
+# A polygon may leave out corners that are no farther from it, in pixels of the picture.
+TOLERANCE_PX = 0.5
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoxMasks:
+    """Masks of N boxes of one picture, as logits over each box; pixels are made when they are asked for.
+
+    ``logits [N, S, S]`` are those of the S x S parts of each of ``boxes_px [N, 4]``, xyxy pixels; between their middles
+    they are interpolated, and a pixel belongs to a mask where its logit is above 0. As a sequence it holds bool masks
+    [H, W]: ``masks[3]`` makes one, ``for mask in masks`` one after another, ``masks.to_tensor()`` all at once.
+    """
+
+    logits: Tensor
+    boxes_px: Tensor
+    image_hw: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        shapes = [list(self.logits.shape), list(self.boxes_px.shape)]
+        n, side = len(self.boxes_px), self.logits.shape[-1]
+        if shapes != [[n, side, side], [n, 4]] or (n and not side):
+            raise QueryError(f"expected logits [N, S, S] and boxes_px [N, 4], got {shapes[0]} and {shapes[1]}")
+        if self.logits.dtype != torch.float16:
+            object.__setattr__(self, "logits", self.logits.clamp(-MOST_LOGIT, MOST_LOGIT).half())
+
+    @classmethod
+    def empty(cls, image_hw: tuple[int, int]) -> "BoxMasks":
+        """None, in a picture of that size."""
+        return cls(torch.zeros(0, 1, 1), torch.zeros(0, 4), image_hw)
+
+    @classmethod
+    def cat(cls, parts: "Sequence[BoxMasks]") -> "BoxMasks":
+        """Those of one picture, one after another; there is at least one part."""
+        side = max(part.logits.shape[-1] for part in parts)
+        logits = [part.logits if part.logits.shape[-1] == side else _resized(part.logits, side) for part in parts]
+        return cls(torch.cat(logits), torch.cat([part.boxes_px for part in parts]), parts[0].image_hw)
+
+    def __len__(self) -> int:
+        return len(self.boxes_px)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, H, W), as of the array that numpy() makes."""
+        return len(self), *self.image_hw
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that is kept."""
+        return self.logits.nbytes + self.boxes_px.nbytes
+
+    @overload
+    def __getitem__(self, keep: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, keep: Tensor | slice | Sequence[int]) -> "BoxMasks": ...
+
+    def __getitem__(self, keep: Any) -> "Tensor | BoxMasks":
+        """One mask, bool [H, W], by its number, or a part of them by mask, indices or slice."""
+        if getattr(keep, "ndim", None) == 0:
+            keep = keep.item()
+        if isinstance(keep, Integral) and not isinstance(keep, bool):
+            (x0, y0, x1, y1), part = self.part(int(keep))
+            whole = torch.zeros(self.image_hw, dtype=torch.bool, device=part.device)
+            whole[y0:y1, x0:x1] = part
+            return whole
+        rows = row_indices(keep, len(self), "masks").to(self.logits.device)
+        return BoxMasks(self.logits[rows], self.boxes_px[rows], self.image_hw)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all are the same, to the bit."""
+        if not isinstance(other, BoxMasks):
+            return NotImplemented
+        same = self.image_hw == other.image_hw and torch.equal(self.boxes_px, other.boxes_px)
+        return same and torch.equal(self.logits, other.logits)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def part(self, number: int) -> tuple[Box, Tensor]:
+        """Where a mask can have pixels, xyxy in whole pixels of the picture, and its pixels there, bool [h, w]."""
+        number = range(len(self))[number]
+        x0, y0, x1, y1 = box = self.boxes_px[number].tolist()
+        left, right = _covered(x0, x1, self.image_hw[1])
+        top, bottom = _covered(y0, y1, self.image_hw[0])
+        logits = self.logits[number].float()
+        rows = _between(logits, _places(top, bottom, box[1], box[3], logits))
+        step = max(1, PIXELS_AT_ONCE // (bottom - top))
+        columns = _places(left, right, box[0], box[2], logits).split(step)
+        return (left, top, right, bottom), torch.cat([_between(rows.T, some).T > 0 for some in columns], 1)
+
+    def to_tensor(self) -> Tensor:
+        """All masks, bool [N, H, W]: a byte for each pixel of each."""
+        masks = torch.zeros(self.shape, dtype=torch.bool, device=self.logits.device)
+        for i in range(len(self)):
+            (x0, y0, x1, y1), part = self.part(i)
+            masks[i, y0:y1, x0:x1] = part
+        return masks
+
+    def numpy(self) -> np.ndarray:
+        """All masks, bool [N, H, W]: a byte for each pixel of each."""
+        return self.to_tensor().cpu().numpy()
+
+    def to(self, device: str | torch.device) -> "BoxMasks":
+        """The same with its tensors on another device."""
+        return BoxMasks(self.logits.to(device), self.boxes_px.to(device), self.image_hw)
+
+    def scaled_to(self, image_hw: tuple[int, int]) -> "BoxMasks":
+        """The same in pixels of the picture in another size."""
+        return BoxMasks(self.logits, scaled_boxes(self.boxes_px, self.image_hw, image_hw), image_hw)
+
+    def run_lengths(self, number: int) -> np.ndarray:
+        """How many pixels, column after column, are outside, inside, outside … of a mask; outside is first, if of 0."""
+        (x0, y0, _, _), part = self.part(number)
+        height, width = self.image_hw
+        columns = np.pad(part.T.cpu().numpy().view(np.int8), ((0, 0), (1, 1)))
+        change = np.diff(columns, axis=1)
+        starts, ends = (
+            (x0 + column) * height + y0 + row for column, row in (np.nonzero(change == sign) for sign in (1, -1))
+        )
+        if len(starts):
+            apart = starts[1:] != ends[:-1]  # what reaches the bottom goes on at the top of the next column
+            starts, ends = np.append(starts[:1], starts[1:][apart]), np.append(ends[:-1][apart], ends[-1:])
+        total = height * width
+        lengths = np.diff(np.stack([starts, ends], 1).flatten(), prepend=0, append=total)
+        return lengths[:-1] if len(starts) and ends[-1] == total else lengths
+
+    def rle(self) -> list[dict[str, Any]]:
+        """COCO's run-length encoding of each mask, as pycocotools writes it: ``size`` [H, W], ``counts`` as text."""
+        return [run_length_encoding(self.run_lengths(i), self.image_hw) for i in range(len(self))]
+
+    def polygons(self, tolerance_px: float = TOLERANCE_PX) -> list[list[list[float]]]:
+        """For each mask its outlines, [x0, y0, x1, y1, …] in pixels: one for each part of it, the largest first.
+
+        Holes are filled. Corners are left out where the outline moves by no more than ``tolerance_px``.
+        """
+        return [self._outlines(i, tolerance_px) for i in range(len(self))]
+
+    def _outlines(self, number: int, tolerance_px: float) -> list[list[float]]:
+        from contourpy import FillType, contour_generator
+
+        logits = self.logits[number].float().cpu().numpy()
+        side = len(logits)
+        # To the border of the box the outermost logits hold, and there the mask ends.
+        edge = 1e-3 / side
+        places = np.concatenate([[-edge, 0], (np.arange(side) + 0.5) / side, [1, 1 + edge]])
+        bordered = np.pad(np.pad(logits, 1, mode="edge"), 1, constant_values=-MOST_LOGIT)
+        filled = contour_generator(places, places, bordered, fill_type=FillType.OuterOffset).filled(0, np.inf)
+        x0, y0, x1, y1 = self.boxes_px[number].tolist()
+        rings = []
+        for points, offsets in zip(*filled, strict=True):
+            ring = np.clip(points[: offsets[1] - 1], 0, 1) * (x1 - x0, y1 - y0) + (x0, y0)
+            ring = _simplified(ring, tolerance_px)
+            rings.append((_area(ring), ring))
+        rings.sort(key=lambda one: -one[0])
+        return [ring.round(2).flatten().tolist() for area, ring in rings if area > 0]
+
+
+def run_length_encoding(lengths: np.ndarray, image_hw: tuple[int, int]) -> dict[str, Any]:
+    """COCO's compressed form of run lengths, which are differences to those of the same kind before, in 5 bits a letter
+    with the lowest first; a sixth bit says that more follow."""
+    rest = lengths.astype(np.int64)
+    rest[3:] -= lengths[1:-2]
+    letters, wanted = [], []
+    more = np.ones(len(rest), dtype=bool)
+    while more.any():
+        letter = rest & 0x1F
+        rest = rest >> 5
+        wanted.append(more)
+        more = more & (rest != np.where(letter & 0x10, -1, 0))
+        letters.append(letter + 0x20 * more + 48)
+    text = np.stack(letters, 1)[np.stack(wanted, 1)].astype(np.uint8).tobytes().decode()
+    return {"size": list(image_hw), "counts": text}
+
+
+def scaled_boxes(boxes_px: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Tensor:
+    """Boxes [N, 4], xyxy pixels, in a picture that has another size now."""
+    (height, width), (new_height, new_width) = from_hw, to_hw
+    scale = new_width / max(1, width), new_height / max(1, height)
+    return boxes_px * boxes_px.new_tensor([*scale, *scale])
+
+
+def row_indices(keep: Any, n: int, what: str) -> Tensor:
+    """What a part of ``n`` rows is called by: indices [K], or a mask [n]; TypeError for what is neither."""
+    if isinstance(keep, slice):
+        return torch.tensor(range(n)[keep], dtype=torch.long)
+    try:
+        rows = torch.as_tensor(keep if hasattr(keep, "ndim") else list(keep))
+    except (TypeError, ValueError, RuntimeError):
+        rows = torch.zeros(())
+    if rows.numel() == 0 and rows.dtype != torch.bool:  # an empty list has no dtype of its own
+        rows = rows.long()
+    if isinstance(keep, str) or rows.ndim != 1 or rows.is_floating_point() or rows.is_complex():
+        raise TypeError(f"{what} are called by a number, a slice, a list of numbers or a mask, got {brief(keep)}")
+    return rows
+
+
+def _covered(start: float, end: float, length: int) -> tuple[int, int]:
+    """The pixels of a side whose middles lie in a span; at least one, the nearest."""
+    first = min(max(math.floor(start + 0.5), 0), length - 1)
+    return first, min(max(math.floor(end + 0.5), first + 1), length)
+
+
+def _places(first: int, last: int, start: float, end: float, like: Tensor) -> Tensor:
+    """Where the middles of pixels lie among the parts of a span, counted from the middle of the first part."""
+    side = like.shape[-1]
+    middles = torch.arange(first, last, device=like.device, dtype=torch.float64) + 0.5
+    return ((middles - start) / max(end - start, 1e-6) * side - 0.5).clamp(0, side - 1)
+
+
+def _between(values: Tensor, places: Tensor) -> Tensor:
+    """Rows of values [S, C] at places [K], between two of them where a place is: [K, C]."""
+    low = places.long()
+    share = (places - low).to(values)[:, None]
+    return values[low] * (1 - share) + values[(low + 1).clamp(max=len(values) - 1)] * share
+
+
+def _resized(logits: Tensor, side: int) -> Tensor:
+    """Logits [N, S, S] of the same boxes at more places."""
+    if not len(logits):
+        return logits.new_zeros(0, side, side)
+    return F.interpolate(logits.float()[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0].half()
+
+
+def _area(ring: np.ndarray) -> float:
+    """That of a polygon [N, 2]."""
+    x, y = ring.T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+
+
+def _simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:
+    """A closed polygon [N, 2] without the corners that lie within a distance of the line between those that stay
+    (Douglas and Peucker 1973); one of which less than a triangle would stay is left as it is."""
+    far = int(np.argmax(((ring - ring[0]) ** 2).sum(1)))
+    closed = np.vstack([ring, ring[:1]])
+    keep = np.zeros(len(closed), dtype=bool)
+    keep[[0, far, -1]] = True
+    spans = [(0, far), (far, len(ring))]
+    while spans:
+        start, end = spans.pop()
+        if end - start < 2:
+            continue
+        chord, points = closed[end] - closed[start], closed[start + 1 : end] - closed[start]
+        length = math.hypot(*chord)
+        if length == 0:
+            away = np.hypot(*points.T)
+        else:
+            away = np.abs(chord[0] * points[:, 1] - chord[1] * points[:, 0]) / length
+        worst = int(np.argmax(away))
+        if away[worst] > tolerance:
+            middle = start + 1 + worst
+            keep[middle] = True
+            spans += [(start, middle), (middle, end)]
+    kept = closed[:-1][keep[:-1]]
+    return kept if len(kept) > 2 else ring
