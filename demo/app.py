@@ -1,4 +1,4 @@
-"""The demo: four tabs over one detector. `python demo/app.py` opens it on this machine; `owl-swin serve` mounts it."""
+"""The demo: tabs over one detector. `python demo/app.py` opens it on this machine; `owl-swin serve` mounts it."""
 
 import argparse
 import html
@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr
 
 from owl_swin import Detector, RegionIndex
-from owl_swin.demo import inside, naming, searching, showing
+from owl_swin.demo import inside, naming, searching, showing, watching
 from owl_swin.demo.pieces import STYLE
 
 # How often Gradio's copies of uploads are looked through, and how old they grow, in seconds.
@@ -73,6 +73,8 @@ def build_demo(detector: Detector, *, index: RegionIndex | None = None, folders:
                 naming.build(detector)
             with gr.Tab("Show it"):
                 showing.build(detector)
+            with gr.Tab("Video"):
+                watching.build(detector)
             with gr.Tab("Search"):
                 searching.build(detector, index, folders=folders)
             if detector.has_attention:

@@ -24,6 +24,7 @@ from owl_swin import (
     yolo_data,
 )
 from owl_swin.demo.photos import Photo
+from owl_swin.demo.running import Stopped
 
 PICTURES = "Pictures"
 # A form, and what its zip is called.
@@ -44,10 +45,6 @@ DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 # Of a path: folders above the file, and letters of a part, whose bytes file systems count.
 MOST_FOLDERS, MOST_LETTERS = 8, 60
 QUALITY = 90
-
-
-class Stopped(Exception):
-    """Somebody pressed "Stop"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from owl_swin import ArchiveError, Detector, ImageError, IndexProgress, RegionIndex
 from owl_swin.demo.pieces import Upload
+from owl_swin.demo.running import Stopped
 
 # What the archives of all visitors have on disk together; beyond it nothing is added.
 MOST_BYTES = 8 * 2**30
@@ -48,10 +49,6 @@ class Archive:
 FOLDERS: weakref.WeakSet[tempfile.TemporaryDirectory] = weakref.WeakSet()
 # Of each archive, how many photos it had when the folder that all of them lie in was looked up, and that folder.
 ROOTS: weakref.WeakKeyDictionary[RegionIndex, tuple[int, str]] = weakref.WeakKeyDictionary()
-
-
-class Stopped(Exception):
-    """Somebody pressed "Stop"."""
 
 
 def check_room(n_bytes: int) -> None:

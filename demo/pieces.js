@@ -201,8 +201,8 @@
       files.forEach((file) => {
         if (file.stage) return picture(file);
         const content = file.base64 ? Uint8Array.from(atob(file.base64), (letter) => letter.charCodeAt(0)) : file.text;
-        const url = URL.createObjectURL(new Blob([content]));
-        links.push(url);
+        const url = file.file ? file.file.url : URL.createObjectURL(new Blob([content]));
+        if (!file.file) links.push(url);
         const link = make("a", "", file.label);
         link.href = url;
         link.download = file.name;

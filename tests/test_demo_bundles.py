@@ -14,8 +14,9 @@ from PIL import Image, ImageChops
 pytest.importorskip("gradio")
 
 from owl_swin import to_coco, to_csv, to_label_studio, to_record, to_voc, to_yolo
-from owl_swin.demo.bundles import FORMS, PICTURES, Answered, Stopped, free_paths, write_bundle
+from owl_swin.demo.bundles import FORMS, PICTURES, Answered, free_paths, write_bundle
 from owl_swin.demo.photos import take_photo
+from owl_swin.demo.running import Stopped
 
 NAMES = ["trip/day 1/Käse & Brot #1.jpg", "trip/day 2/Käse & Brot #1.jpg", "a.png", "a.jpg", "A.jpg", "day.1/no ending"]
 PATHS = [*NAMES[:3], "a-2.jpg", "A-3.jpg", "day.1/no ending"]

@@ -231,6 +231,7 @@ HOSTILE_FILES = {
     "<img src=x onerror=alert(1)>.png": BAD_FILES["text.jpg"][0],
     "Ünïcode %0a\r\n.gif": BAD_FILES["cut.gif"][0],
     "a" * 300 + ".svg": SVG,
+    "list.mp4": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXTINF:1,\nhttp://127.0.0.1:1/a.ts\n",
 }
 
 

@@ -1,0 +1,54 @@
+"""Long works of visitors, each of which its "Stop" ends, and the files that they make."""
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from owl_swin.demo.refusals import Refused
+
+
+class Stopped(Exception):
+    """Somebody pressed "Stop"."""
+
+
+class Runs:
+    """One kind of work, which each visitor has at most once at a time."""
+
+    def __init__(self, what: str):
+        self._what = what
+        self._running: dict[str, threading.Event] = {}
+
+    @contextlib.contextmanager
+    def begun(self, request: gr.Request) -> Iterator[threading.Event]:
+        """Within it the work runs; the event says that it is to stop. Refused while the last one still runs."""
+        visitor = str(request.session_hash)
+        if visitor in self._running:
+            raise Refused(self._what, "Wait until this is done, or stop it first.")
+        stop = self._running[visitor] = threading.Event()
+        try:
+            yield stop
+        finally:
+            del self._running[visitor]
+
+    def stop(self, request: gr.Request) -> None:
+        """The end of a visitor's work, if there is one."""
+        if (stop := self._running.get(str(request.session_hash))) is not None:
+            stop.set()
+
+
+def made_folder() -> tempfile.TemporaryDirectory:
+    """A folder for files that a visitor fetches, among Gradio's own, which lives as long as somebody holds it."""
+    return tempfile.TemporaryDirectory(
+        prefix="made-", dir=os.environ.get("GRADIO_TEMP_DIR"), ignore_cleanup_errors=True
+    )
+
+
+def as_file(path: str | Path, name: str = "") -> dict[str, Any]:
+    """A file within the value of a piece, to which Gradio adds the address under which it serves it."""
+    return {"path": str(path), "orig_name": name or Path(path).name, "meta": {"_type": "gradio.FileData"}}
