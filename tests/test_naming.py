@@ -39,7 +39,7 @@ def test_the_loss_is_least_where_patches_have_the_embedding_of_the_name(settings
     stem_map[..., 0] = 1.0  # a cat everywhere
     pooled = torch.zeros(1, 2)
     cat, car = (torch.tensor(e).expand(1, 64, 2) for e in ([1.0, 0.0], [0.0, 1.0]))
-    right, wrong = (names.losses(stem_map, embeds, pooled, (8, 8)).item() for embeds in (cat, car))
+    right, wrong = (names.losses(names.read(stem_map), embeds, pooled, (8, 8)).item() for embeds in (cat, car))
     assert right == pytest.approx(0, abs=1e-6) and wrong == pytest.approx(NAME_SCALE, rel=1e-3)
 
 

@@ -71,8 +71,12 @@ class HybridSwin(nn.Module):
 
     def pyramid(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Maps [B, ⌈H/s⌉, ⌈W/s⌉, C] of strides s = 4, 8, 16, 32: the stem's finest, and those of ``forward``."""
+        return self.pyramid_with_stem(pixels)[0]
+
+    def pyramid_with_stem(self, pixels: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The maps of ``pyramid``, and the stem's own last map as ``with_stem`` gives it."""
         (f4, *maps), last = self.stem(pixels, fine=True)
-        return f4.to(self.lateral2.weight.dtype), *self._stages(maps, last)
+        return (f4.to(self.lateral2.weight.dtype), *self._stages(maps, last)), last
 
     def _stages(self, maps: list[Tensor], last: Tensor) -> tuple[Tensor, ...]:
         """The encoder's maps of those of the stem."""

@@ -69,6 +69,18 @@ class OwlSwin(nn.Module):
         maps, last = self.image_encoder.with_stem(pixels)  # type: ignore[operator]
         return self.fusion(maps), last
 
+    def encode_pyramid(self, pixels: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The encoder's maps [B, ⌈H/s⌉, ⌈W/s⌉, C] of strides 4 to 32, which masks are made of, and fused patches."""
+        return self._with_patches(self.image_encoder.pyramid(pixels))
+
+    def encode_pyramid_and_stem(self, pixels: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """The same, and a stem's last map as encode_patches_and_stem gives it."""
+        maps, last = self.image_encoder.pyramid_with_stem(pixels)  # type: ignore[operator]
+        return *self._with_patches(maps), last
+
+    def _with_patches(self, maps: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+        return maps, self.fusion(maps[self.config.image.first_stage :])
+
     def pool(self, patches: Tensor) -> Tensor:
         """Fused patches [B, h, w, D] → the unit embedding [B, E] of the whole picture."""
         return F.normalize(self.image_projection(patches.mean((1, 2))).float(), dim=-1)
@@ -80,8 +92,7 @@ class OwlSwin(nn.Module):
     def encode_with_masks(self, pixels: Tensor) -> ImageEmbeddings:
         """As encode_image, with ``masks``; of a model with a mask branch."""
         assert self.masks is not None
-        maps = self.image_encoder.pyramid(pixels)
-        patches = self.fusion(maps[self.config.image.first_stage :])
+        maps, patches = self.encode_pyramid(pixels)
         images = encode_from_patches(self, patches, (pixels.shape[2], pixels.shape[3]))
         return replace(images, masks=self.masks(maps, patches))
 

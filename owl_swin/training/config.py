@@ -17,12 +17,14 @@ SHARDS = ("ddp", "fsdp")
 @dataclass(frozen=True, slots=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay. A learning rate of 0 freezes its part; ``stem_lr`` is that of a
-    published stem, which is no part of "image" here."""
+    published stem, which is no part of "image" here, and ``masks_lr`` that of the mask branch (None: as the heads).
+    Where only the mask branch learns, nothing else is computed than what it learns from."""
 
     image_lr: float = 5e-4
     stem_lr: float = 0.0
     text_lr: float = 0.0
     heads_lr: float = 5e-4
+    masks_lr: float | None = None
     weight_decay: float = 0.05
     betas: tuple[float, ...] = (0.9, 0.98)
     warmup_steps: int = 500
@@ -31,14 +33,24 @@ class OptimConfig:
     ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if not all(0 <= rate < math.inf for rate in (self.image_lr, self.stem_lr, self.text_lr, self.heads_lr)):
-            raise ConfigError("optim.image_lr, stem_lr, text_lr and heads_lr must be 0 (frozen) or more")
+        if not all(0 <= rate < math.inf for rate in (*self.rest, self.masks)):
+            raise ConfigError("optim.image_lr, stem_lr, text_lr, heads_lr and masks_lr must be 0 (frozen) or more")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optim.betas must be two numbers from 0 to below 1, got {self.betas}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optim.ema_decay must lie in 0 (no averaging) to below 1, got {self.ema_decay}")
         if not (self.clip_norm > 0 and self.weight_decay >= 0 and self.final_lr >= 0 and self.warmup_steps >= 0):
             raise ConfigError("optim.clip_norm must be above 0; weight_decay, final_lr and warmup_steps 0 or more")
+
+    @property
+    def rest(self) -> tuple[float, ...]:
+        """The learning rates of all but the mask branch."""
+        return self.image_lr, self.stem_lr, self.text_lr, self.heads_lr
+
+    @property
+    def masks(self) -> float:
+        """The learning rate of the mask branch."""
+        return self.heads_lr if self.masks_lr is None else self.masks_lr
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +95,49 @@ class DetectConfig:
         if self.exemplars < 0 or self.exemplar_weight < 0:
             raise ConfigError("detect.exemplars and exemplar_weight must be 0 or more")
         check_mosaic("detect", self.mosaic)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskLossConfig:
+    """How detection training teaches the branch of a model with [masks]; the same in every step.
+
+    Of each box ``patches`` that answer for it are asked for its mask, of each scene at most ``most``, in the box
+    enlarged by ``margin`` of its sides all around. A true mask teaches by dice and focal loss; a box alone by
+    its projections on both axes, and by the affinity of neighbouring pixels whose colours are more alike than
+    ``affinity_threshold``, exp(-distance in CIELAB / 2): BoxInst (arXiv:2012.02310). The affinity comes in over
+    ``warmup_steps``, after which the mask of a box also says which of its patches show the thing; till then those in
+    its middle do.
+
+    ``dense_weight`` weighs the names of what each patch's own place shows, ``name_weight`` a softmax over these,
+    ``exemplar_weight`` the exemplars of the step, all three as part of the dense loss.
+    """
+
+    weight: float = 1.0
+    patches: int = 2
+    most: int = 16
+    margin: float = 0.25
+    dice_weight: float = 1.0
+    focal_weight: float = 4.0
+    projection_weight: float = 1.0
+    affinity_weight: float = 1.0
+    affinity_threshold: float = 0.3
+    warmup_steps: int = 300
+    dense_weight: float = 1.0
+    name_weight: float = 0.5
+    exemplar_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.patches, self.most) < 1:
+            raise ConfigError(f"masks.patches and masks.most must be at least 1, got {self.patches} and {self.most}")
+        if not (0 <= self.margin < math.inf and 0 <= self.affinity_threshold <= 1 and self.warmup_steps >= 0):
+            raise ConfigError(
+                "masks.margin and warmup_steps must be 0 or more, and affinity_threshold lie in 0 to 1, got "
+                f"{self.margin}, {self.warmup_steps} and {self.affinity_threshold}"
+            )
+        weights = [(name, getattr(self, name)) for name in self.__slots__ if name.endswith("weight")]
+        for name, weight in weights:
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"masks.{name} must be 0 or more, got {weight}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +246,7 @@ class TrainConfig:
     checkpoint_minutes: float = 5.0
     optim: OptimConfig = field(default_factory=OptimConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
+    masks: MaskLossConfig = field(default_factory=MaskLossConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     naming: NamingConfig = field(default_factory=NamingConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -206,9 +262,14 @@ class TrainConfig:
             raise ConfigError(f"shard must be one of {', '.join(SHARDS)}, got {self.shard!r}")
         if not 0 <= self.blend <= 1:
             raise ConfigError(f"blend must lie in 0 (the trained weights) to 1 (the old ones), got {self.blend}")
-        optim = self.optim
-        if not any((optim.image_lr, optim.stem_lr, optim.heads_lr, optim.text_lr)):
-            raise ConfigError("optim.image_lr, stem_lr, text_lr and heads_lr are all 0: nothing would be trained")
+        if not any((*self.optim.rest, self.optim.masks)):
+            raise ConfigError(
+                "optim.image_lr, stem_lr, text_lr, heads_lr and masks_lr are all 0: nothing would be trained"
+            )
+        if self.task != "detect" and not any(self.optim.rest):
+            raise ConfigError(
+                f"optim: task = {self.task!r} teaches no masks; a rate other than masks_lr must be above 0"
+            )
         if not self.cache_gib >= 0:
             raise ConfigError(f"cache_gib must be 0 (keep no decoded pictures) or more, got {self.cache_gib}")
         if self.preview_every and (self.task != "detect" or self.shard == "fsdp"):

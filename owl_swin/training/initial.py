@@ -12,35 +12,31 @@ from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.models.stem import published_stem
 
 
-def load_init(model: OwlSwin, source: str) -> None:
-    """Starts from weights; ``source`` as in TrainConfig.init.
+def load_init(model: OwlSwin, source: str) -> set[str]:
+    """Starts from weights, and returns the names of the tensors that were there; ``source`` as in TrainConfig.init.
 
     Parts that the source does not hold stay as they are; a tensor of another shape, or a file without any, is refused.
     """
     kind, _, name = source.partition(":")
     if kind == "swin" and name:
-        _load(model, {f"image_encoder.{k}": v for k, v in _published_swin(model, name).items()}, source)
-        return
+        return _load(model, {f"image_encoder.{k}": v for k, v in _published_swin(model, name).items()}, source)
     if kind == "stem" and name:
         if model.config.image.stem == "patch":
             raise ConfigError(f"{source}: this model has no stem; set image.stem to a network of timm")
         given = None if name == "timm" else read_tensors(Path(name))[0]
         tensors = published_stem(model.config.image.stem, given)
-        _load(model, {f"image_encoder.stem.network.{k}": v for k, v in tensors.items()}, source)
-        return
+        return _load(model, {f"image_encoder.stem.network.{k}": v for k, v in tensors.items()}, source)
     if kind == "text" and name:
         tensors = dequantise(read_tensors(checkpoint_path(_state_of(name)))[0], name)
-        _load(model, {k: v for k, v in tensors.items() if k.startswith("text_encoder.")}, source)
-        return
+        return _load(model, {k: v for k, v in tensors.items() if k.startswith("text_encoder.")}, source)
     if kind == "open_clip" and name:
-        _load(model, {f"text_encoder.tower.{k}": v for k, v in _published_text(model, name).items()}, source)
-        return
+        return _load(model, {f"text_encoder.tower.{k}": v for k, v in _published_text(model, name).items()}, source)
     tensors = dequantise(read_tensors(checkpoint_path(_state_of(source)))[0], source)
     if any(key.startswith("ema.") for key in tensors):
         tensors = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
     elif any(key.startswith("tower.") for key in tensors):
         tensors = {f"text_encoder.{k}": v for k, v in tensors.items()}
-    _load(model, tensors, source)
+    return _load(model, tensors, source)
 
 
 def _state_of(source: str) -> str:
@@ -49,12 +45,13 @@ def _state_of(source: str) -> str:
     return str(state) if state.is_file() else source
 
 
-def _load(model: OwlSwin, tensors: dict[str, Tensor], source: str) -> None:
+def _load(model: OwlSwin, tensors: dict[str, Tensor], source: str) -> set[str]:
     own = model.state_dict()
     wrong = [k for k, v in tensors.items() if k not in own or own[k].shape != v.shape]
     if wrong or not tensors:
         raise CheckpointError(f"{source}: does not fit this model; first misfit: {wrong[:3] or 'no tensors'}")
     model.load_state_dict(tensors, strict=False)
+    return set(tensors)
 
 
 SIZES_OF_SWIN = ("patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")
@@ -94,6 +91,12 @@ def _published_text(model: OwlSwin, name: str) -> dict[str, Tensor]:
 def copy_pooled_to_class_head(model: OwlSwin) -> None:
     """Lets every patch start from the picture-wide projection that alignment has learned."""
     model.class_head.embed.load_state_dict(model.image_projection.state_dict())
+
+
+def start_masks(model: OwlSwin, given: set[str]) -> None:
+    """Lets a mask branch of which nothing was ``given`` say of each place what its patch says of its box."""
+    if model.masks is not None and not any(name.startswith("masks.") for name in given):
+        model.masks.dense_head.load_state_dict(model.class_head.state_dict())
 
 
 @torch.no_grad()

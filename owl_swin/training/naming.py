@@ -54,21 +54,26 @@ class DenseNames:
         self.weight, self.bias = weight[kept], bias[kept]
         self.embeds = TextBank(prompted([names[row] for row in kept]), model, trainable=False).means()  # [N, E]
 
-    def losses(self, stem_map: Tensor, class_embeds: Tensor, image_embed: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    def read(self, stem_map: Tensor) -> Tensor:
+        """What the classifier says in each cell [B, h, w, C] of a stem's last map, as logits [B, h, w, N]."""
+        with torch.no_grad():
+            return F.linear(stem_map.float(), self.weight.to(stem_map.device), self.bias.to(stem_map.device))
+
+    def losses(self, said: Tensor, class_embeds: Tensor, image_embed: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         """Weighted sum of the dense and the pooled loss: the cross-entropy between the classifier's distribution over
         names and that of the embeddings. Where the classifier is sure, it counts more.
 
-        ``stem_map [B, h, w, C]`` of stride 32, ``class_embeds [B, P, E]``, ``image_embed [B, E]``.
+        ``said [B, h, w, N]`` of ``read``, ``class_embeds [B, P, E]``, ``image_embed [B, E]``.
         """
-        with torch.no_grad():
-            logits = F.linear(stem_map.float(), self.weight.to(stem_map.device), self.bias.to(stem_map.device))
-            dense = logits.softmax(-1)  # [B, h, w, N]
-            pooled = logits.mean((1, 2)).softmax(-1)
-        batch, height, width, _ = stem_map.shape
-        x = class_embeds.view(batch, *grid_hw, -1).permute(0, 3, 1, 2)  # [B, E, gh, gw]
+        loss = self.dense_loss(said, class_embeds, grid_hw)
+        return loss + self.config.pooled_weight * self._distance(image_embed, said.mean((1, 2)).softmax(-1))
+
+    def dense_loss(self, said: Tensor, embeds: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        """The dense part alone, of the patches' ``embeds [B, P, E]``."""
+        batch, height, width, _ = said.shape
+        x = embeds.view(batch, *grid_hw, -1).permute(0, 3, 1, 2)  # [B, E, gh, gw]
         x = F.normalize(F.adaptive_avg_pool2d(x, (height, width)).permute(0, 2, 3, 1), dim=-1)
-        loss = self.config.dense_weight * self._distance(x, dense)
-        return loss + self.config.pooled_weight * self._distance(image_embed, pooled)
+        return self.config.dense_weight * self._distance(x, said.softmax(-1))
 
     def _distance(self, embeds: Tensor, target: Tensor) -> Tensor:
         logits = NAME_SCALE * embeds @ self.embeds.to(embeds).T

@@ -12,17 +12,25 @@ TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to: "stem", "image", "text" or "heads"."""
+    """The part of the model that a parameter belongs to: "stem", "image", "text", "masks" or "heads"."""
     if name.startswith("image_encoder.stem."):
         return "stem"
     if name.startswith("image_encoder."):
         return "image"
+    if name.startswith("masks."):
+        return "masks"
     return "text" if name.startswith("text_encoder.") else "heads"
 
 
 def learning_rates(config: OptimConfig) -> dict[str, float]:
     """The peak learning rate of each part."""
-    return {"image": config.image_lr, "stem": config.stem_lr, "text": config.text_lr, "heads": config.heads_lr}
+    return {
+        "image": config.image_lr,
+        "stem": config.stem_lr,
+        "text": config.text_lr,
+        "heads": config.heads_lr,
+        "masks": config.masks,
+    }
 
 
 def freeze(model: nn.Module, config: OptimConfig) -> None:

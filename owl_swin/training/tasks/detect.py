@@ -1,17 +1,18 @@
 """The detection task: scenes with boxes and names, matched and scored as OWL-ViT does (arXiv:2205.06230)."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from owl_swin.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
+from owl_swin.boxes import xyxy_to_cxcywh
 from owl_swin.config import ModelConfig
 from owl_swin.data.scenes import PictureCache, Scene, Scenes, load_scenes
+from owl_swin.errors import ConfigError
 from owl_swin.frame import exemplar_side, normalise
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
@@ -22,6 +23,8 @@ from owl_swin.training.distributed import Process
 from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, encode_exemplars, stack
 from owl_swin.training.initial import copy_pooled_to_class_head
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
+from owl_swin.training.mask_teaching import branch_losses
+from owl_swin.training.matched import MatchedScene, first_of, inside, overlap_with_targets, places_in
 from owl_swin.training.matcher import MATCHERS
 from owl_swin.training.naming import DenseNames, name_loss
 from owl_swin.training.preview import draw_preview
@@ -31,6 +34,7 @@ from owl_swin.training.tasks.align import AlignBatch, AlignTask
 from owl_swin.training.tasks.image import ImageTask
 from owl_swin.training.taught import TaughtBatch, TaughtWeights, embed_loss, image_embed_loss, taught_batch
 from owl_swin.training.texts import TextBank, prompted
+from owl_swin.training.true_masks import TrueMasks
 from owl_swin.training.views import jitter_colours
 from owl_swin.types import ImageEmbeddings
 
@@ -45,7 +49,7 @@ class DetectBatch:
     the batch's Q classes, and ``scores [G]`` (0: a vague box); ``asked``: for each scene the columns [q] that count in
     it, in order; ``classes [Q]`` of the bank and how they are said this time, ``texts [Q]`` rows of it; ``colours
     [B, 3]`` uniform numbers. ``exemplars`` show things of some of these classes, as columns. ``taught`` is what a
-    teacher thinks of the boxes and scenes."""
+    teacher thinks of the boxes and scenes, ``masks`` the true masks of each scene, ``index`` the batch's own."""
 
     pixels: Tensor
     boxes: list[Tensor]
@@ -58,6 +62,8 @@ class DetectBatch:
     align: AlignBatch | None
     exemplars: ExemplarBatch | None = None
     taught: TaughtBatch | None = None
+    masks: Sequence[TrueMasks] = ()
+    index: int = 0
 
 
 class DetectTask(ImageTask):
@@ -76,6 +82,13 @@ class DetectTask(ImageTask):
         """``sets`` stand for those of ``config.data`` where they were read before; their scenes have a teacher's
         embeddings where ``taught`` says how these count."""
         self.config, self.model, self.process = config, model, process
+        self.boxes_learn = any(config.optim.rest)
+        self.masks_learn = model.masks is not None and config.optim.masks > 0
+        if not (self.boxes_learn or self.masks_learn):
+            raise ConfigError(
+                f"optim: only masks_lr is above 0, and {config.model} has no mask branch; add [masks] to it, or set "
+                "another learning rate"
+            )
         if config.detect.fresh_class_head:
             copy_pooled_to_class_head(model)
         cache = PictureCache(int(config.cache_gib * 2**30))
@@ -97,7 +110,7 @@ class DetectTask(ImageTask):
         self.naming = DenseNames(config.naming, model) if config.naming.weights else None
         self.extra = nn.ModuleDict()
         self.align = None
-        if config.align_data:
+        if config.align_data and self.boxes_learn:
             self.align = AlignTask(config, model, config.align_data, config.align_batch_size, process)
             self.extra = self.align.extra
         self.matcher = MATCHERS[config.detect.matching]
@@ -145,6 +158,8 @@ class DetectTask(ImageTask):
             align=self.align.batch(index) if self.align else None,
             exemplars=self._exemplars(shown, classes, index) if self.draws else None,
             taught=taught_batch([drawn for _, _, drawn in shown], rows) if self.taught else None,
+            masks=[TrueMasks.none(hw) for _ in canvases] if self.masks_learn else (),
+            index=index,
         )
 
     def preview(self, averaged: nn.Module, batch: DetectBatch) -> Image.Image:
@@ -208,84 +223,149 @@ class DetectTask(ImageTask):
         return self.losses(self.model, self.encode_patches, batch)
 
     def losses(self, model: OwlSwin, encode_patches, batch: DetectBatch) -> dict[str, Tensor]:
-        """Class, box and objectness losses, each a mean over the scenes of the sum a matched pair."""
-        settings = self.config.detect
+        """Losses of boxes and names where these learn, and of the mask branch where it does: each a mean over the
+        scenes."""
         device = model.alignment_log_scale.device
-        pixels = batch.pixels.to(device, non_blocking=True).float() / 255
-        pixels = normalise(jitter_colours(pixels, batch.colours))
-        stem_map = None
-        if self.naming is None:
-            patches = encode_patches(pixels)
-        else:
-            patches, stem_map = model.encode_patches_and_stem(pixels)
-        images = encode_from_patches(model, patches, (pixels.shape[2], pixels.shape[3]))
-        texts = self.bank.embed(model, batch.texts).float()
-        exemplars = None
-        if batch.exemplars is not None:
-            exemplars = encode_exemplars(model, encode_patches, batch.exemplars)[: len(batch.exemplars.labels)].float()
+        plain = batch.pixels.to(device, non_blocking=True).float() / 255
+        pixels = normalise(jitter_colours(plain, batch.colours))
+        maps = said = exemplars = None
+        with nullcontext() if self.boxes_learn else torch.no_grad():
+            maps, patches, stem_map = self._encode(model, encode_patches, pixels)
+            images = encode_from_patches(model, patches, (pixels.shape[2], pixels.shape[3]))
+            texts = self.bank.embed(model, batch.texts).float()
+            if batch.exemplars is not None:
+                shown = encode_exemplars(model, encode_patches, batch.exemplars)
+                columns = batch.exemplars.labels.to(device)
+                exemplars = (shown[: len(columns)].float(), columns)
+        if self.masks_learn:
+            assert model.masks is not None
+            images = replace(images, masks=model.masks(maps, patches))
+        warmup = self.config.masks.warmup_steps * self.config.accumulate
+        progress = min(batch.index / warmup, 1.0) if warmup else 1.0
         stride = model.config.heads.stride
         centres = cell_centres(images.grid_hw) * stride / torch.tensor([pixels.shape[3], pixels.shape[2]])
         centres = centres.to(device)
+        parts: dict[str, Tensor] = {}
         with torch.autocast(device.type, enabled=False):  # a logit needs more than the 3 digits of bfloat16
-            scenes = [self._scene_losses(images[i], centres, texts, exemplars, batch, i) for i in range(len(pixels))]
-            parts = {name: torch.stack([own[name] for own in scenes]).mean() for name in scenes[0]}
-            weights = {
-                "class": settings.class_weight,
-                "name": settings.name_weight,
-                "l1": settings.l1_weight,
-                "giou": settings.giou_weight,
-                "objectness": settings.objectness_weight,
-                "exemplar": settings.exemplar_weight,
-                "embed": self.taught.boxes if self.taught else 0.0,
-            }
-            total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-            if self.taught is not None and batch.taught is not None:
-                parts["image_embed"] = image_embed_loss(images.image_embed, batch.taught)
-                total = total + self.taught.image * parts["image_embed"]
             if self.naming is not None and stem_map is not None:
-                parts["naming"] = self.naming.losses(stem_map, images.class_embeds, images.image_embed, images.grid_hw)
-                total = total + parts["naming"]
+                said = self.naming.read(stem_map)
+            scenes, logits = [], []
+            for i in range(len(pixels)):
+                own_logits, scene = self._matched(images[i], centres, texts, batch, i)
+                scenes.append(scene)
+                logits.append(own_logits)
+            total = centres.new_zeros(())
+            if self.boxes_learn:
+                total = self._box_losses(parts, images, scenes, logits, centres, texts, exemplars, batch, said)
+            if self.masks_learn:
+                taught = branch_losses(
+                    images, scenes, batch.masks, plain, centres, texts, exemplars, progress, self.config
+                )
+                total = total + taught.pop("loss")
+                parts |= taught
+                if self.naming is not None and said is not None:
+                    assert images.masks is not None
+                    lost = self.naming.dense_loss(said, images.masks.dense.class_embeds, images.grid_hw)
+                    total = total + self.config.masks.dense_weight * lost
+                    parts["dense_naming"] = lost
         if self.align is not None and batch.align is not None:
             aligned = self.align.losses(model, encode_patches, batch.align)
             total = total + self.config.align_weight * aligned["loss"]
             parts |= {"align": aligned["loss"], **{k: v for k, v in aligned.items() if k in ("accuracy", "dense")}}
         return {"loss": total, **{name: value.detach() for name, value in parts.items()}}
 
-    def _scene_losses(
-        self,
-        image: ImageEmbeddings,
-        centres: Tensor,
-        texts: Tensor,
-        exemplars: Tensor | None,
-        batch: DetectBatch,
-        place: int,
-    ) -> dict[str, Tensor]:
-        """The losses of one scene: sums over its patches, divided by the number of matched ones."""
-        settings, device = self.config.detect, centres.device
-        asked = batch.asked[place].to(device)  # [q] columns, in order
+    def _encode(
+        self, model: OwlSwin, encode_patches, pixels: Tensor
+    ) -> tuple[tuple[Tensor, ...] | None, Tensor, Tensor | None]:
+        """The maps that masks are made of, fused patches, and what the stem's classifier reads: what this run needs."""
+        if self.masks_learn and self.naming is not None:
+            return model.encode_pyramid_and_stem(pixels)
+        if self.masks_learn:
+            return *model.encode_pyramid(pixels), None
+        if self.naming is not None:
+            return None, *model.encode_patches_and_stem(pixels)
+        return None, encode_patches(pixels), None
+
+    def _matched(
+        self, image: ImageEmbeddings, centres: Tensor, texts: Tensor, batch: DetectBatch, place: int
+    ) -> tuple[Tensor, MatchedScene]:
+        """Logits [P, q] of one scene for the names asked in it, and which patches answer for its boxes."""
+        device = centres.device
+        asked = batch.asked[place].to(device)
         scores = batch.scores[place].to(device)
         sure, vague = scores > 0, scores == 0
         all_boxes, columns = batch.boxes[place].to(device), batch.labels[place].to(device)
         own = torch.searchsorted(asked, columns[sure])
         boxes, names = merge_same_boxes(all_boxes[sure], own, len(asked), scores=scores[sure])
-        logits = raw_logits(image, texts[asked])  # [P, q]
-        match = self.matcher(centres, logits, image.pred_boxes, names, boxes, settings)
+        logits = raw_logits(image, texts[asked])
+        match = self.matcher(centres, logits, image.pred_boxes, names, boxes, self.config.detect)
+        rows = sure.nonzero()[:, 0][first_of(boxes, all_boxes[sure])]
+        rare = self.name_weights.to(device)[batch.classes.to(device)[asked]]
+        return logits, MatchedScene(asked, rare, boxes, names, rows, match, all_boxes[vague], columns[vague])
+
+    def _box_losses(
+        self,
+        parts: dict[str, Tensor],
+        images: ImageEmbeddings,
+        scenes: list[MatchedScene],
+        logits: list[Tensor],
+        centres: Tensor,
+        texts: Tensor,
+        exemplars: tuple[Tensor, Tensor] | None,
+        batch: DetectBatch,
+        said: Tensor | None,
+    ) -> Tensor:
+        """Adds class, box, objectness and name losses to ``parts``; returns their weighted sum."""
+        settings = self.config.detect
+        lost = [
+            self._scene_losses(images[i], scene, logits[i], centres, texts, exemplars, batch, i)
+            for i, scene in enumerate(scenes)
+        ]
+        parts |= {name: torch.stack([own[name] for own in lost]).mean() for name in lost[0]}
+        weights = {
+            "class": settings.class_weight,
+            "name": settings.name_weight,
+            "l1": settings.l1_weight,
+            "giou": settings.giou_weight,
+            "objectness": settings.objectness_weight,
+            "exemplar": settings.exemplar_weight,
+            "embed": self.taught.boxes if self.taught else 0.0,
+        }
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        if self.taught is not None and batch.taught is not None:
+            parts["image_embed"] = image_embed_loss(images.image_embed, batch.taught)
+            total = total + self.taught.image * parts["image_embed"]
+        if self.naming is not None and said is not None:
+            parts["naming"] = self.naming.losses(said, images.class_embeds, images.image_embed, images.grid_hw)
+            total = total + parts["naming"]
+        return total
+
+    def _scene_losses(
+        self,
+        image: ImageEmbeddings,
+        scene: MatchedScene,
+        logits: Tensor,
+        centres: Tensor,
+        texts: Tensor,
+        exemplars: tuple[Tensor, Tensor] | None,
+        batch: DetectBatch,
+        place: int,
+    ) -> dict[str, Tensor]:
+        """The losses of one scene: sums over its patches, divided by the number of matched ones."""
+        settings, match = self.config.detect, scene.match
         count = match.weights.sum().clamp(min=1)
         goal = match.weights
-        predicted, wanted = image.pred_boxes[match.patches], boxes[match.targets]
+        predicted, wanted = image.pred_boxes[match.patches], scene.boxes[match.targets]
         if settings.quality:
-            goal = goal * _quality(predicted, wanted)
+            goal = goal * overlap_with_targets(predicted, wanted).clamp(min=LEAST_QUALITY)
         class_targets = torch.zeros_like(logits)
-        class_targets[match.patches] = names[match.targets] * goal[:, None]
+        class_targets[match.patches] = scene.patch_names * goal[:, None]
         object_targets = torch.zeros_like(image.objectness_logits)
-        certainty = F.pad(names, (0, 1)).amax(1)  # [G]; a scene may be asked for nothing at all
-        object_targets[match.patches] = goal * certainty[match.targets]
-        # Every box counts as the root of the patches that answer for it: large things have many.
-        share = match.weights / torch.bincount(match.targets, minlength=len(boxes)).clamp(min=1)[match.targets].sqrt()
-        share = share / share.sum().clamp(min=1e-6)
+        object_targets[match.patches] = goal * scene.certainty()[match.targets]
+        share = scene.shares()
         distance, overlap = box_losses(predicted, wanted)
-        answers = _open_question(centres, all_boxes[vague], columns[vague], asked, class_targets)
-        open_places = _inside(centres, all_boxes[vague]).any(1) & (object_targets == 0)
+        answers = scene.open_question(centres, class_targets)
+        open_places = inside(centres, scene.vague_boxes).any(1) & (object_targets == 0)
         focal = {"alpha": settings.focal_alpha, "gamma": settings.focal_gamma}
         losses = {
             "class": (focal_loss(logits, class_targets, **focal) * answers).sum() / count,
@@ -294,51 +374,15 @@ class DetectTask(ImageTask):
             "objectness": (focal_loss(image.objectness_logits, object_targets, **focal) * ~open_places).sum() / count,
         }
         if settings.name_weight:
-            rare = names * self.name_weights.to(device)[batch.classes.to(device)[asked]]
-            weights = share * F.pad(rare, (0, 1)).amax(1)[match.targets]
-            cosines = image.class_embeds[match.patches] @ texts[asked].T  # [M, q]
-            losses["name"] = name_loss(cosines, names[match.targets], weights)
+            weights = share * scene.rarity()[match.targets]
+            cosines = image.class_embeds[match.patches] @ texts[scene.asked].T  # [M, q]
+            losses["name"] = name_loss(cosines, scene.patch_names, weights)
         if batch.taught is not None:
-            said = batch.taught.boxes[place].to(device)[sure][_first_of(boxes, all_boxes[sure])]
+            said = batch.taught.boxes[place].to(centres.device)[scene.rows]
             losses["embed"] = embed_loss(image.class_embeds[match.patches], said[match.targets], share)
-        if exemplars is not None and batch.exemplars is not None:
-            shown = batch.exemplars.labels.to(device)
-            here, place_of = _places(asked, shown)
-            logits = raw_logits(image, exemplars[here])
+        if exemplars is not None:
+            here, place_of = places_in(scene.asked, exemplars[1])
+            logits = raw_logits(image, exemplars[0][here])
             lost = focal_loss(logits, class_targets[:, place_of], **focal) * answers[:, place_of]
             losses["exemplar"] = lost.sum() / count
         return losses
-
-
-def _first_of(boxes: Tensor, among: Tensor) -> Tensor:
-    """For each box the first row of ``among`` that is the very same."""
-    if not len(boxes):
-        return torch.zeros(0, dtype=torch.long, device=boxes.device)
-    return (boxes[:, None] == among[None]).all(-1).float().argmax(1)
-
-
-def _inside(centres: Tensor, boxes: Tensor) -> Tensor:
-    """[P, G]: which patch centres lie in which boxes."""
-    distance = (centres[:, None] - boxes[None, :, :2]).abs()
-    return (distance <= boxes[None, :, 2:] / 2).all(-1)
-
-
-def _open_question(centres: Tensor, boxes: Tensor, columns: Tensor, asked: Tensor, targets: Tensor) -> Tensor:
-    """[P, q], 1 where a patch learns whether it is of a name: not inside a vague box of that name, unless it answers
-    for a sure one."""
-    known, places = _places(asked, columns)
-    inside = _inside(centres, boxes[known])  # [P, V]
-    vague = torch.zeros_like(targets).index_add_(1, places, inside.to(targets))
-    return ((vague == 0) | (targets > 0)).to(targets)
-
-
-def _places(asked: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of ``columns`` are asked [n], as a mask, and the places of these in ``asked``, which is in order."""
-    known = torch.isin(columns, asked)
-    return known, torch.searchsorted(asked, columns[known])
-
-
-@torch.no_grad()
-def _quality(boxes: Tensor, targets: Tensor) -> Tensor:
-    """IoU [M] of cxcywh boxes with their targets, but at least LEAST_QUALITY, so that a poor box still has a name."""
-    return paired_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets)).clamp(min=LEAST_QUALITY)

@@ -14,15 +14,17 @@ from owl_swin.config import ModelConfig, read_toml
 from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TrainConfig
-from owl_swin.training.initial import load_init
+from owl_swin.training.initial import load_init, start_masks
 
 
 def start_model(config: TrainConfig, device: torch.device) -> OwlSwin:
     """The model of a run's configuration with the weights that it starts from."""
     torch.manual_seed(config.seed)
     model = OwlSwin(read_toml(config.model, ModelConfig)).to(device)
+    given: set[str] = set()
     for source in config.init:
-        load_init(model, source)
+        given |= load_init(model, source)
+    start_masks(model, given)
     if config.logit_scale:
         nn.init.constant_(model.alignment_log_scale, math.log(config.logit_scale))
     return model

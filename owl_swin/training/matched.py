@@ -1,0 +1,81 @@
+"""A training scene after matching: its boxes, what they are called, and the patches that answer for them."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from owl_swin.boxes import cxcywh_to_xyxy, paired_iou
+from owl_swin.training.matcher import Match
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedScene:
+    """``asked [q]`` columns of the batch's classes, in order, and how much each counts, ``rare [q]``; ``boxes [G, 4]``
+    cxcywh in [0, 1], each once, with ``names [G, q]`` (how sure each is) and ``rows [G]``, their places among all boxes
+    of the scene; ``match`` says which patches answer. ``vague_boxes [V, 4]`` with columns ``vague_columns [V]`` are
+    neither there nor not."""
+
+    asked: Tensor
+    rare: Tensor
+    boxes: Tensor
+    names: Tensor
+    rows: Tensor
+    match: Match
+    vague_boxes: Tensor
+    vague_columns: Tensor
+
+    @property
+    def patch_names(self) -> Tensor:
+        """[M, q]: the names of the boxes that the matched patches answer for."""
+        return self.names[self.match.targets]
+
+    def shares(self) -> Tensor:
+        """How much each pair counts, [M], together 1: every box as the root of the patches that answer for it, as large
+        things have many."""
+        weights, targets = self.match.weights, self.match.targets
+        answering = torch.bincount(targets, minlength=len(self.boxes)).clamp(min=1)
+        share = weights / answering[targets].sqrt()
+        return share / share.sum().clamp(min=1e-6)
+
+    def certainty(self) -> Tensor:
+        """How sure each box is of its best name, [G]; a scene may be asked for nothing at all."""
+        return F.pad(self.names, (0, 1)).amax(1)
+
+    def rarity(self) -> Tensor:
+        """How much each box's rarest name counts, [G]."""
+        return F.pad(self.names * self.rare, (0, 1)).amax(1)
+
+    def open_question(self, centres: Tensor, targets: Tensor) -> Tensor:
+        """[P, q], 1 where a patch learns whether it is of a name: not inside a vague box of that name, unless it
+        answers for a sure one (``targets [P, q]`` above 0)."""
+        known, places = places_in(self.asked, self.vague_columns)
+        within = inside(centres, self.vague_boxes[known])  # [P, V]
+        vague = torch.zeros_like(targets).index_add_(1, places, within.to(targets))
+        return ((vague == 0) | (targets > 0)).to(targets)
+
+
+def first_of(boxes: Tensor, among: Tensor) -> Tensor:
+    """For each box the first row of ``among`` that is the very same."""
+    if not len(boxes):
+        return torch.zeros(0, dtype=torch.long, device=boxes.device)
+    return (boxes[:, None] == among[None]).all(-1).float().argmax(1)
+
+
+def inside(centres: Tensor, boxes: Tensor) -> Tensor:
+    """[P, G]: which patch centres lie in which boxes."""
+    distance = (centres[:, None] - boxes[None, :, :2]).abs()
+    return (distance <= boxes[None, :, 2:] / 2).all(-1)
+
+
+def places_in(asked: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of ``columns`` are asked [n], as a mask, and the places of these in ``asked``, which is in order."""
+    known = torch.isin(columns, asked)
+    return known, torch.searchsorted(asked, columns[known])
+
+
+@torch.no_grad()
+def overlap_with_targets(boxes: Tensor, targets: Tensor) -> Tensor:
+    """IoU [M] of cxcywh boxes [M, 4] with their targets [M, 4]."""
+    return paired_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
