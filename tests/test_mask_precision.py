@@ -206,7 +206,7 @@ def test_a_damaged_mask_is_named_and_neither_found_nor_false(tmp_path, segmentat
 
 @pytest.mark.parametrize("changes", [{"segmentation": []}, {"segmentation": None}, {"segmentation": [[1, 2]]}])
 def test_a_set_without_masks_is_refused(tmp_path, changes):
-    with pytest.raises(DataError, match=r"none of its 1 things has a mask .*; measure its boxes, without --masks$"):
+    with pytest.raises(DataError, match=r"none of its 1 things has a mask .*; its boxes alone can be measured$"):
         read_truth(write(tmp_path, one_thing(**changes)), tmp_path, masks=True)
 
 

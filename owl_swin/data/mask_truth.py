@@ -33,7 +33,7 @@ def with_masks(truth: dict[str, Any], path: Path) -> dict[str, Any]:
         first = f"; the first problem: {broken[0]}" if broken else ""
         raise DataError(
             f'{path}: none of its {things} things has a mask ("segmentation": polygons or run lengths){first}'
-            "; measure its boxes, without --masks"
+            "; its boxes alone can be measured"
         )
     notes = [*truth["notes"]]
     if without:

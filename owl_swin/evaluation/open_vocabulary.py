@@ -59,7 +59,7 @@ def evaluate_split(
     values = resampled_ap50(truth, together, draws=draws)
     columns = [[i for i, c in enumerate(truth["categories"]) if c["id"] in own] for own in groups.values()]
     mean_base, mean_novel = (mean_percent(table[:, own]) for own in columns)
-    drawn_base, drawn_novel = (_means(values[:, own]) for own in columns)
+    drawn_base, drawn_novel = (known_means(values[:, own]) for own in columns)
     drawn_harmonic = 2 * drawn_base * drawn_novel / np.maximum(drawn_base + drawn_novel, 1e-9)
     drawn_alone = mean_over_classes(resampled_ap50(novel_truth, alone, draws=draws))
     own = {
@@ -93,8 +93,8 @@ def harmonic(a: float | None, b: float | None) -> float | None:
     return round(2 * a * b / (a + b), 2) if a + b else 0.0
 
 
-def _means(values: np.ndarray) -> np.ndarray:
-    """Means [draws] over the classes that are not NaN; NaN where all are."""
+def known_means(values: np.ndarray) -> np.ndarray:
+    """Means [draws] of [draws, C] over the classes that are not NaN; NaN where all are."""
     known = ~np.isnan(values)
     total = known.sum(1)
     return np.where(total > 0, np.where(known, values, 0).sum(1) / np.maximum(total, 1), np.nan)

@@ -9,7 +9,7 @@ from owl_swin.errors import DataError
 from owl_swin.files import read_json
 
 # The figure that stands for a whole report, the first that it has; its interval is called "ci95" in JSON.
-MAIN = ("AP50", "top1", "image_to_text_r1")
+MAIN = ("AP50", "top1", "image_to_text_r1", "mIoU")
 
 Interval = tuple[float, float]
 
