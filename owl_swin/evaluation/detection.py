@@ -1,4 +1,4 @@
-"""Detection average precision on a COCO file, as COCO defines it, with a bootstrap interval over pictures."""
+"""Average precision of boxes or masks on a COCO file, as COCO defines it, with a bootstrap interval over pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import Any
 
 from owl_swin.data.truth import LEAST_SURE, counted_boxes, is_federated, read_truth
 from owl_swin.detector import Detector
+from owl_swin.encoder import check_has_masks
 from owl_swin.evaluation.class_queries import encode_classes
+from owl_swin.evaluation.mask_precision import mask_precision
 from owl_swin.evaluation.precision import average_precision
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress, coco_rows, encode_set
@@ -25,6 +27,7 @@ def evaluate_detection(
     ignore_below: float = LEAST_SURE,
     draws: int = 200,
     tiles: TilesLike | None = None,
+    masks: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Asks every picture, and its ``tiles`` where there are some, for every class by its name and scores the answers.
@@ -32,18 +35,21 @@ def evaluate_detection(
     Figures: AP (IoU 0.50 to 0.95), AP50, AP75, AP_small, AP_medium and AP_large (areas as annotated, in pixels of the
     annotated picture), and AP50 of each class. Pictures that cannot be read count as pictures in which nothing was
     found, and are listed in ``broken``; guessed boxes with a score under ``ignore_below`` are neither to be found nor
-    false.
+    false. With ``masks`` these are the figures of masks, and others stand beside them, as ``mask_precision`` says; a
+    set without masks then raises DataError.
     """
-    truth = read_truth(annotations, images, classes, ignore_below=ignore_below)
+    if masks:
+        check_has_masks(detector.spec)
+    truth = read_truth(annotations, images, classes, ignore_below=ignore_below, masks=masks)
     broken: list[str] = []
-    rows = ask_by_name(detector, truth, broken, nms_iou=nms_iou, tiles=tiles, progress=progress)
-    precision = average_precision(truth, rows, draws=draws)
+    rows = ask_by_name(detector, truth, broken, nms_iou=nms_iou, tiles=tiles, masks=masks, progress=progress)
+    precision = (mask_precision if masks else average_precision)(truth, rows, draws=draws)
     federated = (
         "the file says which classes were looked for in a picture, and here all others count as absent; use lvis"
     )
     return Report(
-        protocol=f"COCO box AP, text queries by class name, {MAX_DETECTIONS} detections a picture, NMS {nms_iou}"
-        + ("" if tiles is None else f", with {tiles}"),
+        protocol=f"COCO {'mask' if masks else 'box'} AP, text queries by class name, "
+        f"{MAX_DETECTIONS} detections a picture, NMS {nms_iou}" + ("" if tiles is None else f", with {tiles}"),
         annotations=Path(annotations).name,
         counts={"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))},
         figures=precision.figures,
@@ -62,6 +68,7 @@ def ask_by_name(
     nms_iou: float | None = 0.5,
     top_k: int = MAX_DETECTIONS,
     tiles: TilesLike | None = None,
+    masks: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """COCO result rows of all pictures of a set, asked for all its classes by name."""
@@ -70,7 +77,7 @@ def ask_by_name(
         return []
     ids = [category["id"] for category in truth["categories"]]
     rows: list[dict[str, Any]] = []
-    for record, encoded in encode_set(detector, truth, broken, progress, tiles):
-        found = detector.detect(encoded, queries, threshold=0.0, nms_iou=nms_iou, top_k=top_k)
+    for record, encoded in encode_set(detector, truth, broken, progress, tiles, masks=masks):
+        found = detector.detect(encoded, queries, threshold=0.0, nms_iou=nms_iou, top_k=top_k, masks=masks)
         rows += coco_rows(found, record, ids)
     return rows

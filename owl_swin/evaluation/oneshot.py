@@ -8,11 +8,14 @@ import numpy as np
 
 from owl_swin.data.truth import class_ids, counted_boxes, one_category_a_name, read_truth
 from owl_swin.detector import Detector
+from owl_swin.encoder import check_has_masks
 from owl_swin.errors import DataError
 from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.detection import MAX_DETECTIONS
 from owl_swin.evaluation.exemplar_bank import make_bank, without_exemplar
+from owl_swin.evaluation.mask_precision import BESIDE
 from owl_swin.evaluation.precision import (
+    Overlap,
     interval,
     mean_over_classes,
     mean_percent,
@@ -40,6 +43,7 @@ def evaluate_oneshot(
     with_text: bool = False,
     weight: float = 0.5,
     negatives: int = 0,
+    masks: bool = False,
     nms_iou: float | None = 0.5,
     resamples: int = 200,
     progress: Progress | None = None,
@@ -53,13 +57,16 @@ def evaluate_oneshot(
     ``exemplars`` is a second COCO file whose boxes are the exemplars (pictures in ``exemplar_images``, by default
     ``images``). With ``absent`` every picture is asked for every class: finding nothing is then part of the task.
     ``with_text`` gives the class's name beside its exemplars, which count ``weight``; ``negatives`` is how many other
-    classes, by one exemplar each, a query has as negatives.
+    classes, by one exemplar each, a query has as negatives. With ``masks`` the figures are of masks, AP_boundary,
+    AP50_boundary, AP_box and AP50_box stand beside them, and a set without masks raises DataError.
     """
+    if masks:
+        check_has_masks(detector.spec)
     if min(shots, draws) < 1:
         raise DataError(f"shots and draws must be at least 1, got {shots} and {draws}")
     if negatives < 0 or not 0 <= weight <= 1:
         raise DataError(f"negatives must be at least 0 and weight lie in [0, 1], got {negatives} and {weight}")
-    truth = one_category_a_name(read_truth(annotations, images, classes))
+    truth = one_category_a_name(read_truth(annotations, images, classes, masks=masks))
     groups = {"seen": class_ids(truth, seen, annotations), "unseen": class_ids(truth, unseen, annotations)}
     bank = make_bank(detector, truth, exemplars, exemplar_images if exemplar_images is not None else images)
     by_name = {c["name"]: c["id"] for c in truth["categories"]}
@@ -75,7 +82,7 @@ def evaluate_oneshot(
     rows: list[list[dict[str, Any]]] = [[] for _ in range(draws)]
     broken: list[str] = []
     unasked = 0
-    for record, encoded in encode_set(detector, truth, broken, progress):
+    for record, encoded in encode_set(detector, truth, broken, progress, masks=masks):
         names = [name for name in by_name if absent or name in present[record["id"]]]
         for draw in range(draws if names else 0):
             queries = bank.queries(
@@ -84,15 +91,14 @@ def evaluate_oneshot(
             unasked += len(names) - (len(queries) if queries else 0)
             if queries:
                 known |= set(queries.names)
-                found = detector.detect(
-                    encoded, queries, threshold=0.0, nms_iou=nms_iou, top_k=MAX_DETECTIONS * len(queries)
-                )
+                most = MAX_DETECTIONS * len(queries)
+                found = detector.detect(encoded, queries, threshold=0.0, nms_iou=nms_iou, top_k=most, masks=masks)
                 rows[draw] += coco_rows(found, record, [by_name[name] for name in queries.names])
     asked = "all classes" if absent else "the classes that are in it"
     beside = f" with its name (exemplars count {weight:g})" if with_text else ""
     beside += f" and {negatives} other class(es) as negatives" if negatives else ""
     judged, notes = without_exemplar(truth, known)
-    tables, drawn = _draws(judged, rows, resamples)
+    tables, drawn = _draws(judged, rows, resamples, "segm" if masks else "bbox")
     figures = {"AP": mean_percent(tables), "AP50": mean_percent(tables[:, 0])}
     intervals = {"AP50": interval(mean_over_classes(drawn), figures["AP50"])}
     for group, ids in groups.items():
@@ -100,9 +106,13 @@ def evaluate_oneshot(
         if ids:
             figures[f"AP50_{group}"] = mean_percent(tables[:, 0][..., columns])
             intervals[f"AP50_{group}"] = interval(mean_over_classes(drawn[:, columns]), figures[f"AP50_{group}"])
+    for by, ending in BESIDE.items() if masks else ():
+        others, other_draws = _draws(judged, rows, resamples, by)
+        figures |= {f"AP{ending}": mean_percent(others), f"AP50{ending}": mean_percent(others[:, 0])}
+        intervals[f"AP50{ending}"] = interval(mean_over_classes(other_draws), figures[f"AP50{ending}"])
     return Report(
-        protocol=f"one-shot COCO box AP, each picture asked for {asked} by {shots} exemplar(s) of "
-        f"{'another set' if exemplars else 'other pictures'}{beside}, mean of {draws} draws, "
+        protocol=f"one-shot COCO {'mask' if masks else 'box'} AP, each picture asked for {asked} by {shots} exemplar(s) "
+        f"of {'another set' if exemplars else 'other pictures'}{beside}, mean of {draws} draws, "
         f"{MAX_DETECTIONS} detections a picture and class, NMS {nms_iou}",
         annotations=Path(annotations).name,
         counts={
@@ -121,9 +131,11 @@ def evaluate_oneshot(
     )
 
 
-def _draws(truth: dict[str, Any], rows: list[list[dict[str, Any]]], resamples: int) -> tuple[np.ndarray, np.ndarray]:
+def _draws(
+    truth: dict[str, Any], rows: list[list[dict[str, Any]]], resamples: int, by: Overlap
+) -> tuple[np.ndarray, np.ndarray]:
     """Precision [draws, 10 IoUs, 101 recalls, C], and the draws' mean AP50 [resamples, C] of pictures drawn again."""
     ids = {c["id"] for c in truth["categories"]}
     rows = [[row for row in own if row["category_id"] in ids] for own in rows]
-    tables = [precision_table(truth, own, max_detections=MAX_DETECTIONS)[..., 0] for own in rows]
-    return np.stack(tables), np.stack([resampled_ap50(truth, own, draws=resamples) for own in rows]).mean(0)
+    tables = [precision_table(truth, own, max_detections=MAX_DETECTIONS, by=by)[..., 0] for own in rows]
+    return np.stack(tables), np.stack([resampled_ap50(truth, own, draws=resamples, by=by) for own in rows]).mean(0)

@@ -252,23 +252,36 @@ def _hits(
     truth: dict[str, Any], rows: Sequence[dict[str, Any]], max_detections: int, lvis: bool, by: Overlap
 ) -> dict[Any, list[tuple[float, bool, Any]]]:
     """Category id → (score, is it right at IoU 0.50, image id) of every row that counts."""
+    out: dict[Any, list[tuple[float, bool, Any]]] = {}
+    for row, annotation in judged_rows(truth, rows, max_detections=max_detections, lvis=lvis, by=by).items():
+        hit = (rows[row]["score"], annotation is not None, rows[row]["image_id"])
+        out.setdefault(rows[row]["category_id"], []).append(hit)
+    return out
+
+
+def judged_rows(
+    truth: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    *,
+    max_detections: int = 100,
+    lvis: bool = False,
+    by: Overlap = "bbox",
+) -> dict[int, int | None]:
+    """The place of every row that counts, the best first, and that of the annotation which it is right about at IoU
+    0.50; None where it is false. What is in a crowd, or one too many, does not count."""
     if not rows or not counted_boxes(truth):
         return {}
     evaluation, answers = _evaluated(truth, rows, COCO_IOUS[:1], max_detections, lvis, by)
-    image_ids, category_ids = ({n: i for i, n in _numbers(truth[key]).items()} for key in ("images", "categories"))
-    # "answer_annotation" of each pair; an answer in a crowd region counts nowhere.
+    # "answer_annotation" of each pair, both counted from 1.
     pairs = (key.split("_") for key in evaluation.eval["matched"])
-    partner = {int(answer): int(annotation) for answer, annotation in pairs}
-    crowds = {i for i, a in enumerate(truth["annotations"], start=1) if a.get("iscrowd")}
-    out: dict[Any, list[tuple[float, bool, Any]]] = {}
+    partner = {int(answer): int(annotation) - 1 for answer, annotation in pairs}
+    out: dict[int, int | None] = {}
     seen: dict[tuple[int, int], int] = {}
     for i, answer in sorted(answers.anns.items(), key=lambda item: -item[1]["score"]):
         group = (answer["image_id"], answer["category_id"])
         seen[group] = seen.get(group, 0) + 1
-        if seen[group] > max_detections:
-            continue
         unjudged = answer.get("drop", False) or (answer.get("lvis_mark", False) and i not in partner)
-        if partner.get(i) not in crowds and not unjudged:
-            hit = (answer["score"], i in partner, image_ids[answer["image_id"]])
-            out.setdefault(category_ids[answer["category_id"]], []).append(hit)
+        in_crowd = i in partner and truth["annotations"][partner[i]].get("iscrowd")
+        if seen[group] <= max_detections and not in_crowd and not unjudged:
+            out[i - 1] = partner.get(i)
     return out

@@ -28,14 +28,16 @@ def encode_set(
     broken: list[str],
     progress: Progress | None = None,
     tiles: TilesLike | None = None,
+    *,
+    masks: bool = False,
 ) -> Iterator[tuple[dict[str, Any], EncodedImage]]:
-    """Each record of a picture with the picture encoded, in order and as its boxes see it; a picture that cannot be
-    read is added to ``broken`` instead."""
+    """Each record of a picture with the picture encoded, in order and as its boxes see it, with what ``masks`` are made
+    of; a picture that cannot be read is added to ``broken`` instead."""
     records = truth["images"]
     for start in range(0, len(records), BATCH):
         batch = records[start : start + BATCH]
         pictures = [partial(as_annotated, record["source"], stated_size(record)) for record in batch]
-        for offset, encoded in enumerate(encode_pictures(detector, pictures, broken, tiles)):
+        for offset, encoded in enumerate(encode_pictures(detector, pictures, broken, tiles, masks=masks)):
             if encoded is not None:
                 yield batch[offset], encoded
             if progress is not None:
@@ -47,18 +49,21 @@ def encode_pictures(
     pictures: Sequence[ImageSource | Callable[[], ImageSource]],
     broken: list[str],
     tiles: TilesLike | None = None,
+    *,
+    masks: bool = False,
 ) -> list[EncodedImage | None]:
     """The pictures, or what these functions give, encoded together, or each with its tiles; None, and a sentence in
     ``broken``, for each that cannot be read."""
     if tiles is not None:
-        return [_with_tiles(detector, picture, tiles, broken) for picture in pictures]
+        return [_with_tiles(detector, picture, tiles, broken, masks) for picture in pictures]
     try:
-        return list(detector.encode_images([_given(picture) for picture in pictures], batch_size=len(pictures)))
+        given = [_given(picture) for picture in pictures]
+        return list(detector.encode_images(given, batch_size=len(pictures), masks=masks))
     except ImageError:  # one of them cannot be read: which one?
         encoded: list[EncodedImage | None] = []
         for picture in pictures:
             try:
-                encoded += detector.encode_images([_given(picture)], batch_size=1)
+                encoded += detector.encode_images([_given(picture)], batch_size=1, masks=masks)
             except ImageError as error:
                 broken.append(str(error))
                 encoded.append(None)
@@ -70,9 +75,10 @@ def _with_tiles(
     picture: ImageSource | Callable[[], ImageSource],
     tiles: TilesLike,
     broken: list[str],
+    masks: bool,
 ) -> EncodedImage | None:
     try:
-        return detector.encode_image(_given(picture), tiles=tiles)
+        return detector.encode_image(_given(picture), tiles=tiles, masks=masks)
     except ImageError as error:
         broken.append(str(error))
         return None
@@ -83,12 +89,18 @@ def _given(picture: ImageSource | Callable[[], ImageSource]) -> ImageSource:
 
 
 def coco_rows(found: Detections, record: dict[str, Any], category_ids: Sequence[Any]) -> list[dict[str, Any]]:
-    """COCO result rows of one picture, in annotated pixels; label i is the class ``category_ids[i]``."""
+    """COCO result rows of one picture, in annotated pixels; label i is the class ``category_ids[i]``. Masks, where the
+    detections have some, are there as run lengths, which take a few hundred bytes each."""
     boxes = xyxy_to_xywh(in_annotated_pixels(found, record)).tolist()
-    return [
+    rows = [
         {"image_id": record["id"], "category_id": category_ids[label], "bbox": box, "score": score}
         for box, label, score in zip(boxes, found.labels.tolist(), found.scores.tolist(), strict=True)
     ]
+    if found.masks is None:
+        return rows
+    width, height = stated_size(record) or found.image_hw[::-1]
+    masks = found.masks.scaled_to((round(height), round(width))).rle()
+    return [{**row, "segmentation": mask} for row, mask in zip(rows, masks, strict=True)]
 
 
 def in_annotated_pixels(found: Detections, record: dict[str, Any]) -> torch.Tensor:
