@@ -34,7 +34,7 @@ class Known:
             torch.zeros(len(queries), 1), tuple(q if isinstance(q, str) else q.name for q in queries)
         )
 
-    def encode_images(self, pictures, *, batch_size):
+    def encode_images(self, pictures, *, batch_size, masks=False):
         return [Encoded((open_image(picture).height, open_image(picture).width)) for picture in pictures]
 
     def score(self, encoded, queries):

@@ -328,7 +328,7 @@ class FakeClassifier:
         rows = torch.tensor([[float(colour in prompt) for colour in COLOURS] for prompt in prompts])
         return SimpleNamespace(query_embeds=rows)
 
-    def encode_images(self, images, batch_size):
+    def encode_images(self, images, batch_size, masks=False):
         assert len(images) <= batch_size
         return [SimpleNamespace(embeddings=SimpleNamespace(image_embed=self._embed(image))) for image in images]
 

@@ -41,7 +41,7 @@ class FakeAligner:
             query_embeds=torch.tensor([[float(colour in text) for colour in COLOURS] for text in texts])
         )
 
-    def encode_images(self, images, *, batch_size):
+    def encode_images(self, images, *, batch_size, masks=False):
         return [self.encode_image(image) for image in images]
 
     def encode_image(self, image):

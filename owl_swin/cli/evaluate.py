@@ -1,13 +1,12 @@
 """`owl-swin eval PROTOCOL`: measuring a model under a stated protocol. JSON on stdout, a table on stderr."""
 
-import io
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from owl_swin.cli import options
+from owl_swin.cli.evaluate_calibration import calibrate
 from owl_swin.cli.evaluation_options import (
     Annotations,
     By,
@@ -19,6 +18,7 @@ from owl_swin.cli.evaluation_options import (
     Images,
     ImageSize,
     JsonOut,
+    Masks,
     Model,
     Nms,
     Route,
@@ -28,8 +28,6 @@ from owl_swin.cli.evaluation_options import (
     finish,
     show_progress,
 )
-from owl_swin.errors import DataError, OwlSwinError
-from owl_swin.files import make_folder_of, write_bytes
 
 app = typer.Typer(
     help="Measure a model under a stated protocol; figures in percent, with 95 % intervals over pictures.",
@@ -50,13 +48,16 @@ def detect(
     image_size: ImageSize = None,
     tile: options.Tile = None,
     overlap: options.Overlap = None,
+    masks: Masks = False,
     device: Device = "auto",
     runtime: options.Runtime = "auto",
     json_out: JsonOut = None,
 ) -> None:
-    """COCO average precision, asked by class name.
+    """COCO average precision of boxes, or of masks, asked by class name.
 
     Example: owl-swin eval detect --annotations test.json --images pictures
+
+    Masks: owl-swin eval detect --annotations instances.json --images pictures --masks
     """
     from owl_swin.evaluation.detection import evaluate_detection
 
@@ -67,6 +68,7 @@ def detect(
         "nms_iou": checked_nms(nms_iou),
         "ignore_below": ignore_below,
         "tiles": tiles,
+        "masks": masks,
         "progress": show_progress,
     }
     finish(evaluate_detection(detector, annotations, images, **settings), json_out)
@@ -204,6 +206,7 @@ def oneshot(
     with_text: Annotated[bool, typer.Option("--with-text", help="Give the class's name beside its exemplars.")] = False,
     weight: Annotated[float, typer.Option(help="With --with-text, how much the exemplars count, 0 to 1.")] = 0.5,
     negatives: Annotated[int, typer.Option(help="So many other classes, by one exemplar each, as negatives.")] = 0,
+    masks: Masks = False,
     nms_iou: Nms = 0.5,
     image_size: ImageSize = None,
     device: Device = "auto",
@@ -232,6 +235,7 @@ def oneshot(
         with_text=with_text,
         weight=weight,
         negatives=negatives,
+        masks=masks,
         nms_iou=checked_nms(nms_iou),
         progress=show_progress,
     )
@@ -276,65 +280,7 @@ def absence(
     finish(result, json_out)
 
 
-@app.command()
-def calibrate(
-    annotations: Annotations,
-    images: Images,
-    model: Model = "nano",
-    classes: Classes = None,
-    by: By = Route.TEXT,
-    fit: Annotated[list[Path] | None, typer.Option(help="COCO JSON to fit on, not what is judged; or several.")] = None,
-    fit_images: Annotated[
-        list[Path] | None, typer.Option(help="Folder of its pictures, if another; or one each.")
-    ] = None,
-    to: Annotated[Path | None, typer.Option(help="Write the model with calibrated scores, .safetensors.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write the reliability diagram, .png.")] = None,
-    nms_iou: Nms = 0.5,
-    image_size: ImageSize = None,
-    device: Device = "auto",
-    runtime: options.Runtime = "auto",
-    json_out: JsonOut = None,
-) -> None:
-    """Do scores mean what they say? With --fit, make them so; --to keeps the cure in a model file.
-
-    Example: owl-swin eval calibrate --annotations test.json --images pictures --fit val.json --to new.safetensors
-    """
-    from owl_swin.evaluation.calibration import calibrated, draw_reliability, evaluate_calibration
-    from owl_swin.families.owl_swin import save_checkpoint
-    from owl_swin.models.owl_swin import OwlSwin
-
-    if to is not None and not fit:
-        raise DataError("--to writes a model that was fitted; name a set to fit on with --fit")
-    if to is not None and to.suffix != ".safetensors":
-        raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
-    for path in (to, plot):
-        if path is not None:
-            make_folder_of(path)
-    detector = evaluated_detector(model, device, image_size, json_out, runtime)
-    network = detector.model
-    if to is not None and not isinstance(network, OwlSwin):
-        raise OwlSwinError(f"{model}: --to writes models of owl_swin's own kind, this is of another")
-    result, cure = evaluate_calibration(
-        detector,
-        annotations,
-        images,
-        classes=chosen_names(classes),
-        fit=fit or (),
-        fit_images=fit_images or (),
-        route=by,
-        nms_iou=checked_nms(nms_iou),
-        progress=show_progress,
-    )
-    finish(result, json_out)  # what is fitted on a part of the pictures is not written
-    if plot is not None:
-        before, after = result.details.get("reliability_before"), result.details["reliability"]
-        panels = {"before": before, "after": after} if before else {"as it is": after}
-        content = io.BytesIO()
-        draw_reliability(panels).save(content, "PNG")
-        write_bytes(plot, content.getvalue(), what="the plot")
-    if to is not None and isinstance(network, OwlSwin):
-        network.config = replace(network.config, calibration=calibrated(network.config.calibration, cure, by))
-        save_checkpoint(to, network, detector.card)
+app.command()(calibrate)
 
 
 @app.command()

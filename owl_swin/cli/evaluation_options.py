@@ -38,6 +38,7 @@ IgnoreBelow = Annotated[
     float,
     typer.Option(help="Boxes of the file whose score is lower are neither to be found nor false.", min=0, max=1),
 ]
+Masks = Annotated[bool, typer.Option("--masks", help="Measure masks, of a set and a model that have some.")]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
 Exemplars = Annotated[Path | None, typer.Option(help="COCO JSON whose boxes are the exemplars; else other pictures'.")]
 ExemplarImages = Annotated[Path | None, typer.Option(help="Folder of the exemplars' pictures, if another.")]

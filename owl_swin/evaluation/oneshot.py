@@ -111,8 +111,8 @@ def evaluate_oneshot(
         figures |= {f"AP{ending}": mean_percent(others), f"AP50{ending}": mean_percent(others[:, 0])}
         intervals[f"AP50{ending}"] = interval(mean_over_classes(other_draws), figures[f"AP50{ending}"])
     return Report(
-        protocol=f"one-shot COCO {'mask' if masks else 'box'} AP, each picture asked for {asked} by {shots} exemplar(s) "
-        f"of {'another set' if exemplars else 'other pictures'}{beside}, mean of {draws} draws, "
+        protocol=f"one-shot COCO {'mask' if masks else 'box'} AP, each picture asked for {asked} by "
+        f"{shots} exemplar(s) of {'another set' if exemplars else 'other pictures'}{beside}, mean of {draws} draws, "
         f"{MAX_DETECTIONS} detections a picture and class, NMS {nms_iou}",
         annotations=Path(annotations).name,
         counts={
