@@ -140,6 +140,12 @@ class Embedder(Publishable):
         assert isinstance(prepared, PreparedImage)
         return prepared
 
+    def prepare_views(
+        self, image: ImageSource, *, image_size: int | None = None, tiles: TilesLike | None = None
+    ) -> Iterator[tuple[int, PreparedImage]]:
+        """As prepare, but the whole and each tile apart, numbered as views() numbers them, each when it is its turn."""
+        return self._encoder.prepare_views(image, chosen_size(image, image_size, tiles, self.image_size), tiles)
+
     def encode_image(
         self,
         image: ImageSource | PreparedImage,

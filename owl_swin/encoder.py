@@ -84,15 +84,21 @@ class Encoder:
             one = image if isinstance(image, EncodedImage) else self.encode([image], batch_size, masks=masks)[0]
             yield from enumerate(one.views)
             return
+        if self.device.type == "cpu":  # it is no faster with more, and they take memory for each pixel
+            batch_size = min(batch_size, max(1, CPU_PIXELS // image_size**2))
+        shown = self.prepare_views(image, image_size, tiles)
+        while batch := list(islice(shown, batch_size)):
+            encoded = self.encode([prepared for _, prepared in batch], batch_size, masks=masks)
+            yield from ((i, one.views[0]) for (i, _), one in zip(batch, encoded, strict=True))
+
+    def prepare_views(
+        self, image: ImageSource, image_size: int, tiles: TilesLike | None = None
+    ) -> Iterator[tuple[int, PreparedImage]]:
+        """The whole picture, numbered 0, and parts of it, each read when it is its turn, in the order of the file."""
         with open_parts(image, large=tiles is not None, side=self._enough(image_size, tiles)) as parts:
             frames = self._frames(parts.image_hw, image_size, tiles)
-            if self.device.type == "cpu":  # it is no faster with more, and they take memory for each pixel
-                batch_size = min(batch_size, max(1, CPU_PIXELS // image_size**2))
-            shown = parts.shown(frames, self.pretrained.preprocess.pixels)
-            while batch := list(islice(shown, batch_size)):
-                prepared = [PreparedImage((frames[i],), (pixels,)) for i, pixels in batch]
-                encoded = self.encode(prepared, batch_size, masks=masks)
-                yield from ((i, one.views[0]) for (i, _), one in zip(batch, encoded, strict=True))
+            for i, pixels in parts.shown(frames, self.pretrained.preprocess.pixels):
+                yield i, PreparedImage((frames[i],), (pixels,))
 
     def encode(
         self, images: Sequence[PreparedImage], batch_size: int = 8, *, masks: bool = False

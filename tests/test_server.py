@@ -314,8 +314,11 @@ def test_every_form_field_is_documented(app):
         "nms_across",
         "objectness",
         "top_k",
+        "tile",
+        "overlap",
         "files",
     }
+    assert (form["tile"]["minimum"], form["tile"]["maximum"], form["overlap"]["maximum"]) == (32, 4096, 0.9)
     assert form["top_k"]["minimum"] == 1 and form["threshold"]["maximum"] == 1
 
 

@@ -50,6 +50,7 @@ def serve(
     max_pixels: Annotated[int, typer.Option(help="Largest picture.")] = 50_000_000,
     max_request_pixels: Annotated[int, typer.Option(help="Most pixels of all pictures of a request.")] = 250_000_000,
     max_images: Annotated[int, typer.Option(help="Most pictures of a request.")] = 16,
+    max_tiles: Annotated[int, typer.Option(help="Most tiles of all pictures of a request.")] = 256,
     max_queries: Annotated[int, typer.Option(help="Most queries, and most texts, of a request.")] = 1500,
     timeout_s: Annotated[float, typer.Option(help="Seconds from a whole request to its answer; then 504.")] = 60.0,
     allow_url_host: Annotated[
@@ -98,6 +99,7 @@ def serve(
         max_request_pixels=max_request_pixels,
         timeout_s=timeout_s,
         max_images=max_images,
+        max_request_tiles=max_tiles,
         max_queries=max_queries,
         max_upload_bytes=min(max_uploads_mb, 4096) * MB,
         max_uploads_bytes=max_uploads_mb * MB,

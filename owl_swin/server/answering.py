@@ -14,13 +14,14 @@ from owl_swin.server.problems import Problem, failure, problem_of, timeout
 from owl_swin.server.reading import Blob, all_of
 from owl_swin.server.serving import Head, Serving, Work
 from owl_swin.server.tasks import Task
+from owl_swin.server.tiled import find_in_tiles
 
 Pictures = Sequence[tuple[str, Callable[[], Awaitable[Blob]]]]
 
 
 async def heads_of(blobs: Sequence[Blob], serving: Serving, work: Work) -> list[Head]:
     """The heads of all pictures, which are counted; the first that is wrong raises Problem."""
-    heads = await all_of([work.read(partial(serving.head, blob)) for blob in blobs])
+    heads = await all_of([work.read(partial(serving.head, blob, in_tiles=work.tiles is not None)) for blob in blobs])
     work.count_pixels(heads)
     return heads
 
@@ -84,6 +85,8 @@ async def in_lines(
 
 
 async def _asked(blob: Blob, head: Head, task: Task, serving: Serving, work: Work) -> Any:
+    if work.tiles is not None:
+        return await find_in_tiles(blob, head, task, serving, work)
     if (known := head.known) is not None:
         return await work.ask_model(None, lambda _: task.answer(known))
     return await work.ask_model(await work.read(partial(serving.picture, blob, head), head.cost.decoded), task.answer)

@@ -10,6 +10,7 @@ from owl_swin.errors import ArchiveBusyError, ArchiveError, ImageError, QueryErr
 from owl_swin.server.cache import ByteCache
 from owl_swin.server.problems import Problem
 from owl_swin.server.reading import Blob
+from owl_swin.tiling import Tiles
 from owl_swin.types import QueryEmbeddings
 
 Result = TypeVar("Result")
@@ -32,6 +33,11 @@ class Archive:
         if self._index is None:
             raise Problem("no_archive", "this server has no archive; start it with --index archive.lance")
         return self
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """Those in which the archive shows its pictures to the model."""
+        return None if self._index is None else self._index.tiles
 
     def size(self) -> dict[str, int] | None:
         """Pictures and regions, or None without an index."""

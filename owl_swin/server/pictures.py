@@ -17,6 +17,7 @@ from owl_swin.exemplar import check_box
 from owl_swin.frame import HW
 from owl_swin.image import MAX_PIXELS, MAX_SIDE, decode_smaller, open_image, pixels_to_decode, readable_formats
 from owl_swin.server.problems import Problem
+from owl_swin.tiling import Tiles
 
 # Kinds of file that are read here: fewer than open_image reads, as decoders that are rarely used are rarely tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -34,10 +35,12 @@ ON_ITS_SIDE = (5, 6, 7, 8)
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture in the size of the model; ``key`` is the hash of its file."""
+    """A picture in the size of the model; ``key`` is the hash of its file. What becomes of it may be kept, but not of a
+    tile, of which there are too many."""
 
     key: bytes
     prepared: PreparedImage
+    keep: bool = True
 
     @property
     def shape(self) -> HW:
@@ -47,10 +50,12 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a picture is by its head: all its pixels, and how many of RGB take the memory that decoding it takes."""
+    """What a picture is by its head: all its pixels, how many of RGB take the memory that decoding it takes, and its
+    sides as they are stored, upright or not."""
 
     pixels: int
     decoded: int
+    sides: tuple[int, int] = (0, 0)
 
 
 def content_key(content: bytes) -> bytes:
@@ -81,10 +86,10 @@ def check_archived(content: bytes, where: str) -> Cost:
 def _cost(image: Image.Image) -> Cost:
     pixels = pixels_to_decode(image)
     if image.mode.startswith(("I", "F")):  # becomes numbers of 8 bytes on its way to RGB
-        return Cost(pixels, 4 * pixels)
+        return Cost(pixels, 4 * pixels, image.size)
     if image.format == "JPEG" and not image.info.get("progressive"):  # is decoded row by row
-        return Cost(pixels, pixels // 4)
-    return Cost(pixels, pixels if image.mode in ("1", "L", "RGB") else 2 * pixels)
+        return Cost(pixels, pixels // 4, image.size)
+    return Cost(pixels, pixels if image.mode in ("1", "L", "RGB") else 2 * pixels, image.size)
 
 
 def read_picture(detector: Detector, content: bytes, where: str, *, max_pixels: int, key: bytes) -> Picture:
@@ -99,6 +104,19 @@ def read_picture(detector: Detector, content: bytes, where: str, *, max_pixels: 
         prepared = detector.prepare(_upright(image, where))
     frames = tuple(replace(frame, image_hw=image_hw) for frame in prepared.frames)
     return Picture(key, PreparedImage(frames, prepared.pixels))
+
+
+def read_tiles(
+    detector: Detector, content: bytes, where: str, tiles: Tiles, *, max_pixels: int, key: bytes
+) -> Iterator[tuple[int, Picture]]:
+    """A file as the picture and the tiles of it that the model is given, numbered as ``Detector.views`` numbers them.
+
+    It is decoded at once and whole; one that cannot be read raises Problem.
+    """
+    with _opened(content, where, max_pixels) as image:
+        upright = _upright(image, where)
+    shown = detector.prepare_views(upright, tiles=tiles)
+    return ((n, Picture(b"%b %d" % (key, n), prepared, keep=False)) for n, prepared in shown)
 
 
 def read_thumbnail(content: bytes, where: str, size_px: int) -> bytes:

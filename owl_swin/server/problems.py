@@ -50,6 +50,7 @@ CODES = {
     "invalid_archive": (422, "The archive cannot do this"),
     "too_many_pixels": (422, "The pictures have too many pixels together"),
     "too_many_images": (422, "Too many pictures"),
+    "too_many_tiles": (422, "The pictures have too many tiles together"),
     "too_many_queries": (422, "Too many queries"),
     "url_not_fetched": (422, "A picture could not be fetched"),
     "internal": (500, "The server failed"),

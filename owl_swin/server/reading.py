@@ -43,6 +43,8 @@ FORM_FIELDS: dict[str, Callable[[str], Any]] = {
     "nms_across": _yes_or_no,
     "objectness": float,
     "top_k": int,
+    "tile": int,
+    "overlap": float,
     "limit": int,
     "offset": int,
     "path_glob": str,

@@ -5,6 +5,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from owl_swin.classification import TEMPLATES
+from owl_swin.frame import MAX_FRAME_SIDE
+from owl_swin.tiling import MAX_OVERLAP, MIN_TILE, Tiles
 
 # The example picture of the documentation: a grey PNG of 2 x 2 pixels.
 GREY = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNsYGBiYAAAApIAhPd8o1gAAAAASUVORK5CYII="
@@ -89,6 +91,7 @@ class DetectIn(Body):
             "examples": [
                 {"images": [{"content": GREY, "name": "kitchen.png"}], "queries": ["a red mug", "a dog"]},
                 {"images": [{"content": GREY}], "queries": [MUG], "threshold": 0.3, "nms_iou": 0.5, "top_k": 10},
+                {"images": [{"content": GREY}], "queries": ["a dog"], "tile": 640, "overlap": 0.2},
             ]
         }
     )
@@ -101,6 +104,31 @@ class DetectIn(Body):
     nms_across: bool = Field(False, description="Also of boxes of two queries only the best stays.")
     objectness: Fraction | None = Field(None, description="Lowest objectness of a patch that may answer.")
     top_k: int = Field(300, ge=1, description="Most boxes of a picture.")
+    tile: int | None = Field(
+        None,
+        ge=MIN_TILE,
+        le=MAX_FRAME_SIDE,
+        description="Show the model each picture in tiles of so many pixels a side too, which finds small things. Each "
+        "tile is as much work as a picture; a thing that lies in several is found once.",
+    )
+    overlap: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_OVERLAP,
+        description="With tile, the share of a side that neighbours have in common. Left out: 0.2.",
+    )
+
+    @model_validator(mode="after")
+    def _overlap_of_tiles(self) -> "DetectIn":
+        if self.overlap is not None and self.tile is None:
+            raise ValueError("overlap is for tile, the side of the tiles in pixels; give that too")
+        return self
+
+    def tiles(self) -> Tiles | None:
+        """The tiles that are asked for."""
+        if self.tile is None:
+            return None
+        return Tiles(self.tile) if self.overlap is None else Tiles(self.tile, self.overlap)
 
 
 Class = Annotated[Annotated[str, Tag("text")] | Annotated[QueryIn, Tag("object")], Discriminator(_text_or_object)]

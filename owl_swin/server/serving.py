@@ -41,7 +41,8 @@ from owl_swin.server.readers import Readers
 from owl_swin.server.reading import Blob, ExemplarFile, QueryParts, QuerySource, all_of
 from owl_swin.server.settings import ServerSettings
 from owl_swin.server.structure import check_saved
-from owl_swin.server.turns import Lane
+from owl_swin.server.turns import Lane, PixelRoom
+from owl_swin.tiling import Tiles
 from owl_swin.types import QueryEmbeddings
 
 Result = TypeVar("Result")
@@ -81,6 +82,7 @@ class Serving:
             on_drop=self.metrics.on_drop,
         )
         self.readers = Readers(settings.n_decode_threads, settings.max_pixels)
+        self.tiled = PixelRoom(settings.max_pixels)
         self._parsers = ThreadPoolExecutor(2, "parser")
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetcher")
         self.waiting = 0  # works of admitted requests that have not ended
@@ -148,10 +150,10 @@ class Serving:
 
     # --- Pictures -------------------------------------------------------------------------------------------------
 
-    def head(self, blob: Blob) -> Head:
+    def head(self, blob: Blob, *, in_tiles: bool = False) -> Head:
         """What is known of a picture before it is decoded; one that is not read here raises Problem."""
         key = content_key(blob.content)
-        if (known := self.images.get(key)) is not None:
+        if not in_tiles and (known := self.images.get(key)) is not None:
             return Head(key, Cost(0, 0), known)
         return Head(key, check_picture(blob.content, blob.where, max_pixels=self.settings.max_pixels))
 
@@ -166,8 +168,8 @@ class Serving:
         encoded = self.detector.encode_images([p.prepared for p in unique.values()], batch_size=len(unique))
         made = dict(zip(unique, encoded, strict=True))
         self.metrics.batch_size.observe(len(unique))
-        if self.settings.cache_bytes:
-            for key, one in made.items():
+        for key, one in made.items():
+            if self.settings.cache_bytes and unique[key].keep:
                 self.images.put(key, one)
         return [made[picture.key] for picture in pictures]
 
@@ -270,7 +272,7 @@ class Serving:
     async def add_images(self, blobs: Sequence[Blob]) -> dict[str, Any]:
         """Stores pictures in the archive."""
         archive = self.archive.attached()
-        work, most = self.work(), self.settings.max_pixels
+        work, most = self.work(archive.tiles), self.settings.max_pixels
         heads = [work.read(partial(check_picture, blob.content, blob.where, max_pixels=most)) for blob in blobs]
         work.count_pixels([Head(b"", cost) for cost in await all_of(heads)])
         return await archive.add(blobs)
@@ -300,9 +302,9 @@ class Serving:
             "archive": self.archive.size(),
         }
 
-    def work(self) -> "Work":
-        """The works of a new request."""
-        return Work(self)
+    def work(self, tiles: Tiles | None = None) -> "Work":
+        """The works of a new request, whose pictures are shown in ``tiles`` too."""
+        return Work(self, tiles)
 
     async def in_parser(self, function: Callable[[], Result]) -> Result:
         """What is done to a body before its pictures are read."""
@@ -312,13 +314,13 @@ class Serving:
 class Work:
     """One request's way through the readers and the model, in which it takes turns with the others."""
 
-    def __init__(self, serving: Serving):
-        self._serving = serving
+    def __init__(self, serving: Serving, tiles: Tiles | None = None):
+        self._serving, self.tiles, self.one_in_tiles = serving, tiles, asyncio.Lock()
         self._reading, self._modelling = Lane(), Lane()
-        self._pixels = 0
+        self._pixels = self._tiles = 0
 
     def count_pixels(self, heads: Sequence[Head]) -> None:
-        """Pictures that are to be decoded; too many pixels together raise Problem."""
+        """Pictures that are to be decoded; too many pixels or tiles together raise Problem."""
         pixels = self._pixels + sum(head.cost.pixels for head in heads)
         most = self._serving.settings.max_request_pixels
         if pixels > most:
@@ -326,7 +328,14 @@ class Work:
                 "too_many_pixels",
                 f"the pictures and exemplars have {pixels} pixels together, at most {most} a request",
             )
-        self._pixels = pixels
+        tiles = self._tiles + sum(self.tiles.count(head.cost.sides) for head in heads) if self.tiles is not None else 0
+        if tiles > (most := self._serving.settings.max_request_tiles):
+            raise Problem(
+                "too_many_tiles",
+                f"the pictures have {tiles} tiles together, at most {most} a request; give larger tiles, with less "
+                "overlap, or smaller pictures",
+            )
+        self._pixels, self._tiles = pixels, tiles
 
     async def read(self, function: Callable[[], Result], pixels: int = 0) -> Result:
         """In a thread that opens pictures; ``pixels`` is what is decoded."""

@@ -42,6 +42,7 @@ class ServerSettings:
     max_pixels: int = 50_000_000
     max_request_pixels: int = 250_000_000  # of all its pictures and exemplars
     max_images: int = 16
+    max_request_tiles: int = 256  # of all its pictures; each is as much work as a picture
     max_queries: int = 1500
     max_exemplars: int = 16
     max_query_chars: int = 1000
@@ -109,6 +110,11 @@ class ServerSettings:
     def max_json_values(self) -> int:
         """Most values, keys and brackets of a JSON body: several times what the largest request of these limits has."""
         return max(20_000, 16 * self.max_queries)
+
+    @property
+    def tiles_at_once(self) -> int:
+        """Tiles of a request that wait for the model together: they share a pass, and have places in the queue."""
+        return max(1, min(8, self.max_batch, self.queue_size - self.max_images))
 
     @property
     def n_decode_threads(self) -> int:

@@ -1,6 +1,6 @@
 """What is asked of each picture of a request: boxes, maps of scores, or which class it is of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,10 @@ from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage
 from owl_swin.formats import to_record
+from owl_swin.postprocess import detect_options
 from owl_swin.render import draw_detections, draw_heat_map
 from owl_swin.scoring import names_of
+from owl_swin.tiling import FoundInView, join_views
 from owl_swin.types import QueryEmbeddings
 
 
@@ -23,16 +25,24 @@ class Task:
     """``answer`` runs in a thread of the model, ``record`` makes JSON of what it gives, under the picture's name.
 
     ``draw``, if there is one, makes a picture of ``found``, on the picture that was asked about or a smaller copy.
+    ``join`` makes one answer of those about the whole picture and its tiles.
     """
 
     answer: Callable[[EncodedImage], Any]
     record: Callable[[str, Any], dict[str, Any]]
     draw: Callable[..., Image.Image] | None = None
+    join: Callable[[Mapping[int, FoundInView]], Detections] | None = None
 
 
 def detection(detector: Detector, queries: QueryEmbeddings | None, options: dict[str, Any]) -> Task:
     """Boxes, as ``Detector.detect`` finds them."""
-    return Task(lambda encoded: detector.detect(encoded, queries, **options), to_record, _draw_boxes)
+    chosen = detect_options(None, options)
+    return Task(
+        lambda encoded: detector.detect(encoded, queries, options=chosen),
+        to_record,
+        _draw_boxes,
+        lambda found: join_views(found, chosen),
+    )
 
 
 def similarity(detector: Detector, queries: QueryEmbeddings | None) -> Task:

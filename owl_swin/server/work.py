@@ -34,6 +34,7 @@ from owl_swin.server.schemas import (
 )
 from owl_swin.server.serving import Serving, Work, embedded
 from owl_swin.server.tasks import Task, classification, detection, similarity
+from owl_swin.tiling import Tiles
 from owl_swin.types import QueryEmbeddings
 
 LINES_TOLD = (
@@ -65,7 +66,7 @@ def _add_finding(app: FastAPI, serving: Serving) -> None:
             detect_options(None, options).thresholds(names_of(queries))
             return detection(detector, queries, options)
 
-        return await _answer(request, serving, form, fields.images, reader, task)
+        return await _answer(request, serving, form, fields.images, reader, task, fields.tiles())
 
     async def similar(request: Request) -> Response:
         form = choose(request.headers.getlist("accept"), (JSON, LINES, PNG))
@@ -96,9 +97,10 @@ def _add_finding(app: FastAPI, serving: Serving) -> None:
     add(
         "/v1/detect", detect, operation_id="detect", summary="Find things in pictures",
         description="One result a picture, in order; nothing found is an empty list. The same pictures and queries of "
-        "several requests are encoded once. With Accept: image/png the boxes are drawn on the one picture."
-        + LINES_TOLD,
-        **answers(DetectOut, *BODY_CODES, example=DETECT_EXAMPLE, also=(PNG, LINES)), **body(DetectIn),
+        "several requests are encoded once. With tile, small things in large pictures are found. With Accept: "
+        "image/png the boxes are drawn on the one picture." + LINES_TOLD,
+        **answers(DetectOut, *BODY_CODES, "too_many_tiles", example=DETECT_EXAMPLE, also=(PNG, LINES)),
+        **body(DetectIn),
     )  # fmt: skip
     add(
         "/v1/similarity", similar, operation_id="similarity", summary="Compare every part of pictures with queries",
@@ -129,35 +131,43 @@ async def _answer(
     listed: Any,
     reader: Reader,
     make_task: Callable[[Work], Awaitable[Task]],
+    tiles: Tiles | None = None,
 ) -> Response:
-    """What the task finds in all pictures, in the form that the client asked for."""
+    """What the task finds in all pictures, and in ``tiles`` of them, in the form that the client asked for."""
     n_pictures = reader.n_pictures(listed)
+    n_places = n_pictures + (1 if tiles is None else serving.settings.tiles_at_once)
     if form == LINES:
-        return Lines(request, _lines(request, serving, listed, reader, make_task))
+        return Lines(request, _lines(request, serving, listed, reader, make_task, n_places, tiles))
     if form == PNG and n_pictures > 1:
         raise Problem("invalid_request", f"as image/png one picture is answered, got {n_pictures}; ask for JSON")
 
     async def find() -> bytes:
-        blobs, work = await reader.pictures(listed), serving.work()
+        blobs, work = await reader.pictures(listed), serving.work(tiles)
         heads = await heads_of(blobs, serving, work)
         task = await make_task(work)
         if form == PNG:
             return await as_picture(blobs[0], heads[0], task, serving, work)
         return await in_json(blobs, heads, task, serving, work)
 
-    async with places(serving, reader, n_pictures + 1):
+    async with places(serving, reader, n_places):
         content = await in_time(request, find(), serving.settings.timeout_s)
     return Response(content, media_type=form, headers={**NO_STORE, "Vary": "Accept"})
 
 
 async def _lines(
-    request: Request, serving: Serving, listed: Any, reader: Reader, make_task: Callable[[Work], Awaitable[Task]]
+    request: Request,
+    serving: Serving,
+    listed: Any,
+    reader: Reader,
+    make_task: Callable[[Work], Awaitable[Task]],
+    n_places: int,
+    tiles: Tiles | None,
 ) -> AsyncIterator[bytes]:
     """Queries that are wrong are the whole answer, a picture that is wrong is a line."""
     pictures, timeout_s = reader.named_pictures(listed), serving.settings.timeout_s
     deadline_s = asyncio.get_running_loop().time() + timeout_s
-    async with places(serving, reader, len(pictures) + 1):
-        work = serving.work()
+    async with places(serving, reader, n_places):
+        work = serving.work(tiles)
         try:
             task = await asyncio.wait_for(make_task(work), timeout_s)
         except TimeoutError:
@@ -234,8 +244,9 @@ def _add_keeping(app: FastAPI, serving: Serving) -> None:
     )  # fmt: skip
     add(
         "/v1/images", add_images, operation_id="add_images", summary="Add pictures to the archive",
-        description="They are found by the next search. Needs --index.",
-        **answers(ImagesOut, *BODY_CODES, *archive, "archive_busy"), **body(ImagesIn),
+        description="They are found by the next search, and shown to the model in the tiles of the archive, if it has "
+        "any. Needs --index.",
+        **answers(ImagesOut, *BODY_CODES, "too_many_tiles", *archive, "archive_busy"), **body(ImagesIn),
     )  # fmt: skip
     codes = (
         "no_archive",
