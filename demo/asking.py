@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from owl_swin import Detections, Detector, EncodedImage, QueryEmbeddings, QueryError
+from owl_swin.demo.edits import By, Edits, read_edit
 from owl_swin.demo.photos import Photo
 
 # Below this a score says nothing; sliders end here.
@@ -22,15 +23,15 @@ class Look:
 
     def __init__(self) -> None:
         self.encoded: EncodedImage | None = None
-        self._by: tuple[str, int] | None = None
+        self.finder: By | None = None
         self._lock = threading.Lock()
 
     def by(self, detector: Detector, photo: Photo) -> EncodedImage:
         """The embeddings that a detector makes; whoever asks meanwhile waits for them."""
         with self._lock:
-            by = (detector.fingerprint, detector.image_size)
-            if self.encoded is None or self._by != by:
-                self.encoded, self._by = detector.encode_image(photo.open()), by
+            finder = (detector.fingerprint, detector.image_size)
+            if self.encoded is None or self.finder != finder:
+                self.encoded, self.finder = detector.encode_image(photo.open()), finder
             return self.encoded
 
 
@@ -38,7 +39,8 @@ class Look:
 class Question:
     """A photo, its embeddings, and the queries; queries None asks for anything.
 
-    ``size`` is one of ``scales``, "" the first; ``done`` says whether the photo was asked.
+    ``size`` is one of ``scales``, "" the first; ``done`` says whether the photo was asked; ``edits`` is what was done
+    to its answers by hand, whatever they are.
     """
 
     photo: Photo | None = None
@@ -46,6 +48,7 @@ class Question:
     size: str = ""
     done: bool = False
     look: Look = field(default_factory=Look, compare=False)
+    edits: Edits = field(default_factory=Edits)
 
     @property
     def encoded(self) -> EncodedImage | None:
@@ -54,7 +57,14 @@ class Question:
 
     def of(self, photo: Photo | None) -> "Question":
         """The same question of another photo."""
-        return replace(self, photo=photo, done=False, look=Look())
+        return replace(self, photo=photo, done=False, look=Look(), edits=Edits(number=self.edits.number))
+
+    def edited(self, event: Any) -> "Question":
+        """With an edit that the page tells."""
+        if self.photo is None:
+            return self
+        hw = (self.photo.height, self.photo.width)
+        return replace(self, edits=read_edit(self.edits, event, hw, self.look.finder))
 
 
 def split_names(text: str) -> list[str]:

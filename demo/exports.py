@@ -5,12 +5,14 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pprint import pformat
 from typing import Any
 
 from owl_swin import Detections, QueryEmbeddings, to_coco, to_csv, to_label_studio, to_record, to_voc, to_yolo
 from owl_swin.demo.photos import Photo
 
 TOP_K = 100
+EDITED = "These hold the boxes as you edited them. Calls for the command line and curl would ask the model anew."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +30,39 @@ class Call:
     from_file: bool = False
 
 
-def downloads(photo: Photo, found: Detections, stage: str = "") -> list[dict[str, str]]:
-    """The answer as files; the picture with its boxes is drawn by the page from what ``stage``, an id, shows."""
+def downloads(photo: Photo, found: Detections, stage: str = "", *, edited: bool = False) -> list[dict[str, str]]:
+    """The answer as files; the picture with its boxes is drawn by the page from what ``stage``, an id, shows.
+
+    Boxes made by hand have no score: null in JSON, an empty field in CSV, and none in COCO and VOC. What was ``edited``
+    is an annotation of Label Studio and no prediction, which has no scores at all.
+    """
     stem, (one, all_) = _stem(photo), ([photo.name], [found])
+    tasks = [_annotation(task) for task in to_label_studio(one, all_)] if edited else to_label_studio(one, all_)
     forms = {
         "JSON": ("json", json.dumps(to_record(photo.name, found), indent=1)),
         "COCO": ("coco.json", json.dumps(to_coco(one, all_), indent=1)),
         "YOLO": ("txt", to_yolo(found)),
         "VOC": ("xml", to_voc(photo.name, found)),
         "CSV": ("csv", to_csv(one, all_)),
-        "Label Studio": ("label-studio.json", json.dumps(to_label_studio(one, all_), indent=1)),
+        "Label Studio": ("label-studio.json", json.dumps(tasks, indent=1)),
     }
     picture = [{"label": "Picture", "name": f"{stem}.boxes.png", "stage": stage}] if stage else []
     files = [{"label": label, "name": f"{stem}.{end}", "text": text} for label, (end, text) in forms.items()]
     return [*picture, *files]
+
+
+def _annotation(task: dict[str, Any]) -> dict[str, Any]:
+    """A Label Studio task whose predictions somebody has looked through."""
+    results = [result for prediction in task["predictions"] for result in prediction["result"]]
+    without = [{key: value for key, value in one.items() if key != "score"} for one in results]
+    return {"data": task["data"], "annotations": [{"result": without}]}
+
+
+def edited_copies(photo: Photo, found: Detections) -> list[dict[str, str]]:
+    """The boxes themselves: no question to a model gives what was edited by hand."""
+    record = to_record(photo.name, found)
+    python = f"annotation = {pformat(record, width=110, sort_dicts=False)}\n"
+    return [{"label": "Python", "copy": python}, {"label": "JSON", "copy": json.dumps(record) + "\n"}]
 
 
 def query_file(photo: Photo, queries: QueryEmbeddings | None) -> list[dict[str, str]]:
@@ -108,9 +129,12 @@ def as_curl(photo: Photo, call: Call) -> str:
     return shlex.join(words) + " ORIGIN/v1/detect\n"
 
 
-def stage_files(files: Sequence[dict[str, Any]], copied: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """What the row of downloads shows."""
-    return {"files": list(files), "copies": list(copied)}
+def stage_files(
+    files: Sequence[dict[str, Any]], copied: Sequence[dict[str, Any]] = (), *, note: str = ""
+) -> dict[str, Any]:
+    """What the row of downloads shows, and a note below it."""
+    value: dict[str, Any] = {"files": list(files), "copies": list(copied)}
+    return {**value, "note": note} if note else value
 
 
 def _stem(photo: Photo) -> str:

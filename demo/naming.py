@@ -10,8 +10,9 @@ import gradio as gr
 
 from owl_swin import Detections, Detector
 from owl_swin.demo.asking import Question, note_of_nothing, scales, split_names
+from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Example
-from owl_swin.demo.exports import TOP_K, Call, copies, downloads, query_file, stage_files
+from owl_swin.demo.exports import EDITED, TOP_K, Call, copies, downloads, edited_copies, query_file, stage_files
 from owl_swin.demo.photos import Photo, sample_items, samples, take_photo
 from owl_swin.demo.pieces import (
     Upload,
@@ -79,11 +80,17 @@ def show(detector: Detector, named: Named, threshold: float, overlap: float, siz
         return stage_value(asked.photo), chips(terms, None, (), threshold), stage_files([])
     best = detector.score(asked.encoded, asked.queries).sigmoid().amax(0).tolist() if asked.queries is not None else []
     shown = [term for term in terms if not term.hidden]
-    visible = found[[not terms or not terms[label].hidden for label in found.labels.tolist()]]
+    boxes, edits = annotate(found, asked.edits, asked.look.finder), asked.edits
+    hidden = {term.name for term in terms if term.hidden}
+    seen = [boxes.names[label] not in hidden for label in boxes.labels.tolist()]
+    marks = [
+        mark for mark, kept in zip(rows(boxes, hands=[one.hand for one in edits.drawn]), seen, strict=True) if kept
+    ]
+    visible = boxes[seen]
     note = None
-    if terms and not shown:
+    if terms and not shown and not len(visible):
         note = HIDDEN
-    elif not len(visible):
+    elif not len(visible) and not edits:
         note = note_of_nothing(detector, replace(asked, queries=queries_of(shown)), threshold, instead=INSTEAD)
     call = Call(
         detector.name.removeprefix("owl_swin_"),
@@ -93,10 +100,14 @@ def show(detector: Detector, named: Named, threshold: float, overlap: float, siz
         size,
         from_file=not all(term.plain for term in shown),
     )
-    saved = query_file(asked.photo, queries_of(shown))
-    written = [] if terms and not shown else copies(asked.photo, call)
-    given = stage_files([*downloads(asked.photo, visible, "name-stage"), *saved], written)
-    return stage_value(asked.photo, boxes=rows(visible), note=note), chips(terms, found, best, threshold), given
+    given = [
+        *downloads(asked.photo, visible, "name-stage", edited=bool(edits)),
+        *query_file(asked.photo, queries_of(shown)),
+    ]
+    asked_again = [] if terms and not shown else copies(asked.photo, call)
+    written = edited_copies(asked.photo, visible) if edits else asked_again
+    stage = stage_value(asked.photo, boxes=marks, note=note, asked=len(terms) or None, **edit_state(edits, boxes.names))
+    return stage, chips(terms, found, best, threshold), stage_files(given, written, note=EDITED if edits else "")
 
 
 def build(detector: Detector) -> None:
@@ -127,7 +138,7 @@ def layout(sizes: dict[str, Detector]) -> Page:
     state = gr.State(Session(Named()))
     with gr.Row(elem_classes="owl-columns"):
         with gr.Column(scale=3, min_width=300):
-            photo = stage("look", upload="name-upload", table=True, likes=True, elem_id="name-stage")
+            photo = stage("look", upload="name-upload", table=True, likes=True, edits=True, elem_id="name-stage")
             downloads_ = files(elem_id="name-files")
         with gr.Column(scale=2, min_width=280):
             upload = upload_button("Choose a photo", file_types=["image"], elem_id="name-upload")
@@ -238,6 +249,12 @@ class Handlers:
         return session, *self.on_view(session, *view)
 
     @errors_shown
+    def on_edited(self, event: gr.EventData, session: Session[Named], *view: float):
+        """A box moved, named, drawn or taken away."""
+        session.change(lambda named: replace(named, asked=named.asked.edited(event)))
+        return session, *self.on_view(session, *view)
+
+    @errors_shown
     def on_removed(self, event: gr.EventData, session: Session[Named]):
         """A name less."""
 
@@ -309,5 +326,6 @@ def wire(page: Page, on: Handlers) -> None:
         look(page.samples.picked, on.on_sample, [state], [state])
     tuned = {"trigger_mode": "multiple", **in_turn("name-view")}
     page.chips.tuned(on.on_tuned, viewed, [state, *shown], **tuned)
+    page.photo.edited(on.on_edited, viewed, [state, *shown], **tuned)
     look.again(moved(page.threshold, detail.overlap))
     look.offered(page.photo.asked, page.threshold)

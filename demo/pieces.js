@@ -208,7 +208,8 @@
         link.download = file.name;
         root.append(link);
       });
-      if (!value.copies || !value.copies.length) return;
+      const note = () => value.note && root.append(make("p", "owl-hint owl-break", value.note));
+      if (!value.copies || !value.copies.length) return note();
       root.append(make("span", "owl-break"), make("span", "", "Copy as"));
       value.copies.forEach((one) => {
         const button = make("button", "", one.label);
@@ -216,6 +217,7 @@
         button.addEventListener("click", () => copy(button, one));
         root.append(button);
       });
+      note();
       root.append(said);
     };
     watch(["value"], draw);

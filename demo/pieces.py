@@ -10,7 +10,8 @@ from owl_swin import Detections, EncodedImage
 from owl_swin.demo.photos import Photo
 
 HERE = Path(__file__).parent
-SCRIPT = "".join((HERE / name).read_text() for name in ("stage.js", "pieces.js", "camera.js", "clip.js"))
+SCRIPTS = ("stage.js", "drawing.js", "editing.js", "pieces.js", "camera.js", "clip.js")
+SCRIPT = "".join((HERE / name).read_text() for name in SCRIPTS)
 STYLE = (HERE / "style.css").read_text()
 # Put into the page with a piece, so that pages look and work the same wherever the Blocks are mounted.
 HEAD = f"<script>{SCRIPT}</script>"
@@ -37,6 +38,7 @@ def stage(
     upload: str = "",
     table: bool = False,
     likes: bool = False,
+    edits: bool = False,
     empty: tuple[str, str] = NO_PHOTO,
     **options: Any,
 ) -> gr.HTML:
@@ -44,19 +46,20 @@ def stage(
 
     ``upload``: id of the upload button that takes what is dropped or pasted here. With ``table``, what is marked is
     listed below, and with ``likes`` each can be clicked as an example, or as what it is not, which "liked" tells; a
-    note may offer a number, which clicking it tells by "asked". ``empty``: title and text without a
-    photo.
+    note may offer a number, which clicking it tells by "asked". With ``edits`` boxes can be moved, named, drawn and
+    taken away, which "edited" tells. ``empty``: title and text without a photo.
     """
     return gr.HTML(
         value=no_photo(*empty),
         html_template='<div class="owl-stage"></div>',
-        js_on_load='owlStage(element, props, trigger, watch); // "drawn" "pointed" "asked" "liked"',
+        js_on_load='owlStage(element, props, trigger, watch); // "drawn" "pointed" "asked" "liked" "edited"',
         head=HEAD,
         apply_default_css=False,
         mode=mode,
         upload=upload,
         table=table,
         likes=likes,
+        edits=edits,
         **options,
     )
 
@@ -137,16 +140,27 @@ def strip_value(items: Sequence[dict[str, Any]], *, empty: str = "", chosen: int
     return {"items": list(items), "empty": empty, "chosen": chosen}
 
 
-def rows(found: Detections, encoded: EncodedImage | None = None) -> list[dict[str, Any]]:
-    """Detections as marks for a stage; with the encoded picture, also where the patch lies that answered."""
-    marks = [
-        {"box": one.box_xyxy, "label": one.name, "score": one.score, "query": query, "patch": None}
-        for one, query in zip(found, found.labels.tolist(), strict=True)
+def rows(found: Detections, encoded: EncodedImage | None = None, hands: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Detections as marks for a stage; with the encoded picture, also where the patch lies that answered.
+
+    The last of them are those made by hand, of which ``hands`` tells which they are.
+    """
+    places: list[Any] = [None] * len(found)
+    if encoded is not None and len(found) > len(hands):
+        by_model = found.patches[: len(found) - len(hands)].cpu()
+        places[: len(by_model)] = [tuple(place) for place in encoded.views[0].patches_px(by_model).tolist()]
+    keys = [""] * (len(found) - len(hands)) + list(hands)
+    return [
+        {
+            "box": one.box_xyxy,
+            "label": one.name,
+            "score": None if hand else one.score,
+            "query": one.query,
+            "patch": place,
+            "hand": hand,
+        }
+        for one, place, hand in zip(found, places, keys, strict=True)
     ]
-    if encoded is None:
-        return marks
-    places = encoded.views[0].patches_px(found.patches.cpu()).tolist()
-    return [{**mark, "patch": tuple(place)} for mark, place in zip(marks, places, strict=True)]
 
 
 def cell_box(

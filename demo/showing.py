@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gradio as gr
 
 from owl_swin import Detector, draw_heat_map
 from owl_swin.demo.asking import Question, answer, note_of_nothing, scales
+from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Box, Example, Shown, box_of, numbers, search, with_example
-from owl_swin.demo.exports import downloads, query_file, stage_files
+from owl_swin.demo.exports import downloads, edited_copies, query_file, stage_files
 from owl_swin.demo.photos import SHOWN_PX, Photo, board, data_uri, sample_items, samples, take_photo
 from owl_swin.demo.pieces import (
     BUSY,
@@ -26,7 +28,7 @@ from owl_swin.demo.pieces import (
 )
 from owl_swin.demo.refusals import Refused, errors_shown, pick
 from owl_swin.demo.session import Session
-from owl_swin.demo.settings import Answers, Detail, more_settings, moved, threshold_slider
+from owl_swin.demo.settings import Answers, Detail, in_turn, more_settings, moved, threshold_slider
 
 BOXES, HEAT = "Boxes", "Where it fits"
 # Lower than for names: the scores of examples are lower, and calibrated as those are.
@@ -49,16 +51,21 @@ def show_target(detector: Detector, shown: Shown, threshold: float, overlap: flo
     if found is None or target.encoded is None:
         hint = None if shown.examples else {"text": "Add an example on the left, then its like is looked for here."}
         return stage_value(target.photo, note=hint), stage_files([])
-    note = None if len(found) else note_of_nothing(detector, target, threshold, instead=INSTEAD)
-    marks = rows(found, target.encoded)
+    boxes, edits = annotate(found, target.edits, target.look.finder), target.edits
+    note = None if len(boxes) or edits else note_of_nothing(detector, target, threshold, instead=INSTEAD)
+    marks = rows(boxes, target.encoded, [one.hand for one in edits.drawn])
     src = ""
     if view == HEAT:
         scores = detector.similarity(target.encoded, target.queries)[0]
         src = data_uri(draw_heat_map(target.photo.preview(), scores, title=found.names[0]), SHOWN_PX)
     else:
         marks = [{**mark, "patch": None} for mark in marks]
-    given = [*downloads(target.photo, found, "show-target"), *query_file(target.photo, target.queries)]
-    return stage_value(target.photo, src=src, boxes=marks, note=note), stage_files(given)
+    given = [
+        *downloads(target.photo, boxes, "show-target", edited=bool(edits)),
+        *query_file(target.photo, target.queries),
+    ]
+    shown_files = stage_files(given, edited_copies(target.photo, boxes) if edits else ())
+    return stage_value(target.photo, src=src, boxes=marks, note=note, **edit_state(edits, boxes.names)), shown_files
 
 
 def show_source(shown: Shown) -> dict:
@@ -157,7 +164,9 @@ def layout_target(sizes: dict[str, Detector]) -> Target:
     """The right column."""
     with gr.Column(scale=1, min_width=300):
         gr.Markdown("## 2 · See where else it is\nIn any other photo, or in the same one.", elem_classes="owl-step")
-        photo = stage("look", upload="show-target-upload", empty=NO_TARGET, table=True, elem_id="show-target")
+        photo = stage(
+            "look", upload="show-target-upload", empty=NO_TARGET, table=True, edits=True, elem_id="show-target"
+        )
         view = gr.Radio(
             [BOXES, HEAT],
             value=BOXES,
@@ -273,6 +282,12 @@ class Handlers:
         return session
 
     @errors_shown
+    def on_edited(self, event: gr.EventData, session: Session[Shown], *view: Any):
+        """A box moved, named, drawn or taken away."""
+        session.change(lambda shown: replace(shown, target=shown.target.edited(event)))
+        return session, *self.on_view(session, *view)
+
+    @errors_shown
     def on_view(self, session: Session[Shown], threshold: float, overlap: float, view: str):
         """The answer as the settings are now."""
         return show_target(next(iter(self.sizes.values())), session.value, threshold, overlap, view)
@@ -321,5 +336,7 @@ def wire_answers(state: gr.State, source: Source, target: Target, on: Handlers) 
     look(detail.size.input, on.on_size, [state, detail.size], [state])
     if tried is not None:
         look(tried.click, on.on_try, [state], [state, source.photo, *source.fields, source.examples, detail.size])
+    edited = {"trigger_mode": "multiple", **in_turn("show-view")}
+    target.photo.edited(on.on_edited, viewed, [state, target.photo, target.downloads], **edited)
     look.again([*moved(target.threshold, detail.overlap), target.view.change])
     look.offered(target.photo.asked, target.threshold)

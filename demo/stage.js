@@ -1,11 +1,9 @@
-// A photo with boxes on it, and a box drawn by mouse, touch or keys: what Gradio has not. No library, nothing from
-// elsewhere. pieces.js has the smaller pieces.
+// A photo with boxes on it: what Gradio has not. No library, nothing from elsewhere. drawing.js has the box that is drawn
+// by mouse, touch or keys, editing.js the boxes that are moved, named and taken away, pieces.js the smaller pieces.
 (() => {
   "use strict";
   if (window.owlStage) return; // every piece brings this script
   const SVG = "http://www.w3.org/2000/svg";
-  const STEP = 0.02; // what an arrow key moves, as a share of the photo
-  const HANDLE_PX = 16;
 
   const make = (tag, className = "", text = "") => {
     const node = document.createElement(tag);
@@ -17,7 +15,17 @@
   // Steps of the golden ratio around the colour wheel: neighbours in the list of queries look different.
   const colour = (label) => `hsl(${Math.round((0.02 + label * 0.618034) * 360) % 360} 85% 65%)`;
 
-  window.owlShared = { make, clamp, colour }; // for pieces.js
+  // Two corners in any order → a box.
+  const span = ([x0, y0], [x1, y1]) => [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
+  const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  // The box moved by (dx, dy), as far as the photo goes; with ``size`` its right lower corner alone.
+  const nudged = ([x0, y0, x1, y1], [dx, dy], { width, height }, size) => {
+    if (size) return [x0, y0, clamp(x1 + dx, x0 + 2, width), clamp(y1 + dy, y0 + 2, height)];
+    const [mx, my] = [clamp(dx, -x0, width - x1), clamp(dy, -y0, height - y1)];
+    return [x0 + mx, y0 + my, x1 + mx, y1 + my];
+  };
+
+  window.owlShared = { make, clamp, colour, span, nudged, ARROWS }; // for the other files
 
   // Files of a folder keep their path in it as their name, of which Gradio would leave only the last part.
   document.addEventListener("change", (event) => {
@@ -31,6 +39,8 @@
     input.files = transfer.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
   }, true);
+
+  let made = 0;
 
   // A photo, what is marked on it, and the table of that. Tells: "drawn" {box}, "pointed" {x, y}, "asked" {value}.
   // The value is made by stage_value in pieces.py.
@@ -60,9 +70,6 @@
     root.classList.toggle("owl-shut", !props.upload);
     empty.disabled = !props.upload;
     let state = {};
-    let draft = null; // [x0, y0, x1, y1] in pixels of the photo
-    let corner = null; // the first of two clicks
-    let active = -1;
 
     // Gradio puts the input of an upload button before the button.
     const fileInput = () => {
@@ -142,7 +149,6 @@
       return rect;
     };
     const light = (index) => {
-      active = index;
       frame.classList.toggle("owl-lit", index >= 0);
       root.querySelectorAll("[data-box]").forEach((node) =>
         node.classList.toggle("owl-active", Number(node.dataset.box) === index));
@@ -174,7 +180,7 @@
         if (one.patch) hoverable(rectangle(one.patch, "owl-patch"), index);
         rectangle(one.box, "owl-box-under").dataset.box = index;
         hoverable(rectangle(one.box, "owl-box", colour(one.query)), index);
-        const tag = hoverable(make("span", "owl-tag", `${one.label} ${one.score.toFixed(2)}`), index);
+        const tag = hoverable(make("span", "owl-tag", one.score === null ? one.label : `${one.label} ${one.score.toFixed(2)}`), index);
         const [x0, y0, x1] = one.box;
         const right = x0 / state.width > 0.6;
         tag.style.background = colour(one.query);
@@ -183,17 +189,7 @@
         tag.classList.toggle("owl-inside", y0 / state.height < 0.06);
         labels.append(tag);
       });
-      drawDraft();
-    };
-    const drawDraft = () => {
-      svg.querySelectorAll(".owl-draft, .owl-draft-under").forEach((node) => node.remove());
-      labels.querySelectorAll(".owl-handle").forEach((node) => node.remove());
-      if (corner) labels.append(handle(corner));
-      if (!draft) return;
-      rectangle(draft, "owl-draft-under");
-      rectangle(draft, "owl-draft");
-      const [x0, y0, x1, y1] = draft;
-      [[x0, y0], [x1, y0], [x0, y1], [x1, y1]].forEach((point) => labels.append(handle(point)));
+      stage.marked();
     };
     const handle = ([x, y]) => {
       const node = make("i", "owl-handle");
@@ -203,6 +199,20 @@
     };
 
     const cell = (tag, text, className = "") => make(tag, className, text);
+    // "This is one" and "this is none" for a found box.
+    const likes = (one) => {
+      const place = cell("td", "", "owl-likes");
+      if (one.query >= (state.asked ?? Infinity)) return place; // the name is nothing that was asked for
+      [[true, "+", "is an example of"], [false, "−", "is not"]].forEach(([wanted, sign, words]) => {
+        const button = make("button", "", sign);
+        button.type = "button";
+        button.title = `This box ${words} “${one.label}”`;
+        button.setAttribute("aria-label", button.title);
+        button.addEventListener("click", () => trigger("liked", { box: one.box, query: one.query, wanted }));
+        place.append(button);
+      });
+      return place;
+    };
     const drawTable = () => {
       table.replaceChildren();
       const boxes = props.table ? state.boxes || [] : [];
@@ -227,8 +237,9 @@
         swatch.append(dot);
         const score = cell("td", "", "owl-score");
         const bar = make("span", "owl-bar");
-        bar.style.setProperty("--share", one.score);
-        score.append(bar, document.createTextNode(one.score.toFixed(3)));
+        bar.style.setProperty("--share", one.score ?? 0);
+        if (one.score === null) score.append("by hand");
+        else score.append(bar, one.score.toFixed(3));
         row.append(swatch, cell("td", one.label, "owl-name"), score, cell("td", one.box.map(Math.round).join("  "), "owl-wide owl-mono"));
         if (props.likes) row.append(likes(one));
         body.append(row);
@@ -237,19 +248,6 @@
       top.append(head);
       grid.append(top, body);
       table.append(grid);
-    };
-    // "This is one" and "this is none" for a found box.
-    const likes = (one) => {
-      const place = cell("td", "", "owl-likes");
-      [[true, "+", "is an example of"], [false, "−", "is not"]].forEach(([wanted, sign, words]) => {
-        const button = make("button", "", sign);
-        button.type = "button";
-        button.title = `This box ${words} “${one.label}”`;
-        button.setAttribute("aria-label", button.title);
-        button.addEventListener("click", () => trigger("liked", { box: one.box, query: one.query, wanted }));
-        place.append(button);
-      });
-      return place;
     };
     const drawNote = () => {
       note.replaceChildren();
@@ -264,25 +262,23 @@
     };
 
     const draw = () => {
-      const before = state.src;
+      if (stage.held()) return;
+      const before = state;
       state = JSON.parse(JSON.stringify(props.value || {}));
       const there = Boolean(state.src);
       root.classList.toggle("owl-there", there);
       empty.replaceChildren(make("strong", "", state.title || ""), make("span", "", state.text || ""));
-      if (there && before !== state.src) photo.src = state.src;
+      if (there && before.src !== state.src) photo.src = state.src;
       if (!there) setZoom(1);
       photo.alt = state.alt || "";
       frame.style.aspectRatio = there ? `${state.width} / ${state.height}` : "";
       frame.style.setProperty("--ratio", there ? state.width / state.height : 1);
-      draft = mode === "draw" ? state.draft || null : null;
-      corner = null;
-      active = -1;
+      stage.came(before);
       drawMarks();
       drawTable();
       drawNote();
     };
 
-    // --- Drawing a box, pointing at a patch ---
     const at = (event) => {
       const place = frame.getBoundingClientRect();
       return [
@@ -290,116 +286,21 @@
         clamp((event.clientY - place.top) / place.height, 0, 1) * state.height,
       ];
     };
-    const span = ([x0, y0], [x1, y1]) => [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
-    const tell = () => trigger("drawn", { box: draft ? draft.map((value) => Math.round(value * 10) / 10) : null });
-    let later = 0;
-    const tellLater = () => { clearTimeout(later); later = setTimeout(tell, 250); };
-
-    if (mode === "draw") {
-      frame.tabIndex = 0;
-      frame.setAttribute("role", "application");
-      frame.setAttribute("aria-label", "Photo to draw a box on: drag, click two corners, or press Enter for a box, arrow keys to move it, Shift with arrow keys to size it, Delete to take it away");
-      let drag = null;
-      const grip = (point) => {
-        if (!draft) return { from: point, kind: "new" };
-        const scale = frame.getBoundingClientRect().width / state.width;
-        const [x0, y0, x1, y1] = draft;
-        for (const [x, y, ox, oy] of [[x0, y0, x1, y1], [x1, y0, x0, y1], [x0, y1, x1, y0], [x1, y1, x0, y0]])
-          if (Math.hypot(point[0] - x, point[1] - y) * scale < HANDLE_PX) return { from: [ox, oy], kind: "size" };
-        const inside = point[0] > x0 && point[0] < x1 && point[1] > y0 && point[1] < y1;
-        return inside ? { from: point, kind: "move", box: draft } : { from: point, kind: "new" };
-      };
-      frame.addEventListener("pointerdown", (event) => {
-        if (!state.src || event.button > 0) return;
-        event.preventDefault();
-        frame.focus({ preventScroll: true });
-        frame.setPointerCapture(event.pointerId);
-        drag = { ...(corner ? { from: corner, kind: "second" } : grip(at(event))), x: event.clientX, y: event.clientY, moved: false };
-      });
-      frame.addEventListener("pointermove", (event) => {
-        if (!drag) return;
-        drag.moved ||= Math.hypot(event.clientX - drag.x, event.clientY - drag.y) > 4;
-        if (!drag.moved) return;
-        const point = at(event);
-        if (drag.kind === "move") {
-          const dx = clamp(point[0] - drag.from[0], -drag.box[0], state.width - drag.box[2]);
-          const dy = clamp(point[1] - drag.from[1], -drag.box[1], state.height - drag.box[3]);
-          draft = [drag.box[0] + dx, drag.box[1] + dy, drag.box[2] + dx, drag.box[3] + dy];
-        } else {
-          draft = span(drag.from, point);
-        }
-        corner = null;
-        drawDraft();
-      });
-      frame.addEventListener("pointerup", (event) => {
-        if (!drag) return;
-        const point = at(event);
-        const had = Boolean(draft);
-        if (drag.kind === "second" && !drag.moved) {
-          draft = span(drag.from, point);
-          corner = null;
-          drag.moved = true;
-        } else if (!drag.moved && drag.kind === "new") {
-          corner = point; // the first of two corners
-          draft = null;
-        }
-        if (draft && (draft[2] - draft[0] < 1 || draft[3] - draft[1] < 1)) draft = null;
-        const done = drag.moved;
-        drag = null;
-        drawDraft();
-        if (done || had !== Boolean(draft)) tell(); // a box that is not seen is not used
-      });
-      frame.addEventListener("pointercancel", () => {
-        if (drag?.moved) tell();
-        drag = null;
-      });
-      frame.addEventListener("keydown", (event) => {
-        if (!state.src) return;
-        const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-        if ((event.key === "Enter" || event.key === " ") && !draft) {
-          draft = [state.width / 4, state.height / 4, (3 * state.width) / 4, (3 * state.height) / 4];
-        } else if (["Delete", "Backspace", "Escape"].includes(event.key) && (draft || corner)) {
-          draft = corner = null;
-        } else if (move && draft) {
-          const [dx, dy] = [move[0] * STEP * state.width, move[1] * STEP * state.height];
-          let [x0, y0, x1, y1] = draft;
-          if (event.shiftKey) {
-            x1 = clamp(x1 + dx, x0 + 2, state.width);
-            y1 = clamp(y1 + dy, y0 + 2, state.height);
-          } else {
-            const [mx, my] = [clamp(dx, -x0, state.width - x1), clamp(dy, -y0, state.height - y1)];
-            [x0, y0, x1, y1] = [x0 + mx, y0 + my, x1 + mx, y1 + my];
-          }
-          draft = [x0, y0, x1, y1];
-        } else {
-          return;
-        }
-        event.preventDefault();
-        drawDraft();
-        tellLater();
-      });
-    }
-    if (mode === "point") {
-      frame.tabIndex = 0;
-      frame.setAttribute("role", "application");
-      frame.setAttribute("aria-label", "Photo cut in windows: click a patch, or move with the arrow keys");
-      frame.addEventListener("click", (event) => {
-        if (!state.src) return;
-        const [x, y] = at(event);
-        trigger("pointed", { x: x / state.width, y: y / state.height });
-      });
-      frame.addEventListener("keydown", (event) => {
-        const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-        if (!move || !state.cell) return;
-        event.preventDefault();
-        const [x0, y0, x1, y1] = state.cell;
-        const [dx, dy] = [move[0] * (x1 - x0), move[1] * (y1 - y0)];
-        trigger("pointed", {
-          x: clamp(((x0 + x1) / 2 + dx) / state.width, 0, 0.999999),
-          y: clamp(((y0 + y1) / 2 + dy) / state.height, 0, 0.999999),
-        });
-      });
-    }
+    const stage = {
+      root, frame, svg, labels, scroll, zooms, props, trigger, at, rectangle, handle, draw,
+      redraw: () => { drawMarks(); drawTable(); },
+      id: `owl-stage-${(made += 1)}`,
+      get zoom() { return zoom; },
+      setZoom,
+      get value() { return state; },
+      held: () => false, // true: what comes now is drawn later
+      came: () => {}, // a new value, before it is drawn
+      marked: () => {}, // the marks are drawn
+    };
+    const { drawing, pointing, editing } = window.owlShared;
+    if (mode === "draw") drawing(stage);
+    if (mode === "point") pointing(stage);
+    if (props.edits) editing(stage);
     watch(["value"], draw);
     draw();
   };

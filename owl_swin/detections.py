@@ -20,7 +20,8 @@ COLUMNS = ("boxes", "scores", "labels", "patches")
 class Detections:
     """What was found in one picture, best score first. Nothing found is an empty Detections.
 
-    ``boxes [N, 4]`` are xyxy pixels of the caller's picture, clipped to it; ``scores [N]`` lie in [0, 1];
+    ``boxes [N, 4]`` are xyxy pixels of the caller's picture, clipped to it; ``scores [N]`` lie in [0, 1], or
+    are NaN where no model gave one, but a hand made the box;
     ``labels [N]`` index the caller's queries, whose own strings are ``names``; ``patches [N]`` is the patch that
     answered. ``best`` is the answer of the highest score, also where that is below its threshold: what an empty result
     would have shown at a lower one. None: nothing can answer, or the maker of these detections did not say. ``masks``

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -31,7 +32,7 @@ class Found(Protocol):
     def boxes(self) -> "Tensor": ...  # [N, 4], xyxy pixels
 
     @property
-    def scores(self) -> "Tensor": ...  # [N]
+    def scores(self) -> "Tensor": ...  # [N]; NaN: a box that no model gave a score, but a hand
 
     @property
     def labels(self) -> "Tensor": ...  # [N], indices of names
@@ -49,14 +50,15 @@ class Found(Protocol):
 class _Row(NamedTuple):
     query: int
     name: str
-    score: float
+    score: float | None
     box_xyxy: tuple[float, float, float, float]
 
 
 def to_dicts(found: Found) -> list[dict[str, Any]]:
     """Rows as transformers' zero-shot-object-detection pipeline writes them, with boxes to a hundredth of a pixel.
 
-    Beside its keys each row has ``query``, the index of the query: two queries may have one name.
+    Beside its keys each row has ``query``, the index of the query: two queries may have one name. Here as in the other
+    forms a score of NaN, of a box that was made by hand, is None or left out.
     """
     return [
         {
@@ -123,7 +125,7 @@ def to_coco(names: Sequence[PathName], results: Sequence[Found]) -> dict[str, An
                     "bbox": box,
                     "area": round(box[2] * box[3], 2),
                     "iscrowd": 0,
-                    "score": row.score,
+                    **_scored(row),
                     "query": row.query,
                 }
             )
@@ -165,11 +167,11 @@ def to_label_studio(
                         "rotation": 0,
                         "rectanglelabels": [row.name],
                     },
-                    "score": row.score,
+                    **_scored(row),
                     "meta": {"query": row.query},
                 }
             )
-        best = max((row["score"] for row in rows), default=0.0)
+        best = max((row["score"] for row in rows if "score" in row), default=0.0)
         image = name if root is None or is_url(name) else label_studio_address(name, root)
         tasks.append(
             {"data": {"image": image}, "predictions": [{"model_version": model_version, "score": best, "result": rows}]}
@@ -225,7 +227,7 @@ def to_yolo(found: Found, *, with_scores: bool = False) -> str:
     for row in _rows(found):
         x0, y0, x1, y1 = row.box_xyxy
         values = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
-        values += [row.score] if with_scores else []
+        values += [row.score] if with_scores and row.score is not None else []
         lines.append(" ".join([str(row.query), *(f"{value:.6f}" for value in values)]) + "\n")
     return "".join(lines)
 
@@ -250,7 +252,7 @@ def to_voc(name: PathName, found: Found) -> str:
     for row in _rows(found):
         thing = ET.SubElement(root, "object")
         _add_texts(thing, {"name": row.name, "pose": "Unspecified", "truncated": 0, "difficult": 0})
-        _add_texts(thing, {"score": row.score, "query": row.query})
+        _add_texts(thing, {**_scored(row), "query": row.query})
         x0, y0, x1, y1 = (round(value) for value in row.box_xyxy)
         xmin, ymin = min(x0 + 1, width), min(y0 + 1, height)
         corners = {"xmin": xmin, "ymin": ymin, "xmax": max(x1, xmin), "ymax": max(y1, ymin)}
@@ -320,10 +322,15 @@ def _pairs(names: Sequence[PathName], results: Sequence[Found]) -> Iterator[tupl
 
 
 def _rows(found: Found) -> Iterator[_Row]:
-    """The detections as plain numbers, scores to a millionth."""
+    """The detections as plain numbers, scores to a millionth; None where a hand made the box."""
     rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
     for query, score, (x0, y0, x1, y1) in rows:
-        yield _Row(query, found.names[query], round(score, 6), (x0, y0, x1, y1))
+        yield _Row(query, found.names[query], None if math.isnan(score) else round(score, 6), (x0, y0, x1, y1))
+
+
+def _scored(row: _Row) -> dict[str, float]:
+    """The score, where there is one."""
+    return {} if row.score is None else {"score": row.score}
 
 
 def _labels(found: Found) -> list[str]:

@@ -74,7 +74,9 @@ def draw_detections(
         _draw_box(draw, box, colour, line)
     placed = _Placed(canvas.width, canvas.height)
     for one, number, box, colour in zip(detections, numbers, boxes, colours, strict=True):
-        after = [f"#{number}"] * (number is not None) + [f"{one.score:.2f}"] * with_scores
+        after = [f"#{number}"] * (number is not None) + [f"{one.score:.2f}"] * (
+            with_scores and not math.isnan(one.score)
+        )
         label = _Label.of(one.name, " ".join(after), size, canvas.width - 2 * line)
         place = placed.find(box, label.width + 2 * line, label.height + 2 * line) if label.text else None
         if place is not None:

@@ -1,99 +1,42 @@
 """The demo in a real browser: `make screenshots` runs these tests, which leave pictures in out/screens/."""
 
-import base64
 import io
-import os
-import shutil
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlparse
 
 import pytest
 from picture_files import encode, noise
 from PIL import Image, ImageChops
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="NO BROWSER: the demo is not tested in one here; install it (Debian: apt install chromium)"
-)
-pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 
-from owl_swin import Detector, RegionIndex  # noqa: E402
-from owl_swin.demo.app import build_demo  # noqa: E402
-from owl_swin.server.app import build_demo as served_demo  # noqa: E402
-from owl_swin.server.app import create_app  # noqa: E402
-from owl_swin.server.run import bind, make_server  # noqa: E402
-from owl_swin.server.settings import ServerSettings  # noqa: E402
+from demo_pages import (  # noqa: E402
+    NEEDS_BROWSER,
+    chromium,
+    count,
+    drop,
+    go_to,
+    opened,
+    served,
+    set_slider,
+    unfold,
+    until,
+    upload,
+    watched,
+)
 
+from owl_swin import Detector, RegionIndex  # noqa: E402
+
+pytestmark = NEEDS_BROWSER
 SCREENS = Path(__file__).parent.parent / "out" / "screens"
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 TABS = ("Name it", "Show it", "Search", "Inside Swin")
-WAIT_MS = 20_000
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with chromium() as one:
         yield one
-        one.close()
-
-
-@contextmanager
-def opened(browser, detector):
-    """A page of the demo; what the browser complains of, or asks of other machines, fails the test."""
-    blocks = build_demo(detector, folders=True)
-    os.environ.setdefault("NO_PROXY", "127.0.0.1")
-    _, url, _ = blocks.launch(
-        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, footer_links=[], run_history=False
-    )
-    with watched(browser, url) as page:
-        yield page
-    blocks.close(verbose=False)
-
-
-@contextmanager
-def watched(browser, url: str):
-    """A page at an address, watched as ``opened`` says."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(WAIT_MS)
-    wrong = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda request: wrong.append(request.url) if outside(request.url, url) else None)
-    page.goto(url)
-    page.wait_for_selector("#name-stage .owl-empty")
-    yield page
-    page.close()
-    assert wrong == []
-
-
-@contextmanager
-def served(detector, index):
-    """The address of what ``owl-swin serve`` serves, demo and archive included, from a thread of this process."""
-    settings = ServerSettings(port=0, drain_s=0.1)
-    listening = bind("127.0.0.1", 0)
-    server = make_server(create_app(detector, settings, index=index, demo=served_demo), settings)
-    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    server.drain()
-    thread.join(20)
-    assert not thread.is_alive()
-
-
-def outside(asked: str, own: str) -> bool:
-    return urlparse(asked).scheme not in ("data", "blob") and urlparse(asked).netloc != urlparse(own).netloc
 
 
 @pytest.fixture(scope="module")
@@ -102,55 +45,12 @@ def page(browser, detector):
         yield one
 
 
-def go_to(page, tab: str) -> None:
-    page.get_by_role("tab", name=tab).click()
-
-
-def upload(page, button: str, *files) -> None:
-    page.set_input_files(f"input[type=file]:has(+ #{button})", list(files))
-
-
-def drop(page, stage: str, file: Path) -> None:
-    """Drops a file on a stage, as from a folder of the desktop."""
-    page.evaluate(
-        """([stage, name, content]) => {
-          const files = new DataTransfer();
-          const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
-          files.items.add(new File([bytes], name, { type: "image/png" }));
-          const options = { bubbles: true, cancelable: true, dataTransfer: files };
-          document.querySelector(`#${stage} .owl-stage`).dispatchEvent(new DragEvent("drop", options));
-        }""",
-        [stage, file.name, base64.b64encode(file.read_bytes()).decode()],
-    )
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     for seed in range(3):
         (folder / f"blocks{seed}.png").write_bytes(encode(noise(120, 180, seed)))
     return folder
-
-
-def unfold(page, title: str, inside: str) -> None:
-    """Opens what is folded away under a title of the tab that is seen."""
-    if not page.locator(inside).locator("visible=true").count():
-        page.get_by_text(title).locator("visible=true").click()
-        page.locator(inside).locator("visible=true").first.wait_for()
-
-
-def set_slider(page, name: str, value: float) -> None:
-    field = page.locator(f"#{name} input[type=number]")
-    field.fill(str(value))
-    field.press("Enter")
-
-
-def until(page, script: str, argument=None) -> None:
-    page.wait_for_function(script, arg=argument)
-
-
-def count(selector: str) -> str:
-    return f"document.querySelectorAll('{selector}').length"
 
 
 def test_a_name_gives_boxes_a_table_and_files(page, photos, detector, monkeypatch):

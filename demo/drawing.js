@@ -1,0 +1,131 @@
+// A box drawn on a photo by mouse, touch or keys, and a patch that is pointed at. No library, nothing from elsewhere;
+// stage.js comes before.
+(() => {
+  "use strict";
+  if (window.owlShared.drawing) return; // every piece brings this script
+  const { clamp, span, nudged, ARROWS } = window.owlShared;
+  const STEP = 0.02; // what an arrow key moves, as a share of the photo
+  const HANDLE_PX = 16;
+
+  // One box, drawn anew or moved or sized. Tells: "drawn" {box}.
+  window.owlShared.drawing = (stage) => {
+    const { frame, svg, labels, trigger, at, rectangle, handle } = stage;
+    let draft = null; // [x0, y0, x1, y1] in pixels of the photo
+    let corner = null; // the first of two clicks
+    const drawDraft = () => {
+      svg.querySelectorAll(".owl-draft, .owl-draft-under").forEach((node) => node.remove());
+      labels.querySelectorAll(".owl-handle").forEach((node) => node.remove());
+      if (corner) labels.append(handle(corner));
+      if (!draft) return;
+      rectangle(draft, "owl-draft-under");
+      rectangle(draft, "owl-draft");
+      const [x0, y0, x1, y1] = draft;
+      [[x0, y0], [x1, y0], [x0, y1], [x1, y1]].forEach((point) => labels.append(handle(point)));
+    };
+    stage.came = () => {
+      draft = stage.value.draft || null;
+      corner = null;
+    };
+    stage.marked = drawDraft;
+    const tell = () => trigger("drawn", { box: draft ? draft.map((value) => Math.round(value * 10) / 10) : null });
+    let later = 0;
+    const tellLater = () => { clearTimeout(later); later = setTimeout(tell, 250); };
+    frame.tabIndex = 0;
+    frame.setAttribute("role", "application");
+    frame.setAttribute("aria-label", "Photo to draw a box on: drag, click two corners, or press Enter for a box, arrow keys to move it, Shift with arrow keys to size it, Delete to take it away");
+    let drag = null;
+    const grip = (point) => {
+      if (!draft) return { from: point, kind: "new" };
+      const scale = frame.getBoundingClientRect().width / stage.value.width;
+      const [x0, y0, x1, y1] = draft;
+      for (const [x, y, ox, oy] of [[x0, y0, x1, y1], [x1, y0, x0, y1], [x0, y1, x1, y0], [x1, y1, x0, y0]])
+        if (Math.hypot(point[0] - x, point[1] - y) * scale < HANDLE_PX) return { from: [ox, oy], kind: "size" };
+      const inside = point[0] > x0 && point[0] < x1 && point[1] > y0 && point[1] < y1;
+      return inside ? { from: point, kind: "move", box: draft } : { from: point, kind: "new" };
+    };
+    frame.addEventListener("pointerdown", (event) => {
+      if (!stage.value.src || event.button > 0) return;
+      event.preventDefault();
+      frame.focus({ preventScroll: true });
+      frame.setPointerCapture(event.pointerId);
+      drag = { ...(corner ? { from: corner, kind: "second" } : grip(at(event))), x: event.clientX, y: event.clientY, moved: false };
+    });
+    frame.addEventListener("pointermove", (event) => {
+      if (!drag) return;
+      drag.moved ||= Math.hypot(event.clientX - drag.x, event.clientY - drag.y) > 4;
+      if (!drag.moved) return;
+      const point = at(event);
+      if (drag.kind === "move") {
+        draft = nudged(drag.box, [point[0] - drag.from[0], point[1] - drag.from[1]], stage.value);
+      } else {
+        draft = span(drag.from, point);
+      }
+      corner = null;
+      drawDraft();
+    });
+    frame.addEventListener("pointerup", (event) => {
+      if (!drag) return;
+      const point = at(event);
+      const had = Boolean(draft);
+      if (drag.kind === "second" && !drag.moved) {
+        draft = span(drag.from, point);
+        corner = null;
+        drag.moved = true;
+      } else if (!drag.moved && drag.kind === "new") {
+        corner = point; // the first of two corners
+        draft = null;
+      }
+      if (draft && (draft[2] - draft[0] < 1 || draft[3] - draft[1] < 1)) draft = null;
+      const done = drag.moved;
+      drag = null;
+      drawDraft();
+      if (done || had !== Boolean(draft)) tell(); // a box that is not seen is not used
+    });
+    frame.addEventListener("pointercancel", () => {
+      if (drag?.moved) tell();
+      drag = null;
+    });
+    frame.addEventListener("keydown", (event) => {
+      if (!stage.value.src) return;
+      const move = ARROWS[event.key];
+      if ((event.key === "Enter" || event.key === " ") && !draft) {
+        const { width, height } = stage.value;
+        draft = [width / 4, height / 4, (3 * width) / 4, (3 * height) / 4];
+      } else if (["Delete", "Backspace", "Escape"].includes(event.key) && (draft || corner)) {
+        draft = corner = null;
+      } else if (move && draft) {
+        const by = [move[0] * STEP * stage.value.width, move[1] * STEP * stage.value.height];
+        draft = nudged(draft, by, stage.value, event.shiftKey);
+      } else {
+        return;
+      }
+      event.preventDefault();
+      drawDraft();
+      tellLater();
+    });
+  };
+
+  // A patch, by a click or with the arrow keys. Tells: "pointed" {x, y}, in [0, 1].
+  window.owlShared.pointing = (stage) => {
+    const { frame, trigger, at } = stage;
+    frame.tabIndex = 0;
+    frame.setAttribute("role", "application");
+    frame.setAttribute("aria-label", "Photo cut in windows: click a patch, or move with the arrow keys");
+    frame.addEventListener("click", (event) => {
+      if (!stage.value.src) return;
+      const [x, y] = at(event);
+      trigger("pointed", { x: x / stage.value.width, y: y / stage.value.height });
+    });
+    frame.addEventListener("keydown", (event) => {
+      const move = ARROWS[event.key];
+      if (!move || !stage.value.cell) return;
+      event.preventDefault();
+      const [x0, y0, x1, y1] = stage.value.cell;
+      const [dx, dy] = [move[0] * (x1 - x0), move[1] * (y1 - y0)];
+      trigger("pointed", {
+        x: clamp(((x0 + x1) / 2 + dx) / stage.value.width, 0, 0.999999),
+        y: clamp(((y0 + y1) / 2 + dy) / stage.value.height, 0, 0.999999),
+      });
+    });
+  };
+})();

@@ -1,0 +1,143 @@
+"""Boxes moved, named, drawn and taken away by hand, laid over whatever the model answers: an annotation in the end."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torchvision.ops import box_iou
+
+from owl_swin import Detections, QueryError
+
+Box = tuple[float, float, float, float]
+# Which detector an answer is of: its fingerprint, and the size in which it looked.
+By = tuple[str, int]
+
+MOST_DRAWN = 1000
+MOST_UNDONE = 200
+LONGEST_NAME = 200
+# From which overlap on a found box is the one that was taken away: of the same look at the photo, and of another one,
+# in which boxes differ a little.
+SAME_IOU, ALIKE_IOU = 0.98, 0.5
+# Of one that has no side, and so overlaps nothing.
+SAME_PX = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A box with its name; ``hand`` tells those apart that were made by hand, and is "" for one that was found."""
+
+    name: str
+    box_xyxy: Box
+    hand: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """What was done by hand to the answers about one photo: found boxes that went, each with who found it, and boxes
+    that came. ``before`` are the states to go back to, and ``number`` is that of the page's last edit."""
+
+    gone: tuple[tuple[Mark, By | None], ...] = ()
+    drawn: tuple[Mark, ...] = ()
+    before: tuple["Edits", ...] = ()
+    number: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.gone or self.drawn)
+
+    def changed(self, gone: Sequence[tuple[Mark, By | None]], drawn: Sequence[Mark]) -> "Edits":
+        """Another state, from which a way leads back to this one."""
+        if len(drawn) > MOST_DRAWN or len(gone) > MOST_DRAWN:
+            raise QueryError(f"at most {MOST_DRAWN} boxes of a photo can be edited")
+        before = (*self.before, replace(self, before=()))[-MOST_UNDONE:]
+        return Edits(tuple(gone), tuple(drawn), before, self.number)
+
+    def put(self, was: Mark | None, now: Mark | None, by: By | None) -> "Edits":
+        """One box in the place of another: None for ``was`` is a new one, None for ``now`` takes it away."""
+        gone, drawn = self.gone, list(self.drawn)
+        hands = [one.hand for one in drawn]
+        place = hands.index(was.hand) if was is not None and was.hand in hands else len(drawn)
+        if was is not None and not was.hand:
+            gone = (*gone, (was, by))
+        drawn[place : place + 1] = [now] if now is not None else []
+        return self.changed(gone, drawn)
+
+    def undone(self) -> "Edits":
+        """As it was before the last edit."""
+        return replace(self.before[-1], before=self.before[:-1], number=self.number) if self.before else self
+
+
+def read_edit(edits: Edits, event: Any, image_hw: tuple[int, int], by: By | None) -> Edits:
+    """The edits with what the page tells ("edited" in editing.js); a box that means nothing raises QueryError."""
+    if event.undo:
+        edits = edits.undone()
+    elif event.reset:
+        edits = edits.changed((), ())
+    else:
+        was, now = _mark(event.was, image_hw), _mark(event.now, image_hw)
+        if now is not None and not now.hand:
+            raise QueryError("a box made by hand must say which it is")
+        if was is not None or now is not None:
+            edits = edits.put(was, now, by)
+    return replace(edits, number=int(event.number))
+
+
+def _mark(told: Any, image_hw: tuple[int, int]) -> Mark | None:
+    if told is None:
+        return None
+    try:
+        values = [float(value) for value in told["box"]]
+        name, hand = str(told["label"]).strip()[:LONGEST_NAME], str(told["hand"] or "")[:40]
+    except (KeyError, TypeError, ValueError):
+        raise QueryError("a box must have a name and four numbers") from None
+    if len(values) != 4 or not all(map(math.isfinite, values)) or not name:
+        raise QueryError("a box must have a name and four numbers")
+    height, width = image_hw
+    x0, x1 = sorted(min(max(value, 0.0), float(width)) for value in values[0::2])
+    y0, y1 = sorted(min(max(value, 0.0), float(height)) for value in values[1::2])
+    return Mark(name, (x0, y0, x1, y1), hand)
+
+
+def annotate(found: Detections, edits: Edits, by: By | None) -> Detections:
+    """What was found with the edits: what went is gone, and what came stands last, with NaN for a score and -1 for a
+    patch, as no model gave it one. Names that were not asked for follow those that were."""
+    found = found.to("cpu")
+    kept = found[_kept(found, edits, by)]
+    if not edits.drawn:
+        return kept
+    names = tuple(dict.fromkeys(one.name for one in edits.drawn if one.name not in found.names))
+    names = (*found.names, *names)
+    n = len(edits.drawn)
+    return Detections(
+        boxes=torch.cat([kept.boxes, torch.tensor([one.box_xyxy for one in edits.drawn]).to(kept.boxes)]),
+        scores=torch.cat([kept.scores, kept.scores.new_full((n,), math.nan)]),
+        labels=torch.cat([kept.labels, torch.tensor([names.index(one.name) for one in edits.drawn]).to(kept.labels)]),
+        names=names,
+        image_hw=kept.image_hw,
+        patches=torch.cat([kept.patches, kept.patches.new_full((n,), -1)]),
+        best=kept.best,
+    )
+
+
+def _kept(found: Detections, edits: Edits, by: By | None) -> list[bool]:
+    """Which detections stay: each box that went takes at most one with it, that of its name which is most like it."""
+    kept = torch.ones(len(found), dtype=torch.bool)
+    for mark, finder in edits.gone:
+        alike = kept & torch.tensor(
+            [found.names[label] == mark.name for label in found.labels.tolist()], dtype=torch.bool
+        )
+        if not alike.any():
+            continue
+        box = torch.tensor([mark.box_xyxy]).to(found.boxes)
+        overlap = box_iou(found.boxes, box)[:, 0].nan_to_num()
+        overlap[(found.boxes - box).abs().amax(1) <= SAME_PX] = 1.0
+        best = int(overlap.where(alike, overlap.new_tensor(-1.0)).argmax())
+        if overlap[best] >= (SAME_IOU if finder == by else ALIKE_IOU):
+            kept[best] = False
+    return kept.tolist()
+
+
+def edit_state(edits: Edits, names: Sequence[str]) -> dict[str, Any]:
+    """What the page must know of the edits beside the boxes."""
+    return {"names": list(names), "edited": edits.number, "edits": bool(edits), "undo": bool(edits.before)}

@@ -1,0 +1,134 @@
+"""A page of the demo in Chromium, for the tests that drive it."""
+
+import base64
+import os
+import shutil
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+pytest.importorskip("gradio")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+from owl_swin.demo.app import build_demo  # noqa: E402
+from owl_swin.server.app import build_demo as served_demo  # noqa: E402
+from owl_swin.server.app import create_app  # noqa: E402
+from owl_swin.server.run import bind, make_server  # noqa: E402
+from owl_swin.server.settings import ServerSettings  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NEEDS_BROWSER = pytest.mark.skipif(
+    CHROMIUM is None, reason="NO BROWSER: the demo is not tested in one here; install it (Debian: apt install chromium)"
+)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WAIT_MS = 20_000
+
+
+@contextmanager
+def chromium():
+    """The browser."""
+    with sync_api.sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield one
+        one.close()
+
+
+@contextmanager
+def opened(browser, detector, **options):
+    """A page of the demo; what the browser complains of, or asks of other machines, fails the test."""
+    blocks = build_demo(detector, folders=True, **options)
+    os.environ.setdefault("NO_PROXY", "127.0.0.1")
+    _, url, _ = blocks.launch(
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, footer_links=[], run_history=False
+    )
+    with watched(browser, url) as page:
+        yield page
+    blocks.close(verbose=False)
+
+
+@contextmanager
+def watched(browser, url: str):
+    """A page at an address, watched as ``opened`` says."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(WAIT_MS)
+    wrong = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: wrong.append(request.url) if outside(request.url, url) else None)
+    page.goto(url)
+    page.wait_for_selector("#name-stage .owl-empty")
+    yield page
+    page.close()
+    assert wrong == []
+
+
+@contextmanager
+def served(detector, index):
+    """The address of what ``owl-swin serve`` serves, demo and archive included, from a thread of this process."""
+    settings = ServerSettings(port=0, drain_s=0.1)
+    listening = bind("127.0.0.1", 0)
+    server = make_server(create_app(detector, settings, index=index, demo=served_demo), settings)
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    server.drain()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def outside(asked: str, own: str) -> bool:
+    return urlparse(asked).scheme not in ("data", "blob") and urlparse(asked).netloc != urlparse(own).netloc
+
+
+def go_to(page, tab: str) -> None:
+    page.get_by_role("tab", name=tab).click()
+
+
+def upload(page, button: str, *files) -> None:
+    page.set_input_files(f"input[type=file]:has(+ #{button})", list(files))
+
+
+def drop(page, stage: str, file: Path) -> None:
+    """Drops a file on a stage, as from a folder of the desktop."""
+    page.evaluate(
+        """([stage, name, content]) => {
+          const files = new DataTransfer();
+          const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+          files.items.add(new File([bytes], name, { type: "image/png" }));
+          const options = { bubbles: true, cancelable: true, dataTransfer: files };
+          document.querySelector(`#${stage} .owl-stage`).dispatchEvent(new DragEvent("drop", options));
+        }""",
+        [stage, file.name, base64.b64encode(file.read_bytes()).decode()],
+    )
+
+
+def unfold(page, title: str, inside: str) -> None:
+    """Opens what is folded away under a title of the tab that is seen."""
+    if not page.locator(inside).locator("visible=true").count():
+        page.get_by_text(title).locator("visible=true").click()
+        page.locator(inside).locator("visible=true").first.wait_for()
+
+
+def set_slider(page, name: str, value: float) -> None:
+    field = page.locator(f"#{name} input[type=number]")
+    field.fill(str(value))
+    field.press("Enter")
+
+
+def until(page, script: str, argument=None) -> None:
+    page.wait_for_function(script, arg=argument)
+
+
+def count(selector: str) -> str:
+    return f"document.querySelectorAll('{selector}').length"
