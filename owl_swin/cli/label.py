@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,6 +62,13 @@ def label(
         list[float] | None,
         typer.Option(help="Size at which pictures are shown, against the teacher's own; repeat it.", show_default="1"),
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Show the teacher each picture in tiles of so many pixels a side too, which finds small things."
+        ),
+    ] = None,
+    overlap: options.Overlap = None,
     sheet: Annotated[Path | None, typer.Option(help="A picture to write, of sample pictures with their boxes.")] = None,
     label_studio: Annotated[
         Path | None,
@@ -99,8 +106,9 @@ def label(
     from owl_swin.labelling.run import LabelOptions, label_pictures
     from owl_swin.teachers.load import load_teacher
 
-    chosen = LabelOptions(threshold, picture_threshold, batch_size)
-    teachers = [load_teacher(one, device=device, dtype=dtype, image_size=image_size) for one in teacher or ("nano",)]
+    chosen, tiles = LabelOptions(threshold, picture_threshold, batch_size), options.make_tiles(tile, overlap)
+    placed: dict[str, Any] = {"device": device, "dtype": dtype, "image_size": image_size}
+    teachers = [load_teacher(one, tiles=tiles, **placed) for one in teacher or ("nano",)]
     model = _joined(teachers, flip, scale, agree)
     try:
         with Progress(len(sources)) as progress:

@@ -1,6 +1,7 @@
 """Any model behind Detector as a teacher."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.errors import QueryError
+from owl_swin.tiling import Tiles
 from owl_swin.types import QueryEmbeddings
 
 # Embeddings of texts that are kept: those of a list are asked in every picture, those of captions come again.
@@ -20,10 +22,13 @@ TEXT_BATCH = 256
 
 
 class DetectorTeacher:
-    """A Detector, which encodes a picture once for all names, and a name once for all pictures."""
+    """A Detector, which encodes a picture once for all names, and a name once for all pictures.
 
-    def __init__(self, detector: Detector, *, nms_iou: float = 0.5):
-        self._detector, self._nms_iou = detector, nms_iou
+    ``tiles`` are shown to it beside each whole picture.
+    """
+
+    def __init__(self, detector: Detector, *, nms_iou: float = 0.5, tiles: Tiles | None = None):
+        self._detector, self._nms_iou, self._tiles = detector, nms_iou, tiles
         self._embeds: LRUCache[str, Tensor] = LRUCache(KEPT_TEXTS)
         self._last: tuple[tuple[str, ...], QueryEmbeddings] | None = None
         self.name = detector.name
@@ -34,6 +39,8 @@ class DetectorTeacher:
             "image_size": detector.image_size,
             "nms_iou": nms_iou,
         }
+        if tiles is not None:
+            self.identity["tiles"] = asdict(tiles)
 
     def find(
         self, pictures: Sequence[Image.Image], texts: Sequence[tuple[str, ...]], threshold: float
@@ -41,7 +48,12 @@ class DetectorTeacher:
         """As the protocol has it; pictures of one model size are encoded together."""
         queries = [self._queries(own) for own in texts]
         return self._detector.detect_batch(
-            pictures, queries, batch_size=max(1, len(pictures)), threshold=threshold, nms_iou=self._nms_iou
+            pictures,
+            queries,
+            batch_size=max(1, len(pictures)),
+            tiles=self._tiles,
+            threshold=threshold,
+            nms_iou=self._nms_iou,
         )
 
     def at_scale(self, scale: float) -> "DetectorTeacher":
@@ -51,7 +63,7 @@ class DetectorTeacher:
                 f"{self.name} sees pictures in one size, {self._detector.image_size} pixels; leave scales out"
             )
         size = max(1, round(self._detector.image_size * scale))
-        return DetectorTeacher(self._detector.with_image_size(size), nms_iou=self._nms_iou)
+        return DetectorTeacher(self._detector.with_image_size(size), nms_iou=self._nms_iou, tiles=self._tiles)
 
     def _queries(self, texts: tuple[str, ...]) -> QueryEmbeddings:
         if self._last is not None and self._last[0] == texts:

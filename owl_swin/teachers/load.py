@@ -13,7 +13,9 @@ from owl_swin.families.owl_vit import FAMILIES
 from owl_swin.files import read_json
 from owl_swin.teachers.detector import KEPT_TEXTS, DetectorTeacher
 from owl_swin.teachers.teacher import Teacher
+from owl_swin.teachers.tiled import Tiled
 from owl_swin.teachers.transformers_model import load_transformers
+from owl_swin.tiling import Tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,12 @@ KINDS = {
 
 
 def load_teacher(
-    source: str | Path, *, device: str = "auto", dtype: str | None = None, image_size: int | None = None
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    image_size: int | None = None,
+    tiles: Tiles | None = None,
 ) -> Teacher:
     """The teacher of a name, file, folder, or model "user/model" of the hub; what cannot be had or read raises
     CheckpointError.
@@ -50,14 +57,16 @@ def load_teacher(
     folder = Path(local_place(source, check=lambda folder: _check_kind(folder, source)))
     kind = _check_kind(folder, source)
     if kind not in KINDS:
-        return DetectorTeacher(Detector.from_pretrained(source, device=device, dtype=dtype, image_size=image_size))
+        detector = Detector.from_pretrained(source, device=device, dtype=dtype, image_size=image_size)
+        return DetectorTeacher(detector, tiles=tiles)
     how = KINDS[kind]
     make = getattr(import_module(f"owl_swin.teachers.{how.module}"), how.name)
     name = str(source) if is_hub_name(source) else folder.resolve().name
     classes = how.model_class, how.processor_class
-    return load_transformers(
+    loaded = load_transformers(
         folder, name, kind, make, classes, device=device, dtype=dtype, image_size=image_size, **how.settings
     )
+    return loaded if tiles is None else Tiled(loaded, tiles)
 
 
 def _check_kind(folder: Path, source: str | Path) -> str:
