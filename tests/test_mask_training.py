@@ -1,7 +1,9 @@
 """Training the mask branch: what each loss measures, what a box alone teaches, and what stays as it was."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -240,8 +242,6 @@ def test_masks_learn_beside_boxes_at_a_rate_of_their_own(tmp_path):
 
 
 def test_scenes_without_boxes_teach_the_branch_too(tmp_path):
-    import json
-
     settings = with_masks(tmp_path, optim={"image_lr": 0.0, "heads_lr": 0.0, "masks_lr": 1e-3})
     path = Path(settings["data"][0]["path"])
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
@@ -265,3 +265,23 @@ def test_what_each_place_shows_starts_as_what_its_box_holds(tmp_path):
     save_checkpoint(tmp_path / "own.safetensors", model, {"name": "own"}, exact=True)
     again = start_model(train_config(settings | {"init": [str(tmp_path / "own.safetensors")]}), torch.device("cpu"))
     assert torch.equal(again.masks.dense_head.embed.weight, model.masks.dense_head.embed.weight)
+
+
+def test_true_masks_teach_where_a_set_has_them(tmp_path):
+    settings = with_masks(tmp_path, batch_size=2, detect={"mosaic": [0.0, 1.0]})
+    path = Path(settings["data"][0]["path"])
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h]]  # half of the box
+    path.write_text(json.dumps(content))
+    task = DetectTask(train_config(settings), model_of(settings), ALONE)
+    shares = []
+    for batch in map(task.batch, range(6)):
+        for boxes, masks in zip(batch.boxes, batch.masks, strict=True):
+            assert masks.rows.tolist() == list(range(len(boxes)))
+            shares += (masks.maps.float().mean((1, 2)) / 255 / boxes[:, 2:].prod(1)).tolist()
+    # What is cut off at an edge may be more or less of a half.
+    assert len(shares) > 20 and np.median(shares) == pytest.approx(0.5, abs=0.05)
+    parts = task.step_losses(batch)
+    assert parts["dice"] > 0.1 and parts["projection"] == parts["affinity"] == 0

@@ -9,6 +9,7 @@ from PIL import Image
 from owl_swin.cli.main import app
 from owl_swin.data.paste import find_cutouts, paste_scenes
 from owl_swin.errors import DataError, ImageError
+from owl_swin.rle import decode_rle
 
 COLOURS = {"red mug": (255, 0, 0), "blue cup": (0, 0, 255)}
 
@@ -47,6 +48,21 @@ def test_a_box_holds_just_what_is_seen(cutouts, photographs, tmp_path):
         assert abs(x - xs.min()) <= 2 and abs(y - ys.min()) <= 2
         assert abs(x + w - 1 - xs.max()) <= 2 and abs(y + h - 1 - ys.max()) <= 2
         assert h / w == pytest.approx(1.5, rel=0.25)
+        mask = decode_rle(annotation["segmentation"])
+        assert mask.shape == own.shape and mask.sum() == annotation["area"]
+        assert (mask == own).mean() > 0.98
+
+
+def test_the_mask_of_what_is_covered_in_part_is_what_is_seen(cutouts, photographs, tmp_path):
+    target = paste_scenes(find_cutouts(cutouts), [photographs / "grey.png"], tmp_path / "set", pictures=12)
+    annotations = json.loads(target.read_text())["annotations"]
+    masks = {}
+    for annotation in annotations:
+        masks.setdefault(annotation["image_id"], []).append(decode_rle(annotation["segmentation"]))
+        x, y, w, h = annotation["bbox"]
+        assert masks[annotation["image_id"]][-1][y : y + h, x : x + w].sum() == annotation["area"]
+    assert any(len(own) > 1 for own in masks.values())
+    assert all(np.sum(own, 0).max() == 1 for own in masks.values())
 
 
 def test_the_seed_makes_the_set(cutouts, photographs, tmp_path):

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from owl_swin.data.masks import CodedMask
 from owl_swin.data.naming import place_pictures, spoken, spoken_names
+from owl_swin.data.outlines import outline_rle
 from owl_swin.data.scene import BoxList, Scenes, cut_box, score_problem
 from owl_swin.errors import DataError, MissingExtraError
 from owl_swin.files import read_json
+from owl_swin.rle import rle_size
 
 # Of these lists LVIS says what was looked for in a picture.
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
@@ -95,22 +98,23 @@ def read_coco_file(path: Path, images: Path, *, outlines: bool = False) -> CocoF
     return CocoFile(list(records.values()), categories, annotations, lost, broken, len(content["annotations"]))
 
 
-def read_lvis(path: Path, images: Path, *, ignore_below: float = 0.0) -> Scenes:
+def read_lvis(path: Path, images: Path, *, ignore_below: float = 0.0, masks: bool = False) -> Scenes:
     """COCO form whose image records say which categories were looked for (LVIS, arXiv:1908.03195)."""
-    scenes = read_coco(path, images, ignore_below=ignore_below)
+    scenes = read_coco(path, images, ignore_below=ignore_below, masks=masks)
     if all(scene.negatives is None for scene in scenes.scenes):
         raise DataError(f"{path}: no image record has 'neg_category_ids'; read it as kind 'coco'")
     return scenes
 
 
-def read_coco(path: Path, images: Path, *, ignore_below: float = 0.0) -> Scenes:
+def read_coco(path: Path, images: Path, *, ignore_below: float = 0.0, masks: bool = False) -> Scenes:
     """A file in COCO form as scenes; names are in the order of the category ids.
 
     An annotation's ``score`` is how sure a guessed box is; those under ``ignore_below`` become vague. Crowd and group
     regions are left out; their names are unknown in the picture. Where any image record has ``neg_category_ids``, only
-    those are negatives of a picture.
+    those are negatives of a picture. With ``masks`` boxes have theirs, where the file has them; one that is damaged,
+    empty, or not of its picture's size is noted, and its box stays.
     """
-    file = read_coco_file(path, images)
+    file = read_coco_file(path, images, outlines=masks)
     categories = sorted(file.categories, key=lambda category: _id_order(category["id"]))
     rows = {category["id"]: row for row, category in enumerate(categories)}
     boxes = {image["id"]: BoxList(file.broken, stated_size(image), ignore_below=ignore_below) for image in file.images}
@@ -120,7 +124,8 @@ def read_coco(path: Path, images: Path, *, ignore_below: float = 0.0) -> Scenes:
             own.unknown.append(label)
         else:
             x, y, w, h = annotation["bbox"]
-            own.keep(label, (x, y, x + w, y + h), annotation.get("score", 1.0))
+            mask = _mask(annotation, own.wh, file.broken) if masks else None
+            own.keep(label, (x, y, x + w, y + h), annotation.get("score", 1.0), mask)
     for image_id, category_id in file.lost:
         boxes[image_id].unknown.append(rows[category_id])
     scenes = []
@@ -129,6 +134,21 @@ def read_coco(path: Path, images: Path, *, ignore_below: float = 0.0) -> Scenes:
         federated = np.unique(np.array(negatives, dtype=np.int64)) if LVIS_LISTS[0] in image else None
         scenes.append(boxes[image["id"]].scene(image["source"], negatives=federated, unknown=unknown))
     return Scenes(scenes, [category["synonyms"] or category["names"] for category in categories], file.broken)
+
+
+def _mask(annotation: Mapping[str, Any], wh: tuple[int, int] | None, broken: list[str]) -> CodedMask | None:
+    """The mask of an annotation, None where there is none or it is broken; ``wh`` is the picture's stated size."""
+    outline = annotation["segmentation"]
+    if not outline:
+        return None
+    try:
+        hw = (round(wh[1]), round(wh[0])) if wh else rle_size(outline) if isinstance(outline, dict) else None
+        if hw is None:
+            raise DataError("polygons in a picture whose record states no width and height")
+        return CodedMask.of(outline_rle(outline, hw))
+    except DataError as error:
+        broken.append(f"{annotation['where']}: left without its mask, {error}")
+        return None
 
 
 def annotation_name(annotation: Any, place: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""Makes a detection set out of named cut-outs: pastes them on photographs, with their boxes (arXiv:1708.01642)."""
+"""Makes a detection set out of named cut-outs: on photographs, with their boxes and masks (arXiv:1708.01642)."""
 
 import random
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from PIL import Image
 from owl_swin.errors import DataError, ImageError
 from owl_swin.files import make_folder, read_json, write_image, write_json
 from owl_swin.image import open_image
+from owl_swin.rle import encode_rle
 
 # Height of a pasted thing as a share of the photograph's shorter side.
 SIZES = (0.15, 0.6)
@@ -30,7 +31,7 @@ def paste_scenes(
     """Writes ``pictures`` scenes of 1 to ``most_things`` cut-outs and their COCO file; returns the file.
 
     ``cutouts`` are pictures with transparency and their names. Things are scaled, mirrored half the time, and may cover
-    one another; boxes are of what can be seen. The same seed gives the same scenes.
+    one another; boxes and masks are of what can be seen. The same seed gives the same scenes.
     """
     if not cutouts or not photographs:
         raise DataError(f"pasting needs cut-outs and photographs, got {len(cutouts)} and {len(photographs)}")
@@ -64,8 +65,9 @@ def paste_scenes(
                         "image_id": index + 1,
                         "category_id": rows[name],
                         "bbox": box,
-                        "area": box[2] * box[3],
+                        "area": len(ys),
                         "iscrowd": 0,
+                        "segmentation": encode_rle(owner == place),
                     }
                 )
     categories = [{"id": row, "name": name} for name, row in rows.items()]

@@ -7,12 +7,14 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from owl_swin.data.masks import Mask
 from owl_swin.errors import DataError, ImageError
 from owl_swin.image import MAX_PIXELS, ImageSource, open_image
 
@@ -44,6 +46,7 @@ class Scene:
     ``scores [N]`` in (0, 1] are how sure a guessed box is; None: all are certain. ``vague_boxes [V, 4]`` and
     ``vague_labels [V]`` were guessed with too little certainty to be boxes, or their absence. ``embeds [N, E]`` and
     ``image_embed [E]`` are what the teacher that guessed the boxes thinks of each, and of the whole picture.
+    ``masks`` (N of them, None: not known) are of the boxes, where they were asked for.
     """
 
     source: Path
@@ -58,6 +61,7 @@ class Scene:
     vague_labels: np.ndarray = field(default_factory=no_rows)
     embeds: np.ndarray | None = None
     image_embed: np.ndarray | None = None
+    masks: tuple[Mask | None, ...] = ()
 
     def boxes_on(self, picture: Image.Image) -> np.ndarray:
         """The boxes in pixels of the picture as it is, which may be stored smaller than annotated."""
@@ -234,6 +238,7 @@ class BoxList:
         self.boxes: list[tuple[float, float, float, float]] = []
         self.labels: list[int] = []
         self.unknown: list[int] = []
+        self.masks: list[Mask | None] = []
         self._known: set[tuple[int, tuple[float, ...]]] = set()
 
     def add(self, where: str, label: int, xyxy: Sequence[Any], *, as_given: Any = None, score: Any = 1.0) -> None:
@@ -250,12 +255,15 @@ class BoxList:
         else:
             self.keep(label, box, score)
 
-    def keep(self, label: int, xyxy: tuple[float, float, float, float], score: float = 1.0) -> None:
+    def keep(
+        self, label: int, xyxy: tuple[float, float, float, float], score: float = 1.0, mask: Mask | None = None
+    ) -> None:
         """Adds a box that was checked before."""
         self._known.add((label, xyxy))
         self.boxes.append(xyxy)
         self.labels.append(label)
         self.scores.append(float(score))
+        self.masks.append(mask)
 
     def scene(self, source: Path, **more: Any) -> Scene:
         """The scene of these boxes; ``more`` are further fields of it."""
@@ -273,6 +281,7 @@ class BoxList:
             scores=None if (scores == 1).all() else scores[sure],
             vague_boxes=boxes[~sure],
             vague_labels=labels[~sure],
+            masks=tuple(compress(self.masks, sure)) if any(self.masks) else (),
         )
 
 
@@ -305,6 +314,7 @@ def _renumbered(scenes: Scenes, new_row: np.ndarray, names: list[list[str]]) -> 
     left = [
         replace(
             scene,
+            masks=tuple(compress(scene.masks, new_row[scene.labels] >= 0)),
             boxes=scene.boxes[new_row[scene.labels] >= 0],
             labels=moved(scene.labels),
             scores=None if scene.scores is None else scene.scores[new_row[scene.labels] >= 0],

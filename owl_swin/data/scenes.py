@@ -26,8 +26,9 @@ from owl_swin.errors import DataError
 __all__ = ["PictureCache", "Scene", "Scenes", "load_scenes", "read_coco", "readable"]
 
 
-def load_scenes(config: DataConfig, cache: PictureCache | None = None) -> Scenes:
-    """Reads one set with boxes. Broken entries are left out, listed in ``broken`` and counted in a warning.
+def load_scenes(config: DataConfig, cache: PictureCache | None = None, *, masks: bool = False) -> Scenes:
+    """Reads one set with boxes, and with ``masks`` those that it has. Broken entries are left out, listed in ``broken``
+    and counted in a warning.
 
     Pictures are opened later, when they are drawn, and kept in ``cache``; here only their files are looked for.
     """
@@ -35,7 +36,7 @@ def load_scenes(config: DataConfig, cache: PictureCache | None = None) -> Scenes
         known = ", ".join(DETECT_KINDS)
         raise DataError(f"{config.path}: sets of kind {config.kind!r} have no boxes to detect; those of {known} have")
     with reading(config.path, f"a set of kind {config.kind!r}"):
-        scenes = _read(config)
+        scenes = _read(config, masks)
     there = without_missing(scenes.scenes, scenes.broken)
     if config.max_pictures:
         there = there[: config.max_pictures]
@@ -50,7 +51,7 @@ def load_scenes(config: DataConfig, cache: PictureCache | None = None) -> Scenes
     return scenes
 
 
-def _read(config: DataConfig) -> Scenes:
+def _read(config: DataConfig, masks: bool) -> Scenes:
     path = Path(config.path)
     if config.kind == "voc":
         return read_voc(path, config.images)
@@ -64,4 +65,4 @@ def _read(config: DataConfig) -> Scenes:
     if config.kind == "visual_genome":
         return read_visual_genome(path, folder)
     read = {"coco": read_coco, "lvis": read_lvis}[config.kind]
-    return read(path, folder, ignore_below=config.ignore_below)
+    return read(path, folder, ignore_below=config.ignore_below, masks=masks)

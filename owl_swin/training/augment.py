@@ -1,35 +1,55 @@
 """Training scenes out of annotated pictures: crop, flip, stretch, and mosaics. Boxes are xyxy pixels throughout."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from owl_swin.data.masks import Mask
+from owl_swin.errors import ImageError
+
+logger = logging.getLogger("owl_swin")
+
+
+class MaskPiece(NamedTuple):
+    """The mask of the box ``row`` of a canvas: uint8 ``covered [h, w]`` (255: all), whose first pixel lies at (x, y);
+    around that is nothing of it."""
+
+    row: int
+    x: int
+    y: int
+    covered: np.ndarray
+
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """A finished training scene: pixels [H, W, 3] uint8, boxes [N, 4], labels [N], scores [N] (0: a vague box), and
-    ``rows [N]``: the box's place among those of all its pictures, one picture after another."""
+    """A finished training scene: pixels [H, W, 3] uint8, boxes [N, 4], labels [N], scores [N] (0: a vague box),
+    ``rows [N]``: the box's place among those of all its pictures, one picture after another, and the masks of those
+    boxes that have one."""
 
     pixels: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
     rows: np.ndarray
+    masks: tuple[MaskPiece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
     """A picture, its boxes [N, 4] in pixels of it, labels [N], scores [N] (0: a vague box), and how often each box is
-    drawn to be the middle of a close-up, odds [N]."""
+    drawn to be the middle of a close-up, odds [N]; ``masks`` of the first boxes (None: not known)."""
 
     picture: Image.Image
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
     odds: np.ndarray
+    masks: tuple[Mask | None, ...] = ()
 
 
 # A box smaller than this many pixels on the canvas teaches nothing.
@@ -54,18 +74,21 @@ def mosaic(
     xs = np.linspace(0, width, side + 1).round().astype(int)
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     boxes, labels, scores, rows, first = [], [], [], [], 0
+    masks: list[MaskPiece] = []
     for row in range(side):
         for col in range(side):
             cell_hw = (int(ys[row + 1] - ys[row]), int(xs[col + 1] - xs[col]))
             scene = pictures[row * side + col]
             cell = place(scene, cell_hw, rng, min_kept=min_kept, zoom=zoom)
             pixels[ys[row] : ys[row + 1], xs[col] : xs[col + 1]] = cell.pixels
+            before, x, y = sum(map(len, labels)), int(xs[col]), int(ys[row])
+            masks += [MaskPiece(m.row + before, m.x + x, m.y + y, m.covered) for m in cell.masks]
             boxes.append(cell.boxes + np.array([xs[col], ys[row], xs[col], ys[row]], dtype=np.float32))
             labels.append(cell.labels)
             scores.append(cell.scores)
             rows.append(first + cell.rows)
             first += len(scene.boxes)
-    return Canvas(pixels, *map(np.concatenate, (boxes, labels, scores, rows)))
+    return Canvas(pixels, *map(np.concatenate, (boxes, labels, scores, rows)), tuple(masks))
 
 
 def place(
@@ -98,10 +121,45 @@ def place(
     kept &= (cut[:, 2:] - cut[:, :2]).min(1, initial=np.inf) >= MIN_SIDE_PX
     kept |= (scores == 0) & (_area(cut) > 0)
     cut, labels, scores = cut[kept], labels[kept], scores[kept]
+    masks = _masks_in(scene, np.flatnonzero(kept), cut, crop, hw)
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
+        masks = [MaskPiece(m.row, hw[1] - m.x - m.covered.shape[1], m.y, m.covered[:, ::-1]) for m in masks]
         cut = cut[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array([hw[1], 0, hw[1], 0], np.float32)
-    return Canvas(pixels, cut, labels, scores, np.flatnonzero(kept))
+    return Canvas(pixels, cut, labels, scores, np.flatnonzero(kept), tuple(masks))
+
+
+def _masks_in(
+    scene: Annotated,
+    kept: np.ndarray,
+    boxes: np.ndarray,
+    crop: tuple[float, float, float, float],
+    hw: tuple[int, int],
+) -> list[MaskPiece]:
+    """The masks of the ``kept`` boxes, which lie at ``boxes`` in a crop of the picture that fills ``hw`` pixels. One
+    whose file cannot be read, or that has nothing in its box, is not known."""
+    pieces = []
+    for row, place in enumerate(kept.tolist()):
+        mask = scene.masks[place] if place < len(scene.masks) else None
+        if mask is None:
+            continue
+        try:
+            whole = mask.pixels()
+        except ImageError as error:
+            logger.warning("a mask left out: %s", error)
+            continue
+        x0, y0 = (int(side) for side in np.floor(boxes[row, :2]))
+        x1, y1 = (min(math.ceil(side), most) for side, most in zip(boxes[row, 2:], hw[::-1], strict=True))
+        # Of the canvas to the picture, and of the picture to its mask, which may be stored smaller.
+        to_mask = np.array([whole.shape[1] / scene.picture.width, whole.shape[0] / scene.picture.height] * 2)
+        scale = np.array([(crop[2] - crop[0]) / hw[1], (crop[3] - crop[1]) / hw[0]] * 2)
+        part = (np.array([x0, y0, x1, y1]) * scale + np.array([crop[0], crop[1]] * 2)) * to_mask
+        part = part.clip(0, [whole.shape[1], whole.shape[0]] * 2)
+        ink = Image.fromarray(whole.astype(np.uint8) * 255)
+        covered = np.asarray(ink.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, tuple(part.tolist())))
+        if covered.any():
+            pieces.append(MaskPiece(row, x0, y0, covered))
+    return pieces
 
 
 def _random_crop(

@@ -59,4 +59,5 @@ def annotated(picture: Image.Image, scene: Scene, close_up: np.ndarray) -> Annot
         np.concatenate([scene.labels, scene.vague_labels]),
         np.concatenate([scores, vague]),
         np.concatenate([close_up[scene.labels], vague]),
+        scene.masks,
     )

@@ -92,7 +92,9 @@ class DetectTask(ImageTask):
         if config.detect.fresh_class_head:
             copy_pooled_to_class_head(model)
         cache = PictureCache(int(config.cache_gib * 2**30))
-        self.sets: list[Scenes] = list(sets) or [load_scenes(data, cache) for data in config.data]
+        self.sets: list[Scenes] = list(sets) or [
+            load_scenes(data, cache, masks=self.masks_learn) for data in config.data
+        ]
         self.taught = taught
         weights = np.array([data.weight for data in config.data])
         self.odds = weights / weights.sum()
@@ -158,7 +160,7 @@ class DetectTask(ImageTask):
             align=self.align.batch(index) if self.align else None,
             exemplars=self._exemplars(shown, classes, index) if self.draws else None,
             taught=taught_batch([drawn for _, _, drawn in shown], rows) if self.taught else None,
-            masks=[TrueMasks.none(hw) for _ in canvases] if self.masks_learn else (),
+            masks=[TrueMasks.of(canvas.masks, hw) for canvas in canvases] if self.masks_learn else (),
             index=index,
         )
 
