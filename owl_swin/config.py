@@ -161,19 +161,30 @@ class MasksConfig:
 class CalibrationConfig:
     """What turns raw logits into those whose sigmoid is the share of right boxes: logit · scale + bias (Platt 1999).
 
-    Apart for queries by text and by exemplar; ``owl-swin eval calibrate`` fits it.
+    Apart for queries by text and by exemplar, and for what patches say of boxes and, ``map_``, of their own places in a
+    semantic map; ``owl-swin eval calibrate`` fits it.
     """
 
     text_scale: float = 1.0
     text_bias: float = 0.0
     exemplar_scale: float = 1.0
     exemplar_bias: float = 0.0
+    map_text_scale: float = 1.0
+    map_text_bias: float = 0.0
+    map_exemplar_scale: float = 1.0
+    map_exemplar_bias: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.text_scale < math.inf and 0 < self.exemplar_scale < math.inf):
-            raise ConfigError(f"calibration: scales must be positive, got {self.text_scale} and {self.exemplar_scale}")
-        if not (math.isfinite(self.text_bias) and math.isfinite(self.exemplar_bias)):
-            raise ConfigError(f"calibration: biases must be finite, got {self.text_bias} and {self.exemplar_bias}")
+        for name, value in dataclasses.asdict(self).items():
+            if not math.isfinite(value) or (name.endswith("scale") and value <= 0):
+                kind = "positive" if name.endswith("scale") else "finite"
+                raise ConfigError(f"calibration.{name} must be a {kind} number, got {value}")
+
+    @property
+    def of_maps(self) -> "CalibrationConfig":
+        """What ``scoring.score`` reads for the places of patches in place of their boxes."""
+        text, exemplar = (self.map_text_scale, self.map_text_bias), (self.map_exemplar_scale, self.map_exemplar_bias)
+        return CalibrationConfig(*text, *exemplar)
 
 
 @dataclass(frozen=True, slots=True)

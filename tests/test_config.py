@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from owl_swin.config import HeadsConfig, ModelConfig, SwinConfig, TextConfig, from_mapping, read_toml, to_mapping
+from owl_swin.config import (
+    CalibrationConfig,
+    HeadsConfig,
+    ModelConfig,
+    SwinConfig,
+    TextConfig,
+    from_mapping,
+    read_toml,
+    to_mapping,
+)
 from owl_swin.errors import ConfigError
 
 MODEL_FILES = sorted(Path(__file__).parent.parent.glob("configs/model/*.toml"))
@@ -176,3 +185,15 @@ def test_a_byte_order_mark_before_the_toml_is_read_over(tmp_path):
     path = tmp_path / "model.toml"
     path.write_text('\ufeffname = "marked"\n', encoding="utf-8")
     assert read_toml(path, ModelConfig).name == "marked"
+
+
+def test_scores_of_maps_are_calibrated_on_their_own():
+    held = to_mapping(CalibrationConfig(text_scale=2.0, map_text_scale=0.5, map_text_bias=-1.0, map_exemplar_bias=3.0))
+    read = from_mapping(CalibrationConfig, held)
+    assert read.of_maps == CalibrationConfig(0.5, -1.0, 1.0, 3.0)
+    old = {name: value for name, value in held.items() if not name.startswith("map_")}  # as files had it
+    assert from_mapping(CalibrationConfig, old).of_maps == CalibrationConfig()
+    with pytest.raises(ConfigError, match=r"calibration\.map_exemplar_scale must be a positive number, got -1\.0"):
+        CalibrationConfig(map_exemplar_scale=-1.0)
+    with pytest.raises(ConfigError, match=r"calibration\.text_bias must be a finite number, got nan"):
+        CalibrationConfig(text_bias=float("nan"))

@@ -35,7 +35,7 @@ FLOORS = [
         "mask_sampling",
         "classification",
     }
-    | {"publishing", "runtimes", "tiling", "tracking", "video_output", "closed_set"},
+    | {"publishing", "runtimes", "tiling", "tracking", "video_output", "closed_set", "segmentation"},
     {"data"},
     {"detector"},
     {"index", "teachers", "pipelines", "video"},
