@@ -1,6 +1,7 @@
 """The façade that users hold: the only place where image, tokenizer, model and post-processing meet."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any, Literal, Unpack, overload
 
@@ -14,9 +15,18 @@ from owl_swin.encoded import EncodedImage, View
 from owl_swin.encoder import Picture, check_batch_size, check_has_masks, check_many
 from owl_swin.errors import OwlSwinError, QueryError, brief
 from owl_swin.exemplar import Exemplar
-from owl_swin.postprocess import DetectOptions, DetectSettings, detect_options, options_per_image
+from owl_swin.postprocess import (
+    DEFAULT_THRESHOLD,
+    DetectOptions,
+    DetectSettings,
+    Threshold,
+    detect_options,
+    options_per_image,
+)
 from owl_swin.queries import Queries, Query, queries_per_image
 from owl_swin.scoring import names_of, score
+from owl_swin.segmentation import check_named, crops_of, map_thresholds, segment_views
+from owl_swin.semantic_map import SemanticMap
 from owl_swin.tiling import TilesLike, find_in_views
 from owl_swin.types import Classification, ImageEmbeddings, PatchLogitInputs, QueryEmbeddings
 
@@ -152,6 +162,36 @@ class Detector(Embedder):
         chosen.thresholds(names_of(asked))  # what is for other queries is refused here, not at the first picture
         step = check_batch_size(batch_size)
         return self._answers(images, repeat((asked, chosen)), step, tiles, on_error, masks=chosen.masks)
+
+    @torch.no_grad()
+    def segment(
+        self,
+        image: Picture,
+        queries: Queries,
+        *,
+        threshold: Threshold = DEFAULT_THRESHOLD,
+        image_size: int | None = None,
+        tiles: TilesLike | None = None,
+    ) -> SemanticMap:
+        """What each pixel of the picture shows: the query of the highest score, or nothing where none is likely enough.
+
+        ``threshold``: the lowest score of all queries, one a query, or {name: number}, as in detect. Queries of one
+        name are one in the map. ``tiles``: where they show a place they say what it is, and the picture may be huge. A
+        model without masks, or a picture that was encoded without, raises QueryError.
+
+        >>> found = detector.segment("street.jpg", ["sky", "road", "a dog"])
+        >>> found.mask("a dog").sum(), found.shares()
+        """
+        check_has_masks(self.spec)
+        check_named(queries)
+        if isinstance(image, (list, tuple)):
+            raise QueryError(f"segment takes one picture, got a list of {len(image)}; call it for each")
+        asked = queries if isinstance(queries, QueryEmbeddings) else self.encode_queries(queries or ())
+        asked.check_model(self.spec.embed_dim, self.fingerprint)
+        calibration, thresholds = self.spec.calibration.of_maps, map_thresholds(asked.names, threshold)
+        views = self.views(image, image_size=image_size, tiles=tiles, masks=True)
+        crops = partial(crops_of, image, tiles)
+        return segment_views(views, crops, lambda dense: score(dense, asked, calibration), asked.names, thresholds)
 
     @torch.no_grad()
     def classify(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from owl_swin.rle import compressed
 from owl_swin.semantic_map import NOTHING, SemanticMap
 
 # Classes that a PNG with a palette has room for; its last value is "nothing", as the tools of ADE20K have it.
@@ -69,6 +70,36 @@ def to_panoptic_image(found: SemanticMap) -> tuple[Image.Image, list[dict[str, A
             }
         )
     return Image.fromarray(np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)), segments
+
+
+def to_segments(found: SemanticMap) -> list[dict[str, Any]]:
+    """What the map shows, the largest first: the ``id`` of a name, how much of the picture it takes, its mean score,
+    and its pixels in COCO's compressed run lengths, as pycocotools reads them."""
+    labels = found.labels.cpu().numpy()
+    flat = labels.ravel(order="F")
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])  # runs of one label, column by column
+    ends, of_run = np.append(starts[1:], flat.size), flat[starts]
+    scores = found.scores.cpu().numpy()
+    sums = np.bincount(labels.ravel() + 1, scores.ravel(), len(found.names) + 1)
+    segments = []
+    for label, share in found.shares().items():
+        if label == NOTHING:
+            continue
+        own = of_run == label
+        edges = np.stack([starts[own], ends[own]], 1).ravel()
+        counts = np.diff(np.concatenate([[0], edges, [flat.size] if edges[-1] < flat.size else []]).astype(np.int64))
+        area = int(counts[1::2].sum())
+        segments.append(
+            {
+                "id": label,
+                "name": found.names[label],
+                "area": area,
+                "share": round(share, 6),
+                "score": round(float(sums[label + 1]) / area, 6),
+                "segmentation": {"size": list(labels.shape), "counts": compressed(counts)},
+            }
+        )
+    return segments
 
 
 def panoptic_categories(names: Sequence[str]) -> list[Mapping[str, Any]]:

@@ -1,23 +1,24 @@
 """What each pixel of a picture shows, from what its patches say: one of the names that were asked for, or nothing.
 
-Patches are coarse; a pixel takes the logits of the nearest ones, weighted by how alike its embedding is to theirs
+Patches are coarse; a pixel takes the scores of the nearest ones, weighted by how alike its embedding is to theirs
 (joint bilateral upsampling, Kopf et al. 2007, in the space of the mask branch), so that edges are those of the picture.
-A picture is painted in blocks, each when all views that show it are there, so that neither the logits of all its pixels
+A picture is painted in blocks, each when all views that show it are there, so that neither the scores of all its pixels
 nor all its views are in memory together.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_swin.encoded import View
+from owl_swin.encoded import EncodedImage, PreparedImage, View
 from owl_swin.errors import ImageError, QueryError
 from owl_swin.frame import HW, Crop
 from owl_swin.postprocess import DetectOptions, Threshold
 from owl_swin.semantic_map import NOTHING, SemanticMap
+from owl_swin.tiling import TilesLike, tile_crops
 from owl_swin.types import PatchLogitInputs
 
 # Side in pixels of what is painted at a time, and values of all names in it that are in memory.
@@ -26,16 +27,30 @@ BLOCK, BLOCK_VALUES = 512, 2**24
 MAX_NAMES, MAX_MAP_PIXELS = 2**15 - 1, 2**28
 # Tiles fade in from their borders over this share of their sides.
 FADE = 0.1
-# A logit whose sigmoid float32 does not tell from 1.
-CERTAIN = 17.0
 
 Block = tuple[int, int, int, int]  # xyxy in whole pixels
 
 
+def check_named(queries: object) -> None:
+    """Refuses, with QueryError, what names nothing that a pixel may show."""
+    if queries is None or (isinstance(queries, Sized) and not len(queries)):
+        raise QueryError("a map needs names to choose from: give a list of what may be seen, as in ['sky', 'a dog']")
+
+
+def crops_of(image: object, tiles: TilesLike | None, image_hw: HW) -> list[Crop]:
+    """The tiles of a picture of this size, or those that it was prepared or encoded in."""
+    if isinstance(image, PreparedImage):
+        frames = image.frames
+    elif isinstance(image, EncodedImage):
+        frames = tuple(view.frame for view in image.views)
+    else:
+        return tile_crops(tiles, image_hw)
+    return [frame.crop_xyxy or (0, 0, *image_hw[::-1]) for frame in frames[1:]]
+
+
 def map_thresholds(names: Sequence[str], threshold: Threshold) -> Tensor:
     """Thresholds [Q] of a map of these names; no names, or more than a map can hold, raise QueryError."""
-    if not names:
-        raise QueryError("a map needs names to choose from, and the list of queries is empty; name what may be seen")
+    check_named(names)
     if len(names) > MAX_NAMES:
         raise QueryError(f"a map has at most {MAX_NAMES} names, got {len(names)}")
     return DetectOptions(threshold=threshold).thresholds(names)
@@ -43,21 +58,21 @@ def map_thresholds(names: Sequence[str], threshold: Threshold) -> Tensor:
 
 def segment_views(
     views: Iterable[tuple[int, View]],
-    crops_of: Callable[[HW], Sequence[Crop]],
+    crops: Callable[[HW], Sequence[Crop]],
     logits_of: Callable[[PatchLogitInputs], Tensor],
     names: Sequence[str],
     thresholds: Tensor,
 ) -> SemanticMap:
     """The map of a picture whose views come one after another, each with its number: the whole, 0, first.
 
-    ``crops_of`` gives the tiles, numbered from 1, of a picture of this size; ``logits_of`` gives [P, Q] of the patches
+    ``crops`` gives the tiles, numbered from 1, of a picture of this size; ``logits_of`` gives [P, Q] of the patches
     of a view. Where tiles show a place they say what it is, and the whole picture where none does. A pixel shows the
     name of the highest score of those that reach their ``thresholds`` [Q]. Queries of one name are one in the map.
     """
     painter: _Painter | None = None
     for number, view in views:
         if painter is None:
-            painter = _Painter(view.frame.image_hw, crops_of(view.frame.image_hw), names, thresholds)
+            painter = _Painter(view.frame.image_hw, crops(view.frame.image_hw), names, thresholds)
         painter.add(number, Layer.of(view, logits_of))
     assert painter is not None, "the whole picture is a view"
     return painter.found()
@@ -95,9 +110,12 @@ def _neighbours(n: int, cells: int, like: Tensor) -> list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """What one view says: ``logits`` [Q, h, w] of its patches, and the ``weights`` [9, H, W] of its pixels for them."""
+    """What one view says: ``scores`` [Q, h, w] of its patches, and the ``weights`` [9, H, W] of its pixels for them.
 
-    logits: Tensor
+    Scores and not logits are mixed, else a gap would open where one name ends and the next begins.
+    """
+
+    scores: Tensor
     weights: Tensor
     box: Block  # of the picture
     spans_hw: tuple[float, float]  # pixels of the picture that the frame is long, padding included
@@ -107,11 +125,12 @@ class Layer:
     def of(view: View, logits_of: Callable[[PatchLogitInputs], Tensor]) -> "Layer":
         """The view's, whose embeddings are not held."""
         masks, grid_hw = view.embeddings.masks, view.embeddings.grid_hw
-        assert masks is not None
-        logits, frame = logits_of(masks.dense), view.frame
+        if masks is None:
+            raise QueryError("this picture was encoded without masks; encode it with masks=True")
+        scores, frame = logits_of(masks.dense).float().sigmoid(), view.frame
         height, width = frame.image_hw
         return Layer(
-            logits=logits.T.reshape(-1, *grid_hw).float(),
+            scores=scores.T.reshape(-1, *grid_hw),
             weights=affinities(masks.pixel_embeds, grid_hw),
             box=frame.crop_xyxy or (0, 0, width, height),
             spans_hw=frame.spans_hw,
@@ -133,24 +152,24 @@ class Layer:
         return sides[0][:, None] * sides[1]
 
     def bounds(self, block: Block) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest logit [Q] of each name that any pixel of a block can have."""
+        """The lowest and the highest score [Q] of each name that any pixel of a block can have."""
         spans = []
         for axis in (1, 0):
-            cells = self.logits.shape[2 - axis]
+            cells = self.scores.shape[2 - axis]
             first, last = self._positions(block, axis)[[0, -1]].div(self.weights.shape[2 - axis] / cells).tolist()
             spans.append(slice(max(0, int(first) - 2), int(last) + 3))
-        near = self.logits[:, spans[0], spans[1]]
+        near = self.scores[:, spans[0], spans[1]]
         return near.amin((1, 2)), near.amax((1, 2))
 
     def at(self, block: Block, names: Tensor) -> Tensor:
-        """Logits [len(names), h, w] of these names in the pixels of a block."""
+        """Scores [len(names), h, w] of these names in the pixels of a block."""
         (rows, down), (columns, across) = (self._interpolation(block, axis) for axis in (1, 0))
         return down @ self._sharp(names, rows, columns) @ across.T
 
     def _sharp(self, names: Tensor, rows: slice, columns: slice) -> Tensor:
-        """Logits of some names in some pixels of the view."""
-        coarse, weights = self.logits[names], self.weights[:, rows, columns]
-        sides = zip(self.weights.shape[1:], self.logits.shape[1:], (rows, columns), strict=True)
+        """Scores of some names in some pixels of the view."""
+        coarse, weights = self.scores[names], self.weights[:, rows, columns]
+        sides = zip(self.weights.shape[1:], self.scores.shape[1:], (rows, columns), strict=True)
         ys, xs = ([cell[part] for cell, _ in _neighbours(n, cells, coarse)] for n, cells, part in sides)
         sharp = None
         for weight, (y, x) in zip(weights, ((y, x) for y in ys for x in xs), strict=True):
@@ -176,7 +195,7 @@ class Layer:
 
     def _places(self, block: Block, axis: int) -> Tensor:
         """Middles of the pixels along a side of a block."""
-        return torch.arange(block[axis], block[2 + axis], device=self.logits.device) + 0.5
+        return torch.arange(block[axis], block[2 + axis], device=self.scores.device) + 0.5
 
 
 class _Painter:
@@ -189,7 +208,7 @@ class _Painter:
                 f"a map of {width}x{height} pixels does not fit in memory, the most are {MAX_MAP_PIXELS}; "
                 "give parts of the picture, or a smaller one"
             )
-        self._image_hw, self._bounds = image_hw, thresholds.logit().clamp(max=CERTAIN)
+        self._image_hw, self._thresholds = image_hw, thresholds
         self._names = tuple(dict.fromkeys(names))
         places = {name: label for label, name in enumerate(self._names)}
         self._label_of = torch.tensor([places[name] for name in names], dtype=torch.int16)  # [Q]
@@ -225,29 +244,29 @@ class _Painter:
     def _paint(self, block: Block) -> None:
         """The names of the pixels of one block."""
         parts = self._mixed(block)
-        device = parts[0][0].logits.device
-        bounds = self._bounds.to(device)
+        device = parts[0][0].scores.device
+        thresholds = self._thresholds.to(device)
         lowest, highest = (torch.stack(ends) for ends in zip(*(layer.bounds(block) for layer, _ in parts), strict=True))
-        # No pixel's logit is beyond those of its patches: what is too low everywhere, or always beaten, is left out.
+        # No pixel's score is beyond those of its patches: what is too low everywhere, or always beaten, is left out.
         sure = lowest.amin(0)
-        sure = torch.where(sure >= bounds, sure, -torch.inf).amax()
+        sure = torch.where(sure >= thresholds, sure, 0).amax()
         highest = highest.amax(0)
-        asked = ((highest >= bounds) & (highest >= sure)).nonzero()[:, 0]
+        asked = ((highest >= thresholds) & (highest >= sure)).nonzero()[:, 0]
         if not len(asked):
             return
         x0, y0, x1, y1 = block
-        best = torch.full((y1 - y0, x1 - x0), -torch.inf, device=device)
+        best = torch.full((y1 - y0, x1 - x0), -1.0, device=device)
         label = torch.full_like(best, NOTHING, dtype=torch.int16)
         labels = self._label_of.to(device)
         for names in asked.split(max(1, BLOCK_VALUES // BLOCK**2)):
-            logits = sum(layer.at(block, names) * opacity for layer, opacity in parts)
-            assert isinstance(logits, Tensor)
-            value, which = logits.masked_fill_(logits < bounds[names, None, None], -torch.inf).max(0)
+            scores = sum(layer.at(block, names) * opacity for layer, opacity in parts)
+            assert isinstance(scores, Tensor)
+            value, which = scores.masked_fill_(scores < thresholds[names, None, None], -1).max(0)
             better = value > best
             best = torch.where(better, value, best)
             label = torch.where(better, labels[names[which]], label)
         self._labels[y0:y1, x0:x1] = label.cpu()
-        self._scores[y0:y1, x0:x1] = best.sigmoid().cpu()  # 0 of -inf, where nothing is
+        self._scores[y0:y1, x0:x1] = best.clamp(0, 1).cpu()
 
     def _mixed(self, block: Block) -> list[tuple[Layer, Tensor]]:
         """The views that a block is made of, each with its part in every pixel; these add up to 1."""

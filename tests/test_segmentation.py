@@ -87,7 +87,8 @@ def test_pixels_take_from_the_patches_that_are_like_them():
 
 
 def slow(logits, pixels, image_hw):
-    """Logits [Q, H, W] of the pixels of a picture, pixel after pixel."""
+    """Scores [Q, H, W] of the pixels of a picture, pixel after pixel."""
+    logits = logits.sigmoid()
     q, rows, columns = logits.shape
     _, height, width = pixels.shape
     weights, sharp = affinities(pixels, (rows, columns)), torch.zeros(q, height, width)
@@ -110,7 +111,7 @@ def test_a_map_in_blocks_is_the_map_of_all_pixels_at_once(image_hw, monkeypatch)
     pixels = torch.randn(4, *(side // 4 for side in frame.model_hw))
     thresholds = [0.1, 0.9, 0.5, 0.5, 0.5, 0.5, 1.0]
     found = segment([view(logits, frame, pixels)], "abcdefg", thresholds)
-    scores = slow(logits, pixels, image_hw).sigmoid()
+    scores = slow(logits, pixels, image_hw)
     scores[scores < torch.tensor(thresholds)[:, None, None]] = 0
     best, label = scores.max(0)
     assert torch.equal(found.labels.long(), torch.where(best > 0, label, NOTHING))

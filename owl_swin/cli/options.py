@@ -51,6 +51,7 @@ Like = Annotated[
     list[str] | None,
     typer.Option(
         "--like",
+        "--exemplar",
         metavar="PHOTO[@X0,Y0,X1,Y1]",
         help="A picture of what to find, or the box in it, xmin,ymin,xmax,ymax in pixels. Repeat it: all show one "
         "thing.",

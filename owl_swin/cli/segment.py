@@ -1,39 +1,33 @@
-"""`owl-swin segment`: what each pixel of a picture shows, by a network with fixed classes."""
+"""`owl-swin segment`: what each pixel shows, of what is named or shown, or of a network's fixed classes."""
 
-import enum
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from owl_swin.cli import options
-from owl_swin.cli.pictures import check_apart, find_pictures, open_picture
-from owl_swin.cli.printing import Progress, emit_line, note, say
-from owl_swin.cli.results import FreeNames, stem_of
-from owl_swin.errors import ImageError
-from owl_swin.files import make_folder, write_image, write_json
+from owl_swin.cli.map_results import PANOPTIC, MapFormat, Maps, PanopticMaps, PngMaps, Shown, closing
+from owl_swin.cli.pictures import check_apart, find_pictures, named, open_picture, picture_file
+from owl_swin.cli.printing import Progress, emit_line, say
+from owl_swin.cli.query_options import QueryOptions, add_saved, make_queries
+from owl_swin.cli.thresholds import read_thresholds
+from owl_swin.errors import ImageError, OwlSwinError
+from owl_swin.files import make_folder
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from owl_swin.queries import Query
     from owl_swin.semantic_map import SemanticMap
+    from owl_swin.tiling import Tiles
 
 # Names in the line about a picture; the files have all.
 MOST_NAMES = 6
-# Longest side of a drawing: JPEG has an end, and so has the patience of who looks at it.
-DRAWN = 8192
-# Folder of the PNGs of a panoptic set.
-PANOPTIC = "panoptic"
 
-
-class MapFormat(enum.StrEnum):
-    """Form of the maps."""
-
-    PNG = "png"
-    COCO_PANOPTIC = "coco-panoptic"
+# The map of one picture of the command line, and that picture.
+Find = Callable[[str], "tuple[SemanticMap, Shown]"]
 
 
 def segment(
@@ -41,14 +35,32 @@ def segment(
         list[str],
         typer.Argument(metavar="PHOTOS...", help="Pictures, folders, or patterns; - reads one picture from stdin."),
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="transformers' UPerNet on a Swin: a folder, or a name of the Hugging Face hub, as "
-            "openmmlab/upernet-swin-tiny.",
-        ),
-    ],
     save: Annotated[Path, typer.Option(help="Folder for the maps.")],
+    query: Annotated[
+        list[str] | None, typer.Option("--query", help="What may be seen; repeat it. A pixel shows one, or nothing.")
+    ] = None,
+    queries: options.TextList = None,
+    like: options.Like = None,
+    negative: options.Negative = None,
+    join: options.Join = False,
+    weight: options.Weight = 0.5,
+    name: options.Name = None,
+    query_file: options.QueryFiles = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCORE|NAME=SCORE",
+            help="Lowest score, 0 to 1, of all names or of one; below it a pixel shows nothing. Repeat it.",
+            show_default="0.2",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="For what is named: a model with masks, as for detect; None is nano. For fixed classes: transformers' "
+            "UPerNet on a Swin, a folder, or a name of the Hugging Face hub, as openmmlab/upernet-swin-tiny.",
+        ),
+    ] = None,
     format: Annotated[
         MapFormat,
         typer.Option(
@@ -59,39 +71,57 @@ def segment(
     image_size: Annotated[
         int | None,
         typer.Option(
-            help="Longer side in pixels that the model sees. None: the shorter side is the model's own, 512 for "
-            "ADE20K's, and the longer one at most four times that."
+            help="Longer side in pixels that the model sees. None: the size that the model was made for; for fixed "
+            "classes its shorter side, 512 for ADE20K's, and the longer one at most four times that."
         ),
     ] = None,
     device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    tile: options.Tile = None,
+    overlap: options.Overlap = None,
     allow_url: options.AllowUrl = False,
 ) -> None:
-    """Name each pixel: a map of the classes that a published segmentation model knows, in the picture's own pixels.
+    """Say what each pixel shows: one of the things that you name or show, or nothing; or a class of a published model.
 
-    Example: owl-swin segment Photos --model openmmlab/upernet-swin-tiny --save maps
+    Example: owl-swin segment Photos --query sky --query road --query "a dog" --save maps
 
-    For a COCO panoptic set: owl-swin segment Photos --model openmmlab/upernet-swin-base --save set --format
-    coco-panoptic
+    For a COCO panoptic set: owl-swin segment Photos --queries "sky, road" --exemplar mug.jpg@40,60,210,300 --save set
+    --format coco-panoptic
+
+    With ADE20K's 150 classes: owl-swin segment Photos --model openmmlab/upernet-swin-tiny --save maps
     """
+    asked = make_queries(
+        QueryOptions(query or (), queries, like or (), negative or (), name, join, weight), allow_url=allow_url
+    )
+    tiles = options.make_tiles(tile, overlap)
+    fixed = not asked and not query_file
+    if fixed and (threshold or tiles is not None or dtype is not None):
+        raise OwlSwinError("--threshold, --tile and --dtype are for what is named; say what may be seen with --query")
+    if fixed and model is None:
+        raise OwlSwinError(
+            "say with --query what may be seen, or with --model which network with fixed classes says it, as "
+            "openmmlab/upernet-swin-tiny"
+        )
     sources = find_pictures(photos, allow_url=allow_url)
     make_folder(save)
     check_apart(sources, save if format is MapFormat.PNG else save / PANOPTIC)
-
-    from owl_swin.families.closed_set import load_segmenter
-
-    segmenter = load_segmenter(model, device=device)
-    maps: Maps = PngMaps(save) if format is MapFormat.PNG else PanopticMaps(save, segmenter.names)
+    if fixed:
+        names, find = _fixed_classes(str(model), device, image_size, allow_url)
+    else:
+        names, find = _named(
+            *(asked, query_file or (), threshold or (), model or "nano", device, dtype, image_size, tiles, allow_url)
+        )
+    maps: Maps = PngMaps(save) if format is MapFormat.PNG else PanopticMaps(save, names)
     failed = 0
     with closing(maps), Progress(len(sources), with_bar=len(sources) > 1) as progress:
         for done, source in enumerate(sources, start=1):
             try:
-                picture = open_picture(source, allow_url=allow_url)
+                found, shown = find(source)
+                maps.add(source, found, shown)
             except ImageError as error:
                 say(str(error))
                 failed += 1
                 continue
-            found = segmenter.segment(picture, image_size=image_size)
-            maps.add(source, picture, found)
             emit_line(f"{source}: {said(found)}")
             progress.show(done)
     if failed:
@@ -105,86 +135,66 @@ def said(found: "SemanticMap") -> str:
     shares = [(found.names[label], share) for label, share in found.shares().items() if label >= 0]
     parts = [f"{name} {100 * share:.1f} %" for name, share in shares[:MOST_NAMES]]
     more = len(shares) - len(parts)
-    return ", ".join(parts) + (f" and {more} more" if more else "")
+    return ", ".join(parts) + (f" and {more} more" if more else "") if parts else "nothing"
 
 
-class Maps(Protocol):
-    """Where maps go."""
+def _fixed_classes(model: str, device: str, image_size: int | None, allow_url: bool) -> tuple[Sequence[str], Find]:
+    """The classes of a published network, and what finds them."""
+    from owl_swin.families.closed_set import load_segmenter
 
-    def add(self, source: str, picture: "Image.Image", found: "SemanticMap") -> None: ...
-    def close(self) -> None: ...
+    segmenter = load_segmenter(model, device=device)
 
+    def find(source: str) -> "tuple[SemanticMap, Shown]":
+        picture = open_picture(source, allow_url=allow_url)
+        return segmenter.segment(picture, image_size=image_size), partial(_smaller, picture)
 
-@contextmanager
-def closing(maps: Maps) -> Iterator[None]:
-    """Writes what is finished, also where Ctrl-C ends the command."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        maps.close()
-        say("stopped; the maps that are finished are written")
-        raise typer.Exit(130) from None
-    maps.close()
+    return segmenter.names, find
 
 
-class PngMaps:
-    """A map with a palette, its legend and a drawing for each picture."""
+def _named(
+    asked: "Sequence[str | Query]",
+    query_files: Sequence[Path],
+    threshold: Sequence[str],
+    model: str,
+    device: str,
+    dtype: str | None,
+    image_size: int | None,
+    tiles: "Tiles | None",
+    allow_url: bool,
+) -> tuple[Sequence[str], Find]:
+    """What is asked for, and what finds it."""
+    from owl_swin.detector import Detector
+    from owl_swin.encoder import check_has_masks
 
-    def __init__(self, folder: Path):
-        self._folder, self._names = folder, FreeNames()
+    detector = Detector.from_pretrained(model, device=device, dtype=dtype, image_size=image_size)
+    check_has_masks(detector.spec)
+    encoded = add_saved(detector, detector.encode_queries(asked) if asked else None, query_files)
+    assert encoded is not None, "there are queries, or files of them"
+    thresholds = read_thresholds(threshold, encoded.names)
 
-    def add(self, source: str, picture: "Image.Image", found: "SemanticMap") -> None:
-        """Writes the files of one picture."""
-        from owl_swin.map_formats import to_label_image, to_legend
-        from owl_swin.render import draw_semantic_map
+    def find(source: str) -> "tuple[SemanticMap, Shown]":
+        if tiles is None:
+            picture = open_picture(source, allow_url=allow_url)
+            return detector.segment(picture, encoded, threshold=thresholds), partial(_smaller, picture)
+        try:
+            content = picture_file(source, allow_url=allow_url)
+            return detector.segment(content, encoded, threshold=thresholds, tiles=tiles), partial(_reduced, content)
+        except ImageError as error:
+            raise named(error, source) from None
 
-        name = self._names.take(stem_of(source))
-        write_image(self._folder / f"{name}.png", to_label_image(found), what="the map")
-        write_json(self._folder / f"{name}.json", {"image": source, "map": f"{name}.png", **to_legend(found)})
-        drawing = draw_semantic_map(*_drawable(picture, found))
-        write_image(self._folder / f"{self._names.take(f'{name}-drawn')}.jpg", drawing, what="the drawing")
-        note(f"wrote {self._folder / name}.png")
-
-    def close(self) -> None:
-        """Everything is written."""
-
-
-def _drawable(picture: "Image.Image", found: "SemanticMap") -> "tuple[Image.Image, SemanticMap]":
-    """The picture and its map, smaller where a side is longer than DRAWN."""
-    step = -(-max(found.image_hw) // DRAWN)
-    if step == 1:
-        return picture, found
-    labels = found.labels[::step, ::step].contiguous()
-    small = picture.resize((labels.shape[1], labels.shape[0]))
-    return small, replace(found, labels=labels, scores=found.scores[::step, ::step].contiguous())
+    return list(dict.fromkeys(encoded.names)), find
 
 
-class PanopticMaps:
-    """A PNG a picture, and at the end the JSON about them all."""
+def _smaller(picture: "Image.Image", side: int) -> "Image.Image":
+    """A picture that is in memory, its longer side at most so long."""
+    small = picture.copy()
+    small.thumbnail((side, side))
+    return small
 
-    def __init__(self, folder: Path, names: Sequence[str]):
-        from owl_swin.map_formats import panoptic_categories
 
-        self._folder, self._names = folder, FreeNames()
-        self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
-        self._categories = panoptic_categories(names)
-        make_folder(folder / PANOPTIC)
+def _reduced(content: str | bytes, side: int) -> "Image.Image":
+    """A picture of any size, its longer side at most so long."""
+    from owl_swin.huge import open_parts
 
-    def add(self, source: str, picture: "Image.Image", found: "SemanticMap") -> None:
-        """Writes one picture's PNG."""
-        from owl_swin.map_formats import to_panoptic_image
-
-        name = f"{self._names.take(stem_of(source))}.png"
-        image, segments = to_panoptic_image(found)
-        write_image(self._folder / PANOPTIC / name, image, what="the map")
-        number, (height, width) = len(self._images) + 1, found.image_hw
-        self._images.append({"id": number, "file_name": source, "width": width, "height": height})
-        self._annotations.append({"image_id": number, "file_name": name, "segments_info": segments})
-
-    def close(self) -> None:
-        """Writes the JSON."""
-        path = self._folder / "panoptic.json"
-        content = {"images": self._images, "annotations": self._annotations, "categories": self._categories}
-        write_json(path, content, indent=None)
-        note(f"wrote {path}")
+    with open_parts(content) as parts:
+        return parts.reduced(side)

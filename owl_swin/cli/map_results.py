@@ -1,0 +1,106 @@
+"""Where the maps of a call go: a PNG with its legend and a drawing a picture, or one COCO panoptic set."""
+
+import enum
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import typer
+
+from owl_swin.cli.printing import note, say
+from owl_swin.cli.results import FreeNames, stem_of
+from owl_swin.files import make_folder, write_image, write_json
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from owl_swin.semantic_map import SemanticMap
+
+# Longest side of a drawing: JPEG has an end, and so has the patience of who looks at it.
+DRAWN = 8192
+# Folder of the PNGs of a panoptic set.
+PANOPTIC = "panoptic"
+
+# The picture of a map, its longer side at most so long.
+Shown = Callable[[int], "Image.Image"]
+
+
+class MapFormat(enum.StrEnum):
+    """Form of the maps."""
+
+    PNG = "png"
+    COCO_PANOPTIC = "coco-panoptic"
+
+
+class Maps(Protocol):
+    """Where maps go."""
+
+    def add(self, source: str, found: "SemanticMap", shown: Shown) -> None: ...
+    def close(self) -> None: ...
+
+
+@contextmanager
+def closing(maps: Maps) -> Iterator[None]:
+    """Writes what is finished, also where Ctrl-C ends the command."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        maps.close()
+        say("stopped; the maps that are finished are written")
+        raise typer.Exit(130) from None
+    maps.close()
+
+
+class PngMaps:
+    """A map with a palette, its legend and a drawing for each picture."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._names = folder, FreeNames()
+
+    def add(self, source: str, found: "SemanticMap", shown: Shown) -> None:
+        """Writes the files of one picture."""
+        from owl_swin.map_formats import to_label_image, to_legend
+        from owl_swin.render import draw_semantic_map
+
+        name = self._names.take(stem_of(source))
+        write_image(self._folder / f"{name}.png", to_label_image(found), what="the map")
+        write_json(self._folder / f"{name}.json", {"image": source, "map": f"{name}.png", **to_legend(found)})
+        picture = shown(DRAWN)
+        drawing = draw_semantic_map(picture, found.resized((picture.height, picture.width)))
+        write_image(self._folder / f"{self._names.take(f'{name}-drawn')}.jpg", drawing, what="the drawing")
+        note(f"wrote {self._folder / name}.png")
+
+    def close(self) -> None:
+        """Everything is written."""
+
+
+class PanopticMaps:
+    """A PNG a picture, and at the end the JSON about them all."""
+
+    def __init__(self, folder: Path, names: Sequence[str]):
+        from owl_swin.map_formats import panoptic_categories
+
+        self._folder, self._names = folder, FreeNames()
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+        self._categories = panoptic_categories(names)
+        make_folder(folder / PANOPTIC)
+
+    def add(self, source: str, found: "SemanticMap", shown: Shown) -> None:
+        """Writes one picture's PNG."""
+        from owl_swin.map_formats import to_panoptic_image
+
+        name = f"{self._names.take(stem_of(source))}.png"
+        image, segments = to_panoptic_image(found)
+        write_image(self._folder / PANOPTIC / name, image, what="the map")
+        number, (height, width) = len(self._images) + 1, found.image_hw
+        self._images.append({"id": number, "file_name": source, "width": width, "height": height})
+        self._annotations.append({"image_id": number, "file_name": name, "segments_info": segments})
+
+    def close(self) -> None:
+        """Writes the JSON."""
+        path = self._folder / "panoptic.json"
+        content = {"images": self._images, "annotations": self._annotations, "categories": self._categories}
+        write_json(path, content, indent=None)
+        note(f"wrote {path}")
