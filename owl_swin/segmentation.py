@@ -78,6 +78,14 @@ def segment_views(
     return painter.found()
 
 
+def paint(layers: "Sequence[Layer]", image_hw: HW, names: Sequence[str], thresholds: Tensor) -> SemanticMap:
+    """The map of a picture of this size of all its layers, that of the whole first."""
+    painter = _Painter(image_hw, [layer.box for layer in layers[1:]], names, thresholds)
+    for number, layer in enumerate(layers):
+        painter.add(number, layer)
+    return painter.found()
+
+
 def affinities(pixel_embeds: Tensor, grid_hw: HW) -> Tensor:
     """How much each pixel [K, h, w] takes from the nine patches around it: [9, h, w], which add up to 1.
 

@@ -288,7 +288,7 @@ def test_pages_of_other_sites_cannot_reach_a_server_without_a_token(app, headers
 def test_the_documentation_shows_every_path_and_loads_nothing(app):
     page = ask(app, "GET", "/docs")
     paths = ask(app, "GET", "/openapi.json").json()["paths"]
-    assert len(paths) == 11
+    assert len(paths) == 12
     for path in paths:
         assert path in page.text
     assert "Find things in pictures" in page.text and "<code>code</code>" in page.text and ">None" not in page.text

@@ -9,7 +9,8 @@ from typing import Any
 from starlette.types import Scope
 
 from owl_swin.errors import OwlSwinError
-from owl_swin.server.pictures import check_picture, draw_on
+from owl_swin.server.negotiation import PNG
+from owl_swin.server.pictures import check_picture, draw_on, image_file
 from owl_swin.server.problems import Problem, failure, problem_of, timeout
 from owl_swin.server.reading import Blob, all_of
 from owl_swin.server.serving import Head, Serving, Work
@@ -21,7 +22,9 @@ Pictures = Sequence[tuple[str, Callable[[], Awaitable[Blob]]]]
 
 async def heads_of(blobs: Sequence[Blob], serving: Serving, work: Work) -> list[Head]:
     """The heads of all pictures, which are counted; the first that is wrong raises Problem."""
-    heads = await all_of([work.read(partial(serving.head, blob, in_tiles=work.tiles is not None)) for blob in blobs])
+    heads = await all_of(
+        [work.read(partial(serving.head, blob, in_tiles=work.tiles is not None, masks=work.masks)) for blob in blobs]
+    )
     work.count_pixels(heads)
     return heads
 
@@ -36,14 +39,16 @@ async def in_json(blobs: Sequence[Blob], heads: Sequence[Head], task: Task, serv
     return b'{"results": [' + b", ".join(found) + b"]}"
 
 
-async def as_picture(blob: Blob, head: Head, task: Task, serving: Serving, work: Work) -> bytes:
-    """What was found, drawn on the picture, as PNG."""
+async def as_picture(blob: Blob, head: Head, task: Task, serving: Serving, work: Work, form: str) -> bytes:
+    """What was found, drawn on the picture, or as a picture of its own where the task makes one as PNG."""
     assert task.draw is not None, "routes offer a picture only where one can be drawn"
-    found = await _asked(blob, head, task, serving, work)
+    found, name = await _asked(blob, head, task, serving, work), form.rpartition("/")[2].upper()
+    if form == PNG and (plain := task.plain) is not None:
+        return await work.read(lambda: image_file(plain(found), name), task.pixels(found))
     most = serving.settings.max_pixels
     cost = await work.read(partial(check_picture, blob.content, blob.where, max_pixels=most))
-    make = partial(draw_on, blob.content, blob.where, partial(task.draw, found=found), max_pixels=most)
-    return await work.read(make, cost.decoded)
+    make = partial(draw_on, blob.content, blob.where, partial(task.draw, found=found), max_pixels=most, form=name)
+    return await work.read(make, max(cost.decoded, task.pixels(found)))
 
 
 async def in_lines(
@@ -89,11 +94,12 @@ async def _asked(blob: Blob, head: Head, task: Task, serving: Serving, work: Wor
         return await find_in_tiles(blob, head, task, serving, work)
     if (known := head.known) is not None:
         return await work.ask_model(None, lambda _: task.answer(known))
-    return await work.ask_model(await work.read(partial(serving.picture, blob, head), head.cost.decoded), task.answer)
+    read = partial(serving.picture, blob, head, masks=work.masks)
+    return await work.ask_model(await work.read(read, head.cost.decoded), task.answer)
 
 
 async def _record(blob: Blob, found: Any, task: Task, work: Work) -> bytes:
-    return await work.read(lambda: json.dumps(task.record(blob.name, found)).encode())
+    return await work.read(lambda: json.dumps(task.record(blob.name, found)).encode(), task.pixels(found))
 
 
 def _line(index: int, name: str, problem: Problem, scope: Scope) -> bytes:

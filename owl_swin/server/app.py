@@ -18,13 +18,13 @@ from starlette.types import Receive, Scope, Send
 
 from owl_swin.detector import Detector
 from owl_swin.errors import MissingExtraError
-from owl_swin.server.documentation import answers, describe_routes, docs_page
-from owl_swin.server.problems import Problem, problem_of_fields, problem_of_http
-from owl_swin.server.receiving import NO_STORE
-from owl_swin.server.schemas import (
+from owl_swin.server.answer_schemas import (
     HealthOut,
     ModelOut,
 )
+from owl_swin.server.documentation import answers, describe_routes, docs_page
+from owl_swin.server.problems import Problem, problem_of_fields, problem_of_http
+from owl_swin.server.receiving import NO_STORE
 from owl_swin.server.security import PATHS, Guard
 from owl_swin.server.serving import Serving
 from owl_swin.server.settings import ServerSettings

@@ -16,7 +16,7 @@ class Shaped(Protocol):
     """A picture that shares a pass with others of its shape."""
 
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class QueueFull(Exception):
@@ -34,7 +34,7 @@ class Work:
     arrived: float = field(default_factory=time.monotonic)
 
     @property
-    def shape(self) -> tuple[int, int] | None:
+    def shape(self) -> tuple[int, ...] | None:
         """Works of one shape share a pass; None needs no pass, and shares nothing."""
         return None if self.picture is None else self.picture.shape
 

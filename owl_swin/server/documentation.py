@@ -11,6 +11,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from owl_swin.server.answer_schemas import (
+    LineOut,
+    ProblemOut,
+)
 from owl_swin.server.client_examples import JAVASCRIPT, PYTHON
 from owl_swin.server.negotiation import LINES
 from owl_swin.server.problems import CODES, MEDIA_TYPE
@@ -21,9 +25,8 @@ from owl_swin.server.schemas import (
     DetectIn,
     EmbedIn,
     ImagesIn,
-    LineOut,
-    ProblemOut,
     SearchIn,
+    SegmentIn,
     SimilarityIn,
 )
 from owl_swin.server.settings import ServerSettings
@@ -45,7 +48,7 @@ BODY_CODES = (
 DOOR_CODES = ("invalid_header", "unauthorized", "wrong_host", "cross_origin", "internal")
 LINE: Json = {"$ref": "#/components/schemas/LineOut"}
 BINARY: Json = {"type": "string", "format": "binary"}
-BODIES = (DetectIn, SimilarityIn, ClassifyIn, EmbedIn, SearchIn, ImagesIn, LineOut, ProblemOut)
+BODIES = (DetectIn, SegmentIn, SimilarityIn, ClassifyIn, EmbedIn, SearchIn, ImagesIn, LineOut, ProblemOut)
 REQUEST_ID: Json = {
     "name": "X-Request-Id",
     "in": "header",

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from owl_swin.server.problems import Problem
 
-JSON, LINES, PNG, BYTES = "application/json", "application/x-ndjson", "image/png", "application/octet-stream"
+JSON, LINES, BYTES = "application/json", "application/x-ndjson", "application/octet-stream"
+PNG, JPEG = "image/png", "image/jpeg"
 
 
 def choose(accept: Sequence[str], offered: Sequence[str]) -> str:

@@ -14,7 +14,6 @@ from owl_swin.detector import Detector
 from owl_swin.encoded import PreparedImage
 from owl_swin.errors import ImageError
 from owl_swin.exemplar import check_box
-from owl_swin.frame import HW
 from owl_swin.image import MAX_PIXELS, MAX_SIDE, decode_smaller, open_image, pixels_to_decode, readable_formats
 from owl_swin.server.problems import Problem
 from owl_swin.tiling import Tiles
@@ -36,16 +35,17 @@ ON_ITS_SIDE = (5, 6, 7, 8)
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A picture in the size of the model; ``key`` is the hash of its file. What becomes of it may be kept, but not of a
-    tile, of which there are too many."""
+    tile, of which there are too many. With ``masks`` it is encoded for those too."""
 
     key: bytes
     prepared: PreparedImage
     keep: bool = True
+    masks: bool = False
 
     @property
-    def shape(self) -> HW:
-        """Pictures of one model size share a batch."""
-        return self.prepared.frames[0].model_hw
+    def shape(self) -> tuple[int, int, bool]:
+        """Pictures of one model size that are encoded for the same share a batch."""
+        return *self.prepared.frames[0].model_hw, self.masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,9 @@ def _cost(image: Image.Image) -> Cost:
     return Cost(pixels, pixels if image.mode in ("1", "L", "RGB") else 2 * pixels, image.size)
 
 
-def read_picture(detector: Detector, content: bytes, where: str, *, max_pixels: int, key: bytes) -> Picture:
+def read_picture(
+    detector: Detector, content: bytes, where: str, *, max_pixels: int, key: bytes, masks: bool = False
+) -> Picture:
     """A file as the picture that the model is given; one that cannot be read raises Problem.
 
     Pictures wait in the size of the model, not their own: the queue stays small, and the threads of the model only run
@@ -103,11 +105,11 @@ def read_picture(detector: Detector, content: bytes, where: str, *, max_pixels: 
         decode_smaller(image, DRAFT_GAP * detector.image_size)
         prepared = detector.prepare(_upright(image, where))
     frames = tuple(replace(frame, image_hw=image_hw) for frame in prepared.frames)
-    return Picture(key, PreparedImage(frames, prepared.pixels))
+    return Picture(key, PreparedImage(frames, prepared.pixels), masks=masks)
 
 
 def read_tiles(
-    detector: Detector, content: bytes, where: str, tiles: Tiles, *, max_pixels: int, key: bytes
+    detector: Detector, content: bytes, where: str, tiles: Tiles, *, max_pixels: int, key: bytes, masks: bool = False
 ) -> Iterator[tuple[int, Picture]]:
     """A file as the picture and the tiles of it that the model is given, numbered as ``Detector.views`` numbers them.
 
@@ -116,7 +118,7 @@ def read_tiles(
     with _opened(content, where, max_pixels) as image:
         upright = _upright(image, where)
     shown = detector.prepare_views(upright, tiles=tiles)
-    return ((n, Picture(b"%b %d" % (key, n), prepared, keep=False)) for n, prepared in shown)
+    return ((n, Picture(b"%b %d" % (key, n), prepared, keep=False, masks=masks)) for n, prepared in shown)
 
 
 def read_thumbnail(content: bytes, where: str, size_px: int) -> bytes:
@@ -131,15 +133,26 @@ def read_thumbnail(content: bytes, where: str, size_px: int) -> bytes:
 
 
 def draw_on(
-    content: bytes, where: str, paint: Callable[[Image.Image], Image.Image], *, max_pixels: int, side_px: int = DRAWN_PX
+    content: bytes,
+    where: str,
+    paint: Callable[[Image.Image], Image.Image],
+    *,
+    max_pixels: int,
+    side_px: int = DRAWN_PX,
+    form: str = "PNG",
 ) -> bytes:
-    """What ``paint`` makes of a picture, or of a copy of at most so many pixels a side, as PNG."""
+    """What ``paint`` makes of a picture, or of a copy of at most so many pixels a side, as PNG or JPEG."""
     with _opened(content, where, max_pixels) as image:
         decode_smaller(image, DRAFT_GAP * side_px)
         small = _upright(image, where)
     small.thumbnail((side_px, side_px))
+    return image_file(paint(small), form)
+
+
+def image_file(image: Image.Image, form: str) -> bytes:
+    """A picture as a file, PNG or JPEG."""
     made = io.BytesIO()
-    paint(small).save(made, "PNG", compress_level=3)
+    image.save(made, form, compress_level=3, quality=90)
     return made.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""What goes over the wire, as pydantic models: bodies are checked against them, and /openapi.json is made of them."""
+"""What clients send, as pydantic models: bodies are checked against them, and /openapi.json is made of them."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -83,7 +83,37 @@ AnyQuery = Annotated[
 ]
 
 
-class DetectIn(Body):
+class TiledBody(Body):
+    """What may be shown to the model in tiles."""
+
+    tile: int | None = Field(
+        None,
+        ge=MIN_TILE,
+        le=MAX_FRAME_SIDE,
+        description="Show the model each picture in tiles of so many pixels a side too, which finds small things. Each "
+        "tile is as much work as a picture; a thing that lies in several is found once.",
+    )
+    overlap: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_OVERLAP,
+        description="With tile, the share of a side that neighbours have in common. Left out: 0.2.",
+    )
+
+    @model_validator(mode="after")
+    def _overlap_of_tiles(self) -> "TiledBody":
+        if self.overlap is not None and self.tile is None:
+            raise ValueError("overlap is for tile, the side of the tiles in pixels; give that too")
+        return self
+
+    def tiles(self) -> Tiles | None:
+        """The tiles that are asked for."""
+        if self.tile is None:
+            return None
+        return Tiles(self.tile) if self.overlap is None else Tiles(self.tile, self.overlap)
+
+
+class DetectIn(TiledBody):
     """Pictures, and what to find in them."""
 
     model_config = ConfigDict(
@@ -104,31 +134,6 @@ class DetectIn(Body):
     nms_across: bool = Field(False, description="Also of boxes of two queries only the best stays.")
     objectness: Fraction | None = Field(None, description="Lowest objectness of a patch that may answer.")
     top_k: int = Field(300, ge=1, description="Most boxes of a picture.")
-    tile: int | None = Field(
-        None,
-        ge=MIN_TILE,
-        le=MAX_FRAME_SIDE,
-        description="Show the model each picture in tiles of so many pixels a side too, which finds small things. Each "
-        "tile is as much work as a picture; a thing that lies in several is found once.",
-    )
-    overlap: float | None = Field(
-        None,
-        ge=0,
-        le=MAX_OVERLAP,
-        description="With tile, the share of a side that neighbours have in common. Left out: 0.2.",
-    )
-
-    @model_validator(mode="after")
-    def _overlap_of_tiles(self) -> "DetectIn":
-        if self.overlap is not None and self.tile is None:
-            raise ValueError("overlap is for tile, the side of the tiles in pixels; give that too")
-        return self
-
-    def tiles(self) -> Tiles | None:
-        """The tiles that are asked for."""
-        if self.tile is None:
-            return None
-        return Tiles(self.tile) if self.overlap is None else Tiles(self.tile, self.overlap)
 
 
 Class = Annotated[Annotated[str, Tag("text")] | Annotated[QueryIn, Tag("object")], Discriminator(_text_or_object)]
@@ -144,6 +149,24 @@ class ClassifyIn(Body):
         Many[Annotated[str, Field(max_length=200, pattern=r"^[^{}]*\{\}[^{}]*$")]],
         Field(min_length=1, max_length=100, description="What each text is put in, in place of {}; they are averaged."),
     ] = list(TEMPLATES)
+
+
+class SegmentIn(TiledBody):
+    """Pictures, and what their pixels may show."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"images": [{"content": GREY}], "queries": ["sky", "road", "a dog"]},
+                {"images": [{"content": GREY}], "queries": ["sky", MUG], "threshold": 0.3, "tile": 640},
+            ]
+        }
+    )
+    images: Many[File] = Field([], description='Pictures; in a form they are the parts "images".')
+    queries: Annotated[Many[AnyQuery], Field(min_length=1, description="What a pixel may show.")]
+    threshold: Fraction | Many[Fraction] = Field(
+        0.2, description="Lowest score, one for all queries or one each; below it a pixel shows nothing."
+    )
 
 
 class SimilarityIn(Body):
@@ -191,182 +214,3 @@ class ImagesIn(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"images": [{"content": GREY, "name": "kitchen.png"}]}]})
     images: Many[File] = []
-
-
-class Box(BaseModel):
-    """Pixels of the upright picture."""
-
-    xmin: float
-    ymin: float
-    xmax: float
-    ymax: float
-
-
-class DetectionOut(BaseModel):
-    """One box; ``query`` is the index of its query among the caller's, ``label`` the name of that query."""
-
-    query: int = Field(ge=0)
-    label: str
-    score: float = Field(ge=0, le=1)
-    box: Box
-
-
-class PictureOut(BaseModel):
-    """What was found in one picture, best first."""
-
-    image: str
-    width: int
-    height: int
-    detections: list[DetectionOut]
-
-
-class DetectOut(BaseModel):
-    """One result a picture, in order."""
-
-    results: list[PictureOut]
-
-
-class ClassOut(BaseModel):
-    """One class; ``query`` is its index among the caller's. The scores of a picture add up to 1."""
-
-    query: int = Field(ge=0)
-    label: str
-    score: float = Field(ge=0, le=1)
-
-
-class ClassifiedOut(BaseModel):
-    """The classes of one picture, the likeliest first."""
-
-    image: str
-    width: int
-    height: int
-    classes: list[ClassOut]
-
-
-class ClassifyOut(BaseModel):
-    """One result a picture, in order."""
-
-    results: list[ClassifiedOut]
-
-
-class MapOut(BaseModel):
-    """Scores in [0, 1] of an even grid over the upright picture, row by row, for one query."""
-
-    query: int = Field(ge=0)
-    label: str
-    scores: list[list[float]]
-
-
-class MapsOut(BaseModel):
-    """The maps of one picture."""
-
-    image: str
-    width: int
-    height: int
-    maps: list[MapOut]
-
-
-class SimilarityOut(BaseModel):
-    """One result a picture, in order."""
-
-    results: list[MapsOut]
-
-
-class EmbedOut(BaseModel):
-    """Queries to keep: ``queries`` is a .safetensors file in base64, for /v1/detect or ``--query-file``."""
-
-    queries: str
-    names: list[str]
-    dimensions: int
-    fingerprint: str = Field(description="Hash of the weights that made them; other weights refuse them.")
-
-
-class MatchOut(BaseModel):
-    """One region of the archive."""
-
-    image_id: str
-    path: str
-    box: Box
-    score: float
-    objectness: float
-    width: int
-    height: int
-    modified: float
-    region: str
-    thumbnail: str
-
-
-class SearchOut(BaseModel):
-    """Matches, best first."""
-
-    matches: list[MatchOut]
-
-
-class SkippedOut(BaseModel):
-    """A picture that was not added, and why."""
-
-    path: str
-    reason: str
-
-
-class ImagesOut(BaseModel):
-    """What became of the pictures."""
-
-    added: int
-    changed: int
-    unchanged: int
-    regions: int
-    skipped: list[SkippedOut]
-
-
-class ArchiveOut(BaseModel):
-    """The archive that is attached."""
-
-    images: int
-    regions: int
-
-
-class ModelOut(BaseModel):
-    """The model and the limits of this server."""
-
-    name: str
-    version: str = Field(description="Of the model's card; without one, of owl_swin.")
-    fingerprint: str
-    image_size: int
-    dimensions: int
-    limits: dict[str, int]
-    archive: ArchiveOut | None
-
-
-class HealthOut(BaseModel):
-    """How the server is."""
-
-    status: str
-
-
-class FieldError(BaseModel):
-    """One wrong field."""
-
-    pointer: str
-    detail: str
-
-
-class ProblemOut(BaseModel):
-    """An error (RFC 9457); ``code`` is stable."""
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    errors: list[FieldError] = []
-    request_id: str = Field("", description="As in the header X-Request-Id of the answer, and in the server's log.")
-
-
-class LineOut(BaseModel):
-    """One line of application/x-ndjson: which picture it is about, and its result or what is wrong with it."""
-
-    model_config = ConfigDict(extra="allow")
-    index: int = Field(ge=0, description="Of the picture, among the caller's.")
-    image: str
-    error: ProblemOut | None = None

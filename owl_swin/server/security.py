@@ -29,7 +29,9 @@ from owl_swin.server.uploads import Uploads
 
 access = logging.getLogger("owl_swin.access")
 
-WORK_PATHS = ("/v1/detect", "/v1/classify", "/v1/similarity", "/v1/embed", "/v1/search", "/v1/images")
+WORK_PATHS = (
+    *("/v1/detect", "/v1/segment", "/v1/classify", "/v1/similarity", "/v1/embed", "/v1/search", "/v1/images"),
+)
 PATHS = frozenset((*WORK_PATHS, "/v1/model", "/docs", *OPEN_PATHS))
 # What may hold a connection open only to wait: pages of the demo stream their events.
 API = "/v1/"

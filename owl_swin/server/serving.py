@@ -150,22 +150,23 @@ class Serving:
 
     # --- Pictures -------------------------------------------------------------------------------------------------
 
-    def head(self, blob: Blob, *, in_tiles: bool = False) -> Head:
+    def head(self, blob: Blob, *, in_tiles: bool = False, masks: bool = False) -> Head:
         """What is known of a picture before it is decoded; one that is not read here raises Problem."""
-        key = content_key(blob.content)
+        key = content_key(blob.content) + (b" masks" if masks else b"")
         if not in_tiles and (known := self.images.get(key)) is not None:
             return Head(key, Cost(0, 0), known)
         return Head(key, check_picture(blob.content, blob.where, max_pixels=self.settings.max_pixels))
 
-    def picture(self, blob: Blob, head: Head) -> Picture:
+    def picture(self, blob: Blob, head: Head, *, masks: bool = False) -> Picture:
         """A picture, decoded, as it waits for the model."""
         most = self.settings.max_pixels
-        return read_picture(self.detector, blob.content, blob.where, max_pixels=most, key=head.key)
+        return read_picture(self.detector, blob.content, blob.where, max_pixels=most, key=head.key, masks=masks)
 
     def _encode(self, pictures: Sequence[Picture]) -> list[EncodedImage]:
         """Encodings of pictures of one shape; the same picture of several clients is encoded once."""
         unique = {picture.key: picture for picture in pictures}
-        encoded = self.detector.encode_images([p.prepared for p in unique.values()], batch_size=len(unique))
+        prepared, masks = [picture.prepared for picture in unique.values()], pictures[0].masks
+        encoded = self.detector.encode_images(prepared, batch_size=len(unique), masks=masks)
         made = dict(zip(unique, encoded, strict=True))
         self.metrics.batch_size.observe(len(unique))
         for key, one in made.items():
@@ -298,13 +299,14 @@ class Serving:
             "fingerprint": self.detector.fingerprint,
             "image_size": self.detector.image_size,
             "dimensions": self.detector.spec.embed_dim,
+            "masks": self.detector.spec.has_masks,
             "limits": {name: value for name, value in limits.items() if isinstance(value, int)},
             "archive": self.archive.size(),
         }
 
-    def work(self, tiles: Tiles | None = None) -> "Work":
-        """The works of a new request, whose pictures are shown in ``tiles`` too."""
-        return Work(self, tiles)
+    def work(self, tiles: Tiles | None = None, *, masks: bool = False) -> "Work":
+        """The works of a new request, whose pictures are shown in ``tiles`` too, and encoded with ``masks``."""
+        return Work(self, tiles, masks)
 
     async def in_parser(self, function: Callable[[], Result]) -> Result:
         """What is done to a body before its pictures are read."""
@@ -314,8 +316,8 @@ class Serving:
 class Work:
     """One request's way through the readers and the model, in which it takes turns with the others."""
 
-    def __init__(self, serving: Serving, tiles: Tiles | None = None):
-        self._serving, self.tiles, self.one_in_tiles = serving, tiles, asyncio.Lock()
+    def __init__(self, serving: Serving, tiles: Tiles | None = None, masks: bool = False):
+        self._serving, self.tiles, self.masks, self.one_in_tiles = serving, tiles, masks, asyncio.Lock()
         self._reading, self._modelling = Lane(), Lane()
         self._pixels = self._tiles = 0
 

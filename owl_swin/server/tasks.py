@@ -1,5 +1,6 @@
 """What is asked of each picture of a request: boxes, maps of scores, or which class it is of."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +14,20 @@ from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage
 from owl_swin.formats import to_record
-from owl_swin.postprocess import detect_options
-from owl_swin.render import draw_detections, draw_heat_map
-from owl_swin.scoring import names_of
+from owl_swin.map_formats import to_label_image, to_segments
+from owl_swin.postprocess import Threshold, detect_options
+from owl_swin.render import draw_detections, draw_heat_map, draw_semantic_map
+from owl_swin.scoring import names_of, score
+from owl_swin.segmentation import Layer, map_thresholds, paint
+from owl_swin.semantic_map import SemanticMap
+from owl_swin.server.problems import Problem
 from owl_swin.tiling import FoundInView, join_views
 from owl_swin.types import QueryEmbeddings
+
+# Scores of a map, of all names in all pixels: so many take some seconds.
+MOST_MAP_VALUES = 2**32
+# A map takes the memory of so many pixels of RGB for each of its own.
+MAP_PIXELS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +35,16 @@ class Task:
     """``answer`` runs in a thread of the model, ``record`` makes JSON of what it gives, under the picture's name.
 
     ``draw``, if there is one, makes a picture of ``found``, on the picture that was asked about or a smaller copy.
-    ``join`` makes one answer of those about the whole picture and its tiles.
+    ``plain`` makes one without it. ``join`` makes one answer of those about the whole picture and its tiles. To record
+    or draw takes the memory of a decoded picture of so many ``pixels``.
     """
 
     answer: Callable[[EncodedImage], Any]
     record: Callable[[str, Any], dict[str, Any]]
     draw: Callable[..., Image.Image] | None = None
-    join: Callable[[Mapping[int, FoundInView]], Detections] | None = None
+    join: Callable[[Mapping[int, FoundInView]], Any] | None = None
+    plain: Callable[[Any], Image.Image] | None = None
+    pixels: Callable[[Any], int] = lambda _: 0
 
 
 def detection(detector: Detector, queries: QueryEmbeddings | None, options: dict[str, Any]) -> Task:
@@ -43,6 +56,55 @@ def detection(detector: Detector, queries: QueryEmbeddings | None, options: dict
         _draw_boxes,
         lambda found: join_views(found, chosen),
     )
+
+
+def segmentation(detector: Detector, queries: QueryEmbeddings, threshold: Threshold) -> Task:
+    """Maps of what each pixel shows, as ``Detector.segment`` makes them: by the threads that read pictures, of what the
+    model says of each view."""
+    calibration, thresholds = detector.spec.calibration.of_maps, map_thresholds(queries.names, threshold)
+
+    @torch.no_grad()
+    def answer(encoded: EncodedImage) -> _Layers:
+        (height, width), n_names = encoded.image_hw, len(queries)
+        if height * width * n_names > MOST_MAP_VALUES:
+            detail = (
+                f"{n_names} names in a picture of {width}x{height} pixels: a map has at most {MOST_MAP_VALUES} scores"
+            )
+            raise Problem("too_many_queries", detail + "; ask for fewer names, or send a smaller picture")
+        layers = [Layer.of(view, lambda dense: score(dense, queries, calibration)) for view in encoded.views]
+        return _Layers(encoded.image_hw, layers)
+
+    def painted(found: _Layers) -> SemanticMap:
+        return paint(found.layers, found.image_hw, queries.names, thresholds)
+
+    def record(name: str, found: _Layers) -> dict[str, Any]:
+        height, width = found.image_hw
+        areas = [{"label": one.pop("name"), **one} for one in to_segments(painted(found))]
+        return {"image": name, "width": width, "height": height, "areas": areas}
+
+    def draw(image: Image.Image, found: _Layers) -> Image.Image:
+        return draw_semantic_map(image, painted(found).resized((image.height, image.width)))
+
+    def join(found: Mapping[int, FoundInView]) -> _Layers:
+        parts: list[Any] = [found[number].found for number in sorted(found)]
+        return _Layers(parts[0].image_hw, [layer for part in parts for layer in part.layers])
+
+    return Task(
+        answer,
+        record,
+        draw,
+        join,
+        plain=lambda found: to_label_image(painted(found)),
+        pixels=lambda found: MAP_PIXELS * math.prod(found.image_hw),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """What a map is painted of."""
+
+    image_hw: tuple[int, int]
+    layers: Sequence[Layer]
 
 
 def similarity(detector: Detector, queries: QueryEmbeddings | None) -> Task:

@@ -2,8 +2,8 @@
 
 from functools import partial
 from itertools import islice
+from typing import Any
 
-from owl_swin.detections import Detections
 from owl_swin.encoded import EncodedImage
 from owl_swin.server.pictures import Picture, read_tiles
 from owl_swin.server.reading import Blob, all_of
@@ -15,14 +15,14 @@ from owl_swin.tiling import FoundInView
 JOIN_PIXELS = 2**25
 
 
-async def find_in_tiles(blob: Blob, head: Head, task: Task, serving: Serving, work: Work) -> Detections:
+async def find_in_tiles(blob: Blob, head: Head, task: Task, serving: Serving, work: Work) -> Any:
     """What the task finds in a picture and in its tiles, as one answer. Pictures of a request come one after another,
     and so many tiles of one at a time as the request has places in the queue for."""
     assert work.tiles is not None and task.join is not None, "routes that take tiles have a task that joins them"
     settings, cost, found = serving.settings, head.cost, dict[int, FoundInView]()
     async with work.one_in_tiles, serving.tiled.hold(cost.pixels):
         open_tiles = partial(read_tiles, serving.detector, blob.content, blob.where, work.tiles)
-        read = partial(open_tiles, max_pixels=settings.max_pixels, key=head.key)
+        read = partial(open_tiles, max_pixels=settings.max_pixels, key=head.key, masks=work.masks)
         shown = await work.read(read, max(cost.pixels, cost.decoded))
         while batch := await work.read(lambda: list(islice(shown, settings.tiles_at_once))):
             asked = [work.ask_model(picture, partial(_answer, picture, task)) for _, picture in batch]

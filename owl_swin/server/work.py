@@ -10,30 +10,36 @@ from fastapi import FastAPI, Query, Request
 from starlette.responses import Response
 
 from owl_swin.classification import check_sees_whole
+from owl_swin.encoder import check_has_masks
 from owl_swin.postprocess import detect_options
 from owl_swin.scoring import names_of
+from owl_swin.segmentation import check_named
+from owl_swin.server.answer_schemas import (
+    ClassifyOut,
+    DetectOut,
+    EmbedOut,
+    ImagesOut,
+    SearchOut,
+    SegmentOut,
+    SimilarityOut,
+)
 from owl_swin.server.answering import as_picture, heads_of, in_json, in_lines
 from owl_swin.server.documentation import BODY_CODES, DETECT_EXAMPLE, answers, body
-from owl_swin.server.negotiation import BYTES, JSON, LINES, PNG, choose
+from owl_swin.server.negotiation import BYTES, JPEG, JSON, LINES, PNG, choose
 from owl_swin.server.problems import Problem, timeout
 from owl_swin.server.reading import Reader
 from owl_swin.server.receiving import NO_STORE, Lines, in_time, places, read_request
 from owl_swin.server.schemas import (
     ClassifyIn,
-    ClassifyOut,
     DetectIn,
-    DetectOut,
     EmbedIn,
-    EmbedOut,
     ImagesIn,
-    ImagesOut,
     SearchIn,
-    SearchOut,
+    SegmentIn,
     SimilarityIn,
-    SimilarityOut,
 )
 from owl_swin.server.serving import Serving, Work, embedded
-from owl_swin.server.tasks import Task, classification, detection, similarity
+from owl_swin.server.tasks import Task, classification, detection, segmentation, similarity
 from owl_swin.tiling import Tiles
 from owl_swin.types import QueryEmbeddings
 
@@ -67,6 +73,19 @@ def _add_finding(app: FastAPI, serving: Serving) -> None:
             return detection(detector, queries, options)
 
         return await _answer(request, serving, form, fields.images, reader, task, fields.tiles())
+
+    async def segment(request: Request) -> Response:
+        form = choose(request.headers.getlist("accept"), (JSON, LINES, PNG, JPEG))
+        fields, reader = await read_request(request, serving, SegmentIn)
+        check_has_masks(detector.spec)
+
+        async def task(work: Work) -> Task:
+            queries = await _encoded(fields.queries, reader, serving, work)
+            check_named(queries)
+            assert queries is not None
+            return segmentation(detector, queries, fields.threshold)
+
+        return await _answer(request, serving, form, fields.images, reader, task, fields.tiles(), masks=True)
 
     async def similar(request: Request) -> Response:
         form = choose(request.headers.getlist("accept"), (JSON, LINES, PNG))
@@ -103,6 +122,14 @@ def _add_finding(app: FastAPI, serving: Serving) -> None:
         **body(DetectIn),
     )  # fmt: skip
     add(
+        "/v1/segment", segment, operation_id="segment", summary="Say what each pixel of pictures shows",
+        description="One of the names of the queries, or nothing, at each pixel; queries of one name are one area. "
+        "With Accept: image/png the answer is the map of the one picture: a PNG with a palette whose values are the "
+        "ids of the areas, 255 nothing (more than 255 names: 16 bits of grey, 65535 nothing). With image/jpeg the "
+        "areas are drawn on it. Needs a model with masks." + LINES_TOLD,
+        **answers(SegmentOut, *BODY_CODES, "too_many_tiles", also=(PNG, JPEG, LINES)), **body(SegmentIn),
+    )  # fmt: skip
+    add(
         "/v1/similarity", similar, operation_id="similarity", summary="Compare every part of pictures with queries",
         description="Scores of an even grid over each picture. With Accept: image/png the answer is the heat map of "
         "one query over one picture." + LINES_TOLD,
@@ -132,21 +159,23 @@ async def _answer(
     reader: Reader,
     make_task: Callable[[Work], Awaitable[Task]],
     tiles: Tiles | None = None,
+    *,
+    masks: bool = False,
 ) -> Response:
     """What the task finds in all pictures, and in ``tiles`` of them, in the form that the client asked for."""
     n_pictures = reader.n_pictures(listed)
     n_places = n_pictures + (1 if tiles is None else serving.settings.tiles_at_once)
     if form == LINES:
-        return Lines(request, _lines(request, serving, listed, reader, make_task, n_places, tiles))
-    if form == PNG and n_pictures > 1:
-        raise Problem("invalid_request", f"as image/png one picture is answered, got {n_pictures}; ask for JSON")
+        return Lines(request, _lines(request, serving, listed, reader, make_task, n_places, tiles, masks))
+    if form in (PNG, JPEG) and n_pictures > 1:
+        raise Problem("invalid_request", f"as {form} one picture is answered, got {n_pictures}; ask for JSON")
 
     async def find() -> bytes:
-        blobs, work = await reader.pictures(listed), serving.work(tiles)
+        blobs, work = await reader.pictures(listed), serving.work(tiles, masks=masks)
         heads = await heads_of(blobs, serving, work)
         task = await make_task(work)
-        if form == PNG:
-            return await as_picture(blobs[0], heads[0], task, serving, work)
+        if form in (PNG, JPEG):
+            return await as_picture(blobs[0], heads[0], task, serving, work, form)
         return await in_json(blobs, heads, task, serving, work)
 
     async with places(serving, reader, n_places):
@@ -162,12 +191,13 @@ async def _lines(
     make_task: Callable[[Work], Awaitable[Task]],
     n_places: int,
     tiles: Tiles | None,
+    masks: bool,
 ) -> AsyncIterator[bytes]:
     """Queries that are wrong are the whole answer, a picture that is wrong is a line."""
     pictures, timeout_s = reader.named_pictures(listed), serving.settings.timeout_s
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     async with places(serving, reader, n_places):
-        work = serving.work(tiles)
+        work = serving.work(tiles, masks=masks)
         try:
             task = await asyncio.wait_for(make_task(work), timeout_s)
         except TimeoutError:
