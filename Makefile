@@ -11,7 +11,7 @@ THRESHOLD ?= 0.5
 IMAGE ?=
 OUT ?= out
 
-.PHONY: detect test test-numeric check screenshots generators figures oneshot ablation forgetting self-training clean
+.PHONY: detect test test-numeric check screenshots generators figures masks oneshot ablation forgetting self-training clean
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
@@ -75,6 +75,16 @@ figures: $(VENV)/.dev
 	$(EVAL) classify --model $(MODEL) --annotations $(D)/grocery/test.json --images $(D)/grocery/images --examples $(D)/grocery/iconic.json --json $(FIGURES)/grocery_iconic.json
 	$(EVAL) retrieve --model $(MODEL) --annotations $(D)/flickr8k --json $(FIGURES)/retrieval.json
 
+# Masks of ten kinds of cut-outs that no training saw, on photographs that no training saw, by name and by exemplar.
+NEW := guitar,rocket,lobster,cactus,saxophone,octopus,crown,snail,kite,abacus
+M := runs/masks/heldout
+CUTOUTS := --annotations $(M)/annotations.json --images $(M)/images
+masks: $(VENV)/.dev
+	$(BIN)/owl-swin paste $(D)/fluent_emoji_3d/all.json --names $(NEW) --on $(D)/license_plates/images --to $(M) --pictures 200 --seed 2
+	$(EVAL) detect --model $(MODEL) $(CUTOUTS) --masks --json $(FIGURES)/masks.json
+	$(EVAL) oneshot --model $(MODEL) $(CUTOUTS) --masks --draws 3 --json $(FIGURES)/masks_oneshot.json
+	$(EVAL) segment --model $(MODEL) $(CUTOUTS) --json $(FIGURES)/maps.json
+
 # By exemplars of things that no training saw: 1, 3 and 5, with negatives, with the name; and what is absent.
 oneshot: $(VENV)/.dev
 	for set in fod aquarium; do \
@@ -98,7 +108,6 @@ ablation: $(VENV)/.dev
 
 # What fine-tuning on 50 pictures of new things gives and costs: ten kinds of cut-outs on photographs, four ways.
 F := runs/forgetting
-NEW := guitar,rocket,lobster,cactus,saxophone,octopus,crown,snail,kite,abacus
 forgetting: $(VENV)/.dev
 	@test -e data || ln -s "$(DATA)" data
 	$(BIN)/owl-swin paste $(D)/fluent_emoji_3d/all.json --names $(NEW) --on $(D)/coco/images --to $(F)/new --pictures 50

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owl_swin.errors import QueryError, brief
+from owl_swin.rle import compressed
 
 # Side of the largest map: of 300 masks a few megabytes are kept, whatever the size of the picture.
 MOST_SIDE = 128
@@ -151,7 +152,7 @@ class BoxMasks:
 
     def rle(self) -> list[dict[str, Any]]:
         """COCO's run-length encoding of each mask, as pycocotools writes it: ``size`` [H, W], ``counts`` as text."""
-        return [run_length_encoding(self.run_lengths(i), self.image_hw) for i in range(len(self))]
+        return [{"size": list(self.image_hw), "counts": compressed(self.run_lengths(i))} for i in range(len(self))]
 
     def polygons(self, tolerance_px: float = TOLERANCE_PX) -> list[list[list[float]]]:
         """For each mask its outlines, [x0, y0, x1, y1, …] in pixels: one for each part of it, the largest first.
@@ -178,23 +179,6 @@ class BoxMasks:
             rings.append((_area(ring), ring))
         rings.sort(key=lambda one: -one[0])
         return [ring.round(2).flatten().tolist() for area, ring in rings if area > 0]
-
-
-def run_length_encoding(lengths: np.ndarray, image_hw: tuple[int, int]) -> dict[str, Any]:
-    """COCO's compressed form of run lengths, which are differences to those of the same kind before, in 5 bits a letter
-    with the lowest first; a sixth bit says that more follow."""
-    rest = lengths.astype(np.int64)
-    rest[3:] -= lengths[1:-2]
-    letters, wanted = [], []
-    more = np.ones(len(rest), dtype=bool)
-    while more.any():
-        letter = rest & 0x1F
-        rest = rest >> 5
-        wanted.append(more)
-        more = more & (rest != np.where(letter & 0x10, -1, 0))
-        letters.append(letter + 0x20 * more + 48)
-    text = np.stack(letters, 1)[np.stack(wanted, 1)].astype(np.uint8).tobytes().decode()
-    return {"size": list(image_hw), "counts": text}
 
 
 def scaled_boxes(boxes_px: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Tensor:

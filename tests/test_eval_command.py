@@ -2,17 +2,21 @@
 
 import json
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from conftest import TINY, make_tiny_model
 from PIL import Image
 from training_data import NAMES, one_shape, write_captions, write_json, write_labelled, write_shapes
 
 from owl_swin.cli.evaluate import app
 from owl_swin.cli.evaluation_options import figures_table
 from owl_swin.cli.main import main
-from owl_swin.config import CalibrationConfig
+from owl_swin.config import CalibrationConfig, MasksConfig
 from owl_swin.evaluation.report import Report
-from owl_swin.families.owl_swin import load_checkpoint
+from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
 
 PROTOCOLS = [command.name or command.callback.__name__ for command in app.registered_commands]
 CONTRACT = {"protocol", "n_images", "n_boxes", "AP", "AP50", "per_class", "ci95"}
@@ -72,6 +76,7 @@ def test_the_protocols_are_these():
         "odinw",
         "oneshot",
         "retrieve",
+        "segment",
         "split",
     ]
 
@@ -192,8 +197,8 @@ ON_BOXES = [
 
 
 def test_every_protocol_is_asked_with_pictures_that_are_not_there():
-    # The three others read sets of their own kinds, in the tests below.
-    assert {protocol for protocol, _ in ON_BOXES} | {"classify", "retrieve", "odinw"} == set(PROTOCOLS)
+    # The four others read sets of their own kinds, in the tests below.
+    assert {protocol for protocol, _ in ON_BOXES} | {"classify", "retrieve", "odinw", "segment"} == set(PROTOCOLS)
 
 
 @pytest.mark.parametrize("protocol, options", ON_BOXES)
@@ -286,3 +291,85 @@ def test_an_empty_set_works_for_every_protocol(evaluate, tmp_path):
     assert evaluate("retrieve", *places)[1]["ci95"] is None
     code, result, _ = evaluate("classify", *places)
     assert code == 0 and result["top1"] is None
+
+
+@pytest.fixture(scope="module")
+def masked_file(tmp_path_factory):
+    """A model with masks whose right answers happen to score higher than its wrong ones."""
+    model = make_tiny_model(4, config=replace(TINY, masks=MasksConfig(dim=8, width=16)))
+    path = tmp_path_factory.mktemp("model") / "masked.safetensors"
+    save_checkpoint(path, model, {"name": "masked"})
+    return path
+
+
+def test_a_model_with_masks_is_measured_and_calibrated_as_any(evaluate, shapes, tmp_path, masked_file):
+    settings = [*shapes, "--model", masked_file]
+    assert evaluate("diagnose", *settings, model=False)[0] == 0
+    fit, to = write_shapes(tmp_path / "fit", 10), tmp_path / "new.safetensors"
+    files = ["--fit", fit, "--fit-images", fit.parent / "images", "--to", to]
+    assert evaluate("calibrate", *settings, *files, model=False)[0] == 0
+    (before, _), (after, _) = load_checkpoint(masked_file), load_checkpoint(to)
+    assert after.spec.has_masks and after.config.calibration.text_scale != 1
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, after.state_dict()[name])
+
+
+def write_maps(folder, n=4):
+    """Pictures of squares, whose label map has the square's number, 1 to 4, and 0 beside it; and the list of names."""
+    path = write_shapes(folder, n)
+    (folder / "maps").mkdir()
+    content = json.loads(path.read_text())
+    for record in content["images"]:
+        labels = np.zeros((record["height"], record["width"]), dtype=np.uint8)
+        for thing in content["annotations"]:
+            if thing["image_id"] == record["id"]:
+                x, y, w, h = map(int, thing["bbox"])
+                labels[y : y + h, x : x + w] = thing["category_id"]
+        Image.fromarray(labels).save((folder / "maps" / record["file_name"]).with_suffix(".png"))
+    names = folder / "names.txt"
+    names.write_text("".join(f"{c['id']}: {c['name']}\n" for c in content["categories"]))
+    return ["--annotations", folder / "maps", "--images", folder / "images", "--names", names]
+
+
+def test_maps_are_measured(evaluate, tmp_path, masked_file):
+    files, out = write_maps(tmp_path / "set", 2), tmp_path / "new" / "a.json"
+    code, whole, err = evaluate("segment", *files, "--ignore", 0, "--model", masked_file, "--json", out, model=False)
+    assert code == 0 and whole.keys() >= {"mIoU", "ci95", "pixel_accuracy", "mean_accuracy", "n_pixels"}
+    assert json.loads(out.read_text()) == whole and "mIoU" in err
+    options = ["--nothing", 0, "--novel", NAMES[0], "--threshold", 0.6, "--tile", 40, "--model", masked_file]
+    code, result, _ = evaluate("segment", *files, *options, model=False)
+    assert code == 0 and {"mIoU_base", "mIoU_novel", "mIoU_harmonic"} <= result.keys()
+    assert "(nothing)" in result["per_class"] and result["n_pixels"] > whole["n_pixels"]
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--ignore", 0], "no masks"),
+        (["--names", "none.txt"], "none.txt: cannot be read"),
+        (["--base", NAMES[0]], "need novel ones"),
+        (["--classes", "zebra"], "has no class 'zebra'"),
+    ],
+)
+def test_maps_that_cannot_be_measured_get_one_sentence(evaluate, tmp_path, options, sentence):
+    code, out, err = evaluate("segment", *write_maps(tmp_path / "set", 1), *options)
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and out == "" and last.startswith("owl-swin: ") and sentence in last
+
+
+def test_scores_of_maps_are_calibrated(evaluate, tmp_path, masked_file):
+    files, fit = write_maps(tmp_path / "set"), write_maps(tmp_path / "fit", 6)
+    to, plot = tmp_path / "new.safetensors", tmp_path / "plot.png"
+    options = ["--maps", "--ignore", 0, "--fit", fit[1], "--fit-images", fit[3], "--to", to, "--plot", plot]
+    code, result, _ = evaluate("calibrate", *files, *options, "--model", masked_file, model=False)
+    assert code == 0 and result["d_ece"] < result["d_ece_before"] and plot.is_file()
+    calibration = load_checkpoint(to)[0].config.calibration
+    assert calibration.map_text_scale == pytest.approx(1 / result["temperature"], rel=1e-2)
+    assert calibration == CalibrationConfig(
+        map_text_scale=calibration.map_text_scale, map_text_bias=calibration.map_text_bias
+    )
+    code, again, _ = evaluate("calibrate", *files, "--maps", "--ignore", 0, "--model", to, model=False)
+    assert (again["d_ece"], again["mIoU"]) == (pytest.approx(result["d_ece"], abs=0.02), result["mIoU"])
+    for wrong in (["--names", files[5]], ["--maps", "--with", "exemplar"]):
+        code, out, err = evaluate("calibrate", *files[:4], *wrong)
+        assert code == 2 and out == "" and "label maps" in err.strip().splitlines()[-1]

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_masks
 
 from owl_swin.detections import Detections
 from owl_swin.errors import QueryError
-from owl_swin.masks import MOST_LOGIT, BoxMasks, run_length_encoding
+from owl_swin.masks import MOST_LOGIT, BoxMasks
 
 
 def masks_of(*boxes, hw=(40, 50), logits=1.0, side=4) -> BoxMasks:
@@ -145,12 +145,6 @@ def test_a_part_of_the_picture_has_the_run_lengths_of_the_whole():
     for encoded, mask in zip(masks.rle(), masks.numpy(), strict=True):
         assert np.array_equal(coco_masks.decode(encoded), mask)
         assert coco_masks.encode(np.asfortranarray(mask))["counts"].decode() == encoded["counts"]
-
-
-def test_long_run_lengths_are_written_in_full():
-    lengths, size = [2**31, 5, 3, 2**20, 7, 1], [2**16, 2**16]
-    expected = coco_masks.frPyObjects({"counts": lengths, "size": size}, *size)
-    assert run_length_encoding(np.array(lengths), tuple(size)) == {"size": size, "counts": expected["counts"].decode()}
 
 
 def test_polygons_drawn_again_are_the_masks():

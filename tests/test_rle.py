@@ -5,7 +5,7 @@ import pytest
 from pycocotools import mask as pycocotools
 
 from owl_swin.errors import DataError
-from owl_swin.rle import decode_rle, encode_rle, rle_counts
+from owl_swin.rle import compressed, decode_rle, encode_rle, rle_counts
 
 
 def blocks(height, width):
@@ -34,6 +34,12 @@ def test_encodings_are_those_of_pycocotools(mask):
     plain = {"size": own["size"], "counts": rle_counts(theirs).tolist()}
     for form in (own, theirs, plain):
         assert np.array_equal(decode_rle(form), mask)
+
+
+def test_long_run_lengths_are_written_in_full():
+    counts, size = [2**31, 5, 3, 2**20, 7, 1], [2**16, 2**16]
+    expected = pycocotools.frPyObjects({"counts": counts, "size": size}, *size)
+    assert compressed(np.array(counts)) == expected["counts"].decode()
 
 
 @pytest.mark.parametrize(

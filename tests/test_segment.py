@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from owl_swin import SemanticMap, load_segmenter
 from owl_swin.cli.main import app
 from owl_swin.errors import CheckpointError, ImageError, OwlSwinError
+from owl_swin.families.closed_set import is_segmenter
 from owl_swin.families.picture_settings import PictureSettings
 from owl_swin.map_formats import class_colour, to_label_image, to_legend, to_panoptic_image
 from owl_swin.render import draw_semantic_map
@@ -171,3 +172,21 @@ def test_classify_names_pictures(photos, tmp_path):
     table = run(*arguments).stdout.splitlines()
     assert table[0].split() == ["picture", "class", "score"]
     assert len(table) == 1 + 4 * 3
+
+
+def test_a_published_network_is_measured_by_its_own_names(model, tmp_path):
+    assert is_segmenter(model) and not is_segmenter("nano") and not is_segmenter(tmp_path)
+    segmenter = load_segmenter(model, device="cpu")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "maps").mkdir()
+    for name, picture in (("0", noise(50, 70)), ("ü", noise(40, 60))):
+        picture.save(tmp_path / "images" / f"{name}.png")
+        said = segmenter.segment(tmp_path / "images" / f"{name}.png").labels.numpy()
+        Image.fromarray(said.astype(np.uint8)).save(tmp_path / "maps" / f"{name}.png")
+    place = ["--annotations", tmp_path / "maps", "--images", tmp_path / "images"]
+    found = run("eval", "segment", *place, "--model", model, "--device", "cpu")
+    result = json.loads(found.stdout)
+    assert found.exit_code == 0 and result["mIoU"] == 100 and set(result["per_class"]) <= set(segmenter.names)
+    assert result["protocol"].startswith("semantic mIoU, fixed classes")
+    refused = run("eval", "segment", *place, "--model", model, "--threshold", 0.5)
+    assert "asked by name" in str(refused.exception)

@@ -125,6 +125,8 @@ def test_some_classes_alone(tmp_path):
 def test_names_of_another_model_are_the_same_by_a_synonym():
     rows, notes = same_names(("Double door", "sky", "wall"), NAMES)
     assert rows == [1, NOTHING, 0] and notes == ["the model does not know 1 of the classes: tree"]
+    rows, notes = same_names(("screen", "Screen door"), ("screen door, screen", "screen, projection screen"))
+    assert rows == [1, 0] and notes == []
     with pytest.raises(DataError, match="knows none of the set's classes"):
         same_names(("sky",), NAMES)
 

@@ -7,6 +7,7 @@ import typer
 
 from owl_swin.cli import options
 from owl_swin.cli.evaluate_calibration import calibrate
+from owl_swin.cli.evaluate_maps import segment
 from owl_swin.cli.evaluation_options import (
     Annotations,
     By,
@@ -281,6 +282,7 @@ def absence(
 
 
 app.command()(calibrate)
+app.command()(segment)
 
 
 @app.command()

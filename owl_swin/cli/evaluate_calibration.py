@@ -3,7 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,16 +13,20 @@ from owl_swin.cli.evaluation_options import (
     By,
     Classes,
     Device,
+    Ignore,
     Images,
     ImageSize,
     JsonOut,
     Model,
     Nms,
+    Nothing,
     Route,
+    ValueNames,
     checked_nms,
     chosen_names,
     evaluated_detector,
     finish,
+    label_values,
     show_progress,
 )
 from owl_swin.errors import DataError, OwlSwinError
@@ -35,7 +39,13 @@ def calibrate(
     model: Model = "nano",
     classes: Classes = None,
     by: By = Route.TEXT,
-    fit: Annotated[list[Path] | None, typer.Option(help="COCO JSON to fit on, not what is judged; or several.")] = None,
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Of the scores of semantic maps, on label maps or masks.")
+    ] = False,
+    names: ValueNames = None,
+    ignore: Ignore = None,
+    nothing: Nothing = None,
+    fit: Annotated[list[Path] | None, typer.Option(help="Set to fit on, not what is judged; or several.")] = None,
     fit_images: Annotated[
         list[Path] | None, typer.Option(help="Folder of its pictures, if another; or one each.")
     ] = None,
@@ -50,11 +60,16 @@ def calibrate(
     """Do scores mean what they say? With --fit, make them so; --to keeps the cure in a model file.
 
     Example: owl-swin eval calibrate --annotations test.json --images pictures --fit val.json --to new.safetensors
+
+    Scores of maps: owl-swin eval calibrate --maps --annotations maps --images pictures --names names.txt --fit val_maps
+    --fit-images val_pictures --to new.safetensors
     """
     from owl_swin.evaluation.calibration import calibrated, draw_reliability, evaluate_calibration
+    from owl_swin.evaluation.map_calibration import evaluate_map_calibration
     from owl_swin.families.owl_swin import save_checkpoint
     from owl_swin.models.owl_swin import OwlSwin
 
+    _check_maps(maps, by, names, ignore, nothing)
     if to is not None and not fit:
         raise DataError("--to writes a model that was fitted; name a set to fit on with --fit")
     if to is not None and to.suffix != ".safetensors":
@@ -66,17 +81,14 @@ def calibrate(
     network = detector.model
     if to is not None and not isinstance(network, OwlSwin):
         raise OwlSwinError(f"{model}: --to writes models of owl_swin's own kind, this is of another")
-    result, cure = evaluate_calibration(
-        detector,
-        annotations,
-        images,
-        classes=chosen_names(classes),
-        fit=fit or (),
-        fit_images=fit_images or (),
-        route=by,
-        nms_iou=checked_nms(nms_iou),
-        progress=show_progress,
-    )
+    settings: dict[str, Any] = {"classes": chosen_names(classes), "fit": fit or (), "fit_images": fit_images or ()}
+    settings["progress"] = show_progress
+    if maps:
+        values = label_values(names, ignore, nothing)
+        result, cure = evaluate_map_calibration(detector, annotations, images, **values, **settings)
+    else:
+        asked = {"route": by, "nms_iou": checked_nms(nms_iou)}
+        result, cure = evaluate_calibration(detector, annotations, images, **asked, **settings)
     finish(result, json_out)  # what is fitted on a part of the pictures is not written
     if plot is not None:
         before, after = result.details.get("reliability_before"), result.details["reliability"]
@@ -85,5 +97,13 @@ def calibrate(
         draw_reliability(panels).save(content, "PNG")
         write_bytes(plot, content.getvalue(), what="the plot")
     if to is not None and isinstance(network, OwlSwin):
-        network.config = replace(network.config, calibration=calibrated(network.config.calibration, cure, by))
+        route = "map_text" if maps else str(by)
+        network.config = replace(network.config, calibration=calibrated(network.config.calibration, cure, route))
         save_checkpoint(to, network, detector.card)
+
+
+def _check_maps(maps: bool, by: Route, names: Path | None, ignore: list[int] | None, nothing: int | None) -> None:
+    if maps and by is not Route.TEXT:
+        raise DataError("the classes of label maps are asked for by name; leave out --with")
+    if not maps and (names is not None or ignore or nothing is not None):
+        raise DataError("--names, --ignore and --nothing are for label maps; say --maps")

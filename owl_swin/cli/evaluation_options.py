@@ -4,7 +4,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +38,15 @@ IgnoreBelow = Annotated[
     float,
     typer.Option(help="Boxes of the file whose score is lower are neither to be found nor false.", min=0, max=1),
 ]
+ValueNames = Annotated[
+    Path | None,
+    typer.Option(
+        help="What the values of label maps mean: one name a line, from value 0 on but for --ignore and --nothing; "
+        '"12: wall" a line; ADE20K\'s objectInfo150.txt; or JSON. By default the classes of a model with fixed ones.'
+    ),
+]
+Ignore = Annotated[list[int] | None, typer.Option(help="Values of pixels that are not judged; by default 255.")]
+Nothing = Annotated[int | None, typer.Option(help="Value of pixels that show none of the names, if the maps have one.")]
 Masks = Annotated[bool, typer.Option("--masks", help="Measure masks, of a set and a model that have some.")]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
 Exemplars = Annotated[Path | None, typer.Option(help="COCO JSON whose boxes are the exemplars; else other pictures'.")]
@@ -95,6 +104,14 @@ def chosen_names(value: str | None) -> list[str] | None:
     if not names:
         raise DataError(f"{value!r} names no class; separate names with commas, or give a file with one a line")
     return names
+
+
+def label_values(names: Path | None, ignore: list[int] | None, nothing: int | None) -> dict[str, Any]:
+    """What the values of label maps mean, as ``read_label_maps`` takes it."""
+    from owl_swin.data.label_maps import read_value_names
+
+    said = None if names is None else read_value_names(names)
+    return {"names": said, "ignore": tuple(ignore or (255,)), "nothing": nothing}
 
 
 def checked_nms(value: float) -> float | None:

@@ -58,7 +58,8 @@ def evaluate_calibration(
     and reliability_before are the model's own, and temperature and bias are the cure.
     """
     truth = one_category_a_name(read_truth(annotations, images, classes))
-    fit_truths = _fit_sets(annotations, images, fit, fit_images)
+    places = sets_to_fit(annotations, images, fit, fit_images)
+    fit_truths = [one_category_a_name(read_truth(path, folder)) for path, folder in places]
 
     def answers_of(one: dict[str, Any]) -> Answers:
         queries_for = make_class_queries(detector, one, route=route)
@@ -78,7 +79,7 @@ def evaluate_calibration(
         before = reliability(answers.score, answers.right)
         figures = {"temperature": round(1 / cure.scale, 4), "bias": round(cure.bias, 4), "d_ece_before": d_ece(before)}
         intervals = {"d_ece_before": _interval(answers, answers.score, draws)}
-        fitted = {"fit": ", ".join(Path(path).name for path in fit), "reliability_before": _rows(before)}
+        fitted = {"fit": ", ".join(Path(path).name for path in fit), "reliability_before": reliability_rows(before)}
     scores = cure(answers.score) if fit else answers.score
     after = reliability(scores, answers.right)
     judged, notes = without_exemplar(truth, answers.asked) if route == "exemplar" else (truth, [])
@@ -95,7 +96,7 @@ def evaluate_calibration(
         figures=precision.figures | {"d_ece": d_ece(after)} | figures,
         intervals=precision.intervals | {"d_ece": _interval(answers, scores, draws)} | intervals,
         per_class=precision.per_class,
-        details=fitted | {"reliability": _rows(after)},
+        details=fitted | {"reliability": reliability_rows(after)},
         notes=(*truth["notes"], *notes, *(note for one in fit_truths for note in one["notes"])),
         broken=tuple(broken),
     )
@@ -103,20 +104,24 @@ def evaluate_calibration(
 
 
 def calibrated(config: CalibrationConfig, cure: Platt, route: str) -> CalibrationConfig:
-    """The calibration of a model whose scores of one route are mapped once more."""
+    """The calibration of a model whose scores of one route, "text", "exemplar" or "map_text", are mapped once more."""
     scale, bias = getattr(config, f"{route}_scale"), getattr(config, f"{route}_bias")
     values = {f"{route}_scale": scale * cure.scale, f"{route}_bias": bias * cure.scale + cure.bias}
     return replace(config, **values)
 
 
-def fit_platt(scores: np.ndarray, right: np.ndarray, *, where: str = "the set") -> Platt:
+def fit_platt(
+    scores: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None, *, where: str = "the set"
+) -> Platt:
     """The map of scores [N] that makes right and wrong answers (``right [N]``) likeliest, by Newton's method.
 
-    Targets are drawn in a little from 0 and 1, as Platt has it. A set without right or without wrong answers, or whose
-    right answers score no higher than the wrong ones, raises DataError.
+    ``weights [N]``: how many answers each one stands for, by default 1. Targets are drawn in a little from 0 and 1, as
+    Platt has it. A set without right or without wrong answers, or whose right answers score no higher than the wrong
+    ones, raises DataError.
     """
     x = to_logits(scores)
-    n_right, n_wrong = int(right.sum()), int((~right).sum())
+    weights = np.ones(len(scores)) if weights is None else weights
+    n_right, n_wrong = int(weights[right].sum()), int(weights[~right].sum())
     if not n_right or not n_wrong:
         raise DataError(
             f"{where}: {n_right} of {n_right + n_wrong} answers are right; calibration needs right and wrong ones"
@@ -124,14 +129,14 @@ def fit_platt(scores: np.ndarray, right: np.ndarray, *, where: str = "the set") 
     target = np.where(right, (n_right + 1) / (n_right + 2), 1 / (n_wrong + 2))
     inputs = np.stack([x, np.ones_like(x)], 1)  # [N, 2]
     theta = np.array([1.0, 0.0])
-    loss = _loss(inputs @ theta, target)
+    loss = _loss(inputs @ theta, target, weights)
     for _ in range(100):
         chance = 1 / (1 + np.exp(-(inputs @ theta)))
-        gradient = inputs.T @ (chance - target)
-        curvature = (inputs * (chance * (1 - chance))[:, None]).T @ inputs + 1e-9 * np.eye(2)
+        gradient = inputs.T @ (weights * (chance - target))
+        curvature = (inputs * (weights * chance * (1 - chance))[:, None]).T @ inputs + 1e-9 * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
         rate = 1.0
-        while (new := _loss(inputs @ (theta - rate * step), target)) > loss and rate > 1e-6:
+        while (new := _loss(inputs @ (theta - rate * step), target, weights)) > loss and rate > 1e-6:
             rate /= 2
         theta, gain, loss = theta - rate * step, loss - new, new
         if gain < 1e-9 * abs(loss):
@@ -182,19 +187,17 @@ def to_logits(scores: np.ndarray) -> np.ndarray:
     return np.log(inside / (1 - inside))
 
 
-def _fit_sets(
+def sets_to_fit(
     annotations: str | Path, images: str | Path, fit: Sequence[str | Path], fit_images: Sequence[str | Path]
-) -> list[dict[str, Any]]:
+) -> list[tuple[str | Path, str | Path]]:
     """The sets to fit on, each with the folder of its pictures; none of them is the set that is judged on."""
     folders = [*fit_images] or [images]
     if fit and len(folders) not in (1, len(fit)):
         raise DataError(f"{len(fit)} sets to fit on have {len(folders)} folders of pictures; name one, or one each")
-    truths = []
-    for path, folder in zip(fit, folders * (len(fit) if len(folders) == 1 else 1), strict=True) if fit else ():
+    for path in fit:
         if Path(path).resolve() == Path(annotations).resolve():
             raise DataError(f"{path}: is the file that is judged on; fit on another one")
-        truths.append(one_category_a_name(read_truth(path, folder)))
-    return truths
+    return list(zip(fit, folders * (len(fit) if len(folders) == 1 else 1), strict=True)) if fit else []
 
 
 def _interval(answers: Answers, scores: np.ndarray, draws: int) -> Interval | None:
@@ -208,7 +211,8 @@ def _interval(answers: Answers, scores: np.ndarray, draws: int) -> Interval | No
     return interval(known, d_ece(reliability(scores, answers.right)))
 
 
-def _rows(table: np.ndarray) -> list[dict[str, float]]:
+def reliability_rows(table: np.ndarray) -> list[dict[str, float]]:
+    """The bins that have answers, of sums [bins, 3]: where each begins, its mean score, share of right ones, number."""
     return [
         {
             "from": place / len(table),
@@ -221,8 +225,8 @@ def _rows(table: np.ndarray) -> list[dict[str, float]]:
     ]
 
 
-def _loss(logits: np.ndarray, target: np.ndarray) -> float:
-    return float((np.logaddexp(0, logits) - target * logits).sum())
+def _loss(logits: np.ndarray, target: np.ndarray, weights: np.ndarray) -> float:
+    return float(weights @ (np.logaddexp(0, logits) - target * logits))
 
 
 def _short(n: int) -> str:

@@ -1,6 +1,7 @@
 """Mean intersection over union of maps, as ADE20K measures it (arXiv:1608.05442), over base and novel classes apart."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from owl_swin.data.label_maps import LabelledPicture, LabelMaps, read_label_maps
 from owl_swin.data.naming import find_classes, spoken_names
 from owl_swin.data.scene import as_annotated
 from owl_swin.detector import Detector
+from owl_swin.encoder import check_has_masks
 from owl_swin.errors import DataError, ImageError
-from owl_swin.evaluation.class_queries import text_query
+from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.confusion import Confusion, PixelSums
 from owl_swin.evaluation.open_vocabulary import known_means
 from owl_swin.evaluation.precision import interval, resampled_weights
@@ -67,10 +69,14 @@ def evaluate_segmentation(
     if classes is not None or (base and novel):
         maps = maps.only(classes if classes is not None else [*base, *novel], annotations)
     groups = _groups(maps, base, novel, annotations)
-    segment, notes = _asked(model, maps, threshold=threshold, image_size=image_size, tiles=tiles)
+    segment, notes = segment_by_name(model, maps, threshold=threshold, image_size=image_size, tiles=tiles)
     confusion, broken = Confusion(len(maps.names)), []  # type: ignore[var-annotated]
     for place, picture in enumerate(maps.pictures, start=1):
-        _judge(confusion, segment, picture, maps.names, broken)
+        compared = compare(segment, picture, maps.names, broken)
+        if compared is None:
+            confusion.skip()
+        else:
+            confusion.add(compared.truth, compared.said)
         if progress is not None:
             progress(place, len(maps.pictures))
     figures, intervals = _figures(confusion, groups, maps.has_nothing, draws)
@@ -93,17 +99,19 @@ def evaluate_segmentation(
     )
 
 
-def _asked(
+def segment_by_name(
     model: Detector | ImageSegmenter,
     maps: LabelMaps,
     *,
-    threshold: float | None,
-    image_size: int | None,
-    tiles: TilesLike | None,
+    threshold: float | None = None,
+    image_size: int | None = None,
+    tiles: TilesLike | None = None,
 ) -> tuple[Segment, list[str]]:
     """What makes a map of a picture with the names of the set, and what has to be said of it."""
     if isinstance(model, Detector):
-        queries = model.encode_queries([text_query({"name": name}) for name in maps.names])
+        check_has_masks(model.spec)
+        queries = encode_classes(model, {"categories": [{"name": name} for name in maps.names]})
+        assert queries is not None
         settings: dict[str, Any] = {"tiles": tiles, "image_size": image_size}
         if threshold is not None or not maps.has_nothing:
             settings["threshold"] = threshold or 0.0
@@ -123,55 +131,71 @@ def _asked(
 
 def same_names(own: Sequence[str], wanted: Sequence[str]) -> tuple[list[int], list[str]]:
     """For each name of a network the row of the set's name that means the same, or NOTHING, and a note of the set's
-    classes that the network does not know. Names are the same as they are written, or where they share a synonym
-    ("door, double door"). None in common raises DataError."""
-    rows = {name: row for row, name in reversed([*enumerate(wanted)])}
-    spoken = {word.casefold(): row for row, name in reversed([*enumerate(wanted)]) for word in spoken_names(name)}
+    classes that the network does not know. None in common raises DataError.
+
+    Names are the same as they are written, or else where one of the network's is the first name of a class ("door,
+    double door"), or else one of its others.
+    """
+    rows: dict[str, int] = {}
+    whole, first, others = (
+        [(name, row) for row, name in enumerate(wanted)],
+        [(word, row) for row, name in enumerate(wanted) for word in spoken_names(name)[:1]],
+        [(word, row) for row, name in enumerate(wanted) for word in spoken_names(name)[1:]],
+    )
+    for word, row in (*whole, *first, *others):
+        rows.setdefault(word.casefold(), row)
     found = [
-        rows[name]
-        if name in rows
-        else next((spoken[w.casefold()] for w in spoken_names(name) if w.casefold() in spoken), NOTHING)
+        next((rows[word.casefold()] for word in (name, *spoken_names(name)) if word.casefold() in rows), NOTHING)
         for name in own
     ]
     missing = [name for row, name in enumerate(wanted) if row not in found]
     if len(missing) == len(wanted):
         raise DataError(f"the model knows none of the set's classes; it knows {', '.join(own[:5])}, …")
+    if not missing:
+        return found, []
     more = ", …" if len(missing) > 10 else ""
-    return found, [
-        f"the model does not know {len(missing)} of the classes: {', '.join(missing[:10])}{more}"
-    ] if missing else []
+    return found, [f"the model does not know {len(missing)} of the classes: {', '.join(missing[:10])}{more}"]
 
 
-def _judge(
-    confusion: Confusion, segment: Segment, picture: LabelledPicture, names: tuple[str, ...], broken: list[str]
-) -> None:
+@dataclass(frozen=True, slots=True)
+class ComparedMap:
+    """Labels [H, W] that a picture shows and that a map says, rows of the set's names, and the map's scores."""
+
+    truth: np.ndarray
+    said: np.ndarray
+    scores: np.ndarray
+
+
+def compare(
+    segment: Segment, picture: LabelledPicture, names: tuple[str, ...], broken: list[str]
+) -> ComparedMap | None:
+    """The map of one picture beside its labels, in their size. Nothing is said of a picture that cannot be read; None
+    where the labels cannot be, or are of another shape. Both are said in ``broken``."""
     try:
         truth = picture.labels()
     except ImageError as error:
         broken.append(str(error))
-        confusion.skip()
-        return
+        return None
     height, width = truth.shape
     try:
         found = segment(as_annotated(picture.source, (width, height)))
     except ImageError as error:
         broken.append(str(error))
-        confusion.add(truth, np.full_like(truth, NOTHING))
-        return
+        return ComparedMap(truth, np.full_like(truth, NOTHING), np.zeros(truth.shape, dtype=np.float32))
     own_height, own_width = found.image_hw
     if abs(own_width * height - own_height * width) > SLACK_PX * max(height, width, own_height, own_width):
-        broken.append(
-            f"{picture.source}: has {own_width}x{own_height} pixels and its map {width}x{height}, another shape"
-        )
-        confusion.skip()
-        return
-    said = found.labels.numpy()
+        sizes = f"has {own_width}x{own_height} pixels and its map {width}x{height}, another shape"
+        broken.append(f"{picture.source}: {sizes}")
+        return None
+    said, scores = found.labels.numpy().astype(np.int32), found.scores.numpy()
     if said.shape != truth.shape:
-        said = np.array(Image.fromarray(said.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST))
-    if found.names != names:  # a map has names that are given twice once
+        said, scores = (
+            np.array(Image.fromarray(one).resize((width, height), Image.Resampling.NEAREST)) for one in (said, scores)
+        )
+    if found.names != names:
         rows = {name: row for row, name in enumerate(names)}
         said = np.array([*(rows[name] for name in found.names), NOTHING])[said]
-    confusion.add(truth, said)
+    return ComparedMap(truth, said, scores)
 
 
 def _groups(maps: LabelMaps, base: Sequence[str], novel: Sequence[str], where: str | Path) -> dict[str, list[int]]:

@@ -92,6 +92,15 @@ def load_segmenter(
     return ImageSegmenter(network.eval().to(pick_device(device)), names, settings)
 
 
+def is_segmenter(source: str | Path) -> bool:
+    """Whether a folder, or a model on the hub, which is fetched, is of a kind that load_segmenter reads."""
+    if is_hub_name(source):
+        folder = fetch_snapshot(str(source), wanted=(*CONFIG_AND_WEIGHTS, PICTURES))
+    else:
+        folder = Path(source)
+    return _object(folder / "config.json").get("model_type") == "upernet"
+
+
 def load_classifier(
     source: str | Path, *, device: str = "auto", revision: str | None = None, token: str | bool | None = None
 ) -> ImageClassifier:
