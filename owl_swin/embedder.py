@@ -63,7 +63,9 @@ class Embedder(Publishable):
         ``content_only``: OWLv2 pads pictures to squares; patches that show nothing else are left out, which is faster
         and not the same to the digit. ``revision`` and ``token`` are of a model on the Hugging Face hub.
         ``runtime``: "torch", "compile" (torch.compile), or for a folder that `owl-swin export` wrote "onnx" or
-        "openvino"; "auto" is torch for weights, and for such a folder what it was written for.
+        "openvino"; "auto" is torch for weights, and for such a folder what it was written for. ``text_cache``: the
+        folder in which embeddings of 64 texts and more are kept for the next process, or False; without it that of
+        the variable OWL_SWIN_TEXT_CACHE ("off" for none), or ~/.cache/owl_swin/texts.
         """
         return cls(load(source, **settings), device=device, dtype=dtype, image_size=image_size)
 
@@ -78,7 +80,7 @@ class Embedder(Publishable):
             device, dtype = None, device if dtype is None else dtype
         moved = copy.copy(self)
         place = self.device if device is None else pick_device(device, self.model)
-        moved._encoder = Encoder(self._encoder.pretrained, place, pick_dtype(dtype), self.spec)
+        moved._encoder = self._encoder.moved(place, pick_dtype(dtype))
         return moved
 
     def with_image_size(self, image_size: int) -> Self:

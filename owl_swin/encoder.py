@@ -22,6 +22,7 @@ from owl_swin.frame import HW, Frame, check_image_size
 from owl_swin.huge import open_parts
 from owl_swin.image import ImageSource, open_image
 from owl_swin.models.network import MaskNetwork, Pretrained, Spec
+from owl_swin.text_cache import LEAST_TEXTS, TextCache, computed_by
 from owl_swin.tiling import TilesLike, tile_crops
 from owl_swin.types import ImageEmbeddings
 
@@ -43,14 +44,17 @@ class Encoder:
         device: torch.device,
         dtype: torch.dtype | None = None,
         spec: Spec | None = None,
+        *,
+        rounded: bool = False,
     ):
-        """``spec`` is that of the network before it was rounded to another ``dtype``, where it was."""
+        """``spec`` is that of the network before it was ``rounded`` to another ``dtype``, where it was."""
         network = placed(pretrained.network, device, dtype)
         if spec is None and network is not pretrained.network and dtype is not None:
             spec = pretrained.network.spec
         self.pretrained, self.device, self._spec = replace(pretrained, network=network), device, spec
-        parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-        self.dtype = torch.float32 if parameter is None else parameter.dtype
+        self.dtype = _dtype_of(network)
+        self._rounded = rounded or self.dtype != _dtype_of(pretrained.network)
+        self._versions = _versions(network)
         self._fork = ForkGuard()
 
     @property
@@ -59,6 +63,14 @@ class Encoder:
         if self._spec is None:
             self._spec = self.pretrained.network.spec
         return self._spec
+
+    def moved(self, device: torch.device, dtype: torch.dtype | None) -> "Encoder":
+        """The same network on another device or in another precision."""
+        pretrained = self.pretrained
+        # A number that was rounded does not come back, and what is kept is known by the weights before that.
+        if self._text_cache is None or (self._rounded and dtype not in (None, self.dtype)):
+            pretrained = replace(pretrained, text_cache=None)
+        return Encoder(pretrained, device, dtype, self.spec, rounded=self._rounded)
 
     def prepare(self, image: Picture, image_size: int, tiles: TilesLike | None = None) -> PreparedImage | EncodedImage:
         """The picture, and parts of it, read and brought to the size of the model; what was is given back."""
@@ -184,10 +196,32 @@ class Encoder:
         """Unit embeddings [N, E]."""
         self._fork.check()
         with torch.inference_mode():
-            ids = self.pretrained.tokenize(texts).to(self.device)
             # Thousands at once would leave the processor's cache, and need memory for each.
-            embeds = torch.cat([self.pretrained.network.encode_text(some) for some in ids.split(TEXTS_AT_ONCE)])
+            batches = self.pretrained.tokenize(texts).split(TEXTS_AT_ONCE)
+            cache = self._text_cache if len(texts) >= LEAST_TEXTS else None
+            if cache is None:
+                embeds = torch.cat([self._batch_of_texts(ids) for ids in batches])
+            else:
+                kept = cache.embeddings(batches, self._made_by(), self._batch_of_texts)
+                embeds = torch.cat([some.to(self.device) for some in kept])
         return embeds.clone()
+
+    def _batch_of_texts(self, ids: Tensor) -> Tensor:
+        return self.pretrained.network.encode_text(ids.to(self.device))
+
+    @property
+    def _text_cache(self) -> TextCache | None:
+        """What keeps embeddings of texts; None where nobody knows by which weights they are made."""
+        network = self.pretrained.network
+        is_known = isinstance(network, nn.Module) and self._versions and self._versions == _versions(network)
+        return self.pretrained.text_cache if is_known else None
+
+    def _made_by(self) -> list[str]:
+        """All that decides the embedding of a text beside its ids."""
+        network: Any = self.pretrained.network
+        settings = repr(getattr(getattr(network, "network", network), "config", None))
+        of_network = [type(network).__name__, self.spec.fingerprint, settings, str(self.dtype)]
+        return [*of_network, *computed_by(self.device)]
 
     def exemplar(self, exemplar: Exemplar, image_size: int) -> Tensor:
         """Unit embedding [E] of one exemplar: of its box, or of the most object-like thing in its picture.
@@ -245,6 +279,21 @@ def check_has_masks(spec: Spec) -> None:
             f"the model {spec.name!r} finds boxes and makes no masks; train one that does, with [masks] in its "
             "configuration"
         )
+
+
+def _dtype_of(network: Any) -> torch.dtype:
+    parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    return torch.float32 if parameter is None else parameter.dtype
+
+
+def _versions(network: Any) -> tuple[tuple[int, int], ...]:
+    """Changes when something is written to the network's weights; () where that cannot be seen."""
+    if not isinstance(network, nn.Module):
+        return ()
+    try:
+        return tuple((id(one), one._version) for one in (*network.parameters(), *network.buffers()))
+    except RuntimeError:  # tensors of inference mode keep no count
+        return ()
 
 
 def chosen_size(image: Picture, image_size: int | None, tiles: TilesLike | None, default: int) -> int:

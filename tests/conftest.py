@@ -1,5 +1,6 @@
 """Fixtures that many tests share: a model of a few thousand parameters, and a picture made on the spot."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 
 torch.set_num_threads(1)
+os.environ["OWL_SWIN_TEXT_CACHE"] = "off"  # also of programs that tests start: nothing of a test stays on the machine
 
 TINY = ModelConfig(
     name="tiny_for_tests",

@@ -21,7 +21,7 @@ FLOORS = [
     {"errors", "types", "detections", "masks", "query_file", "attention", "formats", "boxes", "nms"}
     | {"files", "frame", "addresses", "tiff", "locks", "video_source"}
     | {"semantic_map", "map_formats", "rle"},
-    {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge"},
+    {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge", "text_cache"},
     {"models"},
     {
         "families",

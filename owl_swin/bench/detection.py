@@ -116,7 +116,7 @@ def cost_of_queries(counts: Sequence[int], *, rounds: int, device: str = "cpu") 
     from owl_swin.bench.systems import pictures
     from owl_swin.detector import Detector
 
-    detector = Detector.from_pretrained("nano", device=device)
+    detector = Detector.from_pretrained("nano", device=device, text_cache=False)
     picture = pictures((480, 640), 1)[0]
     names = [f"a thing of kind {i}" for i in range(max(counts))]
     kept = {count: detector.encode_queries(names[:count]) for count in counts}

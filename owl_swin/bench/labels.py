@@ -72,7 +72,7 @@ def benchmark_labels(
     if source is None and shape not in SHAPES:
         raise QueryError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
     with _checkpoint(source, shape, progress) as place:
-        detector = Detector.from_pretrained(place, device=device)
+        detector = Detector.from_pretrained(place, device=device, text_cache=False)
         if detector.spec.family not in FAMILIES:
             raise QueryError(f"transformers has no pipeline for {detector.name}; give an OWL-ViT or OWLv2 checkpoint")
         pipe = _pipeline(place, detector, device)
@@ -180,7 +180,7 @@ def _best_scores(detector: Detector, pipe: Any, picture: Image.Image) -> dict[st
 def _without_padding(
     detector: Detector, place: str, device: str, picture: Image.Image, rounds: int
 ) -> dict[str, float]:
-    cut = Detector.from_pretrained(place, device=device, content_only=True)
+    cut = Detector.from_pretrained(place, device=device, content_only=True, text_cache=False)
     whole_s, cut_s = _alternating(
         [partial(one.detect, picture, ["a thing"], threshold=THRESHOLD) for one in (detector, cut)], rounds
     )

@@ -133,7 +133,7 @@ def _own_detector(size: str) -> Callable[[torch.device, bool], System]:
         from owl_swin.models.owl_swin import OwlSwin
 
         if size == "nano":
-            return own_system(Detector.from_pretrained("nano", device=str(device)))
+            return own_system(Detector.from_pretrained("nano", device=str(device), text_cache=False))
         text = TextConfig(16, 1, 2, 16) if tiny else TextConfig(context_length=16)
         config = ModelConfig(
             name=f"owl_swin_{size}",

@@ -18,6 +18,7 @@ from owl_swin.models.network import Pretrained
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.runtimes import GRAPH_RUNTIMES, check_runtime, is_exported
 from owl_swin.runtimes.torch import compiled
+from owl_swin.text_cache import open_text_cache
 
 CONFIG = "config.json"
 # What our own models call themselves, where they say it.
@@ -31,6 +32,7 @@ class LoadSettings(TypedDict, total=False):
     revision: str | None
     token: str | bool | None
     runtime: str
+    text_cache: str | os.PathLike[str] | bool | None
 
 
 def load(
@@ -40,12 +42,14 @@ def load(
     revision: str | None = None,
     token: str | bool | None = None,
     runtime: str = "auto",
+    text_cache: str | os.PathLike[str] | bool | None = None,
 ) -> Pretrained:
     """A model that ships ("nano"), one of a file or folder, or one of the Hugging Face hub, as
     "google/owlv2-base-patch16-ensemble"; what cannot be had or read raises CheckpointError.
 
     ``content_only`` leaves out what is only padding, where a family pads its pictures. ``revision`` and ``token`` are
-    those of a model on the hub. ``runtime`` is one of ``runtimes.RUNTIMES``.
+    those of a model on the hub. ``runtime`` is one of ``runtimes.RUNTIMES``. ``text_cache`` is the folder in which
+    embeddings of long lists of texts are kept, False for none; None: that of OWL_SWIN_TEXT_CACHE, or the user's own.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(f"a model is named by a text or a path, got {type(source).__name__}")
@@ -58,7 +62,7 @@ def load(
         from owl_swin.runtimes.load import load_exported  # which reads the tokenizers of families
 
         return load_exported(Path(place), runtime)
-    loaded = _load_weights(source, place, content_only)
+    loaded = replace(_load_weights(source, place, content_only), text_cache=open_text_cache(text_cache))
     return compiled(loaded) if runtime == "compile" else loaded
 
 

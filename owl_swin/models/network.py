@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from owl_swin.attention import BlockAttention
 from owl_swin.config import CalibrationConfig
 from owl_swin.frame import Preprocess
+from owl_swin.text_cache import TextCache
 from owl_swin.types import ImageEmbeddings
 
 
@@ -67,7 +68,8 @@ class Pretrained:
     """A network with all that it needs to see pictures and read texts: what ``families.load`` gives a Detector.
 
     ``tokenize`` makes ids [N, L] of N texts. ``look_inside`` says what the patches of one picture [1, 3, H, W] attend
-    to, where the network has attention to show.
+    to, where the network has attention to show. ``text_cache`` keeps embeddings of texts on disk; it is for networks
+    that stay as they were loaded.
     """
 
     network: Network
@@ -75,6 +77,7 @@ class Pretrained:
     tokenize: Callable[[Sequence[str]], Tensor]
     card: Mapping[str, Any] = field(default_factory=dict)
     look_inside: Callable[[Any, Tensor], list[BlockAttention]] | None = None
+    text_cache: TextCache | None = None
 
 
 def fingerprint(model: nn.Module) -> str:

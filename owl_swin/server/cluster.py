@@ -52,7 +52,10 @@ class Recipe:
     def _detector(self, device: str) -> Any:
         from owl_swin.detector import Detector
 
-        return Detector.from_pretrained(self.model, device=device, image_size=self.image_size, runtime=self.runtime)
+        # What clients ask for is kept in memory alone, not on the disk.
+        return Detector.from_pretrained(
+            self.model, device=device, image_size=self.image_size, runtime=self.runtime, text_cache=False
+        )
 
 
 def open_index(uri: str | None, detector: Any) -> Any:

@@ -198,7 +198,7 @@ def _targets(config: DistilConfig, texts: Sequence[str], phrases: int, embed_dim
 
 def _model_targets(config: DistilConfig, texts: Sequence[str], embed_dim: int) -> Tensor:
     """The same of a detector's text encoder: its space as it is."""
-    detector = Detector.from_pretrained(config.teacher.removeprefix(MODEL), device="cpu")
+    detector = Detector.from_pretrained(config.teacher.removeprefix(MODEL), device="cpu", text_cache=False)
     if detector.spec.embed_dim != embed_dim:
         raise ConfigError(
             f"{config.model}: embed_dim is {embed_dim}, and the text space of the teacher {detector.name} has "
