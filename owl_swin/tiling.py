@@ -1,7 +1,7 @@
 """A large picture in overlapping tiles, and what was found in each of them as one result."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 
@@ -274,8 +274,9 @@ def _meeting(rows: _Rows, cut: Tensor, axis: int) -> Tensor:
     firsts, seconds = cut[:, 2 + axis].nonzero()[:, 0], cut[:, axis].nonzero()[:, 0]
     across = 1 - axis
     found = []
-    for part in firsts.split(ROWS):
-        a, b = rows[part], rows[seconds]
+    for part in _blocks(rows, firsts):
+        near = seconds[_near(rows.seen[part], rows.seen[seconds])]
+        a, b = rows[part], rows[near]
         end, start = a.seen[:, None, 2 + axis], b.seen[None, :, axis]
         meets = (a.labels[:, None] == b.labels) & (start <= end)
         weaker, better = a.scores[:, None].minimum(b.scores), a.scores[:, None].maximum(b.scores)
@@ -289,12 +290,24 @@ def _meeting(rows: _Rows, cut: Tensor, axis: int) -> Tensor:
         share = share * torch.where(start == end, 1, _common_share(a.boxes[:, None], b.boxes[None], axis, start, end))
         share = torch.where(meets, share, 0)
         i, j = (share >= AGREE).nonzero(as_tuple=True)
-        found.append(torch.stack([part[i].double(), seconds[j].double(), share[i, j]], 1))
+        found.append(torch.stack([part[i].double(), near[j].double(), share[i, j]], 1))
     pairs = torch.cat(found) if found else torch.zeros(0, 3, dtype=torch.float64)
     (first, second), share = pairs[:, :2].long().T, pairs[:, 2]
     tiles = rows.seen.unique(dim=0, return_inverse=True)[1]
     best = _is_best(share, first, tiles[second]) & _is_best(share, second, tiles[first])
     return torch.stack([first, second], 1)[best]
+
+
+def _blocks(rows: _Rows, some: Tensor) -> Iterator[Tensor]:
+    """A few of the rows at a time, those of one tile and of its neighbours together, so that little is near them."""
+    tiles = rows.seen[some].unique(dim=0, return_inverse=True)[1]
+    yield from some[tiles.argsort(stable=True)].split(ROWS) if len(some) else ()
+
+
+def _near(boxes: Tensor, others: Tensor) -> Tensor:
+    """Indices of the others [N, 4] that touch the hull of the boxes."""
+    low, high = boxes[:, :2].amin(0), boxes[:, 2:].amax(0)
+    return ((others[:, :2] <= high) & (others[:, 2:] >= low)).all(1).nonzero()[:, 0]
 
 
 def _common_share(a: Tensor, b: Tensor, axis: int, low: Tensor, high: Tensor) -> Tensor:
@@ -316,35 +329,33 @@ def _without_parts(rows: _Rows, image: Tensor, nms_iou: float) -> _Rows:
     cut = rows.cut(image)
     size = area(rows.boxes)
     whole = torch.arange(len(size))
-    for part in cut.any(1).nonzero()[:, 0].split(ROWS):
+    for part in _blocks(rows, cut.any(1).nonzero()[:, 0]):
         a, a_cut = rows[part], cut[part]
+        near = _near(a.boxes, rows.boxes)
+        b = rows[near]
         shown = torch.cat(  # [K, N, 4]: what the tile of each part shows of each box
-            [
-                rows.boxes[None, :, :2].maximum(a.seen[:, None, :2]),
-                rows.boxes[None, :, 2:].minimum(a.seen[:, None, 2:]),
-            ],
-            2,
+            [b.boxes[None, :, :2].maximum(a.seen[:, None, :2]), b.boxes[None, :, 2:].minimum(a.seen[:, None, 2:])], 2
         )
         low, high = shown[..., :2].maximum(a.boxes[:, None, :2]), shown[..., 2:].minimum(a.boxes[:, None, 2:])
         holds = area(torch.cat([low, high], 2)) >= INSIDE * size[part, None]
-        holds &= (rows.labels == a.labels[:, None]) & (size > size[part, None])
-        goes_on = torch.cat(
-            [rows.boxes[None, :, :2] < a.seen[:, None, :2], rows.boxes[None, :, 2:] > a.seen[:, None, 2:]], 2
-        )
-        holds &= (goes_on | ~a_cut[:, None]).all(2) & (rows.scores >= TRUSTED * a.scores[:, None])
+        holds &= (b.labels == a.labels[:, None]) & (size[near] > size[part, None])
+        goes_on = torch.cat([b.boxes[None, :, :2] < a.seen[:, None, :2], b.boxes[None, :, 2:] > a.seen[:, None, 2:]], 2)
+        holds &= (goes_on | ~a_cut[:, None]).all(2) & (b.scores >= TRUSTED * a.scores[:, None])
         fit = torch.where(holds, paired_iou(a.boxes[:, None], shown), -1)
         best = fit.max(1)
-        whole[part] = torch.where(best.values >= 0, best.indices, part)
+        whole[part] = torch.where(best.values >= 0, near[best.indices], part)
     # A box that was put together, and is no part itself, for one that was seen whole and overlaps or holds it.
     alone = ~cut.any(1) & (rows.parts == 1)
-    for own in ((rows.parts > 1) & (whole == torch.arange(len(size)))).nonzero()[:, 0].split(ROWS):
+    for own in _blocks(rows, ((rows.parts > 1) & (whole == torch.arange(len(size)))).nonzero()[:, 0]):
         a = rows[own]
-        overlap = pairwise_iou(a.boxes, rows.boxes)
-        common = overlap / (1 + overlap) * (size[own, None] + size)
-        fits = (overlap >= nms_iou) | ((common >= INSIDE * size[own, None]) & (size > size[own, None]))
-        fits &= alone & (rows.labels == a.labels[:, None]) & (rows.scores >= TRUSTED * a.scores[:, None])
+        near = _near(a.boxes, rows.boxes)
+        overlap = pairwise_iou(a.boxes, rows.boxes[near])
+        common = overlap / (1 + overlap) * (size[own, None] + size[near])
+        fits = (overlap >= nms_iou) | ((common >= INSIDE * size[own, None]) & (size[near] > size[own, None]))
+        fits &= alone[near] & (rows.labels[near] == a.labels[:, None]) & (overlap > 0)
+        fits &= rows.scores[near] >= TRUSTED * a.scores[:, None]
         best = torch.where(fits, overlap, -1).max(1)
-        whole[own] = torch.where(best.values >= 0, best.indices, own)
+        whole[own] = torch.where(best.values >= 0, near[best.indices], own)
     while not torch.equal(whole[whole], whole):  # each is larger than its part, or seen whole: there is no circle
         whole = whole[whole]
     scores = rows.scores.scatter_reduce(0, whole, rows.scores, "amax")

@@ -4,10 +4,12 @@ import io
 
 import pytest
 from http_client import ask, b64
-from picture_files import encode, noise
+from picture_files import encode, noise, turned
 from PIL import Image
+from test_huge import planes, tiff
 
 from owl_swin.exemplar import Exemplar
+from owl_swin.image import open_image
 from owl_swin.index.lock import only_writer
 from owl_swin.index.region_index import RegionIndex
 from owl_swin.server.app import create_app
@@ -126,3 +128,25 @@ def test_while_another_process_writes_to_the_archive_uploads_are_refused_and_sea
     assert found.status_code == 200
     assert app.state.serving.waiting == 0
     assert ask(app, "POST", "/v1/images", files=files).json()["added"] == 1
+
+
+def test_thumbnails_of_an_archive_in_tiles_may_be_of_huge_pictures(detector, tmp_path, monkeypatch):
+    for module in ("owl_swin.huge", "owl_swin.image", "owl_swin.server.pictures"):
+        monkeypatch.setattr(f"{module}.MAX_PIXELS", 10_000)
+    monkeypatch.setattr(open_image, "__kwdefaults__", {"max_pixels": 10_000})
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "large.tif").write_bytes(tiff(planes(noise(130, 250)), tiled=True, blockxsize=64, blockysize=64))
+    (folder / "turned.jpg").write_bytes(turned(noise(130, 250), 6))
+    with RegionIndex.open(str(tmp_path / "a.lance"), detector, create=True, tiles=96) as index:
+        index.add_folder(folder)
+        app = create_app(detector, index=index)
+        found = {one.path.rsplit("/")[-1]: one for one in index.search("x", limit=200)}
+        for name, size in (("large.tif", (100, 52)), ("turned.jpg", (100, 52))):
+            answer = ask(app, "GET", f"/v1/images/{found[name].image_id}?size=100")
+            assert answer.status_code == 200, answer.text
+            assert Image.open(io.BytesIO(answer.content)).size == size
+        (folder / "large.tif").write_bytes(b"something else")
+        gone = ask(app, "GET", f"/v1/images/{found['large.tif'].image_id}?size=90")
+        assert gone.json()["code"] == "no_such_image"
+        app.state.serving.close()

@@ -80,10 +80,10 @@ class Archive:
         """Keeps a thumbnail for those who ask again."""
         self._thumbnails.put(_key(image_id, size_px), content)
 
-    async def picture(self, image_id: str) -> bytes:
-        """The file of a picture of the archive."""
+    async def picture(self, image_id: str) -> bytes | str:
+        """The bytes of a picture of the archive, or where its file lies."""
         try:
-            return await self._in(self._threads, partial(self.attached()._index.read_picture, image_id))
+            return await self._in(self._threads, partial(self.attached()._index.picture_file, image_id))
         except (ImageError, ArchiveError, QueryError):
             raise Problem("no_such_image", "the archive has no such picture, or its file is gone") from None
 

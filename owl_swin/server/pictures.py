@@ -14,7 +14,16 @@ from owl_swin.detector import Detector
 from owl_swin.encoded import PreparedImage
 from owl_swin.errors import ImageError
 from owl_swin.exemplar import check_box
-from owl_swin.image import MAX_PIXELS, MAX_SIDE, decode_smaller, open_image, pixels_to_decode, readable_formats
+from owl_swin.huge import open_parts
+from owl_swin.image import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    decode_smaller,
+    open_header,
+    open_image,
+    open_reduced,
+    pixels_to_decode,
+)
 from owl_swin.server.problems import Problem
 from owl_swin.tiling import Tiles
 
@@ -77,10 +86,15 @@ def check_picture(content: bytes, where: str, *, max_pixels: int) -> Cost:
         return _cost(image)
 
 
-def check_archived(content: bytes, where: str) -> Cost:
-    """The same of a picture of an archive, which may be all that ``open_image`` reads."""
-    with _opened(content, where, MAX_PIXELS, readable_formats()) as image:
-        return _cost(image)
+def check_archived(source: bytes | str, where: str) -> Cost:
+    """The same of a picture of an archive, bytes or a file: it may be all that ``open_image`` reads, and of an archive
+    in tiles also larger."""
+    try:
+        with open(source, "rb") if isinstance(source, str) else io.BytesIO(source) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _cost(open_header(file))
+    except Exception:  # Pillow's plugins have no error in common
+        raise Problem("invalid_image", f"{where}: its file cannot be read as a picture any more") from None
 
 
 def _cost(image: Image.Image) -> Cost:
@@ -121,11 +135,16 @@ def read_tiles(
     return ((n, Picture(b"%b %d" % (key, n), prepared, keep=False, masks=masks)) for n, prepared in shown)
 
 
-def read_thumbnail(content: bytes, where: str, size_px: int) -> bytes:
+def read_thumbnail(source: bytes | str, where: str, size_px: int, cost: Cost) -> bytes:
     """A picture of an archive as a JPEG of at most so many pixels a side; one that cannot be read raises Problem."""
-    with _opened(content, where, MAX_PIXELS, readable_formats()) as image:
-        decode_smaller(image, DRAFT_GAP * size_px)
-        small = _upright(image, where)
+    try:
+        if cost.pixels > MAX_PIXELS:
+            with open_parts(source) as parts:
+                small = parts.reduced(size_px)
+        else:
+            small, _ = open_reduced(source, DRAFT_GAP * size_px)
+    except ImageError as error:
+        raise Problem("invalid_image", f"{where}: {error.reason}") from None
     small.thumbnail((size_px, size_px))
     made = io.BytesIO()
     small.save(made, "JPEG", quality=85)
@@ -186,14 +205,14 @@ def read_exemplar(
 
 
 @contextmanager
-def _opened(content: bytes, where: str, max_pixels: int, kinds: list[str] | None = None) -> Iterator[Image.Image]:
-    """The picture of a file whose head was read, of one of these kinds or of FORMATS, and not too large."""
+def _opened(content: bytes, where: str, max_pixels: int) -> Iterator[Image.Image]:
+    """The picture of a file whose head was read, of one of FORMATS, and not too large."""
     if not content:
         raise Problem("invalid_image", f"{where}: the file is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow only warns of is measured here
         try:
-            image = Image.open(io.BytesIO(content), formats=kinds or formats())
+            image = Image.open(io.BytesIO(content), formats=formats())
         except Image.DecompressionBombError:
             raise _too_large(where, max_pixels) from None
         except Exception:  # Pillow's plugins have no error in common

@@ -284,7 +284,7 @@ class Serving:
             return known
         content, work = await self.archive.picture(image_id), self.work()
         cost = await work.read(partial(check_archived, content, image_id))
-        made = await work.read(partial(read_thumbnail, content, image_id, size_px), cost.decoded)
+        made = await work.read(partial(read_thumbnail, content, image_id, size_px, cost), cost.decoded)
         self.archive.keep_thumbnail(image_id, size_px, made)
         return made
 
