@@ -132,7 +132,10 @@ def computed_by(device: torch.device) -> list[str]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
     )
-    return [metadata.version("owl_swin"), torch.__version__, device.type, where, *map(str, settings)]
+    version = ""
+    with suppress(metadata.PackageNotFoundError):  # a copy of the source that nobody installed
+        version = metadata.version("owl_swin")
+    return [version, torch.__version__, device.type, where, *map(str, settings)]
 
 
 @lru_cache(maxsize=1)
