@@ -22,21 +22,11 @@ if TYPE_CHECKING:
     from owl_swin.exemplar import Exemplar
     from owl_swin.families.closed_set import load_classifier, load_segmenter
     from owl_swin.families.swin_weights import load_swin
-    from owl_swin.formats import (
-        label_studio_interface,
-        to_coco,
-        to_csv,
-        to_fiftyone,
-        to_label_studio,
-        to_record,
-        to_video_record,
-        to_voc,
-        to_yolo,
-        yolo_data,
-    )
+    from owl_swin.formats import to_coco, to_csv, to_fiftyone, to_record, to_video_record, to_voc, to_yolo, yolo_data
     from owl_swin.image import open_image
     from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
     from owl_swin.index.region_index import RegionIndex
+    from owl_swin.label_studio import label_studio_interface, to_label_studio
     from owl_swin.masks import BoxMasks
     from owl_swin.pipelines import ZeroShotObjectDetectionPipeline, pipeline
     from owl_swin.postprocess import DetectOptions
@@ -140,7 +130,7 @@ _MODULES = {
     "detect_video": "owl_swin.video",
     "draw_detections": "owl_swin.render",
     "draw_heat_map": "owl_swin.render",
-    "label_studio_interface": "owl_swin.formats",
+    "label_studio_interface": "owl_swin.label_studio",
     "load_classifier": "owl_swin.families.closed_set",
     "load_segmenter": "owl_swin.families.closed_set",
     "load_swin": "owl_swin.families.swin_weights",
@@ -149,7 +139,7 @@ _MODULES = {
     "to_coco": "owl_swin.formats",
     "to_csv": "owl_swin.formats",
     "to_fiftyone": "owl_swin.formats",
-    "to_label_studio": "owl_swin.formats",
+    "to_label_studio": "owl_swin.label_studio",
     "to_record": "owl_swin.formats",
     "to_video_record": "owl_swin.formats",
     "to_voc": "owl_swin.formats",

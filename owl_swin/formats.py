@@ -9,16 +9,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-from urllib.parse import quote
 
-from owl_swin.addresses import is_url
-from owl_swin.errors import MissingExtraError, OwlSwinError, QueryError
+from owl_swin.errors import MissingExtraError, QueryError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from owl_swin.masks import BoxMasks
+
 # The keys of a box in transformers' pipelines.
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+# Of masks as an array; more are given in a form of a few bytes a mask.
+MOST_MASK_BYTES = 2**28
 CSV_COLUMNS = ("image", "width", "height", "query", "label", "score", *CORNERS)
 
 
@@ -41,13 +43,19 @@ class Found(Protocol):
     def patches(self) -> "Tensor": ...  # [N]
 
     @property
+    def masks(self) -> "BoxMasks | None": ...
+
+    @property
     def names(self) -> tuple[str, ...]: ...
 
     @property
     def image_hw(self) -> tuple[int, int]: ...
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """A detection in plain numbers, and which one it is."""
+
+    number: int
     query: int
     name: str
     score: float | None
@@ -57,18 +65,16 @@ class _Row(NamedTuple):
 def to_dicts(found: Found) -> list[dict[str, Any]]:
     """Rows as transformers' zero-shot-object-detection pipeline writes them, with boxes to a hundredth of a pixel.
 
-    Beside its keys each row has ``query``, the index of the query: two queries may have one name. Here as in the other
-    forms a score of NaN, of a box that was made by hand, is None or left out.
+    Beside its keys each row has ``query``, the index of the query: two queries may have one name. Of detections with
+    masks each also has ``segmentation``, COCO's run-length encoding of its mask. Here as in the other forms a score of
+    NaN, of a box that was made by hand, is None or left out.
     """
-    return [
-        {
-            "label": row.name,
-            "query": row.query,
-            "score": row.score,
-            "box": {corner: round(value, 2) for corner, value in zip(CORNERS, row.box_xyxy, strict=True)},
-        }
-        for row in _rows(found)
-    ]
+    rows = []
+    for row in rows_of(found):
+        box = {corner: round(value, 2) for corner, value in zip(CORNERS, row.box_xyxy, strict=True)}
+        values = {"label": row.name, "query": row.query, "score": row.score, "box": box}
+        rows.append(values if found.masks is None else {**values, "segmentation": found.masks.rle_of(row.number)})
+    return rows
 
 
 def to_record(name: PathName, found: Found, *, grid_hw: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -101,132 +107,90 @@ def to_coco(names: Sequence[PathName], results: Sequence[Found]) -> dict[str, An
     """A COCO data set whose annotations carry a score: boxes are [x, y, width, height], ids count from 1.
 
     Every query is a category, also where two have one name; pictures that were asked for one name share its category.
-    ``query`` of an annotation is the index among its picture's queries.
+    ``query`` of an annotation is the index among its picture's queries. Masks are ``segmentation``, run-length encoded.
     """
-    categories: dict[tuple[str, int], int] = {}  # a name and how often it came before in the picture's list → id
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image_id, (name, found) in enumerate(_pairs(names, results), start=1):
+    content = CocoSet()
+    for name, found in named_results(names, results):
+        content.add(name, found)
+    return content.content()
+
+
+class CocoSet:
+    """A COCO data set that grows by one picture after another, of whose masks only the encoding is kept."""
+
+    def __init__(self) -> None:
+        self._categories: dict[tuple[str, int], int] = {}  # a name and how often it came before among a picture's → id
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def add(self, name: str, found: Found) -> None:
+        """One picture, and what was found in it."""
         height, width = found.image_hw
-        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        image_id = len(self._images) + 1
+        self._images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         before: Counter[str] = Counter()
         category_ids = []
         for query in found.names:
-            category_ids.append(categories.setdefault((query, before[query]), len(categories) + 1))
+            key = query, before[query]
+            category_ids.append(self._categories.setdefault(key, len(self._categories) + 1))
             before[query] += 1
-        for row in _rows(found):
+        for row in rows_of(found):
             x0, y0, x1, y1 = row.box_xyxy
             box = [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)]
-            annotations.append(
+            self._annotations.append(
                 {
-                    "id": len(annotations) + 1,
+                    "id": len(self._annotations) + 1,
                     "image_id": image_id,
                     "category_id": category_ids[row.query],
                     "bbox": box,
                     "area": round(box[2] * box[3], 2),
                     "iscrowd": 0,
-                    **_scored(row),
+                    **scored(row),
                     "query": row.query,
+                    **({} if found.masks is None else found.masks.coco(row.number)),
                 }
             )
-    named = [{"id": category_id, "name": name} for (name, _), category_id in categories.items()]
-    return {"images": images, "categories": named, "annotations": annotations}
 
-
-def to_label_studio(
-    names: Sequence[PathName],
-    results: Sequence[Found],
-    *,
-    model_version: str = "owl_swin",
-    root: str | os.PathLike[str] | None = None,
-) -> list[dict[str, Any]]:
-    """Label Studio tasks with pre-annotations: boxes in percent of the picture, ``meta`` holds the index of the query.
-
-    ``root`` is Label Studio's LOCAL_FILES_DOCUMENT_ROOT: the names are then paths below it, and each task shows its
-    picture by the address under which Label Studio serves it. Another name raises OwlSwinError.
-    """
-    tasks = []
-    for name, found in _pairs(names, results):
-        height, width = found.image_hw
-        rows: list[dict[str, Any]] = []
-        for number, row in enumerate(_rows(found), start=1):
-            x0, y0, x1, y1 = row.box_xyxy
-            rows.append(
-                {
-                    "id": f"box{number}",
-                    "type": "rectanglelabels",
-                    "from_name": "label",
-                    "to_name": "image",
-                    "original_width": width,
-                    "original_height": height,
-                    "value": {
-                        "x": 100 * x0 / width,
-                        "y": 100 * y0 / height,
-                        "width": 100 * (x1 - x0) / width,
-                        "height": 100 * (y1 - y0) / height,
-                        "rotation": 0,
-                        "rectanglelabels": [row.name],
-                    },
-                    **_scored(row),
-                    "meta": {"query": row.query},
-                }
-            )
-        best = max((row["score"] for row in rows if "score" in row), default=0.0)
-        image = name if root is None or is_url(name) else label_studio_address(name, root)
-        tasks.append(
-            {"data": {"image": image}, "predictions": [{"model_version": model_version, "score": best, "result": rows}]}
-        )
-    return tasks
-
-
-def label_studio_address(name: PathName, root: str | os.PathLike[str]) -> str:
-    """Where Label Studio serves a file of this machine, whose LOCAL_FILES_DOCUMENT_ROOT is ``root``."""
-    try:
-        path, top = Path(os.path.abspath(name)), Path(os.path.abspath(root))  # noqa: PTH100
-        if not path.is_relative_to(top):
-            path, top = path.resolve(), top.resolve()
-        below = path.relative_to(top)
-    except (OSError, ValueError):
-        raise OwlSwinError(f"{name}: does not lie below {root}, the folder that Label Studio serves") from None
-    return f"/data/local-files/?d={quote(os.fsencode(below.as_posix()))}"
-
-
-def label_studio_interface(names: Sequence[str]) -> str:
-    """The labelling interface of a Label Studio project into which tasks with these names import as they are."""
-    view = ET.Element("View")
-    ET.SubElement(view, "Image", name="image", value="$image")
-    labels = ET.SubElement(view, "RectangleLabels", name="label", toName="image")
-    for name in dict.fromkeys(names):
-        ET.SubElement(labels, "Label", value=_xml_text(name))
-    return ET.tostring(view, encoding="unicode")
+    def content(self) -> dict[str, Any]:
+        """What to_coco() gives."""
+        named = [{"id": category_id, "name": name} for (name, _), category_id in self._categories.items()]
+        return {"images": self._images, "categories": named, "annotations": self._annotations}
 
 
 def to_fiftyone(found: Found) -> list[dict[str, Any]]:
     """The keyword arguments of fiftyone.Detection, one dict a detection: boxes are [x, y, width, height] in [0, 1] of
-    the picture, ``query`` the index of the query.
+    the picture, ``query`` the index of the query, and ``mask``, where there is one, covers its box.
 
     >>> sample["found"] = fiftyone.Detections(detections=[fiftyone.Detection(**row) for row in to_fiftyone(found)])
     """
     height, width = found.image_hw
     rows = []
-    for row in _rows(found):
+    for row in rows_of(found):
         x0, y0, x1, y1 = row.box_xyxy
         box = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
-        rows.append({"label": row.name, "bounding_box": box, "confidence": row.score, "query": row.query})
+        values = {"label": row.name, "bounding_box": box, "confidence": row.score, "query": row.query}
+        rows.append(
+            values if found.masks is None else {**values, "mask": found.masks.part(row.number)[1].cpu().numpy()}
+        )
     return rows
 
 
 def to_yolo(found: Found, *, with_scores: bool = False) -> str:
     """The label file of a picture in YOLO form: "class cx cy w h" a line, in [0, 1] of the picture.
 
-    The class is the index of the query. ``with_scores`` adds the score at the end of each line, as Ultralytics writes
-    predictions; data sets have none.
+    The class is the index of the query. Of detections with masks a line is "class x0 y0 x1 y1 …", the outline of the
+    thing, in which its parts are joined, or else its box's. ``with_scores`` adds the score at the end of each line, as
+    Ultralytics writes predictions; data sets have none.
     """
     height, width = found.image_hw
     lines = []
-    for row in _rows(found):
+    for row in rows_of(found):
         x0, y0, x1, y1 = row.box_xyxy
-        values = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
+        if found.masks is None:
+            values = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
+        else:
+            outline = found.masks.outline(row.number) or [x0, y0, x1, y0, x1, y1, x0, y1]
+            values = [place / side for place, side in zip(outline, (width, height) * (len(outline) // 2), strict=True)]
         values += [row.score] if with_scores and row.score is not None else []
         lines.append(" ".join([str(row.query), *(f"{value:.6f}" for value in values)]) + "\n")
     return "".join(lines)
@@ -249,10 +213,10 @@ def to_voc(name: PathName, found: Found) -> str:
     _add_texts(root, {"folder": path.parent.name, "filename": path.name, "path": os.fspath(name)})
     _add_texts(ET.SubElement(root, "size"), {"width": width, "height": height, "depth": 3})
     _add_texts(root, {"segmented": 0})
-    for row in _rows(found):
+    for row in rows_of(found):
         thing = ET.SubElement(root, "object")
         _add_texts(thing, {"name": row.name, "pose": "Unspecified", "truncated": 0, "difficult": 0})
-        _add_texts(thing, {**_scored(row), "query": row.query})
+        _add_texts(thing, {**scored(row), "query": row.query})
         x0, y0, x1, y1 = (round(value) for value in row.box_xyxy)
         xmin, ymin = min(x0 + 1, width), min(y0 + 1, height)
         corners = {"xmin": xmin, "ymin": ymin, "xmax": max(x1, xmin), "ymax": max(y1, ymin)}
@@ -270,16 +234,17 @@ def to_csv(names: Sequence[PathName], results: Sequence[Found], *, header: bool 
     writer = csv.writer(text, lineterminator="\n")
     if header:
         writer.writerow(CSV_COLUMNS)
-    for name, found in _pairs(names, results):
+    for name, found in named_results(names, results):
         height, width = found.image_hw
-        for row in _rows(found):
+        for row in rows_of(found):
             corners = [round(value, 2) for value in row.box_xyxy]
             writer.writerow([name, width, height, row.query, row.name, row.score, *corners])
     return text.getvalue()
 
 
 def to_supervision(found: Found) -> Any:
-    """The same as supervision.Detections: class_id is the index of the query, data["class_name"] its name."""
+    """The same as supervision.Detections: class_id is the index of the query, data["class_name"] its name; mask is
+    bool [N, H, W], or where that is very large supervision's CompactMask, which stands in for it."""
     import numpy as np
 
     try:
@@ -290,12 +255,27 @@ def to_supervision(found: Found) -> Any:
         xyxy=found.boxes.detach().cpu().numpy().astype(np.float32).reshape(-1, 4),
         confidence=found.scores.detach().cpu().numpy().astype(np.float32),
         class_id=found.labels.cpu().numpy().astype(int),
+        mask=None if found.masks is None else _supervision_masks(found.masks),
         data={"class_name": np.array(_labels(found), dtype=str)},
     )
 
 
+def _supervision_masks(masks: "BoxMasks") -> Any:
+    if math.prod(masks.shape) <= MOST_MASK_BYTES:
+        return masks.numpy()
+    import numpy as np
+
+    try:
+        from supervision import CompactMask
+    except ImportError:  # an older one, which knows no other form
+        return masks.numpy()
+    covered = np.array([masks.part_xyxy(i) for i in range(len(masks))])
+    return CompactMask.from_coco_rle(masks.rle(), covered - [0, 0, 1, 1], masks.image_hw)
+
+
 def to_pandas(found: Found) -> Any:
-    """A pandas.DataFrame, one row a detection: label, score, xmin, ymin, xmax, ymax in pixels, query, patch."""
+    """A pandas.DataFrame, one row a detection: label, score, xmin, ymin, xmax, ymax in pixels, query, patch, and where
+    there are masks segmentation, COCO's run-length encoding."""
     try:
         import pandas
     except ImportError:
@@ -307,11 +287,12 @@ def to_pandas(found: Found) -> Any:
         **{corner: boxes[:, i] for i, corner in enumerate(CORNERS)},
         "query": found.labels.cpu().numpy(),
         "patch": found.patches.cpu().numpy(),
+        **({} if found.masks is None else {"segmentation": pandas.Series(found.masks.rle(), dtype=object)}),
     }
     return pandas.DataFrame(columns)
 
 
-def _pairs(names: Sequence[PathName], results: Sequence[Found]) -> Iterator[tuple[str, Found]]:
+def named_results(names: Sequence[PathName], results: Sequence[Found]) -> Iterator[tuple[str, Found]]:
     """Each picture's name with its detections."""
     if isinstance(names, (str, os.PathLike)) or hasattr(results, "image_hw"):
         raise QueryError("expected a list of names and a list of Detections; for one picture write [name], [found]")
@@ -321,14 +302,15 @@ def _pairs(names: Sequence[PathName], results: Sequence[Found]) -> Iterator[tupl
         yield os.fspath(name), found
 
 
-def _rows(found: Found) -> Iterator[_Row]:
+def rows_of(found: Found) -> Iterator[Row]:
     """The detections as plain numbers, scores to a millionth; None where a hand made the box."""
     rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
-    for query, score, (x0, y0, x1, y1) in rows:
-        yield _Row(query, found.names[query], None if math.isnan(score) else round(score, 6), (x0, y0, x1, y1))
+    for number, (query, score, (x0, y0, x1, y1)) in enumerate(rows):
+        rounded = None if math.isnan(score) else round(score, 6)
+        yield Row(number, query, found.names[query], rounded, (x0, y0, x1, y1))
 
 
-def _scored(row: _Row) -> dict[str, float]:
+def scored(row: Row) -> dict[str, float]:
     """The score, where there is one."""
     return {} if row.score is None else {"score": row.score}
 
@@ -339,7 +321,7 @@ def _labels(found: Found) -> list[str]:
 
 def _add_texts(parent: ET.Element, values: Mapping[str, object]) -> None:
     for tag, value in values.items():
-        ET.SubElement(parent, tag).text = _xml_text(str(value))
+        ET.SubElement(parent, tag).text = xml_text(str(value))
 
 
 def _yaml_text(text: str) -> str:
@@ -348,7 +330,7 @@ def _yaml_text(text: str) -> str:
     return '"' + "".join(marks.get(c, c if c.isprintable() else f"\\U{ord(c):08x}") for c in text) + '"'
 
 
-def _xml_text(text: str) -> str:
+def xml_text(text: str) -> str:
     """The text without what no XML file may hold, whose place a replacement character takes."""
     allowed = (
         c if c in "\t\n\r" or " " <= c < "\ud800" or "\ue000" <= c <= "\ufffd" or c > "\uffff" else "�" for c in text

@@ -18,8 +18,6 @@ from owl_swin.rle import compressed
 MOST_SIDE = 128
 # Logits lie between this and its negative, so that they stay finite in float16 and between two of them.
 MOST_LOGIT = 100.0
-# Pixels that are interpolated at a time.
-PIXELS_AT_ONCE = 2**22
 # A polygon may leave out corners that are no farther from it, in pixels of the picture.
 TOLERANCE_PX = 0.5
 
@@ -102,17 +100,23 @@ class BoxMasks:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def part_xyxy(self, number: int) -> Box:
+        """Where a mask can have pixels, in whole pixels of the picture."""
+        x0, y0, x1, y1 = self.boxes_px[range(len(self))[number]].tolist()
+        (left, right), (top, bottom) = _covered(x0, x1, self.image_hw[1]), _covered(y0, y1, self.image_hw[0])
+        return left, top, right, bottom
+
     def part(self, number: int) -> tuple[Box, Tensor]:
         """Where a mask can have pixels, xyxy in whole pixels of the picture, and its pixels there, bool [h, w]."""
-        number = range(len(self))[number]
-        x0, y0, x1, y1 = box = self.boxes_px[number].tolist()
-        left, right = _covered(x0, x1, self.image_hw[1])
-        top, bottom = _covered(y0, y1, self.image_hw[0])
-        logits = self.logits[number].float()
-        rows = _between(logits, _places(top, bottom, box[1], box[3], logits))
-        step = max(1, PIXELS_AT_ONCE // (bottom - top))
-        columns = _places(left, right, box[0], box[2], logits).split(step)
-        return (left, top, right, bottom), torch.cat([_between(rows.T, some).T > 0 for some in columns], 1)
+        left, top, right, bottom = box = self.part_xyxy(number)
+        columns, starts, ends = self._runs(number)
+        changes = np.zeros(
+            (right - left, bottom - top + 1), dtype=np.int8
+        )  # 1 where a run begins, -1 where it has ended
+        changes[columns - left, starts - top] += 1
+        changes[columns - left, ends - top] -= 1
+        inside = changes[:, :-1].cumsum(1, dtype=np.int8).view(bool).T
+        return box, torch.from_numpy(inside).to(self.logits.device)
 
     def to_tensor(self) -> Tensor:
         """All masks, bool [N, H, W]: a byte for each pixel of each."""
@@ -136,13 +140,9 @@ class BoxMasks:
 
     def run_lengths(self, number: int) -> np.ndarray:
         """How many pixels, column after column, are outside, inside, outside … of a mask; outside is first, if of 0."""
-        (x0, y0, _, _), part = self.part(number)
+        columns, first, last = self._runs(number)
         height, width = self.image_hw
-        columns = np.pad(part.T.cpu().numpy().view(np.int8), ((0, 0), (1, 1)))
-        change = np.diff(columns, axis=1)
-        starts, ends = (
-            (x0 + column) * height + y0 + row for column, row in (np.nonzero(change == sign) for sign in (1, -1))
-        )
+        starts, ends = columns * height + first, columns * height + last
         if len(starts):
             apart = starts[1:] != ends[:-1]  # what reaches the bottom goes on at the top of the next column
             starts, ends = np.append(starts[:1], starts[1:][apart]), np.append(ends[:-1][apart], ends[-1:])
@@ -150,18 +150,53 @@ class BoxMasks:
         lengths = np.diff(np.stack([starts, ends], 1).flatten(), prepend=0, append=total)
         return lengths[:-1] if len(starts) and ends[-1] == total else lengths
 
+    def _runs(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pixels of a mask from top to bottom, column after column: the columns [R], and the rows where each run
+        begins and where it has ended. They lie between the zeros of the logits down the middle of a column, so that
+        the height of a picture costs nothing."""
+        left, top, right, bottom = self.part_xyxy(number)
+        x0, y0, x1, y1 = self.boxes_px[number].tolist()
+        logits = self.logits[number].float().cpu().numpy()
+        side = len(logits)
+        places = ((np.arange(left, right) + 0.5 - x0) / max(x1 - x0, 1e-6) * side - 0.5).clip(0, side - 1)
+        low = places.astype(int)
+        share = (places - low).astype(np.float32)[:, None]
+        values = logits.T[low] * (1 - share) + logits.T[(low + 1).clip(max=side - 1)] * share  # [columns, S]
+        inside = np.pad(values > 0, ((0, 0), (1, 1)))
+        columns, nodes = np.divmod(np.flatnonzero(inside[:, 1:] != inside[:, :-1]), side + 1)
+        # A run begins or ends between two nodes, or at the border of the box.
+        before, after = (values[columns, (nodes - i).clip(0, side - 1)] for i in (1, 0))
+        places = nodes - 0.5 + before / np.where(before == after, 1, before - after)
+        rows = y0 + places / side * (y1 - y0) - 0.5
+        rows[nodes == 0], rows[nodes == side] = top - 1, bottom
+        starts, ends = np.floor(rows[::2]) + 1, np.ceil(rows[1::2])
+        starts, ends = (rows.clip(top, bottom).astype(np.int64) for rows in (starts, ends))
+        some = starts < ends
+        return columns[::2][some] + left, starts[some], ends[some]
+
     def rle(self) -> list[dict[str, Any]]:
         """COCO's run-length encoding of each mask, as pycocotools writes it: ``size`` [H, W], ``counts`` as text."""
-        return [{"size": list(self.image_hw), "counts": compressed(self.run_lengths(i))} for i in range(len(self))]
+        return [self.rle_of(i) for i in range(len(self))]
+
+    def rle_of(self, number: int) -> dict[str, Any]:
+        """That of one mask."""
+        return self.coco(number)["segmentation"]
+
+    def coco(self, number: int) -> dict[str, Any]:
+        """What COCO says of one mask: ``area`` in pixels and ``segmentation``."""
+        lengths = self.run_lengths(number)
+        segmentation = {"size": list(self.image_hw), "counts": compressed(lengths)}
+        return {"area": int(lengths[1::2].sum()), "segmentation": segmentation}
 
     def polygons(self, tolerance_px: float = TOLERANCE_PX) -> list[list[list[float]]]:
         """For each mask its outlines, [x0, y0, x1, y1, …] in pixels: one for each part of it, the largest first.
 
         Holes are filled. Corners are left out where the outline moves by no more than ``tolerance_px``.
         """
-        return [self._outlines(i, tolerance_px) for i in range(len(self))]
+        return [self.outlines(i, tolerance_px) for i in range(len(self))]
 
-    def _outlines(self, number: int, tolerance_px: float) -> list[list[float]]:
+    def outlines(self, number: int, tolerance_px: float = TOLERANCE_PX) -> list[list[float]]:
+        """Those of one mask."""
         from contourpy import FillType, contour_generator
 
         logits = self.logits[number].float().cpu().numpy()
@@ -179,6 +214,18 @@ class BoxMasks:
             rings.append((_area(ring), ring))
         rings.sort(key=lambda one: -one[0])
         return [ring.round(2).flatten().tolist() for area, ring in rings if area > 0]
+
+    def outline(self, number: int) -> list[float]:
+        """The outlines of one mask as one, which goes from each part to the next, where they are near, and back."""
+        parts = [np.reshape(part, (-1, 2)) for part in self.outlines(number)]
+        if not parts:
+            return []
+        joined = parts[0]
+        for part in parts[1:]:
+            away = ((joined[:, None] - part[None]) ** 2).sum(-1)
+            here, there = np.unravel_index(away.argmin(), away.shape)
+            joined = np.concatenate([joined[: here + 1], part[there:], part[: there + 1], joined[here:]])
+        return joined.flatten().tolist()
 
 
 def scaled_boxes(boxes_px: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Tensor:
@@ -207,20 +254,6 @@ def _covered(start: float, end: float, length: int) -> tuple[int, int]:
     """The pixels of a side whose middles lie in a span; at least one, the nearest."""
     first = min(max(math.floor(start + 0.5), 0), length - 1)
     return first, min(max(math.floor(end + 0.5), first + 1), length)
-
-
-def _places(first: int, last: int, start: float, end: float, like: Tensor) -> Tensor:
-    """Where the middles of pixels lie among the parts of a span, counted from the middle of the first part."""
-    side = like.shape[-1]
-    middles = torch.arange(first, last, device=like.device, dtype=torch.float64) + 0.5
-    return ((middles - start) / max(end - start, 1e-6) * side - 0.5).clamp(0, side - 1)
-
-
-def _between(values: Tensor, places: Tensor) -> Tensor:
-    """Rows of values [S, C] at places [K], between two of them where a place is: [K, C]."""
-    low = places.long()
-    share = (places - low).to(values)[:, None]
-    return values[low] * (1 - share) + values[(low + 1).clamp(max=len(values) - 1)] * share
 
 
 def _resized(logits: Tensor, side: int) -> Tensor:

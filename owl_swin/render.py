@@ -10,10 +10,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from owl_swin.boxes import area
 from owl_swin.detections import Detections
 from owl_swin.errors import ImageError
 from owl_swin.image import ImageSource, open_image
 from owl_swin.map_formats import class_colour
+from owl_swin.masks import BoxMasks
 from owl_swin.semantic_map import NOTHING, SemanticMap
 
 # Steps of the golden ratio around the colour wheel: neighbours in the list of queries look different.
@@ -24,7 +26,9 @@ HEAT = ("000004", "210c4a", "56106e", "89226a", "bb3754", "e35932", "f98c0a", "f
 HEAT_OPACITY = 0.7
 # Of the colours of classes on a picture; the legend below it has no more names, and is no narrower in pixels.
 MAP_OPACITY, LEGEND_NAMES, LEGEND_WIDTH = 0.6, 30, 240
-# The line within the border of a box.
+# Of the pixels of a mask, within its outline.
+MASK_OPACITY = 0.4
+# The line within the border of a box or mask.
 DARK = (64, 64, 64)
 # Of letters in a picture, in pixels.
 MIN_LETTER = 11
@@ -53,7 +57,8 @@ def draw_detections(
     with_scores: bool = True,
     track_ids: Sequence[int | None] | None = None,
 ) -> Image.Image:
-    """A copy of the picture, upright and RGB, with a box, name and score for each detection, the best on top.
+    """A copy of the picture, upright and RGB, with a box, name and score for each detection, the best on top, and where
+    there are masks these too.
 
     Names stand above all boxes and not over one another: the best choose first, and one that finds no place is left
     away. ``with_scores`` False leaves the scores away, for annotations. ``track_ids`` number the things of a video, one
@@ -70,6 +75,10 @@ def draw_detections(
     numbers = [None] * len(detections) if track_ids is None else list(track_ids)
     kinds = detections.labels.tolist() if track_ids is None else [number or 0 for number in numbers]
     colours = [label_colour(kind) for kind in kinds]
+    if detections.masks is not None:
+        sizes = area(detections.boxes).tolist()
+        for row in sorted(range(len(sizes)), key=lambda row: (-sizes[row], -row)):  # small ones lie on large ones
+            _draw_mask(canvas, detections.masks, row, colours[row], line)
     for box, colour in zip(reversed(boxes), reversed(colours), strict=True):
         _draw_box(draw, box, colour, line)
     placed = _Placed(canvas.width, canvas.height)
@@ -84,6 +93,29 @@ def draw_detections(
             draw.rectangle((x, y, x + label.width + 2 * line - 1, y + label.height + 2 * line - 1), fill=colour)
             draw.text((x + line - label.left, y + line - label.top), label.text, fill=_ink(colour), font=label.font)
     return canvas
+
+
+def _draw_mask(canvas: Image.Image, masks: BoxMasks, number: int, colour: tuple[int, int, int], line: int) -> None:
+    """Its pixels shine through, its outline does not, with a dark line within as that of a box has."""
+    place, part = masks.part(number)
+    inside = part.cpu().numpy()
+    within = _eroded(inside, line)
+    outline = inside & ~within
+    opacity = np.where(outline, 255, inside * np.uint8(255 * MASK_OPACITY)).astype(np.uint8)
+    canvas.paste(colour, place, Image.fromarray(opacity))
+    canvas.paste(DARK, place, Image.fromarray(within & ~_eroded(within, max(1, line // 3))))
+
+
+def _eroded(mask: np.ndarray, by: int) -> np.ndarray:
+    """The pixels of a mask [h, w] around which so many on every side belong to it too."""
+    for axis in (0, 1):
+        lines = np.pad(np.moveaxis(mask, axis, 0), ((by, by), (0, 0)))
+        width = 1  # of the span of which each pixel says whether it belongs
+        while width < 2 * by + 1:
+            step = min(width, 2 * by + 1 - width)
+            lines, width = lines[:-step] & lines[step:], width + step
+        mask = np.moveaxis(lines, 0, axis)
+    return mask
 
 
 def _draw_box(

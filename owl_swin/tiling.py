@@ -129,8 +129,7 @@ def find_in_views(
         if options.masks:
             one = replace(one, masks=masks_in_view(view, one.patches, one.boxes))
         found[number] = FoundInView(one, view.frame.crop_xyxy, len(boxes))
-        if options.masks:
-            found = _without_weak(found, options)
+        found = without_weak(found, options)
     return join_views(found, options)
 
 
@@ -144,10 +143,10 @@ class FoundInView:
     n_patches: int
 
 
-def _without_weak(views: dict[int, FoundInView], options: DetectOptions) -> dict[int, FoundInView]:
-    """Views without what takes no part in joining them: so the masks of a picture of many tiles stay few."""
+def without_weak(views: dict[int, FoundInView], options: DetectOptions) -> dict[int, FoundInView]:
+    """Views with masks without what takes no part in joining them: so the masks of many tiles stay few."""
     most = options.max_detections if options.nms_iou is None else options.n_candidates
-    if sum(len(view.found) for view in views.values()) <= 2 * most:
+    if not options.masks or sum(len(view.found) for view in views.values()) <= 1.5 * most:
         return views
     least = torch.cat([view.found.scores for view in views.values()]).topk(most).values[-1]
     return {n: replace(view, found=view.found[view.found.scores >= least]) for n, view in views.items()}

@@ -13,18 +13,8 @@ from owl_swin.data.voc import read_voc
 from owl_swin.data.yolo import read_yolo
 from owl_swin.detections import Detections
 from owl_swin.errors import OwlSwinError, QueryError
-from owl_swin.formats import (
-    label_studio_address,
-    label_studio_interface,
-    to_coco,
-    to_csv,
-    to_fiftyone,
-    to_label_studio,
-    to_record,
-    to_voc,
-    to_yolo,
-    yolo_data,
-)
+from owl_swin.formats import to_coco, to_csv, to_fiftyone, to_record, to_voc, to_yolo, yolo_data
+from owl_swin.label_studio import label_studio_address, label_studio_interface, to_label_studio
 
 
 def found(*rows, names=("cat", "dog"), image_hw=(100, 200)) -> Detections:

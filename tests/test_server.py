@@ -310,6 +310,7 @@ def test_every_form_field_is_documented(app):
         "images",
         "query",
         "threshold",
+        "masks",
         "nms_iou",
         "nms_across",
         "objectness",

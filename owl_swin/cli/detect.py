@@ -14,12 +14,12 @@ from owl_swin.cli import options
 from owl_swin.cli.pictures import STDIN, check_apart, find_pictures, named, open_picture, picture_file, reduced
 from owl_swin.cli.printing import Progress, note, say
 from owl_swin.cli.query_options import QueryOptions, add_saved, check_query_file, make_queries
-from owl_swin.cli.results import Drawings, Format, Results, Streamed, make_results
+from owl_swin.cli.results import WITH_MASKS, Drawings, Format, Results, Streamed, make_results
 from owl_swin.cli.thresholds import nothing_sentence, read_thresholds
 from owl_swin.cli.video import VideoOptions, VideoRun
 from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.files import make_folder_of
-from owl_swin.formats import label_studio_address, label_studio_interface
+from owl_swin.label_studio import label_studio_address, label_studio_interface
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -100,6 +100,14 @@ def detect(
         ),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Folder for pictures with the boxes drawn in.")] = None,
+    masks: Annotated[
+        bool,
+        typer.Option(
+            "--masks",
+            help="Also which pixels each thing has: drawn with --save, and written as jsonl, coco, label-studio or "
+            "yolo. For models that have masks.",
+        ),
+    ] = False,
     explain: Annotated[
         bool,
         typer.Option(
@@ -119,6 +127,8 @@ def detect(
     A folder: owl-swin detect Photos --queries "a dog, a cat" --threshold 0.3 --threshold "a cat=0.1" --format csv
     """
     _check_output(format, to, label_studio_root, explain and save is None)
+    if masks:
+        _check_masks(format, drawn=save is not None)
     if explain and tile is not None:
         raise OwlSwinError("--explain shows the patches of the whole picture; give it without --tile")
     asked = make_queries(
@@ -135,16 +145,23 @@ def detect(
         check_apart(sources, save)
 
     from owl_swin.detector import Detector
+    from owl_swin.encoder import check_has_masks
     from owl_swin.postprocess import DetectOptions
     from owl_swin.scoring import names_of
 
     tiles = options.make_tiles(tile, overlap)
     limits = DetectOptions(
-        nms_iou=None if nms_iou == 1 else nms_iou, nms_across=nms_across, objectness=objectness, max_detections=top_k
+        nms_iou=None if nms_iou == 1 else nms_iou,
+        nms_across=nms_across,
+        objectness=objectness,
+        max_detections=top_k,
+        masks=masks,
     )
     detector = Detector.from_pretrained(
         model, device=device, dtype=dtype, image_size=image_size, runtime=runtime, content_only=content_only
     )
+    if masks:
+        check_has_masks(detector.spec)
     own = detector.encode_queries(asked) if asked else None
     encoded = add_saved(detector, own, query_file or ())
     names = names_of(encoded)
@@ -184,7 +201,7 @@ def detect(
     )
     failed = run.over(sources)
     if label_studio_root is not None:
-        note(f"labelling interface for these tasks: {label_studio_interface(names)}")
+        note(f"labelling interface for these tasks: {label_studio_interface(names, masks=masks)}")
     if failed:
         raise typer.Exit(2)
 
@@ -247,7 +264,8 @@ class _Run:
                 self.failed += 1
 
     def _batch(self, opened: Sequence[tuple[str, "Image.Image"]]) -> None:
-        encoded = self.detector.encode_images([image for _, image in opened], batch_size=BATCH)
+        pictures, masks = [image for _, image in opened], self.options.masks
+        encoded = self.detector.encode_images(pictures, batch_size=BATCH, masks=masks)
         found = self.detector.detect_batch(encoded, self.queries, options=self.options)
         for (source, image), patches, one in zip(opened, encoded, found, strict=True):
             self.results.add(source, one, patches.embeddings.grid_hw if self.explain else None)
@@ -290,6 +308,19 @@ def _check_output(form: Format, to: Path | None, root: Path | None, only_text: b
         raise OwlSwinError(f"{root}: --label-studio-root must be the folder that Label Studio serves; there is none")
     if form in (Format.YOLO, Format.VOC) and to is None:
         raise OwlSwinError(f"--format {form.value} is a file a picture; say with --to in which folder")
+
+
+def _check_masks(form: Format, *, drawn: bool) -> None:
+    """Refuses masks that would go nowhere, and says where they do not go."""
+    if form in WITH_MASKS:
+        return
+    if not drawn:
+        forms = ", ".join(one.value for one in WITH_MASKS)
+        raise OwlSwinError(
+            f"--format {form.value} holds boxes and no masks; give --save to draw them, or one of {forms}"
+        )
+    if form is not Format.TABLE:
+        note(f"{form.value} holds boxes; the masks are in the drawings only")
 
 
 def _check_below(sources: Sequence[str], root: Path) -> None:

@@ -120,7 +120,8 @@ def _about_model(model: str) -> dict[str, Any]:
     path = checkpoint_path(model) if own else Path(local_place(model))
     files = [path] if path.is_file() else _files(path, "*.safetensors")
     towers = (network.image_encoder, network.text_encoder) if own else (network.vision_model, network.text_model)
-    parts = dict(zip(PARTS, (*towers, network), strict=True))
+    branches = {"mask branch": network.masks} if own and network.masks is not None else {}
+    parts = dict(zip(PARTS[:2], towers, strict=True)) | branches | {PARTS[2]: network}
     return {
         "name": loaded.card.get("name", network.config.name),
         "path": str(path),
@@ -177,6 +178,10 @@ def _network_lines(about: dict[str, Any]) -> list[str]:
     else:
         stride = config["patch_size"]
         lines.append(f"  {config['family']}: ViT {image['width']} channels, {image['layers']} layers")
+    if masks := config.get("masks"):
+        from owl_swin.models.masks import MASK_STRIDE
+
+        lines.append(f"  masks: each patch asks of pixels of {MASK_STRIDE} px in {masks['dim']} dimensions")
     return [
         *lines,
         f"  pictures: longer side {config['image_size']} px; a patch is {stride} px; "

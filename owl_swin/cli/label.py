@@ -13,7 +13,7 @@ from owl_swin.cli.pictures import STDIN, find_picture_files
 from owl_swin.cli.printing import Progress, emit_line, note, say
 from owl_swin.errors import ImageError, OwlSwinError, QueryError
 from owl_swin.files import IMAGE_FORMS, make_folder_of, write_image, write_text
-from owl_swin.formats import label_studio_address, label_studio_interface
+from owl_swin.label_studio import label_studio_address, label_studio_interface
 
 if TYPE_CHECKING:
     from owl_swin.labelling.names import LabelSpace

@@ -5,7 +5,6 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,9 +97,7 @@ def reduced(source: str | bytes, found: "Detections") -> "tuple[Image.Image, Det
 
     with open_parts(source) as parts:
         small = parts.reduced(max(parts.image_hw) if math.prod(parts.image_hw) <= MAX_PIXELS else DRAWN)
-    scale = small.width / found.image_hw[1], small.height / found.image_hw[0]
-    boxes = found.boxes * found.boxes.new_tensor([*scale, *scale])
-    return small, replace(found, boxes=boxes, image_hw=(small.height, small.width))
+    return small, found.scaled_to((small.height, small.width))
 
 
 def check_apart(sources: Sequence[str], folder: Path) -> None:

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from owl_swin.cli.printing import emit, note, printable, say
 from owl_swin.cli.table import table_lines
 from owl_swin.files import make_folder, make_folder_of, write_bytes, write_image, write_text
-from owl_swin.formats import to_coco, to_csv, to_label_studio, to_record, to_voc, to_yolo, yolo_data
+from owl_swin.formats import CocoSet, to_csv, to_record, to_voc, to_yolo, yolo_data
+from owl_swin.label_studio import to_label_studio
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,6 +33,8 @@ class Format(StrEnum):
     VOC = "voc"
 
 
+# These have a place for masks, or a form of their own for them.
+WITH_MASKS = (Format.JSONL, Format.COCO, Format.LABEL_STUDIO, Format.YOLO)
 # These are a file a picture, in a folder that --to names.
 PER_PICTURE = (Format.YOLO, Format.VOC)
 
@@ -68,25 +72,21 @@ class Streamed:
 
 
 class Collected:
-    """One text about all pictures, at the end."""
+    """One text about all pictures, at the end. ``add`` keeps what the text needs of a picture."""
 
-    def __init__(self, form: Callable[[Sequence[str], Sequence["Detections"]], str], to: Path | None):
-        self._form, self._to = form, to
-        self._names: list[str] = []
-        self._found: list[Detections] = []
+    def __init__(self, add: Callable[[str, "Detections"], object], text: Callable[[], str], to: Path | None):
+        self._add, self._text, self._to = add, text, to
 
     def add(self, name: str, found: "Detections", grid_hw: tuple[int, int] | None) -> None:
         """Keeps one picture's detections."""
-        self._names.append(name)
-        self._found.append(found)
+        self._add(name, found)
 
     def close(self) -> None:
         """Writes the text."""
-        text = self._form(self._names, self._found)
         if self._to is None:
-            emit(text)
+            emit(self._text())
         else:
-            _write(self._to, text)
+            _write(self._to, self._text())
 
 
 class PerPicture:
@@ -132,12 +132,21 @@ def make_results(
             head = to_csv([], [])
             return Streamed(lambda name, found, _: to_csv([name], [found], header=False), to, head)
         case Format.COCO:
-            return Collected(lambda all_names, found: json.dumps(to_coco(all_names, found)) + "\n", to)
+            data_set = CocoSet()
+            return Collected(data_set.add, lambda: json.dumps(data_set.content()) + "\n", to)
         case Format.LABEL_STUDIO:
-            tasks = partial(to_label_studio, model_version=model_version, root=label_studio_root)
-            return Collected(lambda all_names, found: json.dumps(tasks(all_names, found)) + "\n", to)
+            tasks: list[dict[str, Any]] = []
+            tasks_of = partial(to_label_studio, model_version=model_version, root=label_studio_root)
+            return Collected(
+                lambda name, found: tasks.extend(tasks_of([name], [found])), lambda: json.dumps(tasks) + "\n", to
+            )
         case Format.TABLE:
-            return Collected(lambda all_names, found: _table(all_names, found, explain, nothing), to)
+            kept: list[tuple[str, Detections]] = []
+            return Collected(
+                lambda name, found: kept.append((name, replace(found, masks=None))),
+                lambda: _table(kept, explain, nothing),
+                to,
+            )
     assert to is not None, "a file a picture needs a folder"
     if form is Format.VOC:
         return PerPicture(to_voc, to / "Annotations", ".xml")
@@ -150,23 +159,19 @@ def _write(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"), what="the output")  # a file's name need not be text
 
 
-def _table(
-    names: Sequence[str], results: Sequence["Detections"], explain: bool, nothing: Callable[["Detections"], str]
-) -> str:
+def _table(results: Sequence[tuple[str, "Detections"]], explain: bool, nothing: Callable[["Detections"], str]) -> str:
     rows = [
         (
             *(name, one.name, f"{one.score:.3f}"),
             *(f"{value:.0f}" for value in one.box_xyxy),
             *(str(one.query), *([str(patch)] * explain)),
         )
-        for name, found in zip(names, results, strict=True)
+        for name, found in results
         for one, patch in zip(found, found.patches.tolist(), strict=True)
     ]
     head = ("picture", "label", "score", "xmin", "ymin", "xmax", "ymax", "query", *(["patch"] * explain))
     lines = [] if not rows else list(table_lines(head, rows, left=(0, 1)))
-    lines += [
-        printable(f"{name}: {nothing(found)}") for name, found in zip(names, results, strict=True) if not len(found)
-    ]
+    lines += [printable(f"{name}: {nothing(found)}") for name, found in results if not len(found)]
     return "".join(f"{line}\n" for line in lines)
 
 

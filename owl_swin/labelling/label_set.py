@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from owl_swin.detections import Detections
-from owl_swin.formats import to_label_studio
+from owl_swin.label_studio import to_label_studio
 from owl_swin.labelling.journal import LabelledPicture
 
 

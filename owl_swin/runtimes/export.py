@@ -82,7 +82,7 @@ def check_exporter() -> None:
 def export_spec(pretrained: Pretrained, runtime: str, sizes: Sequence[HW]) -> ExportSpec:
     """What the folder of this model will say of itself; sizes that the model cannot have raise ConfigError."""
     network, preprocess = pretrained.network, pretrained.preprocess
-    spec, tokenize = network.spec, pretrained.tokenize
+    spec, tokenize = replace(network.spec, has_masks=False), pretrained.tokenize  # graphs give boxes and names
     if isinstance(preprocess, Owlv2Preprocess):
         preprocess = replace(preprocess, content_only=False)
     if isinstance(network, OwlSwin):

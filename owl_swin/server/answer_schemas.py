@@ -12,6 +12,13 @@ class Box(BaseModel):
     ymax: float
 
 
+class RunLengths(BaseModel):
+    """Pixels of an upright picture in COCO's compressed run lengths, as pycocotools reads them."""
+
+    size: list[int] = Field(min_length=2, max_length=2, description="Height and width of the picture.")
+    counts: str
+
+
 class DetectionOut(BaseModel):
     """One box; ``query`` is the index of its query among the caller's, ``label`` the name of that query."""
 
@@ -19,6 +26,7 @@ class DetectionOut(BaseModel):
     label: str
     score: float = Field(ge=0, le=1)
     box: Box
+    segmentation: RunLengths | None = Field(None, description="The mask, where masks were asked for.")
 
 
 class PictureOut(BaseModel):
@@ -34,13 +42,6 @@ class DetectOut(BaseModel):
     """One result a picture, in order."""
 
     results: list[PictureOut]
-
-
-class RunLengths(BaseModel):
-    """Pixels of an upright picture in COCO's compressed run lengths, as pycocotools reads them."""
-
-    size: list[int] = Field(min_length=2, max_length=2, description="Height and width of the picture.")
-    counts: str
 
 
 class AreaOut(BaseModel):
@@ -178,7 +179,7 @@ class ModelOut(BaseModel):
     fingerprint: str
     image_size: int
     dimensions: int
-    masks: bool = Field(description="Whether /v1/segment answers.")
+    masks: bool = Field(description="Whether /v1/segment answers, and /v1/detect with masks.")
     limits: dict[str, int]
     archive: ArchiveOut | None
 

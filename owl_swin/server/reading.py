@@ -43,6 +43,7 @@ FORM_FIELDS: dict[str, Callable[[str], Any]] = {
     "nms_across": _yes_or_no,
     "objectness": float,
     "top_k": int,
+    "masks": _yes_or_no,
     "tile": int,
     "overlap": float,
     "limit": int,

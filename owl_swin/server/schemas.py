@@ -113,6 +113,10 @@ class TiledBody(Body):
         return Tiles(self.tile) if self.overlap is None else Tiles(self.tile, self.overlap)
 
 
+# Of one picture: each takes some kilobytes, and some milliseconds to encode.
+MOST_MASKS = 300
+
+
 class DetectIn(TiledBody):
     """Pictures, and what to find in them."""
 
@@ -122,6 +126,7 @@ class DetectIn(TiledBody):
                 {"images": [{"content": GREY, "name": "kitchen.png"}], "queries": ["a red mug", "a dog"]},
                 {"images": [{"content": GREY}], "queries": [MUG], "threshold": 0.3, "nms_iou": 0.5, "top_k": 10},
                 {"images": [{"content": GREY}], "queries": ["a dog"], "tile": 640, "overlap": 0.2},
+                {"images": [{"content": GREY}], "queries": ["a dog"], "masks": True},
             ]
         }
     )
@@ -134,6 +139,11 @@ class DetectIn(TiledBody):
     nms_across: bool = Field(False, description="Also of boxes of two queries only the best stays.")
     objectness: Fraction | None = Field(None, description="Lowest objectness of a patch that may answer.")
     top_k: int = Field(300, ge=1, description="Most boxes of a picture.")
+    masks: bool = Field(
+        False,
+        description="Also which pixels of its box each thing has. /v1/model says whether the model can; top_k is then "
+        f"at most {MOST_MASKS}.",
+    )
 
 
 Class = Annotated[Annotated[str, Tag("text")] | Annotated[QueryIn, Tag("object")], Discriminator(_text_or_object)]

@@ -9,21 +9,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from owl_swin.boxes import area
 from owl_swin.classification import class_probabilities
 from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.encoded import EncodedImage
 from owl_swin.formats import to_record
 from owl_swin.map_formats import to_label_image, to_segments
+from owl_swin.masks import MOST_LOGIT
 from owl_swin.postprocess import Threshold, detect_options
 from owl_swin.render import draw_detections, draw_heat_map, draw_semantic_map
 from owl_swin.scoring import names_of, score
 from owl_swin.segmentation import Layer, map_thresholds, paint
 from owl_swin.semantic_map import SemanticMap
 from owl_swin.server.problems import Problem
-from owl_swin.tiling import FoundInView, join_views
+from owl_swin.tiling import FoundInView, join_views, without_weak
 from owl_swin.types import QueryEmbeddings
 
+# The best boxes that have no more pixels together are drawn with their masks, others without.
+MOST_DRAWN_PIXELS = 2**26
 # Scores of a map, of all names in all pixels: so many take some seconds.
 MOST_MAP_VALUES = 2**32
 # A map takes the memory of so many pixels of RGB for each of its own.
@@ -35,8 +39,9 @@ class Task:
     """``answer`` runs in a thread of the model, ``record`` makes JSON of what it gives, under the picture's name.
 
     ``draw``, if there is one, makes a picture of ``found``, on the picture that was asked about or a smaller copy.
-    ``plain`` makes one without it. ``join`` makes one answer of those about the whole picture and its tiles. To record
-    or draw takes the memory of a decoded picture of so many ``pixels``.
+    ``plain`` makes one without it. ``join`` makes one answer of those about the whole picture and its tiles, and
+    ``keep`` leaves of these what that needs. To record or draw takes the memory of a decoded picture of so many
+    ``pixels``.
     """
 
     answer: Callable[[EncodedImage], Any]
@@ -45,16 +50,18 @@ class Task:
     join: Callable[[Mapping[int, FoundInView]], Any] | None = None
     plain: Callable[[Any], Image.Image] | None = None
     pixels: Callable[[Any], int] = lambda _: 0
+    keep: Callable[[dict[int, FoundInView]], dict[int, FoundInView]] = lambda found: found
 
 
 def detection(detector: Detector, queries: QueryEmbeddings | None, options: dict[str, Any]) -> Task:
-    """Boxes, as ``Detector.detect`` finds them."""
+    """Boxes, and masks, as ``Detector.detect`` finds them."""
     chosen = detect_options(None, options)
     return Task(
         lambda encoded: detector.detect(encoded, queries, options=chosen),
         to_record,
         _draw_boxes,
         lambda found: join_views(found, chosen),
+        keep=lambda found: without_weak(found, chosen),
     )
 
 
@@ -145,6 +152,10 @@ def classification(detector: Detector, means: Tensor, names: Sequence[str]) -> T
 
 
 def _draw_boxes(image: Image.Image, found: Detections) -> Image.Image:
-    height, width = found.image_hw
-    scale = torch.tensor([image.width / width, image.height / height] * 2, device=found.boxes.device)
-    return draw_detections(image, replace(found, boxes=found.boxes * scale, image_hw=(image.height, image.width)))
+    shown = found.scaled_to((image.height, image.width))
+    if shown.masks is not None:
+        few = int((area(shown.boxes).cumsum(0) <= MOST_DRAWN_PIXELS).sum())
+        logits = shown.masks.logits.clone()
+        logits[few:] = -MOST_LOGIT
+        shown = replace(shown, masks=replace(shown.masks, logits=logits))
+    return draw_detections(image, shown)

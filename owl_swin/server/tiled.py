@@ -27,6 +27,7 @@ async def find_in_tiles(blob: Blob, head: Head, task: Task, serving: Serving, wo
         while batch := await work.read(lambda: list(islice(shown, settings.tiles_at_once))):
             asked = [work.ask_model(picture, partial(_answer, picture, task)) for _, picture in batch]
             found.update(zip((number for number, _ in batch), await all_of(asked), strict=True))
+            found = task.keep(found)
     join = partial(task.join, found)
     return await work.read(join, JOIN_PIXELS)
 

@@ -30,6 +30,7 @@ from owl_swin.server.problems import Problem, timeout
 from owl_swin.server.reading import Reader
 from owl_swin.server.receiving import NO_STORE, Lines, in_time, places, read_request
 from owl_swin.server.schemas import (
+    MOST_MASKS,
     ClassifyIn,
     DetectIn,
     EmbedIn,
@@ -64,7 +65,11 @@ def _add_finding(app: FastAPI, serving: Serving) -> None:
         fields, reader = await read_request(request, serving, DetectIn)
         if fields.top_k > limits.max_top_k:
             raise Problem("invalid_request", f"#/top_k: at most {limits.max_top_k} boxes a picture")
-        names = ("threshold", "nms_iou", "nms_across", "objectness", "top_k")
+        if fields.masks:
+            check_has_masks(detector.spec)
+            if fields.top_k > MOST_MASKS:
+                raise Problem("invalid_request", f"#/top_k: at most {MOST_MASKS} boxes a picture with masks")
+        names = ("threshold", "nms_iou", "nms_across", "objectness", "top_k", "masks")
         options = {name: getattr(fields, name) for name in names}
 
         async def task(work: Work) -> Task:
@@ -72,7 +77,7 @@ def _add_finding(app: FastAPI, serving: Serving) -> None:
             detect_options(None, options).thresholds(names_of(queries))
             return detection(detector, queries, options)
 
-        return await _answer(request, serving, form, fields.images, reader, task, fields.tiles())
+        return await _answer(request, serving, form, fields.images, reader, task, fields.tiles(), masks=fields.masks)
 
     async def segment(request: Request) -> Response:
         form = choose(request.headers.getlist("accept"), (JSON, LINES, PNG, JPEG))
@@ -116,8 +121,9 @@ def _add_finding(app: FastAPI, serving: Serving) -> None:
     add(
         "/v1/detect", detect, operation_id="detect", summary="Find things in pictures",
         description="One result a picture, in order; nothing found is an empty list. The same pictures and queries of "
-        "several requests are encoded once. With tile, small things in large pictures are found. With Accept: "
-        "image/png the boxes are drawn on the one picture." + LINES_TOLD,
+        "several requests are encoded once. With tile, small things in large pictures are found. With masks, "
+        "each thing has its mask too. With Accept: image/png the boxes, and masks, are drawn on the one picture."
+        + LINES_TOLD,
         **answers(DetectOut, *BODY_CODES, "too_many_tiles", example=DETECT_EXAMPLE, also=(PNG, LINES)),
         **body(DetectIn),
     )  # fmt: skip
