@@ -26,6 +26,10 @@ class Look:
         self.finder: By | None = None
         self._lock = threading.Lock()
 
+    def fits(self, detector: Detector) -> bool:
+        """Whether there are embeddings that this detector made."""
+        return self.encoded is not None and self.finder == (detector.fingerprint, detector.image_size)
+
     def by(self, detector: Detector, photo: Photo) -> EncodedImage:
         """The embeddings that a detector makes; whoever asks meanwhile waits for them."""
         with self._lock:

@@ -7,7 +7,7 @@ import threading
 import unicodedata
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from owl_swin import (
@@ -23,6 +23,7 @@ from owl_swin import (
     to_yolo,
     yolo_data,
 )
+from owl_swin.demo.exports import annotation
 from owl_swin.demo.photos import Photo
 from owl_swin.demo.running import Stopped
 
@@ -49,10 +50,11 @@ QUALITY = 90
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A photo of the batch with what was found in it."""
+    """A photo of the batch with what was found in it, ``edited`` by hand or not."""
 
     photo: Photo
     found: Detections
+    edited: bool = False
 
 
 def free_paths(names: Sequence[str]) -> list[str]:
@@ -93,9 +95,9 @@ def write_bundle(path: Path, form: str, batch: Sequence[Answered], stop: threadi
 
     Files are called as the photos are, in the folders that these came in. Raises Stopped when it was told to stop.
     """
-    names = free_paths([one.photo.name for one in batch])
+    names, batch = free_paths([one.photo.name for one in batch]), with_same_names(batch)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for name, text in _whole(form, names, [one.found for one in batch]):
+        for name, text in _whole(form, names, batch):
             bundle.writestr(name, text)
         for done, (name, one) in enumerate(zip(names, batch, strict=True), start=1):
             if stop.is_set():
@@ -112,8 +114,19 @@ def write_bundle(path: Path, form: str, batch: Sequence[Answered], stop: threadi
             yield done
 
 
-def _whole(form: str, names: Sequence[str], found: Sequence[Detections]) -> list[tuple[str, str]]:
+def with_same_names(batch: Sequence[Answered]) -> list[Answered]:
+    """The same, each with the names of all in one order: boxes that were drawn by hand may have names of their own."""
+    names = tuple(dict.fromkeys(name for one in batch for name in one.found.names))
+    out = []
+    for one in batch:
+        labels = one.found.labels.new_tensor([names.index(one.found.names[i]) for i in one.found.labels.tolist()])
+        out.append(replace(one, found=replace(one.found, names=names, labels=labels)))
+    return out
+
+
+def _whole(form: str, names: Sequence[str], batch: Sequence[Answered]) -> list[tuple[str, str]]:
     """The files that are about all photos together: name and content."""
+    found = [one.found for one in batch]
     queries = found[0].names if found else ()
     if form == "COCO":
         return [("annotations.json", json.dumps(to_coco(names, found), indent=1) + "\n")]
@@ -122,8 +135,12 @@ def _whole(form: str, names: Sequence[str], found: Sequence[Detections]) -> list
     if form == "YOLO":
         return [("data.yaml", yolo_data(queries))]
     if form == "Label Studio":
-        tasks = json.dumps(to_label_studio(names, found), indent=1) + "\n"
-        return [("tasks.json", tasks), ("interface.xml", label_studio_interface(queries) + "\n")]
+        tasks = to_label_studio(names, found)
+        tasks = [annotation(task) if one.edited else task for task, one in zip(tasks, batch, strict=True)]
+        return [
+            ("tasks.json", json.dumps(tasks, indent=1) + "\n"),
+            ("interface.xml", label_studio_interface(queries) + "\n"),
+        ]
     return []
 
 

@@ -37,7 +37,7 @@ def downloads(photo: Photo, found: Detections, stage: str = "", *, edited: bool 
     is an annotation of Label Studio and no prediction, which has no scores at all.
     """
     stem, (one, all_) = _stem(photo), ([photo.name], [found])
-    tasks = [_annotation(task) for task in to_label_studio(one, all_)] if edited else to_label_studio(one, all_)
+    tasks = [annotation(task) for task in to_label_studio(one, all_)] if edited else to_label_studio(one, all_)
     forms = {
         "JSON": ("json", json.dumps(to_record(photo.name, found), indent=1)),
         "COCO": ("coco.json", json.dumps(to_coco(one, all_), indent=1)),
@@ -51,7 +51,7 @@ def downloads(photo: Photo, found: Detections, stage: str = "", *, edited: bool 
     return [*picture, *files]
 
 
-def _annotation(task: dict[str, Any]) -> dict[str, Any]:
+def annotation(task: dict[str, Any]) -> dict[str, Any]:
     """A Label Studio task whose predictions somebody has looked through."""
     results = [result for prediction in task["predictions"] for result in prediction["result"]]
     without = [{key: value for key, value in one.items() if key != "score"} for one in results]

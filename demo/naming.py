@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 import gradio as gr
 
 from owl_swin import Detections, Detector
+from owl_swin.demo import batching
 from owl_swin.demo.asking import Question, note_of_nothing, scales, split_names
+from owl_swin.demo.batch import Rest
+from owl_swin.demo.batching import Batch, batch_strip, batch_zips
+from owl_swin.demo.camera import camera
 from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Example
 from owl_swin.demo.exports import EDITED, TOP_K, Call, copies, downloads, edited_copies, query_file, stage_files
@@ -44,10 +49,11 @@ HIDDEN = {"text": "All names are hidden; click one to see it again."}
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What stands in the tab: the photo with what is asked of it, and the names that ask it."""
+    """What stands in the tab: the photo with what is asked of it, the names that ask it, and the rest of the photos."""
 
     asked: Question = field(default_factory=Question)
     terms: tuple[Term, ...] = ()
+    rest: Rest = field(default_factory=Rest)
 
     def of(self, photo: Photo | None) -> "Named":
         """The same names, asked of another photo."""
@@ -72,6 +78,12 @@ def find(detector: Detector, named: Named, threshold: float, overlap: float) -> 
     return detector.detect(asked.encoded, asked.queries, threshold=limits, nms_iou=overlap, top_k=TOP_K)
 
 
+def seen_of(terms: Sequence[Term], boxes: Detections) -> list[bool]:
+    """Which boxes have a name that is not hidden."""
+    hidden = {term.name for term in terms if term.hidden}
+    return [boxes.names[label] not in hidden for label in boxes.labels.tolist()]
+
+
 def show(detector: Detector, named: Named, threshold: float, overlap: float, size: int | None = None) -> tuple:
     """What the stage, the names and the downloads hold for an answer."""
     asked, terms = named.asked, named.terms
@@ -81,8 +93,7 @@ def show(detector: Detector, named: Named, threshold: float, overlap: float, siz
     best = detector.score(asked.encoded, asked.queries).sigmoid().amax(0).tolist() if asked.queries is not None else []
     shown = [term for term in terms if not term.hidden]
     boxes, edits = annotate(found, asked.edits, asked.look.finder), asked.edits
-    hidden = {term.name for term in terms if term.hidden}
-    seen = [boxes.names[label] not in hidden for label in boxes.labels.tolist()]
+    seen = seen_of(terms, boxes)
     marks = [
         mark for mark, kept in zip(rows(boxes, hands=[one.hand for one in edits.drawn]), seen, strict=True) if kept
     ]
@@ -121,6 +132,7 @@ class Page:
     """What the tab is made of."""
 
     state: gr.State
+    batch: Batch
     photo: gr.HTML
     downloads: gr.HTML
     upload: gr.UploadButton
@@ -138,10 +150,13 @@ def layout(sizes: dict[str, Detector]) -> Page:
     state = gr.State(Session(Named()))
     with gr.Row(elem_classes="owl-columns"):
         with gr.Column(scale=3, min_width=300):
+            several, add = batch_strip()
             photo = stage("look", upload="name-upload", table=True, likes=True, edits=True, elem_id="name-stage")
             downloads_ = files(elem_id="name-files")
+            batch = Batch(several, add, batch_zips(), gr.State(None))
         with gr.Column(scale=2, min_width=280):
-            upload = upload_button("Choose a photo", file_types=["image"], elem_id="name-upload")
+            upload = upload_button("Choose photos", file_types=["image"], file_count="multiple", elem_id="name-upload")
+            camera("name-upload", elem_id="name-camera")
             names = gr.Textbox(
                 "",
                 label="What to find",
@@ -160,14 +175,19 @@ def layout(sizes: dict[str, Detector]) -> Page:
             if samples():
                 gr.Markdown("Or try one of these", elem_classes="owl-small")
                 samples_ = strip(items=sample_items(), elem_id="name-samples", elem_classes="owl-samples")
-    return Page(state, photo, downloads_, upload, names, find_, chips_, load, threshold, detail, samples_)
+    return Page(state, batch, photo, downloads_, upload, names, find_, chips_, load, threshold, detail, samples_)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Handlers:
     """What the tab does on each click; ``sizes`` as ``scales`` gives them."""
 
     sizes: dict[str, Detector]
+
+    @cached_property
+    def batch(self) -> batching.Handlers:
+        """What clicks on the strip of several photos do."""
+        return batching.Handlers(self.detector, self.ask, self.found_in)
 
     def detector(self, named: Named) -> Detector:
         """What looks at the photo."""
@@ -183,12 +203,16 @@ class Handlers:
 
         session.change(asked)
 
-    @errors_shown
-    def on_upload(self, upload: Upload, session: Session[Named]):
-        """Another photo, of which the same is asked."""
-        photo = take_photo(*upload)
-        self.ask(session, lambda named: named.of(photo))
-        return session
+    def found_in(self, named: Named, photo: Question, threshold: float, overlap: float) -> Detections | None:
+        """What is shown of the answer for one of the photos; None before it was looked at."""
+        if not photo.look.fits(self.detector(named)):
+            return None
+        asked = replace(photo, queries=queries_of(named.terms), done=True)
+        found = find(next(iter(self.sizes.values())), replace(named, asked=asked), threshold, overlap)
+        if found is None:
+            return None
+        boxes = annotate(found, photo.edits, photo.look.finder)
+        return boxes[seen_of(named.terms, boxes)]
 
     @errors_shown
     def on_find(self, text: str, session: Session[Named]):
@@ -208,8 +232,8 @@ class Handlers:
         """A sample, with names that may be in it in place of those that were there."""
         one = samples()[event.index]
         photo, names = take_photo(one.path), split_names(one.queries)
-        self.ask(session, lambda named: self.with_names(named.of(photo), (), names))
-        return session
+        self.ask(session, lambda named: self.with_names(replace(named.of(photo), rest=Rest()), (), names))
+        return session, self.batch.strip(session.value)
 
     @errors_shown
     def on_load(self, upload: Upload, session: Session[Named]):
@@ -286,14 +310,15 @@ class Handlers:
     def on_size(self, session: Session[Named], size: str):
         """The same again at another size."""
         self.ask(session, lambda named: replace(named, asked=replace(named.asked, size=size)))
-        return session
+        return session, self.batch.strip(session.value)
 
     @errors_shown
     def on_view(self, session: Session[Named], threshold: float, overlap: float):
         """The answer as the settings are now."""
         named, normal = session.value, next(iter(self.sizes.values()))
         chosen = self.detector(named).image_size
-        return show(normal, named, threshold, overlap, None if chosen == normal.image_size else chosen)
+        shown = show(normal, named, threshold, overlap, None if chosen == normal.image_size else chosen)
+        return *shown, *self.batch.on_marks(session, threshold, overlap)
 
 
 def _place(terms: Sequence[Term], name: str) -> int:
@@ -313,17 +338,18 @@ def _share(value: Any) -> float | None:
 def wire(page: Page, on: Handlers) -> None:
     """Which event calls which handler."""
     state, detail = page.state, page.detail
-    viewed, shown = [state, page.threshold, detail.overlap], [page.photo, page.chips, page.downloads]
+    viewed, batch = [state, page.threshold, detail.overlap], page.batch
+    shown = [page.photo, page.chips, page.downloads, batch.strip, batch.zips]
     look = Answers(on.on_view, viewed, shown, page.photo, "name-view")
-    look(page.upload.upload, on.on_upload, [page.upload, state], [state])
+    batching.wire(batch, on.batch, look, page.upload, viewed)
     look([page.find.click, page.names.submit], on.on_find, [page.names, state], [page.names, state])
     look(page.load.upload, on.on_load, [page.load, state], [state])
     look(page.chips.linked, on.on_link, [state, page.threshold], [page.threshold, state])
     look(page.chips.removed, on.on_removed, [state], [state], trigger_mode="multiple")
     look(page.photo.liked, on.on_liked, [state], [state])
-    look(detail.size.input, on.on_size, [state, detail.size], [state])
+    look(detail.size.input, on.on_size, [state, detail.size], [state, batch.strip])
     if page.samples is not None:
-        look(page.samples.picked, on.on_sample, [state], [state])
+        look(page.samples.picked, on.on_sample, [state], [state, batch.strip])
     tuned = {"trigger_mode": "multiple", **in_turn("name-view")}
     page.chips.tuned(on.on_tuned, viewed, [state, *shown], **tuned)
     page.photo.edited(on.on_edited, viewed, [state, *shown], **tuned)

@@ -86,7 +86,7 @@
         return;
       }
       const transfer = new DataTransfer();
-      transfer.items.add(pictures[0]);
+      pictures.slice(0, input.multiple ? pictures.length : 1).forEach((one) => transfer.items.add(one));
       input.files = transfer.files;
       input.dispatchEvent(new Event("change", { bubbles: true }));
     };

@@ -36,10 +36,10 @@ WAIT_MS = 20_000
 
 
 @contextmanager
-def chromium():
-    """The browser."""
+def chromium(*arguments: str):
+    """The browser, with arguments of its own."""
     with sync_api.sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        one = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *arguments])
         yield one
         one.close()
 

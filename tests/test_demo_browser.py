@@ -30,7 +30,7 @@ from owl_swin import Detector, RegionIndex  # noqa: E402
 
 pytestmark = NEEDS_BROWSER
 SCREENS = Path(__file__).parent.parent / "out" / "screens"
-TABS = ("Name it", "Show it", "Search", "Inside Swin")
+TABS = ("Name it", "Show it", "Video", "Search", "Inside Swin")
 
 
 @pytest.fixture(scope="module")

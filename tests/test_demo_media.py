@@ -1,23 +1,97 @@
-"""Videos and the camera on the pages of the demo, in a real browser with a camera that only pretends."""
+"""Several photos, videos and the camera in the demo, in a real browser whose camera only pretends."""
+
+import time
+import zipfile
 
 import pytest
-from test_demo_browser import ARGUMENTS, CHROMIUM, SCREENS, go_to, opened, photograph, until, upload
+from picture_files import encode, noise
+
+pytest.importorskip("av")
+pytest.importorskip("playwright.sync_api")
+
+from demo_pages import NEEDS_BROWSER, chromium, count, drop, go_to, opened, set_slider, until, upload
+from test_demo_browser import SCREENS, TABS, photograph
 from videos import make_video, moving
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: videos and the camera are not tried in one here")
-sync_api = pytest.importorskip("playwright.sync_api")
-pytest.importorskip("av")
+from owl_swin.demo import batching
 
-CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+pytestmark = NEEDS_BROWSER
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
 @pytest.fixture(scope="module")
 def page(detector):
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *CAMERA])
-        with opened(browser, detector) as one:
-            yield one
-        browser.close()
+    with chromium(*CAMERA) as browser, opened(browser, detector) as one:
+        yield one
+
+
+def photo(name: str, seed: int) -> dict:
+    return {"name": name, "mimeType": "image/png", "buffer": encode(noise(60, 90, seed))}
+
+
+ITEMS = count("#name-batch .owl-item")
+LOOKED_AT = "document.querySelector('#name-stage img').alt"
+
+
+def test_several_photos_stand_in_a_strip_and_leave_as_a_zip(page, tmp_path):
+    go_to(page, "Name it")
+    page.fill("#name-text textarea, #name-text input", "a cat")
+    page.keyboard.press("Enter")
+    bad = {"name": "no & photo.png", "mimeType": "image/png", "buffer": b"no picture"}
+    upload(page, "name-upload", photo("a.png", 1), bad, photo("b & <b>.png", 2), photo("a.png", 3))
+    until(page, f"{ITEMS} == 3")
+    page.locator("#name-batch .owl-stop").wait_for(state="hidden")
+    page.get_by_text("Left out: no & photo.png: not a picture").wait_for()
+    set_slider(page, "name-threshold", 0.02)
+    page.get_by_text("in 3 of them").wait_for()
+    page.locator("#name-batch .owl-item > button").nth(2).click()
+    until(page, f"{LOOKED_AT} == 'b & <b>.png' && document.querySelector('#name-stage .owl-box')")
+    badge = page.inner_text("#name-batch .owl-item:nth-child(2) em")
+    assert badge.split()[0] == str(page.locator("#name-stage .owl-box").count())
+    page.keyboard.press("ArrowRight")
+    until(page, f"{LOOKED_AT} == 'a.png' && document.activeElement.getAttribute('aria-pressed') == 'true'")
+    (tmp_path / "dropped.png").write_bytes(encode(noise(60, 90, 4)))
+    drop(page, "name-stage", tmp_path / "dropped.png")
+    until(page, f"{ITEMS} == 4")
+    with page.expect_download() as download:
+        page.locator("#name-zips").get_by_role("button", name="YOLO").press("Enter")
+    with zipfile.ZipFile(download.value.path()) as bundle:
+        assert bundle.namelist()[1:] == [f"labels/{name}.txt" for name in ("a", "b & _b_", "a-2", "dropped")]
+    assert download.value.suggested_filename == "photos.yolo.zip"
+    page.locator("#name-batch .owl-remove").first.press("Enter")
+    until(page, f"{ITEMS} == 3")
+    page.click("#name-camera .owl-open")
+    until(page, "!document.querySelector('#name-camera .owl-take').disabled")
+    page.click("#name-camera .owl-take")
+    page.locator("#name-batch .owl-item", has_text="camera ").wait_for()
+    page.get_by_text("4 photos, ").wait_for()
+    page.click(".owl-theme")
+    photograph(page, "batch-dark", ["Name it"])
+    page.click(".owl-theme")
+    page.set_viewport_size({"width": 390, "height": 844})
+    photograph(page, "batch-phone", ["Name it"])
+    for tab in TABS:
+        assert page.get_by_role("tab", name=tab).is_visible()  # and not behind a menu
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_photos_that_are_still_to_come_can_be_stopped(page, monkeypatch):
+    def slowly(*given):
+        time.sleep(0.3)
+        return take_next(*given)
+
+    take_next = batching.take_next
+    monkeypatch.setattr(batching, "take_next", slowly)
+    go_to(page, "Name it")
+    if page.is_visible("text=Remove all"):
+        page.click("text=Remove all")
+    until(page, f"{ITEMS} == 0")
+    upload(page, "name-upload", *(photo(f"{i}.png", i) for i in range(9)))
+    page.click("#name-batch .owl-stop")
+    page.locator("#name-batch .owl-stop").wait_for(state="hidden")
+    assert 1 <= page.locator("#name-batch .owl-item").count() < 9
+    page.get_by_role("button", name="Remove all").click()
+    page.wait_for_selector("#name-stage .owl-empty")
 
 
 def test_a_video_is_looked_at_by_keys_and_its_things_are_gone_to(page, tmp_path):

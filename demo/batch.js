@@ -1,0 +1,159 @@
+// Several photos in a strip, and their answers as one file to fetch. No library, nothing from elsewhere; stage.js and
+// camera.js come before.
+(() => {
+  "use strict";
+  if (window.owlBatch) return; // every piece brings this script
+  const { make } = window.owlShared;
+  const plain = (value) => JSON.parse(JSON.stringify(value || {}));
+  const button = (text, className, action) => {
+    const node = make("button", className, text);
+    node.type = "button";
+    node.addEventListener("click", action);
+    return node;
+  };
+  // A bar with its "Stop", which stays the same while it moves: else a click on it would be lost.
+  const progress = (label, stop) => {
+    const bar = make("div", "owl-progress");
+    Object.entries({ role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 })
+      .forEach(([key, value]) => bar.setAttribute(key, value));
+    const filled = make("i");
+    bar.append(filled);
+    const said = make("span", "owl-hint");
+    const row = make("div", "owl-batch-bar");
+    row.append(bar, said, button("Stop", "owl-stop", stop));
+    row.hidden = true;
+    const set = (done, total, text) => {
+      const share = Math.round((100 * done) / Math.max(1, total));
+      filled.style.width = `${share}%`;
+      bar.setAttribute("aria-valuenow", share);
+      said.textContent = text;
+    };
+    return { row, set };
+  };
+
+  // Tells: "picked" and "removed" {index, name}, "next", "stopped", "cleared". The value is made by strip_of and the marks
+  // by marks_of in batch.py.
+  window.owlBatch = (element, props, trigger, watch) => {
+    const root = element.querySelector(".owl-batch");
+    const head = make("div", "owl-batch-head");
+    const said = make("span", "owl-hint");
+    said.setAttribute("role", "status");
+    const add = button("Add photos", "", () => window.owlShared.inputOf(props.add)?.click());
+    const clear = button("Remove all", "", () => trigger("cleared"));
+    head.append(said, add, clear);
+    const coming = progress("Photos looked at", () => trigger("stopped"));
+    const strip = make("div", "owl-strip");
+    strip.setAttribute("role", "group");
+    strip.setAttribute("aria-label", "Photos");
+    const note = make("p", "owl-hint owl-left-out");
+    note.setAttribute("role", "status");
+    root.append(head, coming.row, strip, note);
+    let asked = 0; // how many photos were to come when the next one was asked for
+    let most = 0; // photos, those to come included
+    let items = "";
+
+    const heads = () => [...strip.querySelectorAll(".owl-item > button:first-child")];
+    const press = (index) => heads().forEach((one, i) => {
+      if (i === index) one.setAttribute("aria-pressed", "true");
+      else one.removeAttribute("aria-pressed");
+    });
+    const show = (index) => {
+      press(index); // at once, as the answer may take a moment
+      trigger("picked", { index, name: heads()[index].title });
+    };
+    const drawItems = (value) => {
+      const before = heads().indexOf(document.activeElement);
+      const place = strip.scrollLeft;
+      strip.replaceChildren();
+      value.items.forEach((item, index) => {
+        const holder = make("div", "owl-item");
+        const photo = button("", "", () => show(index));
+        photo.title = item.title;
+        const picture = make("img");
+        picture.src = item.src;
+        picture.alt = ""; // the caption says it
+        photo.append(picture, make("span", "", item.caption), make("em"));
+        const remove = button("×", "owl-remove", () => trigger("removed", { index, name: item.title }));
+        remove.setAttribute("aria-label", `Take away: ${item.title}`);
+        holder.append(photo, remove);
+        strip.append(holder);
+      });
+      strip.scrollLeft = place;
+      if (before >= 0) heads()[Math.min(before, value.items.length - 1)]?.focus({ preventScroll: true });
+    };
+    const draw = () => {
+      const [value, marks] = [plain(props.value), plain(props.marks)];
+      const n = value.photos || 0;
+      const waiting = value.waiting || 0;
+      const many = (value.items || []).length > 0;
+      root.classList.toggle("owl-several", many);
+      head.hidden = n === 0 && !waiting;
+      root.classList.toggle("owl-none", head.hidden && !value.note);
+      clear.hidden = !many;
+      if (JSON.stringify(value.items) !== items) {
+        items = JSON.stringify(value.items);
+        drawItems({ items: value.items || [] });
+      }
+      said.textContent = many && !waiting ? marks.text || "" : "";
+      heads().forEach((one, i) => { one.querySelector("em").textContent = (marks.badges || [])[i] || "…"; });
+      press(marks.chosen);
+      const chosen = heads()[marks.chosen];
+      if (chosen && !strip.contains(document.activeElement)) {
+        const [left, right] = [chosen.parentElement.offsetLeft - strip.offsetLeft, strip.clientWidth];
+        if (left < strip.scrollLeft || left + chosen.offsetWidth > strip.scrollLeft + right) strip.scrollLeft = left - right / 3;
+      }
+      note.textContent = value.note || "";
+      most = waiting ? Math.max(most, n + (value.coming || 0)) : 0;
+      coming.row.hidden = !waiting;
+      coming.set(most - waiting, most, `${most - waiting} of ${most} photos`);
+      if (waiting && waiting !== asked) trigger("next");
+      asked = waiting;
+    };
+    strip.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      const all = heads();
+      const at = all.findIndex((one) => one.parentElement.contains(event.target));
+      if (!step || at < 0 || !all[at + step]) return;
+      event.preventDefault();
+      all[at + step].focus();
+      show(at + step);
+    });
+    watch(["value", "marks"], draw);
+    draw();
+  };
+
+  // A file of all answers, in one of several forms. Tells: "zipped" {form}, "stopped". The value is made in batching.py.
+  window.owlZips = (element, props, trigger, watch) => {
+    const root = element.querySelector(".owl-files");
+    let fetched = "";
+    const forms = make("div", "owl-zip-row");
+    const packing = progress("Packed", () => trigger("stopped"));
+    const ready = make("div", "owl-zip-row");
+    const draw = () => {
+      const value = plain(props.value);
+      const there = value.photos > 1;
+      root.hidden = !there;
+      const focused = forms.contains(document.activeElement) ? document.activeElement.textContent : "";
+      forms.replaceChildren(make("span", "", `All ${value.photos} photos as a zip`));
+      (value.forms || []).forEach((form) => {
+        const one = button(form, "", () => { if (!packing.row.hidden) return; trigger("zipped", { form }); });
+        one.setAttribute("aria-disabled", String(Boolean(value.busy))); // and not disabled, which would lose the focus
+        forms.append(one);
+        if (form === focused) one.focus();
+      });
+      packing.row.hidden = !value.busy;
+      packing.set(value.done || 0, value.photos, `${value.busy}: ${value.done || 0} of ${value.photos} photos`);
+      ready.replaceChildren();
+      if (!value.file) return;
+      const link = make("a", "", value.file.orig_name);
+      link.href = value.file.url;
+      link.download = value.file.orig_name;
+      ready.append(make("span", "", "Ready:"), link);
+      if (fetched !== value.file.url) link.click();
+      fetched = value.file.url;
+    };
+    root.append(forms, packing.row, ready);
+    watch(["value"], draw);
+    draw();
+  };
+})();
