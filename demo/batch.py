@@ -19,7 +19,7 @@ from owl_swin.demo.refusals import FAILED, Refused, explain, pick
 # One visitor must not keep the model from all others: photos at once, and bytes of their files together.
 MOST_PHOTOS, MOST_BYTES = 60, 500_000_000
 # Embeddings that are kept of the photos of one batch, and of those of all visitors.
-MOST_LOOK_BYTES, MOST_LOOKS_BYTES = 128_000_000, 1_000_000_000
+MOST_LOOK_BYTES, MOST_LOOKS_BYTES = 500_000_000, 2_000_000_000
 # Files that were left out and are named; of more it is said how many.
 MOST_NAMED = 5
 LOOKS: weakref.WeakSet[Look] = weakref.WeakSet()
@@ -109,7 +109,8 @@ def take_next(detector: Detector, asked: Question, rest: Rest) -> tuple[Upload, 
         question = Question(take_photo(*upload), size=asked.size)
         look_at(detector, question)
     except ImageError as error:
-        return upload, None, explain(error)[1]
+        reason = explain(error)[1]
+        return upload, None, reason if upload.name in reason else f"{upload.name}: {reason}"
     except Exception:  # whatever it is, the next one must have its turn
         return upload, None, f"{upload.name}: {FAILED[1]}"
     return upload, question, ""
@@ -131,6 +132,19 @@ def look_at(detector: Detector, question: Question) -> None:
     if question.photo is not None:
         question.look.by(detector, question.photo)
         LOOKS.add(question.look)
+
+
+def look_again(detector: Detector, asked: Question, rest: Rest, stale: Question) -> tuple[Question, Rest]:
+    """The batch with a photo encoded for another size, or else without it."""
+    try:
+        check_room([one.look for one in photos_of(asked, rest) if one is not stale])
+        look_at(detector, stale)
+    except ImageError as error:
+        name = stale.photo.name if stale.photo is not None else ""
+        reason = explain(error)[1]
+        asked, rest = without(asked, rest, [one is stale for one in photos_of(asked, rest)].index(True))
+        return asked, replace(rest, left_out=(*rest.left_out, reason if name in reason else f"{name}: {reason}"))
+    return asked, rest
 
 
 def check_room(looks: Sequence[Look]) -> None:

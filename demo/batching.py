@@ -13,7 +13,7 @@ from owl_swin.demo.asking import Question
 from owl_swin.demo.batch import (
     Rest,
     coming,
-    look_at,
+    look_again,
     marks_of,
     photos_of,
     place_of,
@@ -133,9 +133,8 @@ class Handlers:
     def on_next(self, session: Session):
         """The next photo that is to come, or that another size is still to be looked at in."""
         named = session.value
-        detector = self.detector(named)
         if named.rest.waiting:
-            upload, photo, why = take_next(detector, named.asked, named.rest)
+            upload, photo, why = take_next(self.detector(named), named.asked, named.rest)
 
             def step(now: Any) -> Any:
                 asked, rest = taken(now.asked, now.rest, upload, photo, why)
@@ -143,10 +142,16 @@ class Handlers:
 
             session.change(step)
         else:
-            stale = [one for one in photos_of(named.asked, named.rest) if not one.look.fits(detector)]
-            for one in stale[:1]:
-                look_at(detector, one)
+            self.ask(session, lambda now: self._looked_again(now))
         return session, self.strip(session.value)
+
+    def _looked_again(self, named: Any) -> Any:
+        detector = self.detector(named)
+        stale = [one for one in photos_of(named.asked, named.rest) if not one.look.fits(detector)]
+        if not stale:
+            return named
+        asked, rest = look_again(detector, named.asked, named.rest, stale[0])
+        return replace(named, asked=asked, rest=rest)
 
     @errors_shown
     def on_picked(self, event: gr.EventData, session: Session):

@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -22,8 +24,10 @@ from owl_swin import (
     to_video_record,
     video_writer,
 )
-from owl_swin.demo.exports import TOP_K
+from owl_swin.demo.exports import TOP_K, Call, as_command
 from owl_swin.demo.photos import SHOWN_PX, data_uri
+from owl_swin.demo.running import made_folder
+from owl_swin.demo.scenes import write_video
 
 # One visitor must not keep the model from all others: of a longer video the beginning is looked at.
 MOST_BYTES, MOST_S, MOST_FRAMES, MOST_WORK_S = 200_000_000, 60.0, 300, 300.0
@@ -124,6 +128,35 @@ def take_clip(path: str, name: str) -> Clip:
             raise
         raise ImageError("not a video that can be read here (MP4, MOV, WebM, MKV, AVI or MPEG)", of=name) from None
     return Clip(path, name, max(0.0, length_s), *first.size, data_uri(first, SHOWN_PX))
+
+
+@cache
+def sample_folder() -> tempfile.TemporaryDirectory:
+    """Where a short video lies to try things with: a cat that moves over grass."""
+    folder = made_folder()
+    write_video(Path(folder.name) / "cat.mp4")
+    return folder
+
+
+def sample() -> Clip:
+    """That video."""
+    return take_clip(str(Path(sample_folder().name) / "cat.mp4"), "cat.mp4")
+
+
+def copies(clip: Clip, call: Call, fps: float) -> list[dict[str, str]]:
+    """What was asked as Python, and for the command line."""
+    options = [] if call.model == "nano" else [repr(call.model)]
+    options += [] if call.image_size is None else [f"image_size={call.image_size}"]
+    queries = repr(list(call.names)) if call.names else "None"
+    settings = f"fps={fps:g}, threshold={call.threshold!r}, nms_iou={call.overlap!r}, top_k={TOP_K}"
+    python = (
+        "from owl_swin import Detector, detect_video\n\n"
+        f"detector = Detector.from_pretrained({', '.join(options)})\n"
+        f"for frame in detect_video(detector, {clip.name!r}, {queries}, {settings}):\n"
+        "    print(frame.time_s, frame.track_ids, frame.found.to_dicts())\n"
+    )
+    command = f"{as_command(clip, call).rstrip()} --fps {fps:g} --format jsonl --save found\n"
+    return [{"label": "Python", "copy": python}, {"label": "command line", "copy": command}]
 
 
 def watch(

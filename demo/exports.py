@@ -6,13 +6,20 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pprint import pformat
-from typing import Any
+from typing import Any, Protocol
 
 from owl_swin import Detections, QueryEmbeddings, to_coco, to_csv, to_label_studio, to_record, to_voc, to_yolo
 from owl_swin.demo.photos import Photo
 
 TOP_K = 100
 EDITED = "These hold the boxes as you edited them. Calls for the command line and curl would ask the model anew."
+
+
+class Named(Protocol):
+    """A photo or a video: what it is called."""
+
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ def query_file(photo: Photo, queries: QueryEmbeddings | None) -> list[dict[str, 
     return [{"label": "Query", "name": name, "base64": content}]
 
 
-def query_file_name(photo: Photo) -> str:
+def query_file_name(photo: Named) -> str:
     """What the file of queries is called."""
     return f"{_stem(photo)}.queries.safetensors"
 
@@ -103,7 +110,7 @@ def as_python(photo: Photo, call: Call) -> str:
     )
 
 
-def as_command(photo: Photo, call: Call) -> str:
+def as_command(photo: Named, call: Call) -> str:
     """The command."""
     words = ["owl-swin", "detect", photo.name]
     words += [word for name in ([] if call.from_file else call.names) for word in ("--query", name)]
@@ -137,5 +144,5 @@ def stage_files(
     return {**value, "note": note} if note else value
 
 
-def _stem(photo: Photo) -> str:
+def _stem(photo: Named) -> str:
     return photo.name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]

@@ -35,6 +35,7 @@ from owl_swin.demo.results import (
     show_match,
     show_matches,
 )
+from owl_swin.demo.running import Runs
 from owl_swin.demo.search_layout import Photos, Results, Wanted, layout_photos, layout_results, layout_wanted
 from owl_swin.demo.session import Session
 from owl_swin.demo.settings import in_turn, moved, offered
@@ -122,14 +123,11 @@ def build(detector: Detector, index: RegionIndex | None, *, folders: bool) -> No
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What the tab does on each click; ``attached`` is the archive that the server brought, if any.
-
-    ``running`` has, of each visitor whose photos are being added, what stops that.
-    """
+    """What the tab does on each click; ``attached`` is the archive that the server brought, if any."""
 
     detector: Detector
     attached: Archive | None
-    running: dict[str, threading.Event] = field(default_factory=dict)
+    runs: Runs = field(default_factory=lambda: Runs("Photos are being added"))
 
     def ask(self, session: Session[Searched], step: Callable[[Searched], Searched]) -> tuple:
         """What a step makes of the tab, with something to search in: what the visitor filled, or the server brought."""
@@ -138,19 +136,14 @@ class Handlers:
 
     def filling(self, request: gr.Request, news: Callable[[threading.Event], Iterator[tuple]]) -> Iterator[tuple]:
         """The steps of ``news``, with the button that stops them before each, which goes in the end."""
-        visitor = str(request.session_hash)
-        if visitor in self.running:
-            raise Refused("Photos are being added", "Wait until these are done, or stop it first.")
-        stop = self.running[visitor] = threading.Event()
-        try:
-            for step in news(stop):
-                yield gr.update(visible=True), *step
-            yield DONE
-        except Exception:
-            yield DONE
-            raise
-        finally:
-            del self.running[visitor]
+        with self.runs.begun(request) as stop:
+            try:
+                for step in news(stop):
+                    yield gr.update(visible=True), *step
+                yield DONE
+            except Exception:
+                yield DONE
+                raise
 
     @errors_shown
     def on_files(self, uploads: list[Upload], session: Session[Searched], request: gr.Request):
@@ -176,8 +169,7 @@ class Handlers:
 
     def on_stop(self, request: gr.Request):
         """The end of what is being added."""
-        if (stop := self.running.get(str(request.session_hash))) is not None:
-            stop.set()
+        self.runs.stop(request)
 
     @errors_shown
     def on_back_to_server(self, session: Session[Searched]):

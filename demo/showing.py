@@ -8,6 +8,7 @@ import gradio as gr
 
 from owl_swin import Detector, draw_heat_map
 from owl_swin.demo.asking import Question, answer, note_of_nothing, scales
+from owl_swin.demo.camera import camera
 from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Box, Example, Shown, box_of, numbers, search, with_example
 from owl_swin.demo.exports import downloads, edited_copies, query_file, stage_files
@@ -139,6 +140,7 @@ def layout_source() -> Source:
         upload = upload_button(
             "Choose a photo of the thing", file_types=["image"], elem_id="show-source-upload", size="md"
         )
+        camera("show-source-upload", elem_id="show-source-camera")
         with gr.Accordion("Type the box, or add words", open=False):
             with gr.Row(elem_classes="owl-numbers"):
                 fields = [
@@ -180,6 +182,7 @@ def layout_target(sizes: dict[str, Detector]) -> Target:
                 "Choose a photo to look in", file_types=["image"], elem_id="show-target-upload", size="md"
             )
             same = gr.Button("Look in the same photo", size="md", min_width=120)
+        camera("show-target-upload", elem_id="show-target-camera")
         tried = None
         if samples():
             tried = gr.Button("Try it: find the cat among six photos", size="md", elem_id="show-try")

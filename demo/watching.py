@@ -1,7 +1,7 @@
 """In a video: words in, things followed from frame to frame out."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ import gradio as gr
 from owl_swin import Detector
 from owl_swin.demo.asking import scales, split_names
 from owl_swin.demo.camera import camera
-from owl_swin.demo.clips import NOT_INSTALLED, Clip, Watched, installed, take_clip, watch
-from owl_swin.demo.exports import stage_files
-from owl_swin.demo.photos import data_uri
+from owl_swin.demo.clips import NOT_INSTALLED, Clip, Watched, copies, installed, sample, take_clip, watch
+from owl_swin.demo.exports import Call, stage_files
+from owl_swin.demo.photos import data_uri, samples
 from owl_swin.demo.pieces import BUSY, HEAD, QUIET, Upload, files, upload_button
 from owl_swin.demo.refusals import Refused, errors_shown
 from owl_swin.demo.running import Runs, as_file, made_folder
@@ -23,6 +23,7 @@ NO_CLIP = ("Drop a short video here", "or click to choose one")
 RATES = {"2": 2.0, "5": 5.0, "10": 10.0}
 # How long the picture that is shown while the video is looked at may be.
 LIVE_PX = 640
+TRIED = "a cat"
 LIVE_S = 0.25  # and so much later the next
 READY = "Say what to find in it, then press “Find in the video”."
 
@@ -79,10 +80,10 @@ def _count(number: int, word: str) -> str:
     return f"{number} {noun}{many}{space}{rest}"
 
 
-def found_files(clip: Clip, watched: Watched, path: Path) -> dict[str, Any]:
-    """What can be fetched: the video with boxes, and the boxes frame by frame."""
+def found_files(clip: Clip, watched: Watched, path: Path, copied: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
+    """What can be fetched, the video with boxes and the boxes frame by frame, and the code that was ``copied``."""
     lines = {"label": "JSON lines", "name": f"{Path(clip.name).stem}.jsonl", "text": "".join(watched.lines)}
-    return stage_files([{"label": "Video", "name": path.name, "file": as_file(path)}, lines])
+    return stage_files([{"label": "Video", "name": path.name, "file": as_file(path)}, lines], copied)
 
 
 def build(detector: Detector) -> None:
@@ -109,6 +110,7 @@ class Page:
     threshold: gr.Slider
     rate: gr.Radio
     detail: Detail
+    tried: gr.Button | None
 
 
 def layout(sizes: dict[str, Detector]) -> Page:
@@ -141,7 +143,8 @@ def layout(sizes: dict[str, Detector]) -> Page:
                 elem_id="video-rate",
             )
             detail = more_settings(sizes, explained=True)
-    return Page(state, made, clip, downloads_, upload, names, find_, stop, threshold, rate, detail)
+            tried = gr.Button("Try it: a cat that moves", size="md", elem_id="video-try") if samples() else None
+    return Page(state, made, clip, downloads_, upload, names, find_, stop, threshold, rate, detail, tried)
 
 
 SHOWN = gr.update(visible=True)
@@ -175,7 +178,27 @@ class Handlers:
         """What the names are found in, frame by frame: the folder of what is made, the place, downloads, "Stop"."""
         if clip is None:
             raise Refused("No video yet", "First choose a video: drop one, click to choose one, or record one.")
-        detector, names = self.sizes[size], split_names(text)
+        yield from self.found(split_names(text), clip, threshold, RATES.get(rate, 5.0), overlap, size, request)
+
+    @errors_shown
+    def on_try(self, threshold: float, rate: str, overlap: float, size: str, request: gr.Request) -> Iterator[tuple]:
+        """A cat in a video that comes along: the video and its name before what ``on_find`` gives."""
+        clip = sample()
+        for step in self.found([TRIED], clip, threshold, RATES.get(rate, 5.0), overlap, size, request):
+            yield clip, TRIED, *step
+
+    def found(
+        self,
+        names: list[str],
+        clip: Clip,
+        threshold: float,
+        fps: float,
+        overlap: float,
+        size: str,
+        request: gr.Request,
+    ) -> Iterator[tuple]:
+        """The steps of a run, as ``on_find`` gives them."""
+        detector = self.sizes[size]
         same = (gr.skip(), gr.skip())
         with self.runs.begun(request) as stop:
             yield gr.skip(), live_value(clip, Watched()), gr.skip(), SHOWN
@@ -183,7 +206,7 @@ class Handlers:
             path = Path(folder.name) / f"{Path(clip.name).stem or 'video'}.boxes.mp4"
             queries = detector.encode_queries(names) if names else None
             try:
-                settings = {"fps": RATES.get(rate, 5.0), "threshold": threshold, "overlap": overlap}
+                settings = {"fps": fps, "threshold": threshold, "overlap": overlap}
                 said_s = 0.0
                 for watched in watch(detector, clip, queries, **settings, to=path, stop=stop):
                     if time.monotonic() - said_s > LIVE_S:
@@ -192,7 +215,10 @@ class Handlers:
             except Exception:
                 yield gr.skip(), clip_value(clip), gr.skip(), HIDDEN
                 raise
-            shown = found_value(clip, watched, path, threshold), found_files(clip, watched, path)
+            px = None if detector is next(iter(self.sizes.values())) else detector.image_size
+            call = Call(detector.name.removeprefix("owl_swin_"), names, threshold, overlap, px)
+            copied = copies(clip, call, fps)
+            shown = found_value(clip, watched, path, threshold), found_files(clip, watched, path, copied)
             yield folder, *shown, HIDDEN
 
     def on_stop(self, request: gr.Request) -> None:
@@ -205,7 +231,9 @@ def wire(page: Page, on: Handlers) -> None:
     shown = [page.clip, page.downloads]
     busy = {**BUSY, "show_progress_on": page.clip}
     page.upload.upload(on.on_upload, [page.upload], [page.state, *shown], **busy)
-    asks = [page.names, page.state, page.threshold, page.rate, page.detail.overlap, page.detail.size]
+    asks = [page.threshold, page.rate, page.detail.overlap, page.detail.size]
     found = [page.made, *shown, page.stop]
-    gr.on([page.find.click, page.names.submit], on.on_find, asks, found, **busy)
+    gr.on([page.find.click, page.names.submit], on.on_find, [page.names, page.state, *asks], found, **busy)
+    if page.tried is not None:
+        page.tried.click(on.on_try, asks, [page.state, page.names, *found], **busy)
     page.stop.click(on.on_stop, **QUIET)

@@ -151,6 +151,19 @@ def test_another_size_is_looked_at_photo_by_photo(tab, uploads):
     assert steps == 2 and all(one.encoded.embeddings.grid_hw[1] == 12 for one in all_of(session))
 
 
+def test_photos_that_have_no_room_at_another_size_are_left_out(tab, uploads, monkeypatch):
+    on, strip, session = tab
+    come(strip, session, *uploads[1:4])
+    size = session.value.asked.encoded.nbytes
+    monkeypatch.setattr(batch, "MOST_LOOK_BYTES", 5 * size)  # one photo of twice the size, and one more
+    _, value = on.on_size(session, list(on.sizes)[1])
+    steps = 0
+    while value["waiting"] and steps < 9:
+        value, steps = strip.on_next(session)[1], steps + 1
+    assert names(session) == [uploads[1].name, uploads[2].name]
+    assert f"{uploads[3].name}: 2 photos are as many as there is room for" in value["note"]
+
+
 def test_what_was_stopped_or_removed_meanwhile_does_not_come_back(tab, uploads, monkeypatch):
     _, strip, session = tab
     strip.on_photos(uploads[1:], session)
@@ -180,7 +193,8 @@ def test_photos_and_their_bytes_have_a_bound_together(tab, uploads, monkeypatch)
         with monkeypatch.context() as patch:
             patch.setattr(batch, bound, 0)
             value, _ = come(strip, session, uploads[4])
-        assert text in value["note"] and len(names(session)) == 3
+        assert text in value["note"] and value["note"].startswith(f"Left out: {uploads[4].name}: ")
+        assert len(names(session)) == 3
     value, _ = come(strip, session, *[uploads[0]] * 9)
     assert value["note"].endswith("; and 4 more.")
 

@@ -1,18 +1,22 @@
 """Videos in the demo, without a browser: what is kept of a run, and what is refused."""
 
 import json
+import shlex
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 from videos import SeesColours, make_video, moving, turned_by_its_header
 
 gr = pytest.importorskip("gradio")
 av = pytest.importorskip("av")
 
-from owl_swin import ImageError, detect_video, to_video_record  # noqa: E402
+from owl_swin import Detector, ImageError, detect_video, to_video_record  # noqa: E402
+from owl_swin.cli.main import app as cli  # noqa: E402
 from owl_swin.demo import app, clips, watching  # noqa: E402
+from owl_swin.demo.exports import Call  # noqa: E402
 from owl_swin.demo.pieces import Upload  # noqa: E402
 from owl_swin.demo.refusals import Refused  # noqa: E402
 from owl_swin.demo.running import Runs  # noqa: E402
@@ -132,11 +136,28 @@ def test_a_visitor_runs_one_work_at_a_time_and_stops_only_that():
         assert not again.is_set()
 
 
+@pytest.mark.parametrize("names", [[], ["a cat", 'it\'s a "dog"']])
+def test_copied_code_gives_what_was_found(detector, video, tmp_path, monkeypatch, names):
+    clip = clips.take_clip(str(video), "moving.mp4")
+    asked = {"fps": 5, "threshold": 0.02, "overlap": 0.5, "to": tmp_path / "a.mp4", "stop": threading.Event()}
+    *_, last = clips.watch(detector, clip, detector.encode_queries(names) if names else None, **asked)
+    python, command = clips.copies(clip, Call("nano", names, 0.02, 0.5), 5)
+    monkeypatch.chdir(video.parent)
+    monkeypatch.setattr(Detector, "from_pretrained", lambda *_, **__: detector)
+    scope = {}
+    exec(python["copy"], scope)
+    assert scope["frame"].number == json.loads(last.lines[-1])["frame"] and last.n_found
+    result = CliRunner().invoke(cli, shlex.split(command["copy"])[1:])
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [json.loads(line) for line in last.lines]
+
+
 def test_a_run_shows_its_stop_and_leaves_nothing_half_done(detector, video, monkeypatch):
     on = watching.Handlers({"normal": detector})
     asked = (0.02, "10", 0.5, "normal", SimpleNamespace(session_hash="a"))
     with pytest.warns(UserWarning, match="First choose a video"):
         assert list(on.on_find("a cat", None, *asked)) == []
+    assert [step[1] for step in on.on_try(*asked)][-1] == "a cat" and clips.sample().name == "cat.mp4"
     clip, *_ = on.on_upload(Upload(str(video), "a/b & c.mp4"))
     first, *_, last = on.on_find("a cat", clip, *asked)
     assert first[-1]["visible"] and not last[-1]["visible"]

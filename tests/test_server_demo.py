@@ -247,18 +247,26 @@ def test_hostile_uploads_are_refused_by_every_button_and_the_server_lives(detect
         buttons = [one for one in config["dependencies"] if one["targets"] and one["targets"][0][1] == "upload"]
         assert len(buttons) > 5
         for button in buttons:
-            for path in [*sent.json(), "/etc/passwd"]:
-                heard = events(server, button["id"], [value_of(parts[part], path) for part in button["inputs"]])
+            for paths in [*([path] for path in sent.json()), ["/etc/passwd"], sent.json()]:
+                if len(paths) > 1 and not takes_many(parts, button):
+                    continue
+                heard = events(server, button["id"], [value_of(parts[part], paths) for part in button["inputs"]])
                 assert heard[-1]["msg"] == "process_completed"
                 for inside in ("Traceback", "site-packages", "root:x:", folder):
-                    assert inside not in json.dumps(heard), (button, path)
+                    assert inside not in json.dumps(heard), (button, paths)
         found = httpx.post(f"{server.url}/v1/detect", files={"images": PICTURE}, data={"query": "cat"}, timeout=30)
         assert found.status_code == 200
 
 
-def value_of(part: dict, path: str):
-    """What a page sends of one of its parts, with this upload."""
+def takes_many(parts: dict, button: dict) -> bool:
+    """Whether an event comes with several files."""
+    sent = [parts[part] for part in button["inputs"] if parts[part]["type"] == "uploadbutton"]
+    return any(part["props"]["file_count"] != "single" for part in sent)
+
+
+def value_of(part: dict, paths: list[str]):
+    """What a page sends of one of its parts, with these uploads."""
     if part["type"] != "uploadbutton":
         return part["props"].get("value")
-    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    return file if part["props"].get("file_count") == "single" else [file]
+    files = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
+    return files[0] if part["props"].get("file_count") == "single" else files
