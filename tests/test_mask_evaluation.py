@@ -9,8 +9,10 @@ from training_data import write_json, write_shapes
 from owl_swin.data.truth import read_truth
 from owl_swin.errors import DataError, QueryError
 from owl_swin.evaluation.detection import evaluate_detection
+from owl_swin.evaluation.map_calibration import evaluate_map_calibration
 from owl_swin.evaluation.mask_precision import mask_iou
 from owl_swin.evaluation.oneshot import evaluate_oneshot
+from owl_swin.evaluation.semantic import evaluate_segmentation
 from owl_swin.evaluation.sets import coco_rows, encode_set
 from owl_swin.rle import decode_rle, encode_rle
 
@@ -107,3 +109,23 @@ def test_a_real_detector_finds_masks_whole_and_in_tiles(masked_detector, tmp_pat
     for tiles in (None, 40):
         report = evaluate_detection(masked_detector, path, tmp_path, masks=True, tiles=tiles, draws=5)
         assert 0 <= report["AP"] <= report["AP50"] <= 100 and not report.broken
+
+
+def test_empty_sets_and_a_picture_of_one_row(masked_detector, tmp_path):
+    noise(1, 4000).save(tmp_path / "1.png")
+    category, record = {"id": 1, "name": "red_cup"}, {"id": 1, "file_name": "1.png"}
+    thing = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 0, 500, 1]}
+    thing["segmentation"] = [[10, 0, 510, 0, 510, 1, 10, 1]]
+    for images, annotations in (([], []), ([record], []), ([record], [thing])):
+        path = write_json(
+            tmp_path / "set.json", {"images": images, "annotations": annotations, "categories": [category]}
+        )
+        found = evaluate_detection(masked_detector, path, tmp_path, masks=True, draws=5)
+        maps = evaluate_segmentation(masked_detector, path, tmp_path, draws=5)
+        scores, _ = evaluate_map_calibration(masked_detector, path, tmp_path, draws=5)
+        assert (found["AP50"] is None) == (not annotations)
+        assert (maps["mIoU"] is None) == (scores["d_ece"] is None) == (not images)
+        assert maps["n_pixels"] == scores["n_pixels"] == 4000 * len(images)
+    write_json(path, {"images": [record], "annotations": [], "categories": []})
+    with pytest.raises(DataError, match="has no classes"):
+        evaluate_segmentation(masked_detector, path, tmp_path)

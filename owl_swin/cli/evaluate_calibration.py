@@ -87,7 +87,7 @@ def calibrate(
         values = label_values(names, ignore, nothing)
         result, cure = evaluate_map_calibration(detector, annotations, images, **values, **settings)
     else:
-        asked = {"route": by, "nms_iou": checked_nms(nms_iou)}
+        asked: dict[str, Any] = {"route": by, "nms_iou": checked_nms(nms_iou)}
         result, cure = evaluate_calibration(detector, annotations, images, **asked, **settings)
     finish(result, json_out)  # what is fitted on a part of the pictures is not written
     if plot is not None:

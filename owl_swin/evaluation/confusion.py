@@ -33,7 +33,7 @@ class Confusion:
 
     def sums(self, times: np.ndarray) -> "PixelSums":
         """The sums when each picture counts ``times`` [D, pictures]."""
-        place = np.repeat(np.arange(len(self)), [len(pair) for pair, _ in self._pictures])
+        place = np.repeat(np.arange(len(self)), np.array([len(pair) for pair, _ in self._pictures], dtype=int))
         pair, pixels = (_joined([one[part] for one in self._pictures]) for part in (0, 1))
         truth, said = np.divmod(pair, self.n)
         right = truth == said

@@ -117,7 +117,8 @@ def evaluate_map_calibration(
         "pixel_accuracy": _percent(sums.pixel_accuracy()[0]),
         "d_ece": error,
     }
-    intervals, details = {"d_ece": span}, {"reliability": reliability_rows(cured.reliability())}
+    intervals: dict[str, Interval | None] = {"d_ece": span}
+    details: dict[str, Any] = {"reliability": reliability_rows(cured.reliability())}
     if parts:
         before, span = answers.d_ece(draws)
         figures |= {"temperature": round(1 / cure.scale, 4), "bias": round(cure.bias, 4), "d_ece_before": before}

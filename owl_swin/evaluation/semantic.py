@@ -111,7 +111,8 @@ def segment_by_name(
     if isinstance(model, Detector):
         check_has_masks(model.spec)
         queries = encode_classes(model, {"categories": [{"name": name} for name in maps.names]})
-        assert queries is not None
+        if queries is None:
+            raise DataError("the set has no classes, so there is nothing to ask its pictures for")
         settings: dict[str, Any] = {"tiles": tiles, "image_size": image_size}
         if threshold is not None or not maps.has_nothing:
             settings["threshold"] = threshold or 0.0
