@@ -11,11 +11,13 @@ from PIL import Image
 from test_huge import planes, tiff
 from test_search import run  # noqa: F401
 
-from owl_swin import ArchiveError, Detector, RegionIndex, Tiles
+from owl_swin import ArchiveError, Detections, Detector, RegionIndex, Tiles
 from owl_swin.image import open_image
 from owl_swin.index import cluster, regions
 from owl_swin.index.sheet import sheet_of_matches
 from owl_swin.index.store import Card
+from owl_swin.postprocess import DetectOptions
+from owl_swin.tiling import FoundInView, join_views
 
 TILES = Tiles(96, overlap=0.25)
 
@@ -53,7 +55,8 @@ def expected(detector, path, query):
     )
 
 
-def test_regions_are_what_detect_finds_in_the_same_tiles_each_once(tiled, photos, detector):
+def test_regions_of_one_kind_are_what_detect_finds_in_the_same_tiles_each_once(tiled, photos, detector, monkeypatch):
+    monkeypatch.setattr(regions, "ALIKE", -2)
     assert counts(tiled.add_folder(photos, regions=1000)) == (3, 0, 0, 0, 0)
     query = detector.encode_queries(["a red mug"])
     matches = tiled.search(query, limit=5000, exact=True)
@@ -66,6 +69,27 @@ def test_regions_are_what_detect_finds_in_the_same_tiles_each_once(tiled, photos
     with RegionIndex.open(tiled._store.uri + "-whole.lance", detector, create=True) as whole:
         whole.add_folder(photos, regions=1000)
         assert tiled.stats().n_regions > 1.5 * whole.stats().n_regions
+
+
+@pytest.mark.parametrize(
+    "embeds, expected",
+    [
+        ([(1, 0), (1, 0), (1, 0)], [[0, 0, 150, 90]]),  # all are parts of the largest
+        ([(1, 0), (0, 1), (0, 1)], [[0, 0, 150, 90], [70, 20, 120, 60]]),  # a person before a wall
+        ([(0, 1), (0, 1), (1, 0)], [[0, 0, 150, 90], [97, 20, 120, 60]]),
+    ],
+)
+def test_a_thing_that_a_seam_cuts_becomes_a_part_of_its_like_alone(embeds, expected):
+    boxes = [(0, 0, 150, 90), (70, 20, 113, 60), (97, 20, 120, 60)]
+    crops = [None, (0, 0, 113, 100), (97, 0, 200, 100)]
+    found = {}
+    for number, (box, crop) in enumerate(zip(boxes, crops, strict=True)):
+        one = (torch.tensor([box], dtype=torch.float32), torch.tensor([0.5 - number / 10]), torch.tensor([0]))
+        found[number] = FoundInView(Detections(*one, ("thing",), (100, 200), torch.tensor([0])), crop, 1)
+    rows = {number: torch.tensor([embed], dtype=torch.float32) for number, embed in enumerate(embeds)}
+    options = DetectOptions(threshold=0, nms_across=True)
+    joined = join_views(regions._by_kind(found, rows), options)
+    assert sorted(joined.boxes.tolist()) == expected
 
 
 def test_the_number_of_regions_is_one_of_each_view(tiled, photos, monkeypatch):

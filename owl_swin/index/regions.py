@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +28,8 @@ BATCH = 8
 BATCH_PIXELS = 40_000_000
 # Regions of a picture in tiles: its boxes are compared with one another.
 MOST_REGIONS = 2000
+# Boxes with embeddings of this cosine may show the same thing.
+ALIKE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,32 @@ def regions_of_picture(detector: Detector, views: Iterable[tuple[int, View]], n:
         counted = replace(one, patches=torch.arange(len(one)))
         found[number] = FoundInView(counted.to("cpu"), view.frame.crop_xyxy, len(one))
     most = n if len(found) == 1 else min(n * len(found), max(n, MOST_REGIONS))
-    joined = join_views(found, DetectOptions(threshold=0.0, nms_iou=NMS_IOU, max_detections=most))
+    options = DetectOptions(threshold=0.0, nms_iou=NMS_IOU, max_detections=most, nms_across=True)
+    embeds_of = {number: own[-1] for number, own in rows.items()}
+    joined = join_views(found if len(found) == 1 else _by_kind(found, embeds_of), options)
     columns = [torch.cat(column)[joined.patches] for column in zip(*(rows[i] for i in sorted(rows)), strict=True)]
     shift, scale, embeds = (column.numpy() for column in columns)
     boxes, objectness = (values.float().numpy() for values in (joined.boxes, joined.scores))
     return PictureRegions(boxes, objectness, shift, scale, embeds), joined.image_hw
+
+
+def _by_kind(found: Mapping[int, FoundInView], embeds: Mapping[int, Tensor]) -> dict[int, FoundInView]:
+    """The same with a label for each kind of thing, so that a box becomes a part of nothing but its like: a person who
+    is cut by a seam none of the wall behind him. ``embeds`` are those of the boxes of each view."""
+    together = torch.cat([embeds[number] for number in sorted(found)])  # [N, E]
+    kinds = torch.full((len(together),), -1)
+    n_kinds = 0
+    for i in torch.cat([found[number].found.scores for number in sorted(found)]).argsort(descending=True, stable=True):
+        if kinds[i] < 0:
+            kinds[(kinds < 0) & (together @ together[i] >= ALIKE)] = n_kinds
+            kinds[i] = n_kinds
+            n_kinds += 1
+    names = tuple(map(str, range(n_kinds)))
+    sizes = [len(found[number].found) for number in sorted(found)]
+    return {
+        number: replace(found[number], found=replace(found[number].found, labels=own, names=names, best=None))
+        for number, own in zip(sorted(found), kinds.split(sizes), strict=True)
+    }
 
 
 def encode_pictures(
