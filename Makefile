@@ -1,4 +1,5 @@
 # make detect   set everything up and find things in a photo
+# make demo     set everything up and open the demo; MODEL=FOLDER for a model, or several, of your own
 # make test     set up what the tests need and run them
 # make test-numeric    the tests of numbers once more, with the instructions of a processor without AVX-512
 # make check    format, lint, types and tests: what a change must pass
@@ -11,12 +12,15 @@ THRESHOLD ?= 0.5
 IMAGE ?=
 OUT ?= out
 
-.PHONY: detect test test-numeric check screenshots generators figures masks oneshot ablation forgetting self-training clean
+.PHONY: detect demo test test-numeric check screenshots generators figures masks oneshot ablation forgetting self-training clean
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
 	[ -n "$$image" ] || image=$$($(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / 'data' / 'camera.png')"); \
 	$(BIN)/owl-swin detect "$$image" --queries "$(QUERIES)" --threshold $(THRESHOLD) --save "$(OUT)"
+
+demo: $(VENV)/.dev
+	$(BIN)/python demo/app.py $(addprefix --model ,$(MODEL))
 
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev

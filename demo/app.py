@@ -13,7 +13,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr
 
 from owl_swin import Detector, RegionIndex
-from owl_swin.demo import inside, naming, searching, showing, watching
+from owl_swin.demo import inside, models, naming, searching, showing, watching
+from owl_swin.demo.models import Models
 from owl_swin.demo.pieces import STYLE
 
 # How often Gradio's copies of uploads are looked through, and how old they grow, in seconds.
@@ -54,32 +55,40 @@ def own_folder() -> tempfile.TemporaryDirectory:
 UPLOADS = own_folder()
 
 
-def build_demo(detector: Detector, *, index: RegionIndex | None = None, folders: bool = False) -> gr.Blocks:
+def build_demo(
+    detector: Detector, *, index: RegionIndex | None = None, folders: bool = False, choice: Models | None = None
+) -> gr.Blocks:
     """The pages over a detector, and over an open archive if there is one.
 
     ``folders`` lets visitors name folders of this machine to be indexed: only where all of them may read its files.
+    ``choice`` are the models that they may choose among, the first of which is the detector; without it, it is alone.
     """
+    choice = choice or Models(detector)
     with gr.Blocks(title="owl_swin", analytics_enabled=False, delete_cache=KEPT_S, fill_width=True) as blocks:
-        about = f"{detector.name} · {detector.image_size} px · {detector.device.type}"
+        alone = len(choice.labels) < 2
         gr.HTML(
-            HEADER.format(owl=OWL, model=html.escape(about)),
+            HEADER.format(owl=OWL, model=html.escape(models.about(detector)) if alone else ""),
             js_on_load=SWITCH,
             head=f"<style>{STYLE}</style>",
             apply_default_css=False,
             elem_id="owl-top",
         )
+        chosen = models.build(choice)
         with gr.Tabs(elem_id="owl-tabs"):
             with gr.Tab("Name it"):
-                naming.build(detector)
+                follow = [naming.build(chosen)]
             with gr.Tab("Show it"):
-                showing.build(detector)
+                follow.append(showing.build(chosen))
             with gr.Tab("Video"):
-                watching.build(detector)
+                follow.append(watching.build(chosen))
             with gr.Tab("Search"):
+                if not alone:
+                    gr.Markdown(f"Archives are made and searched with {choice.labels[0]}.", elem_classes="owl-small")
                 searching.build(detector, index, folders=folders)
-            if detector.has_attention:
+            if detector.has_attention or not alone:
                 with gr.Tab("Inside Swin"):
-                    inside.build(detector)
+                    follow.append(inside.build(chosen))
+        models.wire(chosen, follow)
     blocks.state_session_capacity = SESSIONS
     return blocks
 
@@ -87,14 +96,25 @@ def build_demo(detector: Detector, *, index: RegionIndex | None = None, folders:
 def main() -> None:
     """Opens the demo on this machine alone."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="nano", help="a name that ships, a .safetensors file, or a folder")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help="a name that ships, a .safetensors file, a folder, or a name of the hub; several, or a folder of models, "
+        "can be chosen among, as can nano and the OWL family by name",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto")
     parser.add_argument("--index", help="an archive that `owl-swin index` made, for the tab Search")
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()
-    detector = Detector.from_pretrained(arguments.model, device=arguments.device)
+    sources = models.listed([*(arguments.model or ["nano"]), "nano", *models.PUBLISHED])
+
+    def load(source: str) -> Detector:
+        return Detector.from_pretrained(source, device=arguments.device)
+
+    detector = load(sources[0])
     index = RegionIndex.open(arguments.index, detector) if arguments.index else None
-    blocks = build_demo(detector, index=index, folders=True)
+    blocks = build_demo(detector, index=index, folders=True, choice=Models(detector, sources, load))
     blocks.launch(
         server_name="127.0.0.1",
         server_port=arguments.port,

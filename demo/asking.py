@@ -43,12 +43,13 @@ class Look:
 class Question:
     """A photo, its embeddings, and the queries; queries None asks for anything.
 
-    ``size`` is one of ``scales``, "" the first; ``done`` says whether the photo was asked; ``edits`` is what was done
-    to its answers by hand, whatever they are.
+    ``model`` is one of those that can be chosen and ``size`` one of its ``scales``, "" the first; ``done`` says whether
+    the photo was asked; ``edits`` is what was done to its answers by hand, whatever they are.
     """
 
     photo: Photo | None = None
     queries: QueryEmbeddings | None = None
+    model: str = ""
     size: str = ""
     done: bool = False
     look: Look = field(default_factory=Look, compare=False)
@@ -62,6 +63,10 @@ class Question:
     def of(self, photo: Photo | None) -> "Question":
         """The same question of another photo."""
         return replace(self, photo=photo, done=False, look=Look(), edits=Edits(number=self.edits.number))
+
+    def by(self, model: str) -> "Question":
+        """The same photo, of which nothing was asked with that model yet; what was edited stays."""
+        return replace(self, model=model, size="", queries=None, done=False, look=Look())
 
     def edited(self, event: Any) -> "Question":
         """With an edit that the page tells."""

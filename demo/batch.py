@@ -73,8 +73,8 @@ def without(asked: Question, rest: Rest, place: int) -> tuple[Question, Rest]:
 
 
 def _in_place_of(asked: Question, photo: Question) -> Question:
-    """Another photo as the one that is looked at: in the size that is wanted now, with the page's count of edits."""
-    return replace(photo, size=asked.size, edits=replace(photo.edits, number=asked.edits.number))
+    """Another photo as the one that is looked at: by the model and size wanted now, with the page's count of edits."""
+    return replace(photo, model=asked.model, size=asked.size, edits=replace(photo.edits, number=asked.edits.number))
 
 
 def joined(asked: Question, rest: Rest, photo: Question) -> tuple[Question, Rest]:
@@ -106,7 +106,7 @@ def take_next(detector: Detector, asked: Question, rest: Rest) -> tuple[Upload, 
     upload = rest.waiting[0]
     try:
         check_room([one.look for one in photos_of(asked, rest)])
-        question = Question(take_photo(*upload), size=asked.size)
+        question = Question(take_photo(*upload), model=asked.model, size=asked.size)
         look_at(detector, question)
     except ImageError as error:
         reason = explain(error)[1]

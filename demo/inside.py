@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from owl_swin import BlockAttention, Detector
+from owl_swin.demo.models import Choice, Models
 from owl_swin.demo.photos import SHOWN_PX, Photo, data_uri, sample_items, samples, take_photo
 from owl_swin.demo.pieces import (
     QUIET,
@@ -22,7 +24,7 @@ from owl_swin.demo.pieces import (
     strip_value,
     upload_button,
 )
-from owl_swin.demo.refusals import errors_shown, pick
+from owl_swin.demo.refusals import Refused, errors_shown, pick
 from owl_swin.demo.session import Session
 from owl_swin.demo.settings import Answers
 
@@ -229,9 +231,9 @@ def words(looked: Looked, view: str) -> str:
     return "\n\n".join(lines)
 
 
-def build(detector: Detector) -> None:
-    """The tab."""
-    wire(layout(), Handlers(detector))
+def build(choice: Choice) -> Callable[[Any], None]:
+    """The tab; what it gives back looks again when another model is chosen."""
+    return wire(layout(), Handlers(choice.models), choice.chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,21 +280,33 @@ def layout() -> Page:
 class Handlers:
     """What the tab does on each click."""
 
-    detector: Detector
+    models: Models
 
     @errors_shown
-    def on_upload(self, upload: Upload, session: Session[Looked]):
+    def on_upload(self, upload: Upload, session: Session[Looked], chosen: Session[str]):
         """Another photo."""
-        return self.look(session, take_photo(*upload))
+        return self.look(session, take_photo(*upload), chosen)
 
     @errors_shown
-    def on_sample(self, event: gr.EventData, session: Session[Looked]):
+    def on_sample(self, event: gr.EventData, session: Session[Looked], chosen: Session[str]):
         """A sample."""
-        return self.look(session, take_photo(pick(samples(), event.index).path))
+        return self.look(session, take_photo(pick(samples(), event.index).path), chosen)
 
-    def look(self, session: Session[Looked], photo: Photo) -> Session[Looked]:
+    @errors_shown
+    def on_model(self, session: Session[Looked], chosen: Session[str]):
+        """The same photo in another model: nothing of the one before stays."""
+        photo = session.value.photo
+        if photo is None:
+            return session
+        session.change(lambda _: Looked())
+        return self.look(session, photo, chosen)
+
+    def look(self, session: Session[Looked], photo: Photo, chosen: Session[str]) -> Session[Looked]:
         """The tab turned to a photo, which takes long."""
-        looked = look(self.detector, photo)
+        detector = self.models.detector(chosen.value)
+        if not detector.has_attention:
+            raise Refused("No windows to look into", f"{detector.name} is no Swin Transformer that shows its windows.")
+        looked = look(detector, photo)
         session.change(lambda _: looked)
         return session
 
@@ -326,16 +340,17 @@ class Handlers:
         return show(session.value, view, int(head))
 
 
-def wire(page: Page, on: Handlers) -> None:
-    """Which event calls which handler."""
+def wire(page: Page, on: Handlers, chosen: gr.State) -> Callable[[Any], None]:
+    """Which event calls which handler, and what follows the choice of another model."""
     shown = [page.photo, page.blocks, page.text]
     asks, changed = [page.looked, page.view, page.head], [page.looked, *shown]
     look_at = Answers(on.on_view, asks, shown, page.photo, "inside-view")
-    look_at(page.upload.upload, on.on_upload, [page.upload, page.looked], [page.looked])
+    look_at(page.upload.upload, on.on_upload, [page.upload, page.looked, chosen], [page.looked])
     if page.samples is not None:
-        look_at(page.samples.picked, on.on_sample, [page.looked], [page.looked])
+        look_at(page.samples.picked, on.on_sample, [page.looked, chosen], [page.looked])
     page.photo.pointed(on.on_pointed, asks, changed, trigger_mode="always_last", **QUIET)
     page.blocks.picked(on.on_block, asks, changed, **QUIET)
     page.before.click(on.on_before, asks, changed, **QUIET)
     page.after.click(on.on_after, asks, changed, **QUIET)
     look_at.again([page.view.change, page.head.release])
+    return look_at.after(on.on_model, [page.looked, chosen], [page.looked])

@@ -11,13 +11,14 @@ import gradio as gr
 
 from owl_swin import Detections, Detector
 from owl_swin.demo import batching
-from owl_swin.demo.asking import Question, note_of_nothing, scales, split_names
+from owl_swin.demo.asking import Question, note_of_nothing, split_names
 from owl_swin.demo.batch import Rest
 from owl_swin.demo.batching import Batch, batch_strip, batch_zips
 from owl_swin.demo.camera import camera
 from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Example
 from owl_swin.demo.exports import EDITED, TOP_K, Call, copies, downloads, edited_copies, query_file, stage_files
+from owl_swin.demo.models import Choice, Models, size_choices
 from owl_swin.demo.photos import Photo, sample_items, samples, take_photo
 from owl_swin.demo.pieces import (
     Upload,
@@ -29,7 +30,7 @@ from owl_swin.demo.pieces import (
     strip,
     upload_button,
 )
-from owl_swin.demo.refusals import Refused, errors_shown, pick
+from owl_swin.demo.refusals import Refused, errors_shown, pick, refuse
 from owl_swin.demo.session import Session
 from owl_swin.demo.settings import Answers, Detail, in_turn, more_settings, moved, threshold_slider
 from owl_swin.demo.terms import (
@@ -39,6 +40,7 @@ from owl_swin.demo.terms import (
     thresholds_of,
     with_example,
     with_file,
+    with_model,
     with_names,
 )
 
@@ -84,8 +86,10 @@ def seen_of(terms: Sequence[Term], boxes: Detections) -> list[bool]:
     return [boxes.names[label] not in hidden for label in boxes.labels.tolist()]
 
 
-def show(detector: Detector, named: Named, threshold: float, overlap: float, size: int | None = None) -> tuple:
-    """What the stage, the names and the downloads hold for an answer."""
+def show(
+    detector: Detector, named: Named, threshold: float, overlap: float, size: int | None = None, model: str = "nano"
+) -> tuple:
+    """What the stage, the names and the downloads hold for an answer; code calls the detector ``model``."""
     asked, terms = named.asked, named.terms
     found = find(detector, named, threshold, overlap)
     if asked.photo is None or asked.encoded is None or found is None:
@@ -104,7 +108,7 @@ def show(detector: Detector, named: Named, threshold: float, overlap: float, siz
     elif not len(visible) and not edits:
         note = note_of_nothing(detector, replace(asked, queries=queries_of(shown)), threshold, instead=INSTEAD)
     call = Call(
-        detector.name.removeprefix("owl_swin_"),
+        model,
         [term.name for term in shown],
         thresholds_of(shown, threshold),
         overlap,
@@ -121,10 +125,9 @@ def show(detector: Detector, named: Named, threshold: float, overlap: float, siz
     return stage, chips(terms, found, best, threshold), stage_files(given, written, note=EDITED if edits else "")
 
 
-def build(detector: Detector) -> None:
-    """The tab."""
-    sizes = scales(detector)
-    wire(layout(sizes), Handlers(sizes))
+def build(choice: Choice) -> Callable[[Any], None]:
+    """The tab; what it gives back asks again when another model is chosen."""
+    return wire(layout(choice.models.sizes()), Handlers(choice.models), choice.chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +183,9 @@ def layout(sizes: dict[str, Detector]) -> Page:
 
 @dataclass(frozen=True)
 class Handlers:
-    """What the tab does on each click; ``sizes`` as ``scales`` gives them."""
+    """What the tab does on each click."""
 
-    sizes: dict[str, Detector]
+    models: Models
 
     @cached_property
     def batch(self) -> batching.Handlers:
@@ -191,7 +194,7 @@ class Handlers:
 
     def detector(self, named: Named) -> Detector:
         """What looks at the photo."""
-        return self.sizes[named.asked.size or next(iter(self.sizes))]
+        return self.models.detector(named.asked.model, named.asked.size)
 
     def ask(self, session: Session[Named], step: Callable[[Named], Named]) -> None:
         """What a step makes of the tab, with its answer, which may take long: it is not shown yet, since how is known
@@ -208,7 +211,7 @@ class Handlers:
         if not photo.look.fits(self.detector(named)):
             return None
         asked = replace(photo, queries=queries_of(named.terms), done=True)
-        found = find(next(iter(self.sizes.values())), replace(named, asked=asked), threshold, overlap)
+        found = find(self.models.detector(named.asked.model), replace(named, asked=asked), threshold, overlap)
         if found is None:
             return None
         boxes = annotate(found, photo.edits, photo.look.finder)
@@ -313,11 +316,29 @@ class Handlers:
         return session, self.batch.strip(session.value)
 
     @errors_shown
+    def on_model(self, session: Session[Named], chosen: Session[str]):
+        """The same asked of another model; names that it cannot be asked are told and go."""
+        model = chosen.value
+        if session.value.asked.model == model:
+            return session, gr.skip(), gr.skip()
+        lost: list[str] = []
+
+        def step(named: Named) -> Named:
+            terms, lost[:] = with_model(self.models.detector(model), named.terms)
+            return replace(named, asked=named.asked.by(model), terms=terms)
+
+        self.ask(session, step)
+        if lost:
+            errors_shown(refuse)("Not all names came along", "; ".join(lost) + ".")
+        return session, size_choices(self.models.sizes(model)), self.batch.strip(session.value)
+
+    @errors_shown
     def on_view(self, session: Session[Named], threshold: float, overlap: float):
         """The answer as the settings are now."""
-        named, normal = session.value, next(iter(self.sizes.values()))
-        chosen = self.detector(named).image_size
-        shown = show(normal, named, threshold, overlap, None if chosen == normal.image_size else chosen)
+        named = session.value
+        normal, chosen = self.models.detector(named.asked.model), self.detector(named).image_size
+        size = None if chosen == normal.image_size else chosen
+        shown = show(normal, named, threshold, overlap, size, self.models.source(named.asked.model))
         return *shown, *self.batch.on_marks(session, threshold, overlap)
 
 
@@ -335,8 +356,8 @@ def _share(value: Any) -> float | None:
     return number if 0 <= number <= 1 else None
 
 
-def wire(page: Page, on: Handlers) -> None:
-    """Which event calls which handler."""
+def wire(page: Page, on: Handlers, chosen: gr.State) -> Callable[[Any], None]:
+    """Which event calls which handler, and what follows the choice of another model."""
     state, detail = page.state, page.detail
     viewed, batch = [state, page.threshold, detail.overlap], page.batch
     shown = [page.photo, page.chips, page.downloads, batch.strip, batch.zips]
@@ -355,3 +376,4 @@ def wire(page: Page, on: Handlers) -> None:
     page.photo.edited(on.on_edited, viewed, [state, *shown], **tuned)
     look.again(moved(page.threshold, detail.overlap))
     look.offered(page.photo.asked, page.threshold)
+    return look.after(on.on_model, [state, chosen], [state, detail.size, batch.strip])

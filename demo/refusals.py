@@ -35,6 +35,11 @@ class Refused(OwlSwinError):
         self.title = title
 
 
+def refuse(title: str, sentence: str) -> None:
+    """Raises Refused."""
+    raise Refused(title, sentence)
+
+
 def pick(items: Sequence[R], index: int) -> R:
     """The item that was clicked. A page that outlives its session may show items that are forgotten."""
     if 0 <= index < len(items):

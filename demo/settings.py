@@ -67,6 +67,10 @@ class Answers:
         asked = on(ask, given, kept, **BUSY, show_progress_on=self.busy, **options)
         asked.then(self.show, self.viewed, self.shown, **in_turn(self.name))
 
+    def after(self, ask: Callable[..., Any], given: list[Any], kept: list[Any]) -> Callable[[Any], None]:
+        """The same following an event that is not there yet."""
+        return lambda event: self(event.then, ask, given, kept)
+
     def again(self, events: list[Any]) -> None:
         """The same answer, shown otherwise."""
         gr.on(events, self.show, self.viewed, self.shown, trigger_mode="always_last", **in_turn(self.name))

@@ -7,11 +7,12 @@ from typing import Any
 import gradio as gr
 
 from owl_swin import Detector, draw_heat_map
-from owl_swin.demo.asking import Question, answer, note_of_nothing, scales
+from owl_swin.demo.asking import Question, answer, note_of_nothing
 from owl_swin.demo.camera import camera
 from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Box, Example, Shown, box_of, numbers, search, with_example
 from owl_swin.demo.exports import downloads, edited_copies, query_file, stage_files
+from owl_swin.demo.models import Choice, Models, size_choices
 from owl_swin.demo.photos import SHOWN_PX, Photo, board, data_uri, sample_items, samples, take_photo
 from owl_swin.demo.pieces import (
     BUSY,
@@ -88,15 +89,14 @@ def try_it() -> Shown:
     return Shown(photo, None, (Example.of(photo, cat.box_xyxy, True),), Question(board()))
 
 
-def build(detector: Detector) -> None:
-    """The tab."""
-    sizes = scales(detector)
+def build(choice: Choice) -> Callable[[Any], None]:
+    """The tab; what it gives back asks again when another model is chosen."""
     state = gr.State(Session(Shown()))
     with gr.Row(elem_classes="owl-columns"):
-        source, target = layout_source(), layout_target(sizes)
-    on = Handlers(sizes)
+        source, target = layout_source(), layout_target(choice.models.sizes())
+    on = Handlers(choice.models)
     wire_source(state, source, on)
-    wire_answers(state, source, target, on)
+    return wire_answers(state, source, target, on, choice.chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +193,9 @@ def layout_target(sizes: dict[str, Detector]) -> Target:
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What the tab does on each click; ``sizes`` as ``scales`` gives them."""
+    """What the tab does on each click."""
 
-    sizes: dict[str, Detector]
+    models: Models
 
     def ask(self, session: Session[Shown], step: Callable[[Shown], Shown]) -> Shown:
         """What a step makes of the tab, with its answer, which may take long: it is not shown yet, since how is known
@@ -203,7 +203,7 @@ class Handlers:
 
         def asked(shown: Shown) -> Shown:
             shown = step(shown)
-            return search(self.sizes[shown.target.size or next(iter(self.sizes))], shown)
+            return search(self.models.detector(shown.target.model, shown.target.size), shown)
 
         return session.change(asked)
 
@@ -267,8 +267,9 @@ class Handlers:
     @errors_shown
     def on_try(self, session: Session[Shown]):
         """The cat, in finer detail: what is on a board of six is small."""
-        size, tried = list(self.sizes)[:2][-1], try_it()
-        tried = replace(tried, target=replace(tried.target, size=size))
+        model, tried = session.value.target.model, try_it()
+        size = list(self.models.sizes(model))[:2][-1]
+        tried = replace(tried, target=replace(tried.target, model=model, size=size))
         shown = self.ask(session, lambda shown: replace(tried, words=shown.words, weight=shown.weight))
         return session, show_source(shown), *numbers(None), show_examples(shown), size
 
@@ -284,6 +285,15 @@ class Handlers:
         self.ask(session, lambda shown: replace(shown, target=replace(shown.target, size=size)))
         return session
 
+    def on_model(self, session: Session[Shown], chosen: Session[str]):
+        """The same asked of another model; where it cannot be, as of one that takes no examples, this is told."""
+        model = chosen.value
+        if session.value.target.model == model:
+            return session, gr.skip()
+        session.change(lambda shown: replace(shown, target=shown.target.by(model)))
+        errors_shown(self.ask)(session, lambda shown: shown)
+        return session, size_choices(self.models.sizes(model))
+
     @errors_shown
     def on_edited(self, event: gr.EventData, session: Session[Shown], *view: Any):
         """A box moved, named, drawn or taken away."""
@@ -293,7 +303,8 @@ class Handlers:
     @errors_shown
     def on_view(self, session: Session[Shown], threshold: float, overlap: float, view: str):
         """The answer as the settings are now."""
-        return show_target(next(iter(self.sizes.values())), session.value, threshold, overlap, view)
+        detector = self.models.detector(session.value.target.model)
+        return show_target(detector, session.value, threshold, overlap, view)
 
 
 def with_source(session: Session[Shown], photo: Photo, box: Box | None = None) -> tuple:
@@ -323,8 +334,11 @@ def wire_source(state: gr.State, source: Source, on: Handlers) -> None:
         source.samples.picked(on.on_sample, [state], drawn, **QUIET)
 
 
-def wire_answers(state: gr.State, source: Source, target: Target, on: Handlers) -> None:
-    """What changes the question, after which the answer is shown, and what shows the same answer in another way."""
+def wire_answers(
+    state: gr.State, source: Source, target: Target, on: Handlers, chosen: gr.State
+) -> Callable[[Any], None]:
+    """What changes the question, after which the answer is shown, and what shows the same answer in another way; what
+    it gives back follows the choice of another model."""
     detail, tried = target.detail, target.tried
     viewed = [state, target.threshold, detail.overlap, target.view]
     look = Answers(on.on_view, viewed, [target.photo, target.downloads], target.photo, "show-view")
@@ -343,3 +357,4 @@ def wire_answers(state: gr.State, source: Source, target: Target, on: Handlers) 
     target.photo.edited(on.on_edited, viewed, [state, target.photo, target.downloads], **edited)
     look.again([*moved(target.threshold, detail.overlap), target.view.change])
     look.offered(target.photo.asked, target.threshold)
+    return look.after(on.on_model, [state, chosen], [state, detail.size])

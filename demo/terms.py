@@ -67,6 +67,23 @@ def with_example(detector: Detector, terms: tuple[Term, ...], place: int, exampl
     return (*terms[:place], new, *terms[place + 1 :])
 
 
+def with_model(detector: Detector, terms: Sequence[Term]) -> tuple[tuple[Term, ...], list[str]]:
+    """The terms for another model, and why some could not come along: those of files are embeddings of their model, and
+    not all models take examples."""
+    kept, lost = [], []
+    for term in terms:
+        if not term.named and not term.examples:
+            lost.append(f"“{term.name}” came from a file of queries, which only the model that made it understands")
+            continue
+        try:
+            new = _encoded(detector, term.name, named=term.named, examples=term.examples)
+        except QueryError as error:
+            lost.append(f"“{term.name}”: {error.reason}")
+        else:
+            kept.append(replace(new, threshold=term.threshold, hidden=term.hidden))
+    return tuple(kept), lost
+
+
 def _encoded(detector: Detector, name: str, *, named: bool, examples: tuple[Example, ...]) -> Term:
     wanted = [one.exemplar() for one in examples if one.wanted]
     negatives = [one.exemplar() for one in examples if not one.wanted]

@@ -1,7 +1,7 @@
 """In a video: words in, things followed from frame to frame out."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,16 @@ from typing import Any
 import gradio as gr
 
 from owl_swin import Detector
-from owl_swin.demo.asking import scales, split_names
+from owl_swin.demo.asking import split_names
 from owl_swin.demo.camera import camera
 from owl_swin.demo.clips import NOT_INSTALLED, Clip, Watched, copies, installed, sample, take_clip, watch
 from owl_swin.demo.exports import Call, stage_files
+from owl_swin.demo.models import Choice, Models, size_choices
 from owl_swin.demo.photos import data_uri, samples
 from owl_swin.demo.pieces import BUSY, HEAD, QUIET, Upload, files, upload_button
 from owl_swin.demo.refusals import Refused, errors_shown
 from owl_swin.demo.running import Runs, as_file, made_folder
+from owl_swin.demo.session import Session
 from owl_swin.demo.settings import Detail, more_settings, threshold_slider
 
 NO_CLIP = ("Drop a short video here", "or click to choose one")
@@ -86,13 +88,16 @@ def found_files(clip: Clip, watched: Watched, path: Path, copied: Sequence[dict[
     return stage_files([{"label": "Video", "name": path.name, "file": as_file(path)}, lines], copied)
 
 
-def build(detector: Detector) -> None:
-    """The tab."""
+def build(choice: Choice) -> Callable[[Any], None]:
+    """The tab; what it gives back follows the choice of another model."""
     if not installed():
         gr.Markdown(f"## Video is not installed\n{NOT_INSTALLED}", elem_classes="owl-step", elem_id="video-missing")
-        return
-    sizes = scales(detector)
-    wire(layout(sizes), Handlers(sizes))
+        return lambda event: None
+    page, models = layout(choice.models.sizes()), choice.models
+    wire(page, Handlers(models), choice.chosen)
+    return lambda event: event.then(
+        lambda chosen: size_choices(models.sizes(chosen.value)), choice.chosen, page.detail.size, **QUIET
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +158,9 @@ HIDDEN = gr.update(visible=False)
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What the tab does on each click; ``sizes`` as ``scales`` gives them."""
+    """What the tab does on each click."""
 
-    sizes: dict[str, Detector]
+    models: Models
     runs: Runs = field(default_factory=lambda: Runs("A video is being looked at"))
 
     @errors_shown
@@ -173,18 +178,21 @@ class Handlers:
         rate: str,
         overlap: float,
         size: str,
+        chosen: Session[str],
         request: gr.Request,
     ) -> Iterator[tuple]:
         """What the names are found in, frame by frame: the folder of what is made, the place, downloads, "Stop"."""
         if clip is None:
             raise Refused("No video yet", "First choose a video: drop one, click to choose one, or record one.")
-        yield from self.found(split_names(text), clip, threshold, RATES.get(rate, 5.0), overlap, size, request)
+        yield from self.found(split_names(text), clip, threshold, RATES.get(rate, 5.0), overlap, size, chosen, request)
 
     @errors_shown
-    def on_try(self, threshold: float, rate: str, overlap: float, size: str, request: gr.Request) -> Iterator[tuple]:
+    def on_try(
+        self, threshold: float, rate: str, overlap: float, size: str, chosen: Session[str], request: gr.Request
+    ) -> Iterator[tuple]:
         """A cat in a video that comes along: the video and its name before what ``on_find`` gives."""
         clip = sample()
-        for step in self.found([TRIED], clip, threshold, RATES.get(rate, 5.0), overlap, size, request):
+        for step in self.found([TRIED], clip, threshold, RATES.get(rate, 5.0), overlap, size, chosen, request):
             yield clip, TRIED, *step
 
     def found(
@@ -195,10 +203,11 @@ class Handlers:
         fps: float,
         overlap: float,
         size: str,
+        chosen: Session[str],
         request: gr.Request,
     ) -> Iterator[tuple]:
         """The steps of a run, as ``on_find`` gives them."""
-        detector = self.sizes[size]
+        detector = self.models.detector(chosen.value, size)
         same = (gr.skip(), gr.skip())
         with self.runs.begun(request) as stop:
             yield gr.skip(), live_value(clip, Watched()), gr.skip(), SHOWN
@@ -215,8 +224,9 @@ class Handlers:
             except Exception:
                 yield gr.skip(), clip_value(clip), gr.skip(), HIDDEN
                 raise
-            px = None if detector is next(iter(self.sizes.values())) else detector.image_size
-            call = Call(detector.name.removeprefix("owl_swin_"), names, threshold, overlap, px)
+            normal = self.models.detector(chosen.value).image_size
+            px = None if detector.image_size == normal else detector.image_size
+            call = Call(self.models.source(chosen.value), names, threshold, overlap, px)
             copied = copies(clip, call, fps)
             shown = found_value(clip, watched, path, threshold), found_files(clip, watched, path, copied)
             yield folder, *shown, HIDDEN
@@ -226,12 +236,12 @@ class Handlers:
         self.runs.stop(request)
 
 
-def wire(page: Page, on: Handlers) -> None:
+def wire(page: Page, on: Handlers, chosen: gr.State) -> None:
     """Which event calls which handler."""
     shown = [page.clip, page.downloads]
     busy = {**BUSY, "show_progress_on": page.clip}
     page.upload.upload(on.on_upload, [page.upload], [page.state, *shown], **busy)
-    asks = [page.threshold, page.rate, page.detail.overlap, page.detail.size]
+    asks = [page.threshold, page.rate, page.detail.overlap, page.detail.size, chosen]
     found = [page.made, *shown, page.stop]
     gr.on([page.find.click, page.names.submit], on.on_find, [page.names, page.state, *asks], found, **busy)
     if page.tried is not None:

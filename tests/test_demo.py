@@ -53,7 +53,8 @@ def test_nothing_comes_from_elsewhere(name):
     assert not [word for word in ("http:", "https:", "@import", "url(") if word in text]
 
 
-def test_the_file_starts_from_a_checkout(monkeypatch, capsys):
+def test_the_file_starts_from_a_checkout(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # what it sets is of its own process
     monkeypatch.setattr(sys, "argv", ["demo/app.py", "--help"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(DEMO / "app.py"), run_name="__main__")

@@ -10,10 +10,11 @@ from picture_files import BAD_FILES, encode, noise
 
 gr = pytest.importorskip("gradio")
 
-from owl_swin.demo import asking, batch, batching, naming  # noqa: E402
+from owl_swin.demo import batch, batching, naming  # noqa: E402
 from owl_swin.demo.asking import Question  # noqa: E402
 from owl_swin.demo.batch import Rest, coming, photos_of, turned_to, without  # noqa: E402
 from owl_swin.demo.bundles import FORMS  # noqa: E402
+from owl_swin.demo.models import Models  # noqa: E402
 from owl_swin.demo.photos import take_photo  # noqa: E402
 from owl_swin.demo.pieces import Upload  # noqa: E402
 from owl_swin.demo.session import Session  # noqa: E402
@@ -35,7 +36,7 @@ def uploads(tmp_path_factory):
 @pytest.fixture
 def tab(detector):
     """The handlers of the tab, those of its strip, and what a visitor has in it."""
-    on = naming.Handlers(asking.scales(detector))
+    on = naming.Handlers(Models(detector))
     session = Session(naming.Named())
     on.on_find("a cat, a dog", session)
     return on, on.batch, session
@@ -142,7 +143,7 @@ def zipped(strip, session, form) -> dict[str, str]:
 def test_another_size_is_looked_at_photo_by_photo(tab, uploads):
     on, strip, session = tab
     come(strip, session, *uploads[1:4])
-    on.on_size(session, list(on.sizes)[1])
+    on.on_size(session, list(on.models.sizes())[1])
     assert badges(strip, session)[1:] == ["", ""]
     value = strip.strip(session.value)
     steps = 0
@@ -156,7 +157,7 @@ def test_photos_that_have_no_room_at_another_size_are_left_out(tab, uploads, mon
     come(strip, session, *uploads[1:4])
     size = session.value.asked.encoded.nbytes
     monkeypatch.setattr(batch, "MOST_LOOK_BYTES", 5 * size)  # one photo of twice the size, and one more
-    _, value = on.on_size(session, list(on.sizes)[1])
+    _, value = on.on_size(session, list(on.models.sizes())[1])
     steps = 0
     while value["waiting"] and steps < 9:
         value, steps = strip.on_next(session)[1], steps + 1

@@ -3,9 +3,11 @@
 import io
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import TINY, make_tiny_model
 from picture_files import encode, noise
 from PIL import Image, ImageChops
 
@@ -26,7 +28,8 @@ from demo_pages import (  # noqa: E402
     watched,
 )
 
-from owl_swin import Detector, RegionIndex  # noqa: E402
+from owl_swin import CheckpointError, Detector, RegionIndex  # noqa: E402
+from owl_swin.demo.models import Models  # noqa: E402
 
 pytestmark = NEEDS_BROWSER
 SCREENS = Path(__file__).parent.parent / "out" / "screens"
@@ -315,6 +318,50 @@ def test_the_served_pages_name_things_and_turn_between_archives(browser, detecto
         page.get_by_text("texts/day 1/a & b.png").wait_for()
         page.click("#search-attached")
         page.get_by_text("3 photos and").wait_for()
+
+
+def choose_model(page, label: str) -> None:
+    page.click("#owl-model input")
+    page.get_by_role("option", name=label).click()
+
+
+def test_a_model_is_chosen_and_one_that_cannot_be_had_leaves_the_one_before(browser, detector, photos):
+    other = Detector(make_tiny_model(7, replace(TINY, name="other")), device="cpu")
+
+    def load(source: str) -> Detector:
+        if source == "damaged":
+            raise CheckpointError("is damaged", of=source)
+        return other
+
+    choice = Models(detector, ["nano", "other", "damaged"], load)
+    with opened(browser, detector, choice=choice) as page:
+        upload(page, "name-upload", photos / "blocks0.png")
+        page.fill("#name-text textarea, #name-text input", "a cat")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#name-chips .owl-chip")
+        set_slider(page, "name-threshold", 0.02)
+        page.wait_for_selector("#name-stage tbody tr")
+        before = page.inner_text("#name-stage tbody")
+        choose_model(page, "other")
+        page.locator("#owl-model-said").get_by_text("other · 96 px").wait_for()
+        until(page, "text => document.querySelector('#name-stage tbody').innerText != text", before)
+        after = page.inner_text("#name-stage tbody")
+        page.get_by_role("button", name="Python").locator("visible=true").click()
+        page.get_by_text("Detector.from_pretrained('other')").wait_for()
+        choose_model(page, "damaged")
+        page.get_by_text("damaged: is damaged").wait_for()
+        until(page, "document.querySelector('#owl-model input').value == 'other'")
+        assert page.inner_text("#name-stage tbody") == after
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.screenshot(path=SCREENS / "phone-models.png")
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.focus("#owl-model input")  # with keys alone
+        page.keyboard.press("Control+a")
+        page.keyboard.type("nano")
+        page.keyboard.press("Enter")
+        until(page, "text => document.querySelector('#name-stage tbody')?.innerText == text", before)
+        page.screenshot(path=SCREENS / "models.png")
 
 
 def test_the_pages_fit_light_dark_and_narrow_and_are_photographed(browser):

@@ -17,9 +17,11 @@ from owl_swin import Detector, ImageError, detect_video, to_video_record  # noqa
 from owl_swin.cli.main import app as cli  # noqa: E402
 from owl_swin.demo import app, clips, watching  # noqa: E402
 from owl_swin.demo.exports import Call  # noqa: E402
+from owl_swin.demo.models import Models  # noqa: E402
 from owl_swin.demo.pieces import Upload  # noqa: E402
 from owl_swin.demo.refusals import Refused  # noqa: E402
 from owl_swin.demo.running import Runs  # noqa: E402
+from owl_swin.demo.session import Session  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +155,8 @@ def test_copied_code_gives_what_was_found(detector, video, tmp_path, monkeypatch
 
 
 def test_a_run_shows_its_stop_and_leaves_nothing_half_done(detector, video, monkeypatch):
-    on = watching.Handlers({"normal": detector})
-    asked = (0.02, "10", 0.5, "normal", SimpleNamespace(session_hash="a"))
+    on = watching.Handlers(Models(detector))
+    asked = (0.02, "10", 0.5, "normal", Session(""), SimpleNamespace(session_hash="a"))
     with pytest.warns(UserWarning, match="First choose a video"):
         assert list(on.on_find("a cat", None, *asked)) == []
     assert [step[1] for step in on.on_try(*asked)][-1] == "a cat" and clips.sample().name == "cat.mp4"
