@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr
 
 from owl_swin import Detector, RegionIndex
-from owl_swin.demo import inside, models, naming, searching, showing, watching
+from owl_swin.demo import inside, mapping, models, naming, searching, showing, watching
 from owl_swin.demo.models import Models
 from owl_swin.demo.pieces import STYLE
 
@@ -79,6 +79,11 @@ def build_demo(
                 follow = [naming.build(chosen)]
             with gr.Tab("Show it"):
                 follow.append(showing.build(chosen))
+            if detector.spec.has_masks:
+                with gr.Tab("Map it"):
+                    if not alone:
+                        gr.Markdown(f"Maps are made with {choice.labels[0]}.", elem_classes="owl-small")
+                    mapping.build(detector)
             with gr.Tab("Video"):
                 follow.append(watching.build(chosen))
             with gr.Tab("Search"):

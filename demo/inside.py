@@ -27,6 +27,7 @@ from owl_swin.demo.pieces import (
 from owl_swin.demo.refusals import Refused, errors_shown, pick
 from owl_swin.demo.session import Session
 from owl_swin.demo.settings import Answers
+from owl_swin.demo.worked import attention_example, patches_example
 
 # The longer side at which this tab looks: enough windows to see, small enough to count patches and to keep what every
 # visitor's photo attends to (7 MB at 256 px with the nano model, and in proportion to the pixels).
@@ -273,6 +274,10 @@ def layout() -> Page:
             if samples():
                 gr.Markdown("Or look into one of these", elem_classes="owl-small")
                 samples_ = strip(items=sample_items(), elem_id="inside-samples", elem_classes="owl-samples")
+    with gr.Accordion("The formula, with numbers", open=False, elem_id="inside-worked"):
+        tex = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
+        gr.Markdown(attention_example(), latex_delimiters=tex, elem_classes="owl-step")
+        gr.Markdown(patches_example(), elem_classes="owl-step")
     return Page(looked, photo, blocks, text, before, after, view, head, upload, samples_)
 
 

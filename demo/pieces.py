@@ -10,7 +10,7 @@ from owl_swin import Detections, EncodedImage
 from owl_swin.demo.photos import Photo
 
 HERE = Path(__file__).parent
-SCRIPTS = ("stage.js", "drawing.js", "editing.js", "pieces.js", "camera.js", "clip.js", "batch.js")
+SCRIPTS = ("stage.js", "drawing.js", "editing.js", "pieces.js", "camera.js", "clip.js", "batch.js", "map.js")
 SCRIPT = "".join((HERE / name).read_text() for name in SCRIPTS)
 STYLE = (HERE / "style.css").read_text()
 # Put into the page with a piece, so that pages look and work the same wherever the Blocks are mounted.
