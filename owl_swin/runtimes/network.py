@@ -62,12 +62,12 @@ class GraphNetwork:
         raises QueryError."""
         height, width = pixels.shape[2:]
         graph = self._graph(self._export.image_graph(self._size((height, width))))
-        outputs = dict(zip(IMAGE_OUTPUTS, graph(_array(pixels, np.float32)), strict=True))
+        outputs: dict[str, Any] = {
+            name: torch.from_numpy(value)
+            for name, value in zip(IMAGE_OUTPUTS, graph(_array(pixels, np.float32)), strict=True)
+        }
         stride = self.spec.stride
-        return ImageEmbeddings(
-            **{name: torch.from_numpy(value) for name, value in outputs.items()},
-            grid_hw=(height // stride, width // stride),
-        )
+        return ImageEmbeddings(**outputs, grid_hw=(height // stride, width // stride))
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Token ids [N, L] → unit text embeddings [N, E]."""

@@ -73,7 +73,11 @@ def mosaic(
     ys = np.linspace(0, height, side + 1).round().astype(int)
     xs = np.linspace(0, width, side + 1).round().astype(int)
     pixels = np.empty((height, width, 3), dtype=np.uint8)
-    boxes, labels, scores, rows, first = [], [], [], [], 0
+    boxes: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    scores: list[np.ndarray] = []
+    rows: list[np.ndarray] = []
+    first = 0
     masks: list[MaskPiece] = []
     for row in range(side):
         for col in range(side):
@@ -81,14 +85,15 @@ def mosaic(
             scene = pictures[row * side + col]
             cell = place(scene, cell_hw, rng, min_kept=min_kept, zoom=zoom)
             pixels[ys[row] : ys[row + 1], xs[col] : xs[col + 1]] = cell.pixels
-            before, x, y = sum(map(len, labels)), int(xs[col]), int(ys[row])
+            before, x, y = sum(len(own) for own in labels), int(xs[col]), int(ys[row])
             masks += [MaskPiece(m.row + before, m.x + x, m.y + y, m.covered) for m in cell.masks]
             boxes.append(cell.boxes + np.array([xs[col], ys[row], xs[col], ys[row]], dtype=np.float32))
             labels.append(cell.labels)
             scores.append(cell.scores)
             rows.append(first + cell.rows)
             first += len(scene.boxes)
-    return Canvas(pixels, *map(np.concatenate, (boxes, labels, scores, rows)), tuple(masks))
+    whole = np.concatenate
+    return Canvas(pixels, whole(boxes), whole(labels), whole(scores), whole(rows), tuple(masks))
 
 
 def place(

@@ -121,7 +121,8 @@ def mask_losses(
     if not len(asked):  # every process and part takes part in every step
         nothing = images.masks.mask_embeds.sum() * 0 + images.masks.pixel_embeds.sum() * 0
         return dict.fromkeys(("mask", "dice", "mask_focal", "projection", "affinity"), nothing)
-    windows = windows_around(torch.cat(boxes), asked.shape[-2:], settings.margin)
+    map_hw = (asked.shape[-2], asked.shape[-1])
+    windows = windows_around(torch.cat(boxes), map_hw, settings.margin)
     seen = windows.look(asked, torch.arange(len(asked), device=asked.device))
     true = torch.cat(covered).to(asked.device)
     sure, guessed = true >= 0, true < 0
@@ -132,7 +133,7 @@ def mask_losses(
     parts["dice"], parts["mask_focal"] = true_mask_losses(seen[sure], shown, own)
     own = windows[guessed]
     parts["projection"] = projection_loss(seen[guessed], own)
-    lab = own.look(_cell_colours(colours, asked.shape[-2:]), torch.cat(owners)[guessed])
+    lab = own.look(_cell_colours(colours, map_hw), torch.cat(owners)[guessed])
     parts["affinity"] = affinity_loss(seen[guessed], lab, own, settings.affinity_threshold)
     weights = {
         "dice": settings.dice_weight,
@@ -191,7 +192,9 @@ def shown_by_patches(
     return shown & within, may_show
 
 
-def dense_targets(scene: MatchedScene, shown: Tensor, may_show: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+def dense_targets(
+    scene: MatchedScene, shown: Tensor, may_show: Tensor, centres: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """What each patch's own place is called, [P, q], and the box it is of, [P] (-1: none); and 1 in [P, q] where the
     patch learns it.
 
