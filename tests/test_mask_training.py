@@ -1,6 +1,7 @@
 """Training the mask branch: what each loss measures, what a box alone teaches, and what stays as it was."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from test_training import ALONE, metrics, model_of
 from training_data import detect_settings, one_shape, train_config
 
 from owl_swin import Detector
+from owl_swin.config import CalibrationConfig
+from owl_swin.frame import normalise
+from owl_swin.models.masks import mask_logits
 from owl_swin.training.config import OptimConfig
 from owl_swin.training.loop import train
 from owl_swin.training.mask_losses import (
@@ -153,6 +157,7 @@ def scene_of(boxes, names, vague=()):
         match=Match(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0)),
         vague_boxes=torch.tensor([box for box, _ in vague]).view(-1, 4),
         vague_columns=torch.tensor([column for _, column in vague], dtype=torch.long),
+        vague_rows=torch.arange(len(vague)) + len(names),
     )
 
 
@@ -209,7 +214,7 @@ def test_boxes_and_names_stay_to_the_bit_where_only_masks_learn(only_masks_run):
         assert same != name.startswith("masks."), name
     moved = {name for name in after if name.startswith("optim.")}
     assert moved and all(name.startswith("optim.model.masks.") for name in moved)
-    parts = {"loss", "mask", "dice", "mask_focal", "projection", "affinity", "dense"}
+    parts = {"loss", "mask", "dice", "mask_focal", "projection", "affinity", "dense_name"}
     lines = metrics(folder)
     assert all(parts <= line.keys() and not {"class", "l1", "giou", "objectness"} & line.keys() for line in lines)
 
@@ -217,12 +222,17 @@ def test_boxes_and_names_stay_to_the_bit_where_only_masks_learn(only_masks_run):
 def test_the_model_file_finds_what_it_found_before(only_masks_run, tmp_path):
     from owl_swin.families.owl_swin import save_checkpoint
 
-    settings, folder = only_masks_run
-    save_checkpoint(tmp_path / "before.safetensors", model_of(settings), {"name": "before"})
-    picture = one_shape("red square", side=90)
+    settings, _ = only_masks_run
+    model, before = model_of(settings), tmp_path / "before.safetensors"
+    model.config = replace(model.config, image_size=128, calibration=CalibrationConfig(text_scale=2.0, text_bias=1.0))
+    save_checkpoint(before, model, {"name": "before"})
+    toml = Path(settings["model"]).read_text().replace("image_size = 96", "image_size = 128")
+    (tmp_path / "model.toml").write_text(toml)
+    more = {"model": str(tmp_path / "model.toml"), "init": [str(before)], "output": str(tmp_path / "run"), "steps": 1}
+    folder = train(train_config(settings | more))
     first, second = (
-        Detector.from_pretrained(path).detect(picture, ["red square", "a circle"], threshold=0.0, image_size=96)
-        for path in (tmp_path / "before.safetensors", folder / "model.safetensors")
+        Detector.from_pretrained(path).detect(one_shape("red square", side=90), ["red square", "a circle"], threshold=0)
+        for path in (before, folder / "model.safetensors")
     )
     assert len(first) and torch.equal(first.boxes, second.boxes) and torch.equal(first.scores, second.scores)
 
@@ -233,7 +243,7 @@ def test_masks_learn_beside_boxes_at_a_rate_of_their_own(tmp_path):
     task = DetectTask(train_config(settings), model, ALONE)
     parts = task.step_losses(task.batch(0))
     parts["loss"].backward()
-    assert {"class", "l1", "mask", "dense"} <= parts.keys()
+    assert {"class", "l1", "mask", "dense_name"} <= parts.keys()
     assert model.masks is not None and model.masks.mask.weight.grad.abs().sum() > 0
     assert model.masks.dense_head.embed.weight.grad.abs().sum() > 0
     frozen = DetectTask(train_config(settings | {"optim": {"masks_lr": 0.0}}), model, ALONE)
@@ -249,7 +259,7 @@ def test_scenes_without_boxes_teach_the_branch_too(tmp_path):
     task = DetectTask(train_config(settings), model, ALONE)
     parts = task.step_losses(task.batch(0))
     parts["loss"].backward()
-    assert parts["mask"] == 0 and parts["dense"] > 0 and parts["loss"].isfinite()
+    assert parts["mask"] == 0 and parts["dense_name"] > 0 and parts["loss"].isfinite()
 
 
 def test_what_each_place_shows_starts_as_what_its_box_holds(tmp_path):
@@ -285,3 +295,36 @@ def test_true_masks_teach_where_a_set_has_them(tmp_path):
     assert len(shares) > 20 and np.median(shares) == pytest.approx(0.5, abs=0.05)
     parts = task.step_losses(batch)
     assert parts["dice"] > 0.1 and parts["projection"] == parts["affinity"] == 0
+
+
+def test_a_box_alone_teaches_the_outline_of_what_stands_out(tmp_path):
+    """Of circles and squares on grey the boxes are alike; their masks are not."""
+    optim = {"image_lr": 0.0, "heads_lr": 0.0, "masks_lr": 1e-2}
+    settings = with_masks(tmp_path, optim=optim, batch_size=4, detect={"mosaic": [1.0]}, masks={"warmup_steps": 20})
+    model = model_of(settings)
+    task = DetectTask(train_config(settings), model, ALONE)
+    batch = task.batch(0)
+    optimizer = torch.optim.AdamW(model.masks.parameters(), 1e-2)
+    for step in range(50):
+        loss = task.step_losses(replace(batch, index=step))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        images = model.eval().encode_with_masks(normalise(batch.pixels.float() / 255))
+    inner, corners = [], {"square": [], "circle": []}
+    for place, (boxes, columns) in enumerate(zip(batch.boxes, batch.labels, strict=True)):
+        masks = images.masks.map(lambda tensor, place=place: tensor[place])
+        middles = (boxes[:, 1] * images.grid_hw[0]).long() * images.grid_hw[1] + (
+            boxes[:, 0] * images.grid_hw[1]
+        ).long()
+        found = mask_logits(masks.mask_embeds[middles], masks.pixel_embeds, boxes) > 0
+        for box, column, mask in zip(boxes, columns, found, strict=True):
+            y, x = (
+                ((torch.arange(n) + 0.5) / n - box[i]) * 2 / box[i + 2] for i, n in ((1, len(mask)), (0, len(mask[0])))
+            )
+            radius = y.square()[:, None] + x.square()[None]
+            corner = (y.abs() < 0.95)[:, None] & (x.abs() < 0.95)[None] & (radius > 1.2)
+            inner.append(mask[radius < 0.6].float().mean().item())
+            corners[task.names[int(batch.classes[column])].split()[1]].append(mask[corner].float().mean().item())
+    assert min(inner) > 0.8 and np.mean(corners["square"]) > 0.8 and np.mean(corners["circle"]) < 0.3

@@ -147,7 +147,9 @@ def test_masks_stay_with_their_boxes_where_others_go(tmp_path):
     content["annotations"][1]["score"] = 0.1
     path.write_text(json.dumps(content))
     scenes = load_scenes(DataConfig("coco", config.path, config.images, min_per_class=1, ignore_below=0.3), masks=True)
-    assert len(scenes.scenes[0].masks) == 2 and len(scenes.scenes[0].vague_boxes) == 1
+    assert len(scenes.scenes[0].vague_boxes) == 1 and len(scenes.scenes[0].area_labels) == 0
+    # Of the two boxes, and then of the vague one, whose mask was guessed as vaguely.
+    assert [mask is not None for mask in scenes.scenes[0].masks] == [True, True, False]
     scenes = load_scenes(DataConfig("coco", config.path, config.images, min_per_class=2), masks=True)
     scene, found = SceneSampler(scenes).draw(np.random.default_rng(0))
     starts = [int(np.nonzero(mask.pixels().any(0))[0][0]) for mask in found.masks]

@@ -1,11 +1,12 @@
 """What `owl-swin info` says of a data set: how it was understood, what it holds, what is wrong with it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from owl_swin.errors import OwlSwinError
+from owl_swin.errors import MissingExtraError, OwlSwinError
 from owl_swin.files import IMAGE_FORMS, make_folder_of, write_image
 
 # Rows of the table of classes: the most and the least frequent ones.
@@ -15,9 +16,18 @@ READ_PICTURES, PICTURE_PX = 2000, 128
 
 
 def describe_data(
-    path: str, kind: str, images: str, split: str, *, check: bool, save: Path | None, samples: int
+    path: str,
+    kind: str,
+    images: str,
+    split: str,
+    *,
+    maps: Mapping[str, Any],
+    check: bool,
+    save: Path | None,
+    samples: int,
 ) -> dict[str, Any]:
-    """Reads the set, writes the contact sheet where ``save`` says so, and returns the summary."""
+    """Reads the set, writes the contact sheet where ``save`` says so, and returns the summary. ``maps`` are what
+    DataConfig needs to know of label maps."""
     from owl_swin.data.config import DETECT_KINDS, DataConfig
     from owl_swin.data.contact_sheet import sheet_of_pictures, sheet_of_scenes
     from owl_swin.data.pictures import load_pictures
@@ -26,10 +36,13 @@ def describe_data(
 
     if save is not None and save.suffix.lower() not in IMAGE_FORMS:
         raise OwlSwinError(f"{save}: the sheet's name must end in {', '.join(IMAGE_FORMS)}")
-    config = DataConfig(kind, path, images, split, size=PICTURE_PX)
+    config = DataConfig(kind, path, images, split, size=PICTURE_PX, **maps)
     about: dict[str, Any] = {"path": path, "kind": kind}
     if kind in DETECT_KINDS:
-        scenes = load_scenes(config)
+        try:
+            scenes = load_scenes(config, masks=True)
+        except MissingExtraError:  # polygons; boxes can be counted without
+            scenes = load_scenes(config)
         about |= {"for": "detection", **summarise_scenes(scenes, check=check)}
         sheet = sheet_of_scenes(scenes, samples) if save else None
     else:
@@ -73,6 +86,10 @@ def _box_lines(about: dict[str, Any]) -> list[str]:
         f"  classes    {about['classes']}, {about['classes_without_boxes']} of them without a box, "
         f"{about['classes_with_synonyms']} with synonyms",
     ]
+    if about["boxes_with_masks"] or about["areas"]:
+        lines.append(
+            f"  masks      {about['boxes_with_masks']} of the boxes have one; {about['areas']} areas without boxes"
+        )
     negatives = about["verified_negatives_a_picture"]
     if negatives is None:
         lines.append("  negatives  every class that has no box in a picture")

@@ -49,6 +49,10 @@ def info(
     ] = None,
     images: Annotated[str, typer.Option(help="Folder of the data set's pictures.")] = "",
     split: Annotated[str, typer.Option(help="Part of a data set that has parts.")] = "train",
+    names: Annotated[str, typer.Option(help="File of what the numbers of label maps mean.")] = "",
+    ignore: Annotated[
+        list[int] | None, typer.Option(min=0, help="Number of label maps that means nothing; may be repeated.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Decode every picture of the data set.")] = False,
     save: Annotated[
         Path | None, typer.Option(help="Write sample pictures with boxes and names here (.jpg, .png).")
@@ -62,14 +66,15 @@ def info(
 
     Example: owl-swin info annotations.json --images photos --save sheet.jpg
     """
-    chosen = _kind_of_data(what, kind, asked=bool(images or save or check))
+    chosen = _kind_of_data(what, kind, asked=bool(images or names or save or check))
     if chosen is None:
         about = _about_model(what)
         print(
             json.dumps(about, indent=2, ensure_ascii=False) if form == Format.JSON else "\n".join(_model_lines(about))
         )
         return
-    found = describe_data(what, chosen, images, split, check=check, save=save, samples=samples)
+    maps = {"names": names, **({"ignore_values": tuple(ignore)} if ignore is not None else {})}
+    found = describe_data(what, chosen, images, split, maps=maps, check=check, save=save, samples=samples)
     print(data_json(found) if form == Format.JSON else "\n".join(map(printable, data_lines(found))))
 
 

@@ -58,9 +58,9 @@ def read_coco_file(path: Path, images: Path, *, outlines: bool = False) -> CocoF
     if not isinstance(content, dict):
         raise DataError(f"{path}: {type(content).__name__} where an object is expected; {EXPECTED}")
     broken: list[str] = []
-    categories = _categories(path, content["categories"], broken)
+    categories = read_categories(path, content["categories"], broken)
     category_ids = {category["id"] for category in categories}
-    records = _image_records(content["images"], images, category_ids, broken)
+    records = read_image_records(content["images"], images, category_ids, broken)
     annotations: list[dict[str, Any]] = []
     lost: list[tuple[Any, Any]] = []
     seen: dict[tuple[Any, ...], Any] = {}
@@ -115,7 +115,7 @@ def read_coco(path: Path, images: Path, *, ignore_below: float = 0.0, masks: boo
     empty, or not of its picture's size is noted, and its box stays.
     """
     file = read_coco_file(path, images, outlines=masks)
-    categories = sorted(file.categories, key=lambda category: _id_order(category["id"]))
+    categories = sorted(file.categories, key=lambda category: id_order(category["id"]))
     rows = {category["id"]: row for row, category in enumerate(categories)}
     boxes = {image["id"]: BoxList(file.broken, stated_size(image), ignore_below=ignore_below) for image in file.images}
     for annotation in file.annotations:
@@ -124,8 +124,10 @@ def read_coco(path: Path, images: Path, *, ignore_below: float = 0.0, masks: boo
             own.unknown.append(label)
         else:
             x, y, w, h = annotation["bbox"]
-            mask = _mask(annotation, own.wh, file.broken) if masks else None
-            own.keep(label, (x, y, x + w, y + h), annotation.get("score", 1.0), mask)
+            score = annotation.get("score", 1.0)
+            sure = masks and score > 0 and score >= ignore_below  # a vague box has no mask that is known
+            mask = _mask(annotation, own.wh, file.broken) if sure else None
+            own.keep(label, (x, y, x + w, y + h), score, mask)
     for image_id, category_id in file.lost:
         boxes[image_id].unknown.append(rows[category_id])
     scenes = []
@@ -175,11 +177,12 @@ def _kind_of_list(content: list[Any]) -> str:
     return "detections (a results file)" if is_result else f"{len(content)} things"
 
 
-def _id_order(value: Any) -> tuple[bool, Any]:
+def id_order(value: Any) -> tuple[bool, Any]:
+    """What sorts ids: numbers first, then texts."""
     return (True, str(value)) if not isinstance(value, (int, float)) else (False, value)
 
 
-def _categories(path: Path, records: Sequence[Any], broken: list[str]) -> list[dict[str, Any]]:
+def read_categories(path: Path, records: Sequence[Any], broken: list[str]) -> list[dict[str, Any]]:
     """Categories by their ids, each id once."""
     categories: dict[Any, dict[str, Any]] = {}
     for record in records:
@@ -196,7 +199,7 @@ def _categories(path: Path, records: Sequence[Any], broken: list[str]) -> list[d
     return list(categories.values())
 
 
-def _image_records(
+def read_image_records(
     records: Sequence[Any], images: Path, category_ids: set[Any], broken: list[str]
 ) -> dict[Any, dict[str, Any]]:
     """Image records by id, each id once, with the path of each picture."""

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from owl_swin.errors import ConfigError
 
-DETECT_KINDS = ("coco", "lvis", "voc", "yolo", "visual_genome", "label_studio", "sheets")
+DETECT_KINDS = (
+    "coco", "lvis", "voc", "yolo", "visual_genome", "label_studio", "coco_panoptic", "label_maps", "sheets",
+)  # fmt: skip
 ALIGN_KINDS = (
     "captions",
     "csv",
@@ -32,6 +34,10 @@ class DataConfig:
     - "voc": a folder of Pascal VOC XML, the folder above it, or an image-set list such as ImageSets/Main/train.txt
     - "yolo": data.yaml or a list of class names (classes.txt), with labels/*.txt beside images/
     - "label_studio": the JSON or JSON-MIN export of a Label Studio project
+    - "coco_panoptic": COCO panoptic JSON, its PNGs in a folder beside it that is called as the file, or "panoptic"
+    - "label_maps": a folder of PNGs whose numbers are classes, as ADE20K's, called as the pictures; ``names`` is the
+      file that says what the numbers mean, a name a line or ADE20K's objectInfo150.txt, and ``ignore_values`` are those
+      that mean nothing (ADE20K: [0])
     - "visual_genome": objects.json, or region_descriptions.json with phrases as names
 
     Kinds of named or captioned pictures, for alignment:
@@ -45,6 +51,9 @@ class DataConfig:
     - "cutouts": COCO-like JSON of RGBA pictures whose image records carry ``name``
 
     "sheets" (sheets of tiles with a manifest) serve both.
+
+    A mask branch also learns from the masks that "coco", "lvis" and "coco_panoptic" have. Stuff, and all of label maps,
+    has no boxes: such areas teach what the places of a picture show, and no box is learned there.
 
     ``split`` is the part of a set that has parts. ``weight`` is the set's share of the drawn samples; ``size`` the side
     in pixels that pictures for alignment are kept at; ``max_per_class`` bounds the pictures of a class in alignment,
@@ -72,6 +81,8 @@ class DataConfig:
     mosaic: tuple[float, ...] = ()
     ignore_below: float = 0.0
     repeat: float = 0.0
+    names: str = ""
+    ignore_values: tuple[int, ...] = (255,)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -87,6 +98,8 @@ class DataConfig:
         if self.ignore_below and self.kind not in SCORED_KINDS:
             scored = ", ".join(SCORED_KINDS)
             raise ConfigError(f"data.ignore_below is for boxes with scores, which {scored} may have, not {self.kind}")
+        if (self.kind == "label_maps") != bool(self.names):
+            raise ConfigError("data.names is the file of names of a set of kind 'label_maps', which needs one")
         if self.mosaic:
             check_mosaic("data", self.mosaic)
 

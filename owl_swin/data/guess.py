@@ -59,6 +59,8 @@ def _of_json(content: Any) -> str | None:
         return "coco_captions"
     if any("neg_category_ids" in record for record in images[:20]):
         return "lvis"
+    if any("segments_info" in record for record in annotations[:20]):
+        return "coco_panoptic"
     for key, kind in (("label", "labelled"), ("name", "cutouts")):
         if not annotations and any(key in record for record in images[:20]):
             return kind

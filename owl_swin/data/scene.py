@@ -46,7 +46,8 @@ class Scene:
     ``scores [N]`` in (0, 1] are how sure a guessed box is; None: all are certain. ``vague_boxes [V, 4]`` and
     ``vague_labels [V]`` were guessed with too little certainty to be boxes, or their absence. ``embeds [N, E]`` and
     ``image_embed [E]`` are what the teacher that guessed the boxes thinks of each, and of the whole picture.
-    ``masks`` (N of them, None: not known) are of the boxes, where they were asked for.
+    ``masks`` (none, or N + V of them; None: not known) are of the boxes, and then of the vague ones: a vague box with a
+    mask is an area that surely shows its name, as stuff does, without saying where its things begin and end.
     """
 
     source: Path
@@ -76,6 +77,12 @@ class Scene:
             return np.ones(4, dtype=np.float32)
         x, y = picture.width / self.stated_wh[0], picture.height / self.stated_wh[1]
         return np.array([x, y, x, y], dtype=np.float32)
+
+    @property
+    def area_labels(self) -> np.ndarray:
+        """The labels of the vague boxes that have a mask."""
+        known = [mask is not None for mask in self.masks[len(self.labels) :]]
+        return self.vague_labels[known] if any(known) else no_rows()
 
     def absent(self, n_names: int) -> np.ndarray:
         """Rows [K] of the set's ``n_names`` names that are surely not in the picture, in order."""
@@ -241,9 +248,19 @@ class BoxList:
         self.masks: list[Mask | None] = []
         self._known: set[tuple[int, tuple[float, ...]]] = set()
 
-    def add(self, where: str, label: int, xyxy: Sequence[Any], *, as_given: Any = None, score: Any = 1.0) -> None:
+    def add(
+        self,
+        where: str,
+        label: int,
+        xyxy: Sequence[Any],
+        *,
+        as_given: Any = None,
+        score: Any = 1.0,
+        mask: Mask | None = None,
+        area: bool = False,
+    ) -> None:
         """Adds a box, cut to the picture, once; ``where`` and ``as_given`` (the box as the file has it) are for the
-        note."""
+        note. An ``area`` has a vague box."""
         box, problem = cut_box(xyxy, self.wh), score_problem(score)
         if isinstance(box, str):
             problem = f"{box} {list(xyxy) if as_given is None else as_given}"
@@ -253,7 +270,7 @@ class BoxList:
         elif (label, box) in self._known:
             self.broken.append(f"{where}: given twice")
         else:
-            self.keep(label, box, score)
+            self.keep(label, box, 0.0 if area else score, mask)
 
     def keep(
         self, label: int, xyxy: tuple[float, float, float, float], score: float = 1.0, mask: Mask | None = None
@@ -278,16 +295,16 @@ class BoxList:
             labels[sure],
             **{"stated_wh": self.wh, **more},
             unknown=unknown,
-            scores=None if (scores == 1).all() else scores[sure],
+            scores=None if (scores[sure] == 1).all() else scores[sure],
             vague_boxes=boxes[~sure],
             vague_labels=labels[~sure],
-            masks=tuple(compress(self.masks, sure)) if any(self.masks) else (),
+            masks=(*compress(self.masks, sure), *compress(self.masks, ~sure)) if any(self.masks) else (),
         )
 
 
 def without_rare(scenes: Scenes, min_boxes: int) -> Scenes:
-    """The set without the names that have fewer than ``min_boxes`` boxes; rows are counted anew."""
-    labels = [scene.labels for scene in scenes.scenes]
+    """The set without the names that have fewer than ``min_boxes`` boxes and areas; rows are counted anew."""
+    labels = [own for scene in scenes.scenes for own in (scene.labels, scene.area_labels)]
     counts = np.bincount(np.concatenate([no_rows(), *labels]), minlength=len(scenes.names))
     kept = np.flatnonzero(counts >= min_boxes)
     new_row = np.full(len(scenes.names), -1)
@@ -314,7 +331,9 @@ def _renumbered(scenes: Scenes, new_row: np.ndarray, names: list[list[str]]) -> 
     left = [
         replace(
             scene,
-            masks=tuple(compress(scene.masks, new_row[scene.labels] >= 0)),
+            masks=tuple(
+                compress(scene.masks, np.concatenate([new_row[scene.labels], new_row[scene.vague_labels]]) >= 0)
+            ),
             boxes=scene.boxes[new_row[scene.labels] >= 0],
             labels=moved(scene.labels),
             scores=None if scene.scores is None else scene.scores[new_row[scene.labels] >= 0],

@@ -6,8 +6,10 @@ from pathlib import Path
 from owl_swin.data.broken import reading, report_broken
 from owl_swin.data.coco import read_coco, read_lvis
 from owl_swin.data.config import DETECT_KINDS, DataConfig
+from owl_swin.data.label_scenes import read_label_scenes
 from owl_swin.data.label_studio import read_label_studio
 from owl_swin.data.naming import images_folder
+from owl_swin.data.panoptic import read_panoptic
 from owl_swin.data.scene import (
     PictureCache,
     Scene,
@@ -59,10 +61,14 @@ def _read(config: DataConfig, masks: bool) -> Scenes:
         return read_yolo(path, config.images, config.split, ignore_below=config.ignore_below)
     if config.kind == "label_studio":
         return read_label_studio(path, config.images)
+    if config.kind == "label_maps":
+        return read_label_scenes(path, config.images, config.names, config.ignore_values)
     if config.kind == "sheets":
         return read_sheets(path, config.split)
     folder = images_folder(path, config.images)
     if config.kind == "visual_genome":
         return read_visual_genome(path, folder)
+    if config.kind == "coco_panoptic":
+        return read_panoptic(path, folder, masks=masks)
     read = {"coco": read_coco, "lvis": read_lvis}[config.kind]
     return read(path, folder, ignore_below=config.ignore_below, masks=masks)

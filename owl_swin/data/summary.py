@@ -37,6 +37,8 @@ def summarise_scenes(scenes: Scenes, *, check: bool = False) -> dict[str, Any]:
         "pictures_without_boxes": int((per_picture == 0).sum()),
         "boxes": int(counts.sum()),
         "boxes_a_picture": _spread(per_picture),
+        "boxes_with_masks": sum(m is not None for s in scenes.scenes for m in s.masks[: len(s.labels)]),
+        "areas": sum(len(scene.area_labels) for scene in scenes.scenes),
         "classes": len(scenes.names),
         "classes_without_boxes": int((counts == 0).sum()),
         "classes_with_synonyms": sum(len(names) > 1 for names in scenes.names),

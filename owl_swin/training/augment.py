@@ -42,7 +42,7 @@ class Canvas:
 @dataclass(frozen=True, slots=True)
 class Annotated:
     """A picture, its boxes [N, 4] in pixels of it, labels [N], scores [N] (0: a vague box), and how often each box is
-    drawn to be the middle of a close-up, odds [N]; ``masks`` of the first boxes (None: not known)."""
+    drawn to be the middle of a close-up, odds [N]; ``masks`` of the boxes (none, or N; None: not known)."""
 
     picture: Image.Image
     boxes: np.ndarray
@@ -73,11 +73,8 @@ def mosaic(
     ys = np.linspace(0, height, side + 1).round().astype(int)
     xs = np.linspace(0, width, side + 1).round().astype(int)
     pixels = np.empty((height, width, 3), dtype=np.uint8)
-    boxes: list[np.ndarray] = []
+    boxes, scores, rows, first = [], [], [], 0
     labels: list[np.ndarray] = []
-    scores: list[np.ndarray] = []
-    rows: list[np.ndarray] = []
-    first = 0
     masks: list[MaskPiece] = []
     for row in range(side):
         for col in range(side):
@@ -92,8 +89,8 @@ def mosaic(
             scores.append(cell.scores)
             rows.append(first + cell.rows)
             first += len(scene.boxes)
-    whole = np.concatenate
-    return Canvas(pixels, whole(boxes), whole(labels), whole(scores), whole(rows), tuple(masks))
+    joined = [np.concatenate(own) for own in (boxes, labels, scores, rows)]
+    return Canvas(pixels, joined[0], joined[1], joined[2], joined[3], tuple(masks))
 
 
 def place(
@@ -145,7 +142,7 @@ def _masks_in(
     whose file cannot be read, or that has nothing in its box, is not known."""
     pieces = []
     for row, place in enumerate(kept.tolist()):
-        mask = scene.masks[place] if place < len(scene.masks) else None
+        mask = scene.masks[place] if scene.masks else None
         if mask is None:
             continue
         try:

@@ -1,10 +1,13 @@
 """Weights to start from, and mixing them back in at the end."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from owl_swin.config import CalibrationConfig, from_mapping
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.owl_swin import checkpoint_path
 from owl_swin.families.weights import dequantise, read_tensors
@@ -54,6 +57,8 @@ def _load(model: OwlSwin, tensors: dict[str, Tensor], source: str) -> set[str]:
     return set(tensors)
 
 
+# Before a colon: of what the rest of a source is a part.
+PARTS = ("swin", "stem", "text", "open_clip")
 SIZES_OF_SWIN = ("patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")
 
 
@@ -91,6 +96,21 @@ def _published_text(model: OwlSwin, name: str) -> dict[str, Tensor]:
 def copy_pooled_to_class_head(model: OwlSwin) -> None:
     """Lets every patch start from the picture-wide projection that alignment has learned."""
     model.class_head.embed.load_state_dict(model.image_projection.state_dict())
+
+
+def calibration_of(sources: Sequence[str]) -> CalibrationConfig | None:
+    """The calibration of the last of the weights to start from that are a whole model; None where none is."""
+    for source in reversed(sources):
+        if source.partition(":")[0] in PARTS and ":" in source:
+            continue
+        metadata = read_tensors(checkpoint_path(_state_of(source)))[1]
+        try:
+            said = metadata.get("config")
+            config = json.loads(metadata["settings"])["model_config"] if said is None else json.loads(said)
+            return from_mapping(CalibrationConfig, config["calibration"], where=source)
+        except (KeyError, TypeError, ValueError):  # a text tower, or weights that others wrote
+            continue
+    return None
 
 
 def start_masks(model: OwlSwin, given: set[str]) -> None:

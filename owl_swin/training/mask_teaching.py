@@ -21,7 +21,7 @@ from owl_swin.training.matched import MatchedScene, inside, overlap_with_targets
 from owl_swin.training.matcher import Match
 from owl_swin.training.naming import name_loss
 from owl_swin.training.true_masks import TrueMasks
-from owl_swin.types import ImageEmbeddings, MaskEmbeddings
+from owl_swin.types import ImageEmbeddings, MaskEmbeddings, PatchLogitInputs
 
 # A patch whose box overlaps its target less is asked for the mask of the target in place of its own box.
 LEAST_OVERLAP = 0.5
@@ -31,6 +31,8 @@ SHOWN, NOT_SHOWN = 0.6, 0.1
 GUESSED = 0.75
 # Before masks can be trusted, a patch shows a thing in this part of the ellipse in its box, as (radius)².
 MIDDLE = 0.4
+# Most patches of a scene, drawn at random, that learn the names of their places in a step.
+PLACES = 400
 # Fewest patches that the dense loss of a scene is shared among.
 FEWEST = 16
 
@@ -46,7 +48,7 @@ def branch_losses(
     progress: float,
     config: TrainConfig,
 ) -> dict[str, Tensor]:
-    """What a batch teaches the branch: "loss", the weighted sum of "mask" and "dense", and the parts of "mask".
+    """What a batch teaches the branch: "loss", the weighted sum of "mask" and "dense_name", and the parts of "mask".
 
     ``images`` have masks; ``colours [B, 3, H, W]`` are the pixels in [0, 1] as the pictures have them, ``centres
     [P, 2]`` of patches in [0, 1], ``texts [Q, E]`` and ``exemplars`` (embeddings [K, E], columns [K]) those of the
@@ -56,12 +58,13 @@ def branch_losses(
     focal = {"alpha": config.detect.focal_alpha, "gamma": config.detect.focal_gamma}
     parts = mask_losses(images, scenes, truth, colours, settings, progress)
     dense = []
-    for place, scene in enumerate(scenes):
+    for place, matched in enumerate(scenes):
+        scene = matched.with_areas(truth[place].covering(matched.vague_rows.cpu())[0].to(centres.device))
         seen = shown_by_patches(images, place, scene, truth[place], centres, progress >= 1)
         targets = dense_targets(scene, *seen, centres)
         dense.append(dense_loss(images, place, scene, targets, texts, exemplars, settings, focal))
-    parts["dense"] = torch.stack(dense).mean()
-    return {"loss": settings.weight * parts["mask"] + settings.dense_weight * parts["dense"], **parts}
+    parts["dense_name"] = torch.stack(dense).mean()
+    return {"loss": settings.weight * parts["mask"] + settings.dense_weight * parts["dense_name"], **parts}
 
 
 def pick_patches(match: Match, per_box: int, most: int) -> Tensor:
@@ -118,10 +121,10 @@ def mask_losses(
         maps.append(truth[place].maps)
         first += len(truth[place].rows)
     asked = torch.cat(logits)
+    map_hw = (asked.shape[1], asked.shape[2])
     if not len(asked):  # every process and part takes part in every step
         nothing = images.masks.mask_embeds.sum() * 0 + images.masks.pixel_embeds.sum() * 0
         return dict.fromkeys(("mask", "dice", "mask_focal", "projection", "affinity"), nothing)
-    map_hw = (asked.shape[-2], asked.shape[-1])
     windows = windows_around(torch.cat(boxes), map_hw, settings.margin)
     seen = windows.look(asked, torch.arange(len(asked), device=asked.device))
     true = torch.cat(covered).to(asked.device)
@@ -223,8 +226,13 @@ def dense_loss(
     """The loss of what the places of one scene are called. ``targets`` are of ``dense_targets``, ``texts [Q, E]`` and
     ``exemplars`` (embeddings [K, E], columns [K]) of the batch."""
     assert images.masks is not None
-    dense = images.masks.map(lambda tensor: tensor[place]).dense
-    wanted, owners, learns = targets
+    drawn = torch.randperm(len(targets[0]), device=texts.device)[:PLACES]
+    dense = PatchLogitInputs(
+        images.masks.dense.class_embeds[place, drawn],
+        images.masks.dense.logit_shift[place, drawn],
+        images.masks.dense.logit_scale[place, drawn],
+    )
+    wanted, owners, learns = (given[drawn] for given in targets)
     count = (owners >= 0).sum().clamp(min=FEWEST)
     asked = texts[scene.asked]
     loss = (focal_loss(raw_logits(dense, asked), wanted, **focal) * learns).sum() / count

@@ -1,6 +1,6 @@
 """A training scene after matching: its boxes, what they are called, and the patches that answer for them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,10 @@ from owl_swin.training.matcher import Match
 
 @dataclass(frozen=True, slots=True)
 class MatchedScene:
-    """``asked [q]`` columns of the batch's classes, in order, and how much each counts, ``rare [q]``; ``boxes [G, 4]``
-    cxcywh in [0, 1], each once, with ``names [G, q]`` (how sure each is) and ``rows [G]``, their places among all boxes
-    of the scene; ``match`` says which patches answer. ``vague_boxes [V, 4]`` with columns ``vague_columns [V]`` are
-    neither there nor not."""
+    """``asked [q]`` columns of the batch's Q classes, in order, and how much each of those counts, ``rare [Q]``;
+    ``boxes [G, 4]`` cxcywh in [0, 1], each once, with ``names [G, q]`` (how sure each is) and ``rows [G]``, their
+    places among all boxes of the scene; ``match`` says which patches answer. ``vague_boxes [V, 4]`` with columns
+    ``vague_columns [V]`` and places ``vague_rows [V]`` are neither there nor not."""
 
     asked: Tensor
     rare: Tensor
@@ -25,6 +25,7 @@ class MatchedScene:
     match: Match
     vague_boxes: Tensor
     vague_columns: Tensor
+    vague_rows: Tensor
 
     @property
     def patch_names(self) -> Tensor:
@@ -45,7 +46,28 @@ class MatchedScene:
 
     def rarity(self) -> Tensor:
         """How much each box's rarest name counts, [G]."""
-        return F.pad(self.names * self.rare, (0, 1)).amax(1)
+        return F.pad(self.names * self.rare[self.asked], (0, 1)).amax(1)
+
+    def with_areas(self, known: Tensor) -> "MatchedScene":
+        """The scene for what its places show: the vague boxes that are ``known [V]`` by their masks are boxes of it
+        too, after the others, and their names are asked."""
+        if not known.any():
+            return self
+        columns = self.vague_columns[known]
+        asked = torch.cat([self.asked, columns]).unique()
+        names = self.names.new_zeros(len(self.names) + len(columns), len(asked))
+        names[: len(self.names), torch.searchsorted(asked, self.asked)] = self.names
+        names[torch.arange(len(columns)) + len(self.names), torch.searchsorted(asked, columns)] = 1
+        return replace(
+            self,
+            asked=asked,
+            boxes=torch.cat([self.boxes, self.vague_boxes[known]]),
+            names=names,
+            rows=torch.cat([self.rows, self.vague_rows[known]]),
+            vague_boxes=self.vague_boxes[~known],
+            vague_columns=self.vague_columns[~known],
+            vague_rows=self.vague_rows[~known],
+        )
 
     def open_question(self, centres: Tensor, targets: Tensor) -> Tensor:
         """[P, q], 1 where a patch learns whether it is of a name: not inside a vague box of that name, unless it

@@ -31,7 +31,7 @@ def name_frequency(scenes: Scenes) -> np.ndarray:
     """The share of the set's pictures that show each name, [names]."""
     counts = np.zeros(len(scenes.names))
     for scene in scenes.scenes:
-        counts[np.unique(scene.labels)] += 1
+        counts[np.unique(np.concatenate([scene.labels, scene.area_labels]))] += 1
     return counts / max(len(scenes.scenes), 1)
 
 

@@ -21,7 +21,7 @@ from owl_swin.training.augment import Canvas, mosaic
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
 from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, encode_exemplars, stack
-from owl_swin.training.initial import copy_pooled_to_class_head
+from owl_swin.training.initial import calibration_of, copy_pooled_to_class_head
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
 from owl_swin.training.mask_teaching import branch_losses
 from owl_swin.training.matched import MatchedScene, first_of, inside, overlap_with_targets, places_in
@@ -173,7 +173,11 @@ class DetectTask(ImageTask):
         return draw_preview(averaged, scenes, self.config.image_size)
 
     def result_config(self) -> ModelConfig:
-        """A model that learned to detect is used at the size that it learned at."""
+        """A model that learned to detect is used at the size that it learned at. One that learned masks alone finds
+        what it found before, at the scores that it gave before."""
+        if not self.boxes_learn:
+            kept = calibration_of(self.config.init)
+            return self.model.config if kept is None else replace(self.model.config, calibration=kept)
         return replace(self.model.config, image_size=self.config.image_size)
 
     def _exemplars(
@@ -302,8 +306,9 @@ class DetectTask(ImageTask):
         logits = raw_logits(image, texts[asked])
         match = self.matcher(centres, logits, image.pred_boxes, names, boxes, self.config.detect)
         rows = sure.nonzero()[:, 0][first_of(boxes, all_boxes[sure])]
-        rare = self.name_weights.to(device)[batch.classes.to(device)[asked]]
-        return logits, MatchedScene(asked, rare, boxes, names, rows, match, all_boxes[vague], columns[vague])
+        rare = self.name_weights.to(device)[batch.classes.to(device)]
+        unsure = all_boxes[vague], columns[vague], vague.nonzero()[:, 0]
+        return logits, MatchedScene(asked, rare, boxes, names, rows, match, *unsure)
 
     def _box_losses(
         self,
