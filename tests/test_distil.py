@@ -369,4 +369,6 @@ def test_boxes_that_are_merged_keep_what_was_said_of_the_first(place):
     texts, centres = task.bank.embed(task.model, batch.texts).float(), cell_centres((4, 4)) / 4
     for row, expected in ((0, 0.0), (1, 1.0), (2, 1.0)):
         same = replace(image, class_embeds=said[[row]].expand(16, -1))
-        assert task._scene_losses(same, centres, texts, None, scene, 0)["embed"].item() == pytest.approx(expected)
+        logits, matched = task._matched(same, centres, texts, scene, 0)
+        losses = task._scene_losses(same, matched, logits, centres, texts, None, scene, 0)
+        assert losses["embed"].item() == pytest.approx(expected)

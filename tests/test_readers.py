@@ -437,9 +437,11 @@ def test_broken_visual_genome_entries_are_left_out_and_said(tmp_path, record, se
 @pytest.mark.parametrize("kind", DETECT_KINDS)
 def test_an_absent_or_empty_set_gets_one_sentence(tmp_path, kind):
     (tmp_path / "empty").mkdir()
+    names = tmp_path / "names.txt"
+    names.write_text("wall\n")
     for name in ("absent.json", "empty"):
         with pytest.raises(DataError) as caught:
-            load_scenes(DataConfig(kind, str(tmp_path / name)))
+            load_scenes(DataConfig(kind, str(tmp_path / name), names=str(names) if kind == "label_maps" else ""))
         assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -335,7 +335,11 @@ def test_the_examples_of_the_documentation_are_answered(app):
     for path in ("detect", "similarity", "classify", "embed"):
         name = f"{path.capitalize()}In"
         for example in schemas[name]["examples"]:
-            assert ask(app, "POST", f"/v1/{path}", json=example).status_code == 200, example
+            answer = ask(app, "POST", f"/v1/{path}", json=example)
+            if example.get("masks"):  # of which this model has none
+                assert (answer.status_code, "masks" in answer.json()["detail"]) == (422, True), example
+            else:
+                assert answer.status_code == 200, example
 
 
 def test_the_model_says_which_it_is_and_what_it_takes(app, detector):

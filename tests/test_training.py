@@ -632,7 +632,8 @@ def test_a_guessed_box_sets_the_score_to_reach_and_a_vague_one_asks_nothing(tmp_
             asked=[torch.tensor([0])],
         )
         sure = replace(image, logit_shift=torch.full((16,), shift), class_embeds=torch.zeros_like(image.class_embeds))
-        return task._scene_losses(sure, centres, texts, None, scene, 0)["class"].item()
+        logits, matched = task._matched(sure, centres, texts, scene, 0)
+        return task._scene_losses(sure, matched, logits, centres, texts, None, scene, 0)["class"].item()
 
     scale = image.logit_scale[0].item()
     at_four_tenths = math.log(0.4 / 0.6) / scale

@@ -50,6 +50,8 @@ def _state_of(source: str) -> str:
 
 def _load(model: OwlSwin, tensors: dict[str, Tensor], source: str) -> set[str]:
     own = model.state_dict()
+    if model.masks is None:  # a model of boxes begins with those of one that has masks too
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("masks.")}
     wrong = [k for k, v in tensors.items() if k not in own or own[k].shape != v.shape]
     if wrong or not tensors:
         raise CheckpointError(f"{source}: does not fit this model; first misfit: {wrong[:3] or 'no tensors'}")
