@@ -167,7 +167,7 @@ def test_places_have_the_names_of_their_areas(task):
     known = batch.masks[0].covering(scene.vague_rows)[0]
     assert known.all() and len(scene.boxes) == 0
     places = scene.with_areas(known)
-    shown, may = shown_by_patches(images, 0, places, batch.masks[0], centres, warm=False)
+    shown, may = shown_by_patches(images[0], places, batch.masks[0], centres, warm=False)
     targets, owners, learns = dense_targets(places, shown, may, centres)
     names = [task.names[int(batch.classes[column])] for column in places.asked]
     # Grey levels of the pictures are 60 times the numbers of their maps, of which 3 is sky.

@@ -183,7 +183,7 @@ def test_patches_show_what_the_true_mask_covers_and_else_the_middle_of_the_box(t
     centres = (torch.stack([columns, rows], -1).flatten(0, 1) + 0.5) / 4
     maps = torch.zeros(1, 16, 16, dtype=torch.uint8)
     maps[0, :8] = 255
-    shown, may = shown_by_patches(images, 0, scene, TrueMasks(torch.tensor([0]), maps), centres, warm=False)
+    shown, may = shown_by_patches(images[0], scene, TrueMasks(torch.tensor([0]), maps), centres, warm=False)
     assert shown[:, 0].view(4, 4).any(1).tolist() == [True, True, False, False]
     assert torch.equal(shown[:, 0], may[:, 0])  # a true mask leaves no question open
     assert shown[:, 1].view(4, 4).tolist() == [[False] * 4, [True, True, False, False]] * 1 + [

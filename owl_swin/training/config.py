@@ -114,7 +114,7 @@ class MaskLossConfig:
 
     weight: float = 1.0
     patches: int = 2
-    most: int = 16
+    most: int = 12
     margin: float = 0.25
     dice_weight: float = 1.0
     focal_weight: float = 4.0

@@ -21,7 +21,7 @@ from owl_swin.training.matched import MatchedScene, inside, overlap_with_targets
 from owl_swin.training.matcher import Match
 from owl_swin.training.naming import name_loss
 from owl_swin.training.true_masks import TrueMasks
-from owl_swin.types import ImageEmbeddings, MaskEmbeddings, PatchLogitInputs
+from owl_swin.types import ImageEmbeddings, PatchLogitInputs
 
 # A patch whose box overlaps its target less is asked for the mask of the target in place of its own box.
 LEAST_OVERLAP = 0.5
@@ -32,13 +32,13 @@ GUESSED = 0.75
 # Before masks can be trusted, a patch shows a thing in this part of the ellipse in its box, as (radius)².
 MIDDLE = 0.4
 # Most patches of a scene, drawn at random, that learn the names of their places in a step.
-PLACES = 400
+PLACES = 256
 # Fewest patches that the dense loss of a scene is shared among.
 FEWEST = 16
 
 
 def branch_losses(
-    images: ImageEmbeddings,
+    images: Sequence[ImageEmbeddings],
     scenes: Sequence[MatchedScene],
     truth: Sequence[TrueMasks],
     colours: Tensor,
@@ -50,9 +50,9 @@ def branch_losses(
 ) -> dict[str, Tensor]:
     """What a batch teaches the branch: "loss", the weighted sum of "mask" and "dense_name", and the parts of "mask".
 
-    ``images`` have masks; ``colours [B, 3, H, W]`` are the pixels in [0, 1] as the pictures have them, ``centres
-    [P, 2]`` of patches in [0, 1], ``texts [Q, E]`` and ``exemplars`` (embeddings [K, E], columns [K]) those of the
-    batch; ``progress`` in [0, 1] says how much of the warm-up is over.
+    ``images``, one a scene, have masks; ``colours [B, 3, H, W]`` are the pixels in [0, 1] as the pictures have them,
+    ``centres [P, 2]`` of patches in [0, 1], ``texts [Q, E]`` and ``exemplars`` (embeddings [K, E], columns [K]) those
+    of the batch; ``progress`` in [0, 1] says how much of the warm-up is over.
     """
     settings = config.masks
     focal = {"alpha": config.detect.focal_alpha, "gamma": config.detect.focal_gamma}
@@ -60,9 +60,9 @@ def branch_losses(
     dense = []
     for place, matched in enumerate(scenes):
         scene = matched.with_areas(truth[place].covering(matched.vague_rows.cpu())[0].to(centres.device))
-        seen = shown_by_patches(images, place, scene, truth[place], centres, progress >= 1)
+        seen = shown_by_patches(images[place], scene, truth[place], centres, progress >= 1)
         targets = dense_targets(scene, *seen, centres)
-        dense.append(dense_loss(images, place, scene, targets, texts, exemplars, settings, focal))
+        dense.append(dense_loss(images[place], scene, targets, texts, exemplars, settings, focal))
     parts["dense_name"] = torch.stack(dense).mean()
     return {"loss": settings.weight * parts["mask"] + settings.dense_weight * parts["dense_name"], **parts}
 
@@ -94,7 +94,7 @@ def _rank_in_group(groups: Tensor) -> Tensor:
 
 
 def mask_losses(
-    images: ImageEmbeddings,
+    images: Sequence[ImageEmbeddings],
     scenes: Sequence[MatchedScene],
     truth: Sequence[TrueMasks],
     colours: Tensor,
@@ -105,15 +105,14 @@ def mask_losses(
 
     ``colours [B, 3, H, W]`` are pixels in [0, 1]; ``warmth`` in [0, 1] says how far the affinity has come in.
     """
-    assert images.masks is not None
     logits, boxes, owners, covered, maps = [], [], [], [], []
     first = 0
-    for place, scene in enumerate(scenes):
-        masks, match = images.masks, scene.match
+    for place, (image, scene) in enumerate(zip(images, scenes, strict=True)):
+        match = scene.match
         picked = pick_patches(match, settings.patches, settings.most)
         patches, targets = match.patches[picked], match.targets[picked]
         wanted = scene.boxes[targets]
-        logits.append(_logits(masks, place, patches, _asked_boxes(images.pred_boxes[place][patches], wanted)))
+        logits.append(_logits(image, patches, _asked_boxes(image.pred_boxes[patches], wanted)))
         boxes.append(wanted)
         owners.append(torch.full_like(patches, place))
         known, which = truth[place].covering(scene.rows[targets].cpu())
@@ -123,8 +122,7 @@ def mask_losses(
     asked = torch.cat(logits)
     map_hw = (asked.shape[1], asked.shape[2])
     if not len(asked):  # every process and part takes part in every step
-        nothing = images.masks.mask_embeds.sum() * 0 + images.masks.pixel_embeds.sum() * 0
-        return dict.fromkeys(("mask", "dice", "mask_focal", "projection", "affinity"), nothing)
+        return dict.fromkeys(("mask", "dice", "mask_focal", "projection", "affinity"), asked.sum())
     windows = windows_around(torch.cat(boxes), map_hw, settings.margin)
     seen = windows.look(asked, torch.arange(len(asked), device=asked.device))
     true = torch.cat(covered).to(asked.device)
@@ -154,8 +152,9 @@ def _asked_boxes(predicted: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(fits[:, None], predicted, wanted).detach()
 
 
-def _logits(masks: MaskEmbeddings, place: int, patches: Tensor, boxes: Tensor) -> Tensor:
-    return mask_logits(masks.mask_embeds[place][patches], masks.pixel_embeds[place], boxes)
+def _logits(image: ImageEmbeddings, patches: Tensor, boxes: Tensor) -> Tensor:
+    assert image.masks is not None
+    return mask_logits(image.masks.mask_embeds[patches], image.masks.pixel_embeds, boxes)
 
 
 @torch.no_grad()
@@ -168,22 +167,21 @@ def _cell_colours(pixels: Tensor, map_hw: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def shown_by_patches(
-    images: ImageEmbeddings, place: int, scene: MatchedScene, truth: TrueMasks, centres: Tensor, warm: bool
+    image: ImageEmbeddings, scene: MatchedScene, truth: TrueMasks, centres: Tensor, warm: bool
 ) -> tuple[Tensor, Tensor]:
     """Which patches show the thing in each box, and which may: two [P, G], of which the first is part of the second.
 
     By the true mask where there is one; else, once ``warm``, by the mask of the best patch; before, by the middle of
     the box.
     """
-    boxes, grid_hw = scene.boxes, images.grid_hw
+    boxes, grid_hw = scene.boxes, image.grid_hw
     within = inside(centres, boxes)
     radius = ((centres[:, None] - boxes[None, :, :2]) * 2 / boxes[None, :, 2:].clamp(min=1e-6)).square().sum(-1)
     shown = radius <= MIDDLE
     if warm:
-        assert images.masks is not None
         best = best_patches(scene.match, len(boxes))
-        asked = _asked_boxes(images.pred_boxes[place][best], boxes)
-        guessed = F.adaptive_avg_pool2d(_logits(images.masks, place, best, asked).sigmoid(), grid_hw)
+        asked = _asked_boxes(image.pred_boxes[best], boxes)
+        guessed = F.adaptive_avg_pool2d(_logits(image, best, asked).sigmoid(), grid_hw)
         shown = torch.where(best >= 0, guessed.flatten(1).T >= GUESSED, shown)
     may_show = within
     known, which = (found.to(boxes.device) for found in truth.covering(scene.rows.cpu()))
@@ -214,8 +212,7 @@ def dense_targets(
 
 
 def dense_loss(
-    images: ImageEmbeddings,
-    place: int,
+    image: ImageEmbeddings,
     scene: MatchedScene,
     targets: tuple[Tensor, Tensor, Tensor],
     texts: Tensor,
@@ -225,12 +222,12 @@ def dense_loss(
 ) -> Tensor:
     """The loss of what the places of one scene are called. ``targets`` are of ``dense_targets``, ``texts [Q, E]`` and
     ``exemplars`` (embeddings [K, E], columns [K]) of the batch."""
-    assert images.masks is not None
+    assert image.masks is not None
     drawn = torch.randperm(len(targets[0]), device=texts.device)[:PLACES]
     dense = PatchLogitInputs(
-        images.masks.dense.class_embeds[place, drawn],
-        images.masks.dense.logit_shift[place, drawn],
-        images.masks.dense.logit_scale[place, drawn],
+        image.masks.dense.class_embeds[drawn],
+        image.masks.dense.logit_shift[drawn],
+        image.masks.dense.logit_scale[drawn],
     )
     wanted, owners, learns = (given[drawn] for given in targets)
     count = (owners >= 0).sum().clamp(min=FEWEST)

@@ -1,5 +1,6 @@
 """A training scene after matching: its boxes, what they are called, and the patches that answer for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from owl_swin.boxes import cxcywh_to_xyxy, paired_iou
 from owl_swin.training.matcher import Match
+from owl_swin.types import ImageEmbeddings, MaskEmbeddings, PatchLogitInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,31 @@ class MatchedScene:
         within = inside(centres, self.vague_boxes[known])  # [P, V]
         vague = torch.zeros_like(targets).index_add_(1, places, within.to(targets))
         return ((vague == 0) | (targets > 0)).to(targets)
+
+
+def one_by_one(images: ImageEmbeddings) -> list[ImageEmbeddings]:
+    """The pictures of a batch. Indexing one after another gives the same, but each then has a gradient as large as that
+    of the whole batch."""
+    masks = images.masks
+    branch: Sequence[MaskEmbeddings | None] = [None] * len(images.pred_boxes)
+    if masks is not None:
+        dense = (masks.dense.class_embeds, masks.dense.logit_shift, masks.dense.logit_scale)
+        places = [PatchLogitInputs(*own) for own in zip(*map(torch.unbind, dense), strict=True)]
+        asked = zip(masks.mask_embeds.unbind(), masks.pixel_embeds.unbind(), places, strict=True)
+        branch = [MaskEmbeddings(*own) for own in asked]
+    scored = zip(images.class_embeds.unbind(), images.logit_shift.unbind(), images.logit_scale.unbind(), strict=True)
+    rest = zip(images.image_embed.unbind(), images.pred_boxes.unbind(), images.objectness_logits.unbind(), strict=True)
+    return [
+        ImageEmbeddings(
+            *logit_inputs,
+            image_embed=image_embed,
+            pred_boxes=pred_boxes,
+            objectness_logits=objectness_logits,
+            grid_hw=images.grid_hw,
+            masks=own,
+        )
+        for logit_inputs, (image_embed, pred_boxes, objectness_logits), own in zip(scored, rest, branch, strict=True)
+    ]
 
 
 def first_of(boxes: Tensor, among: Tensor) -> Tensor:

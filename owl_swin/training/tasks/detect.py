@@ -24,7 +24,7 @@ from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, encode_exem
 from owl_swin.training.initial import calibration_of, copy_pooled_to_class_head
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
 from owl_swin.training.mask_teaching import branch_losses
-from owl_swin.training.matched import MatchedScene, first_of, inside, overlap_with_targets, places_in
+from owl_swin.training.matched import MatchedScene, first_of, inside, one_by_one, overlap_with_targets, places_in
 from owl_swin.training.matcher import MATCHERS
 from owl_swin.training.naming import DenseNames, name_loss
 from owl_swin.training.preview import draw_preview
@@ -255,17 +255,20 @@ class DetectTask(ImageTask):
         with torch.autocast(device.type, enabled=False):  # a logit needs more than the 3 digits of bfloat16
             if self.naming is not None and stem_map is not None:
                 said = self.naming.read(stem_map)
+            pictures = one_by_one(images)
             scenes, logits = [], []
             for i in range(len(pixels)):
-                own_logits, scene = self._matched(images[i], centres, texts, batch, i)
+                own_logits, scene = self._matched(pictures[i], centres, texts, batch, i)
                 scenes.append(scene)
                 logits.append(own_logits)
             total = centres.new_zeros(())
             if self.boxes_learn:
-                total = self._box_losses(parts, images, scenes, logits, centres, texts, exemplars, batch, said)
+                total = self._box_losses(
+                    parts, images, pictures, scenes, logits, centres, texts, exemplars, batch, said
+                )
             if self.masks_learn:
                 taught = branch_losses(
-                    images, scenes, batch.masks, plain, centres, texts, exemplars, progress, self.config
+                    pictures, scenes, batch.masks, plain, centres, texts, exemplars, progress, self.config
                 )
                 total = total + taught.pop("loss")
                 parts |= taught
@@ -314,6 +317,7 @@ class DetectTask(ImageTask):
         self,
         parts: dict[str, Tensor],
         images: ImageEmbeddings,
+        pictures: list[ImageEmbeddings],
         scenes: list[MatchedScene],
         logits: list[Tensor],
         centres: Tensor,
@@ -325,7 +329,7 @@ class DetectTask(ImageTask):
         """Adds class, box, objectness and name losses to ``parts``; returns their weighted sum."""
         settings = self.config.detect
         lost = [
-            self._scene_losses(images[i], scene, logits[i], centres, texts, exemplars, batch, i)
+            self._scene_losses(pictures[i], scene, logits[i], centres, texts, exemplars, batch, i)
             for i, scene in enumerate(scenes)
         ]
         parts |= {name: torch.stack([own[name] for own in lost]).mean() for name in lost[0]}
