@@ -9,9 +9,12 @@ from training_data import write_json, write_shapes
 from owl_swin.data.truth import read_truth
 from owl_swin.errors import DataError, QueryError
 from owl_swin.evaluation.detection import evaluate_detection
+from owl_swin.evaluation.lvis import evaluate_lvis
 from owl_swin.evaluation.map_calibration import evaluate_map_calibration
 from owl_swin.evaluation.mask_precision import mask_iou
+from owl_swin.evaluation.odinw import evaluate_odinw
 from owl_swin.evaluation.oneshot import evaluate_oneshot
+from owl_swin.evaluation.open_vocabulary import evaluate_split
 from owl_swin.evaluation.semantic import evaluate_segmentation
 from owl_swin.evaluation.sets import coco_rows, encode_set
 from owl_swin.rle import decode_rle, encode_rle
@@ -95,7 +98,37 @@ def test_masks_by_exemplars(tmp_path):
     assert evaluate_oneshot(FakeDetector(told), path, tmp_path, masks=True, **settings)["AP"] == 100
 
 
-@pytest.mark.parametrize("evaluate", [evaluate_detection, evaluate_oneshot])
+def evaluate_parts(detector, path, images, **settings):
+    """The split of the set's two classes."""
+    return evaluate_split(detector, path, images, base=["cup"], novel=["Tür"], **settings)
+
+
+def evaluate_folder(detector, path, images, **settings):
+    """The folder of the set as one of many."""
+    return evaluate_odinw(detector, path.parent, split=path.stem, **settings)
+
+
+@pytest.mark.parametrize(
+    "evaluate, beside",
+    [(evaluate_lvis, ["APf"]), (evaluate_parts, ["AP50_base", "AP50_harmonic"]), (evaluate_folder, [])],
+)
+def test_other_protocols_measure_masks_with_edges_and_boxes_beside(evaluate, beside, tmp_path):
+    things = [(1, "cup", BOX, rectangle(10, 10, 30, 40)), (2, "Tür", BOX, rectangle(*BOX))]
+    path = write_set(tmp_path, things)
+    told = {"1.png": [(BOX, 0.9, "cup")], "2.png": [(BOX, 0.8, "Tür")]}
+    result = evaluate(FakeDetector(told), path, tmp_path, masks=True, draws=5)
+    assert result["AP"] == 55 and result["AP_box"] == result["AP50_box"] == 100 and result["mask_iou"] == 75
+    assert result["AP_boundary"] < 55 and "mask AP" in result["protocol"]
+    assert result["ci95"] == result["ci95_box"] == [100, 100] and result["ci95_boundary"]
+    for figure in beside:
+        assert {figure, f"{figure}_box", f"{figure}_boundary"} <= set(result)
+    boxes = evaluate(FakeDetector(told), path, tmp_path, draws=5)
+    assert boxes["AP"] == 100 and "mask_iou" not in boxes and "box AP" in boxes["protocol"]
+
+
+@pytest.mark.parametrize(
+    "evaluate", [evaluate_detection, evaluate_oneshot, evaluate_lvis, evaluate_parts, evaluate_folder]
+)
 def test_a_model_or_a_set_without_masks_is_refused(evaluate, detector, masked_detector, tmp_path):
     path = write_shapes(tmp_path / "shapes", 3)
     with pytest.raises(QueryError, match="mask"):

@@ -8,8 +8,8 @@ from owl_swin.data.truth import LEAST_SURE, counted_boxes, is_federated, read_tr
 from owl_swin.detector import Detector
 from owl_swin.encoder import check_has_masks
 from owl_swin.evaluation.class_queries import encode_classes
-from owl_swin.evaluation.mask_precision import mask_precision
-from owl_swin.evaluation.precision import average_precision
+from owl_swin.evaluation.mask_precision import precision_by
+from owl_swin.evaluation.precision import Overlap, Precision, average_precision
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress, coco_rows, encode_set
 from owl_swin.tiling import TilesLike
@@ -35,7 +35,7 @@ def evaluate_detection(
     Figures: AP (IoU 0.50 to 0.95), AP50, AP75, AP_small, AP_medium and AP_large (areas as annotated, in pixels of the
     annotated picture), and AP50 of each class. Pictures that cannot be read count as pictures in which nothing was
     found, and are listed in ``broken``; guessed boxes with a score under ``ignore_below`` are neither to be found nor
-    false. With ``masks`` these are the figures of masks, and others stand beside them, as ``mask_precision`` says; a
+    false. With ``masks`` these are the figures of masks, and others stand beside them, as ``precision_by`` says; a
     set without masks then raises DataError.
     """
     if masks:
@@ -43,7 +43,7 @@ def evaluate_detection(
     truth = read_truth(annotations, images, classes, ignore_below=ignore_below, masks=masks)
     broken: list[str] = []
     rows = ask_by_name(detector, truth, broken, nms_iou=nms_iou, tiles=tiles, masks=masks, progress=progress)
-    precision = (mask_precision if masks else average_precision)(truth, rows, draws=draws)
+    precision = coco_precision(truth, rows, masks=masks, draws=draws)
     federated = (
         "the file says which classes were looked for in a picture, and here all others count as absent; use lvis"
     )
@@ -58,6 +58,15 @@ def evaluate_detection(
         notes=(*truth["notes"], *([federated] if is_federated(truth) else [])),
         broken=tuple(broken),
     )
+
+
+def coco_precision(truth: dict[str, Any], rows: Sequence[dict[str, Any]], *, masks: bool, draws: int) -> Precision:
+    """The figures of result rows as COCO defines them, of boxes or of masks."""
+
+    def measure(by: Overlap) -> Precision:
+        return average_precision(truth, rows, draws=draws, by=by)
+
+    return precision_by(measure, truth, rows, masks=masks, draws=draws)
 
 
 def ask_by_name(

@@ -1,46 +1,69 @@
 """How good masks are: their average precision, that of their edges, and their overlap where boxes are right."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from owl_swin.evaluation.precision import (
-    Overlap,
-    Precision,
-    average_precision,
-    interval,
-    judged_rows,
-    resampled_weights,
-)
+from owl_swin.evaluation.precision import SIZES, Overlap, Precision, interval, judged_rows, resampled_weights
 from owl_swin.evaluation.report import Interval
 
-# What is measured beside AP and AP50 of masks, and what its figures end in.
+# What is measured beside masks, and what its figures end in.
 BESIDE: Mapping[Overlap, str] = {"boundary": "_boundary", "bbox": "_box"}
+# Figures that are of masks alone.
+ALONE = ("AP75", *(f"AP_{size}" for size in SIZES))
 
 
-def mask_precision(truth: dict[str, Any], rows: Sequence[dict[str, Any]], *, draws: int = 200) -> Precision:
-    """The figures of result rows with masks, of a set that was read with masks.
-
-    AP, AP50, AP75, AP_small, AP_medium, AP_large and those of each class are of masks. AP_boundary and AP50_boundary
-    are by boundary IoU (arXiv:2103.16562), AP_box and AP50_box of the same answers by their boxes. mask_iou is the mean
-    IoU of masks of the answers whose box and name are right (IoU 0.50): how good masks are, whatever is found.
-    """
-    whole = average_precision(truth, rows, draws=draws, by="segm")
+def with_edges_and_boxes(measure: Callable[[Overlap], Precision], *, masks: bool) -> Precision:
+    """What a protocol measures: of boxes, or with ``masks`` of masks, and beside these, of the same answers,
+    AP_boundary and the like by boundary IoU (arXiv:2103.16562) and AP_box and the like by boxes."""
+    if not masks:
+        return measure("bbox")
+    whole = measure("segm")
     figures, intervals = dict(whole.figures), dict(whole.intervals)
     for by, ending in BESIDE.items():
-        other = average_precision(truth, rows, draws=draws, by=by)
-        figures |= {f"{key}{ending}": other.figures[key] for key in ("AP", "AP50")}
-        intervals[f"AP50{ending}"] = other.intervals["AP50"]
-    figures["mask_iou"], intervals["mask_iou"] = mask_iou(truth, rows, draws=draws)
-    return Precision(figures, intervals, whole.per_class)
+        other = measure(by)
+        figures |= {f"{key}{ending}": value for key, value in other.figures.items() if key not in ALONE}
+        intervals |= {f"{key}{ending}": value for key, value in other.intervals.items() if key not in ALONE}
+    return replace(whole, figures=figures, intervals=intervals)
+
+
+def precision_by(
+    measure: Callable[[Overlap], Precision],
+    truth: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    *,
+    masks: bool,
+    draws: int = 200,
+    max_detections: int = 100,
+    lvis: bool = False,
+) -> Precision:
+    """What a protocol measures of the result rows of a set: of boxes, or with ``masks``, which both then have, of masks
+    with edges and boxes beside, and mask_iou.
+
+    That is the mean IoU of masks of the answers whose box and name are right (IoU 0.50): how good masks are,
+    whatever is found.
+    """
+    all_three = with_edges_and_boxes(measure, masks=masks)
+    if not masks:
+        return all_three
+    figure, drawn = mask_iou(truth, rows, draws=draws, max_detections=max_detections, lvis=lvis)
+    figures, intervals = all_three.figures | {"mask_iou": figure}, all_three.intervals | {"mask_iou": drawn}
+    return replace(all_three, figures=figures, intervals=intervals)
 
 
 def mask_iou(
-    truth: dict[str, Any], rows: Sequence[dict[str, Any]], *, draws: int = 200
+    truth: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    *,
+    draws: int = 200,
+    max_detections: int = 100,
+    lvis: bool = False,
 ) -> tuple[float | None, Interval | None]:
     """The mean IoU, in percent, of masks of the rows that are right by their boxes, and its interval over pictures."""
-    right = [(row, annotation) for row, annotation in judged_rows(truth, rows).items() if annotation is not None]
+    judged = judged_rows(truth, rows, max_detections=max_detections, lvis=lvis)
+    right = [(row, annotation) for row, annotation in judged.items() if annotation is not None]
     if not right:
         return None, None
     from faster_coco_eval.core.mask import iou

@@ -7,9 +7,11 @@ import numpy as np
 
 from owl_swin.data.truth import counted_boxes, read_truth
 from owl_swin.detector import Detector
+from owl_swin.encoder import check_has_masks
 from owl_swin.errors import DataError
-from owl_swin.evaluation.detection import MAX_DETECTIONS, ask_by_name
-from owl_swin.evaluation.precision import average_precision, interval, mean_over_classes, resampled_ap50
+from owl_swin.evaluation.detection import MAX_DETECTIONS, ask_by_name, coco_precision
+from owl_swin.evaluation.mask_precision import BESIDE, with_edges_and_boxes
+from owl_swin.evaluation.precision import Overlap, Precision, interval, mean_over_classes, resampled_ap50
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress
 
@@ -31,47 +33,57 @@ def evaluate_odinw(
     split: str = "test",
     nms_iou: float | None = 0.5,
     draws: int = 200,
+    masks: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Detection by class name on every COCO set under ``folder``.
 
     Figures are the means of the sets' AP and AP50 (pictures drawn again within each set); a set without boxes has no
     figure and does not count. ``details`` has sets, a row each (set, n_images, n_boxes, AP, AP50, ci95, per_class,
-    broken), and skipped: files that are no detection sets.
+    broken), and skipped: files that are no detection sets. With ``masks`` figures are of masks, as in
+    ``evaluate_detection``, and a set without masks is skipped.
     """
+    if masks:
+        check_has_masks(detector.spec)
     sets, skipped = [], []
     for name, path in find_sets(Path(folder), split):
         beside = path.parent / "images"
         images = beside if beside.is_dir() else path.parent
         try:
-            sets.append((name, read_truth(path, images)))
+            sets.append((name, read_truth(path, images, masks=masks)))
         except DataError as error:
             skipped.append(str(error))
     if not sets:
         raise DataError(skipped[0])
     rows: list[dict[str, Any]] = []
-    resampled: list[np.ndarray] = []
+    answered: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     broken: list[str] = []
     for name, truth in sets:
         own: list[str] = []
-        answers = ask_by_name(detector, truth, own, nms_iou=nms_iou, progress=progress)
-        precision = average_precision(truth, answers, draws=draws)
+        answers = ask_by_name(detector, truth, own, nms_iou=nms_iou, masks=masks, progress=progress)
+        precision = coco_precision(truth, answers, masks=masks, draws=draws)
         counts = {"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))}
         figures = {**precision.figures, "ci95": precision.intervals["AP50"], "per_class": precision.per_class}
         rows.append({"set": name, **counts, **figures, "broken": own})
+        answered.append((truth, answers))
         broken += own
-        values = mean_over_classes(resampled_ap50(truth, answers, draws=draws))
-        if len(values):
-            # Each set is drawn on its own: sets of one size must not go up and down together.
-            resampled.append(np.random.default_rng(len(resampled)).choice(values, draws))
-    means = {key: _mean_of(rows, key) for key in ("AP", "AP50")}
+
+    def mean(by: Overlap) -> Precision:
+        ending = "" if by == "segm" or not masks else BESIDE[by]
+        means = {key: _mean_of(rows, f"{key}{ending}") for key in ("AP", "AP50")}
+        drawn = _drawn_means(answered, draws, by)
+        return Precision(means, {"AP50": interval(drawn, means["AP50"])}, {})
+
+    means = with_edges_and_boxes(mean, masks=masks)
+    overlap = {"mask_iou": _mean_of(rows, "mask_iou")} if masks else {}
+    n_sets = sum(row["AP50"] is not None for row in rows)
     return Report(
-        protocol=f"ODinW: mean over {len(resampled)} sets, text queries by class name, "
+        protocol=f"ODinW: {'mask' if masks else 'box'} AP, mean over {n_sets} sets, text queries by class name, "
         f"{MAX_DETECTIONS} detections a picture, NMS {nms_iou}",
         annotations=Path(folder).name,
         counts={key: sum(row[key] for row in rows) for key in ("n_images", "n_boxes")},
-        figures=means,
-        intervals={"AP50": interval(np.mean(resampled, 0), means["AP50"]) if resampled else None},
+        figures=means.figures | overlap,
+        intervals=means.intervals,
         per_class={f"{row['set']}: {name}": value for row in rows for name, value in row["per_class"].items()},
         details={"sets": rows, "skipped": skipped},
         notes=tuple(note for _, truth in sets for note in truth["notes"]),
@@ -99,6 +111,17 @@ def find_sets(folder: Path, split: str) -> list[tuple[str, Path]]:
     if not found:
         raise DataError(f"{folder}: holds no set; looked for {', '.join(p.format(split=split) for p in PLACES)}")
     return sorted(found)
+
+
+def _drawn_means(answered: list[tuple[dict[str, Any], list[dict[str, Any]]]], draws: int, by: Overlap) -> np.ndarray:
+    """The mean AP50 of the sets [draws] when the pictures of each are drawn again; () where no set has boxes."""
+    resampled: list[np.ndarray] = []
+    for truth, answers in answered:
+        values = mean_over_classes(resampled_ap50(truth, answers, draws=draws, by=by))
+        if len(values):
+            # Each set is drawn on its own: sets of one size must not go up and down together.
+            resampled.append(np.random.default_rng(len(resampled)).choice(values, draws))
+    return np.mean(resampled, 0) if resampled else np.empty(0)
 
 
 def _mean_of(rows: list[dict[str, Any]], key: str) -> float | None:

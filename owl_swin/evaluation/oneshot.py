@@ -13,9 +13,10 @@ from owl_swin.errors import DataError
 from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.detection import MAX_DETECTIONS
 from owl_swin.evaluation.exemplar_bank import make_bank, without_exemplar
-from owl_swin.evaluation.mask_precision import BESIDE
+from owl_swin.evaluation.mask_precision import with_edges_and_boxes
 from owl_swin.evaluation.precision import (
     Overlap,
+    Precision,
     interval,
     mean_over_classes,
     mean_percent,
@@ -98,18 +99,21 @@ def evaluate_oneshot(
     beside = f" with its name (exemplars count {weight:g})" if with_text else ""
     beside += f" and {negatives} other class(es) as negatives" if negatives else ""
     judged, notes = without_exemplar(truth, known)
-    tables, drawn = _draws(judged, rows, resamples, "segm" if masks else "bbox")
-    figures = {"AP": mean_percent(tables), "AP50": mean_percent(tables[:, 0])}
-    intervals = {"AP50": interval(mean_over_classes(drawn), figures["AP50"])}
-    for group, ids in groups.items():
-        columns = [i for i, c in enumerate(judged["categories"]) if c["id"] in ids]
-        if ids:
-            figures[f"AP50_{group}"] = mean_percent(tables[:, 0][..., columns])
-            intervals[f"AP50_{group}"] = interval(mean_over_classes(drawn[:, columns]), figures[f"AP50_{group}"])
-    for by, ending in BESIDE.items() if masks else ():
-        others, other_draws = _draws(judged, rows, resamples, by)
-        figures |= {f"AP{ending}": mean_percent(others), f"AP50{ending}": mean_percent(others[:, 0])}
-        intervals[f"AP50{ending}"] = interval(mean_over_classes(other_draws), figures[f"AP50{ending}"])
+    of_draws: list[float | None] = []
+
+    def measure(by: Overlap) -> Precision:
+        tables, drawn = _draws(judged, rows, resamples, by)
+        of_draws[:] = of_draws or [mean_percent(table[0]) for table in tables]
+        figures, values = {"AP": mean_percent(tables), "AP50": mean_percent(tables[:, 0])}, {"AP50": drawn}
+        for group, ids in groups.items():
+            columns = [i for i, c in enumerate(judged["categories"]) if c["id"] in ids]
+            if ids:
+                figures[f"AP50_{group}"] = mean_percent(tables[:, 0][..., columns])
+                values[f"AP50_{group}"] = drawn[:, columns]
+        intervals = {key: interval(mean_over_classes(value), figures[key]) for key, value in values.items()}
+        return Precision(figures, intervals, per_class(judged, tables.mean(0)[..., None]))
+
+    precision = with_edges_and_boxes(measure, masks=masks)
     return Report(
         protocol=f"one-shot COCO {'mask' if masks else 'box'} AP, each picture asked for {asked} by "
         f"{shots} exemplar(s) of {'another set' if exemplars else 'other pictures'}{beside}, mean of {draws} draws, "
@@ -122,10 +126,10 @@ def evaluate_oneshot(
             "draws": draws,
             "unasked": unasked // draws,
         },
-        figures=figures,
-        intervals=intervals,
-        per_class=per_class(judged, tables.mean(0)[..., None]),
-        details={"draw_AP50": [mean_percent(table[0]) for table in tables]},
+        figures=precision.figures,
+        intervals=precision.intervals,
+        per_class=precision.per_class,
+        details={"draw_AP50": of_draws},
         notes=(*truth["notes"], *notes),
         broken=tuple(sorted({*broken, *bank.broken})),
     )
