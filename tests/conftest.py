@@ -65,11 +65,20 @@ def picture() -> Image.Image:
     return noise(60, 90)
 
 
-@pytest.fixture(scope="session")
-def local_ray():
-    """A Ray of this process's own, with both engines that need one: several seconds to start, so all tests share it."""
-    import ray
+# Files that take longest. They begin first, so that no worker is left with one while the others have nothing to do.
+LONG = (
+    "demo_browser",
+    "ray",
+    "distributed",
+    "bench_detection",
+    "training",
+    "index",
+    "demo_media",
+    "demo_editing",
+    "serve",
+)
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield ray
-    ray.shutdown()
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))

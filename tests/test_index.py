@@ -648,23 +648,6 @@ def test_vectors_order_as_logits_do():
     assert np.isfinite(longer.vectors(16.0)).all()
 
 
-def test_ray_encodes_as_this_process_does(tmp_path, detector, reference, local_ray):
-    from owl_swin.index.cluster import ray_engine
-
-    folder = tmp_path / "photos"
-    (folder / "broken.jpg").write_bytes(b"no")
-    with RegionIndex.open(tmp_path / "ray.lance", detector, create=True) as index:
-        engine = ray_engine(detector, 20, workers=1)
-        report = index.add_folder(folder, engine=engine)
-        assert counts(report) == (6, 0, 0, 0, 1)
-        assert held(index) == reference
-        assert "not a picture" in report.skipped[0][1]
-        with RegionIndex.open(tmp_path / "undisturbed.lance", detector) as other:
-            ours, theirs = index.search("x", limit=9), other.search("x", limit=9)
-        assert [m.region for m in ours] == [m.region for m in theirs]
-        assert [m.score for m in ours] == pytest.approx([m.score for m in theirs], abs=1e-4)
-
-
 def test_a_store_opens_by_its_uri(tmp_path):
     with pytest.raises(ArchiveError):
         open_store(tmp_path / "none")
