@@ -9,6 +9,7 @@ from typing import Any
 
 from owl_swin import Detections, Detector, EncodedImage, QueryEmbeddings, QueryError
 from owl_swin.demo.edits import By, Edits, read_edit
+from owl_swin.demo.outlines import Paths
 from owl_swin.demo.photos import Photo
 
 # Below this a score says nothing; sliders end here.
@@ -24,18 +25,22 @@ class Look:
     def __init__(self) -> None:
         self.encoded: EncodedImage | None = None
         self.finder: By | None = None
+        self.paths: Paths = {}  # what was drawn of them already
         self._lock = threading.Lock()
 
-    def fits(self, detector: Detector) -> bool:
-        """Whether there are embeddings that this detector made."""
-        return self.encoded is not None and self.finder == (detector.fingerprint, detector.image_size)
+    def fits(self, detector: Detector, masks: bool = False) -> bool:
+        """Whether there are embeddings that this detector made, and those that ``masks`` need."""
+        if self.encoded is None or self.finder != (detector.fingerprint, detector.image_size):
+            return False
+        return not masks or self.encoded.embeddings.masks is not None
 
-    def by(self, detector: Detector, photo: Photo) -> EncodedImage:
+    def by(self, detector: Detector, photo: Photo, masks: bool = False) -> EncodedImage:
         """The embeddings that a detector makes; whoever asks meanwhile waits for them."""
         with self._lock:
-            finder = (detector.fingerprint, detector.image_size)
-            if self.encoded is None or self.finder != finder:
-                self.encoded, self.finder = detector.encode_image(photo.open()), finder
+            if self.encoded is None or not self.fits(detector, masks):
+                finder = (detector.fingerprint, detector.image_size)
+                self.encoded, self.finder = detector.encode_image(photo.open(), masks=masks), finder
+                self.paths = {}
             return self.encoded
 
 
@@ -44,7 +49,8 @@ class Question:
     """A photo, its embeddings, and the queries; queries None asks for anything.
 
     ``model`` is one of those that can be chosen and ``size`` one of its ``scales``, "" the first; ``done`` says whether
-    the photo was asked; ``edits`` is what was done to its answers by hand, whatever they are.
+    the photo was asked; ``edits`` is what was done to its answers by hand, whatever they are; ``outlines`` are wanted
+    beside boxes, of a model that makes masks.
     """
 
     photo: Photo | None = None
@@ -54,6 +60,11 @@ class Question:
     done: bool = False
     look: Look = field(default_factory=Look, compare=False)
     edits: Edits = field(default_factory=Edits)
+    outlines: bool = False
+
+    def masks_by(self, detector: Detector) -> bool:
+        """Whether a detector is asked for masks."""
+        return self.outlines and detector.spec.has_masks
 
     @property
     def encoded(self) -> EncodedImage | None:
@@ -104,7 +115,12 @@ def answer(detector: Detector, asked: Question, threshold: float, overlap: float
     if not asked.done or asked.encoded is None:
         return None
     return detector.detect(
-        asked.encoded, asked.queries, threshold=threshold, nms_iou=None if overlap >= 1 else overlap, top_k=100
+        asked.encoded,
+        asked.queries,
+        threshold=threshold,
+        nms_iou=None if overlap >= 1 else overlap,
+        top_k=100,
+        masks=asked.masks_by(detector),
     )
 
 

@@ -73,8 +73,9 @@ def without(asked: Question, rest: Rest, place: int) -> tuple[Question, Rest]:
 
 
 def _in_place_of(asked: Question, photo: Question) -> Question:
-    """Another photo as the one that is looked at: by the model and size wanted now, with the page's count of edits."""
-    return replace(photo, model=asked.model, size=asked.size, edits=replace(photo.edits, number=asked.edits.number))
+    """Another photo as the one that is looked at: by what is wanted now, with the page's count of edits."""
+    edits = replace(photo.edits, number=asked.edits.number)
+    return replace(photo, model=asked.model, size=asked.size, outlines=asked.outlines, edits=edits)
 
 
 def joined(asked: Question, rest: Rest, photo: Question) -> tuple[Question, Rest]:
@@ -107,7 +108,7 @@ def take_next(detector: Detector, asked: Question, rest: Rest) -> tuple[Upload, 
     try:
         check_room([one.look for one in photos_of(asked, rest)])
         question = Question(take_photo(*upload), model=asked.model, size=asked.size)
-        look_at(detector, question)
+        look_at(detector, question, asked.masks_by(detector))
     except ImageError as error:
         reason = explain(error)[1]
         return upload, None, reason if upload.name in reason else f"{upload.name}: {reason}"
@@ -127,18 +128,24 @@ def taken(asked: Question, rest: Rest, upload: Upload, photo: Question | None, w
     return joined(asked, rest, photo)
 
 
-def look_at(detector: Detector, question: Question) -> None:
-    """Encodes a photo of a batch."""
+def look_at(detector: Detector, question: Question, masks: bool) -> None:
+    """Encodes a photo of a batch, also for ``masks`` of what is in it."""
     if question.photo is not None:
-        question.look.by(detector, question.photo)
+        question.look.by(detector, question.photo, masks)
         LOOKS.add(question.look)
 
 
+def stale_of(detector: Detector, asked: Question, rest: Rest) -> list[Question]:
+    """The photos that are still to be looked at as is wanted now."""
+    masks = asked.masks_by(detector)
+    return [one for one in photos_of(asked, rest) if not one.look.fits(detector, masks)]
+
+
 def look_again(detector: Detector, asked: Question, rest: Rest, stale: Question) -> tuple[Question, Rest]:
-    """The batch with a photo encoded for another size, or else without it."""
+    """The batch with a photo encoded as is wanted now, or else without it."""
     try:
         check_room([one.look for one in photos_of(asked, rest) if one is not stale])
-        look_at(detector, stale)
+        look_at(detector, stale, asked.masks_by(detector))
     except ImageError as error:
         name = stale.photo.name if stale.photo is not None else ""
         reason = explain(error)[1]
@@ -183,7 +190,7 @@ def strip_of(detector: Detector, asked: Question, rest: Rest) -> dict[str, Any]:
     """What changes with the photos: their thumbnails, how many are to be looked at, and what was left out."""
     questions = photos_of(asked, rest)
     photos = [one.photo for one in questions if one.photo is not None]
-    n_waiting = len(rest.waiting) or sum(not one.look.fits(detector) for one in questions)
+    n_waiting = len(rest.waiting) or len(stale_of(detector, asked, rest))
     items = []
     if len(photos) + len(rest.waiting) > 1:
         items = [{"src": thumbnail(one), "title": one.name, "caption": Path(one.name).name} for one in photos]

@@ -17,6 +17,7 @@ from owl_swin.demo.batch import (
     marks_of,
     photos_of,
     place_of,
+    stale_of,
     strip_of,
     take_next,
     taken,
@@ -83,12 +84,12 @@ class Handlers:
     ``asked``, and the ``rest`` of the batch.
 
     ``detector`` is what looks at a photo, ``ask`` puts what a step makes of the tab in its place, with its answer, and
-    ``find`` gives what is shown of the answer for one of the photos.
+    ``find`` gives what is shown of the answer for one of the photos, at a threshold and an overlap, with masks or not.
     """
 
     detector: Callable[[Any], Detector]
     ask: Callable[[Session, Callable[[Any], Any]], None]
-    find: Callable[[Any, Question, float, float], Detections | None]
+    find: Callable[[Any, Question, float, float, bool], Detections | None]
     runs: Runs = field(default_factory=lambda: Runs("A zip is being made"))
 
     def strip(self, named: Any) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class Handlers:
         photos = photos_of(named.asked, named.rest)
         if len(photos) < 2:
             return gr.HTML(marks={"chosen": 0}), zips_value(0)
-        found = [self.find(named, one, threshold, overlap) for one in photos]
+        found = [self.find(named, one, threshold, overlap, False) for one in photos]
         return gr.HTML(marks=marks_of(len(named.rest.before), found)), zips_value(len(photos))
 
     @errors_shown
@@ -147,7 +148,7 @@ class Handlers:
 
     def _looked_again(self, named: Any) -> Any:
         detector = self.detector(named)
-        stale = [one for one in photos_of(named.asked, named.rest) if not one.look.fits(detector)]
+        stale = stale_of(detector, named.asked, named.rest)
         if not stale:
             return named
         asked, rest = look_again(detector, named.asked, named.rest, stale[0])
@@ -201,7 +202,8 @@ class Handlers:
             yield from self._packed(form, self._answers(named, photos, threshold, overlap), stop)
 
     def _answers(self, named: Any, photos: Sequence[Question], threshold: float, overlap: float) -> list[Answered]:
-        found = [(one, self.find(named, one, threshold, overlap)) for one in photos]
+        masks = named.asked.masks_by(self.detector(named))
+        found = [(one, self.find(named, one, threshold, overlap, masks)) for one in photos]
         return [Answered(q.photo, one, bool(q.edits)) for q, one in found if q.photo is not None and one is not None]
 
     def _packed(self, form: str, batch: Sequence[Answered], stop: Any) -> Iterator[tuple]:

@@ -139,7 +139,7 @@ def _whole(form: str, names: Sequence[str], batch: Sequence[Answered]) -> list[t
         tasks = [annotation(task) if one.edited else task for task, one in zip(tasks, batch, strict=True)]
         return [
             ("tasks.json", json.dumps(tasks, indent=1) + "\n"),
-            ("interface.xml", label_studio_interface(queries) + "\n"),
+            ("interface.xml", label_studio_interface(queries, masks=any(one.masks for one in found)) + "\n"),
         ]
     return []
 

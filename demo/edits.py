@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torchvision.ops import box_iou
 
-from owl_swin import Detections, QueryError
+from owl_swin import BoxMasks, Detections, QueryError
 
 Box = tuple[float, float, float, float]
 # Which detector an answer is of: its fingerprint, and the size in which it looked.
@@ -101,7 +101,8 @@ def _mark(told: Any, image_hw: tuple[int, int]) -> Mark | None:
 
 def annotate(found: Detections, edits: Edits, by: By | None) -> Detections:
     """What was found with the edits: what went is gone, and what came stands last, with NaN for a score and -1 for a
-    patch, as no model gave it one. Names that were not asked for follow those that were."""
+    patch, as no model gave it one, and no pixel in its mask where others have masks. Names that were not asked for
+    follow those that were."""
     found = found.to("cpu")
     kept = found[_kept(found, edits, by)]
     if not edits.drawn:
@@ -109,14 +110,19 @@ def annotate(found: Detections, edits: Edits, by: By | None) -> Detections:
     names = tuple(dict.fromkeys(one.name for one in edits.drawn if one.name not in found.names))
     names = (*found.names, *names)
     n = len(edits.drawn)
+    boxes = torch.tensor([one.box_xyxy for one in edits.drawn]).to(kept.boxes)
+    masks = kept.masks
+    if masks is not None:
+        masks = BoxMasks.cat([masks, BoxMasks(boxes.new_full((n, 1, 1), -1.0), boxes, kept.image_hw)])
     return Detections(
-        boxes=torch.cat([kept.boxes, torch.tensor([one.box_xyxy for one in edits.drawn]).to(kept.boxes)]),
+        boxes=torch.cat([kept.boxes, boxes]),
         scores=torch.cat([kept.scores, kept.scores.new_full((n,), math.nan)]),
         labels=torch.cat([kept.labels, torch.tensor([names.index(one.name) for one in edits.drawn]).to(kept.labels)]),
         names=names,
         image_hw=kept.image_hw,
         patches=torch.cat([kept.patches, kept.patches.new_full((n,), -1)]),
         best=kept.best,
+        masks=masks,
     )
 
 

@@ -76,7 +76,7 @@ def search(detector: Detector, shown: Shown) -> Shown:
     query = as_query(shown.examples, shown.words, shown.weight)
     if target.photo is None or query is None:
         return replace(shown, target=replace(target, queries=None, done=False))
-    target.look.by(detector, target.photo)
+    target.look.by(detector, target.photo, target.masks_by(detector))
     return replace(shown, target=replace(target, queries=detector.encode_queries([query]), done=True))
 
 

@@ -3,7 +3,7 @@
 import base64
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pprint import pformat
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ class Named(Protocol):
 class Call:
     """What was asked, for code that asks it again: names (empty: anything), or a file of queries in their place.
 
-    ``image_size`` is None where it is the model's own.
+    ``image_size`` is None where it is the model's own. ``masks``: outlines too.
     """
 
     model: str
@@ -35,26 +35,37 @@ class Call:
     overlap: float
     image_size: int | None = None
     from_file: bool = False
+    masks: bool = False
 
 
-def downloads(photo: Photo, found: Detections, stage: str = "", *, edited: bool = False) -> list[dict[str, str]]:
+def downloads(
+    photo: Photo, found: Detections, stage: str = "", *, edited: bool = False, later: bool = False
+) -> list[dict[str, Any]]:
     """The answer as files; the picture with its boxes is drawn by the page from what ``stage``, an id, shows.
 
     Boxes made by hand have no score: null in JSON, an empty field in CSV, and none in COCO and VOC. What was ``edited``
-    is an annotation of Label Studio and no prediction, which has no scores at all.
+    is an annotation of Label Studio and no prediction, which has no scores at all. ``later``: without the texts, for
+    which the page asks when somebody wants one.
     """
     stem, (one, all_) = _stem(photo), ([photo.name], [found])
-    tasks = [annotation(task) for task in to_label_studio(one, all_)] if edited else to_label_studio(one, all_)
-    forms = {
-        "JSON": ("json", json.dumps(to_record(photo.name, found), indent=1)),
-        "COCO": ("coco.json", json.dumps(to_coco(one, all_), indent=1)),
-        "YOLO": ("txt", to_yolo(found)),
-        "VOC": ("xml", to_voc(photo.name, found)),
-        "CSV": ("csv", to_csv(one, all_)),
-        "Label Studio": ("label-studio.json", json.dumps(tasks, indent=1)),
+
+    def tasks() -> list[dict[str, Any]]:
+        made = to_label_studio(one, all_)
+        return [annotation(task) for task in made] if edited else made
+
+    forms: dict[str, tuple[str, Callable[[], str]]] = {
+        "JSON": ("json", lambda: json.dumps(to_record(photo.name, found), indent=1)),
+        "COCO": ("coco.json", lambda: json.dumps(to_coco(one, all_), indent=1)),
+        "YOLO": ("txt", lambda: to_yolo(found)),
+        "VOC": ("xml", lambda: to_voc(photo.name, found)),
+        "CSV": ("csv", lambda: to_csv(one, all_)),
+        "Label Studio": ("label-studio.json", lambda: json.dumps(tasks(), indent=1)),
     }
     picture = [{"label": "Picture", "name": f"{stem}.boxes.png", "stage": stage}] if stage else []
-    files = [{"label": label, "name": f"{stem}.{end}", "text": text} for label, (end, text) in forms.items()]
+    files = [
+        {"label": label, "name": f"{stem}.{end}", "text": None if later else text()}
+        for label, (end, text) in forms.items()
+    ]
     return [*picture, *files]
 
 
@@ -65,8 +76,10 @@ def annotation(task: dict[str, Any]) -> dict[str, Any]:
     return {"data": task["data"], "annotations": [{"result": without}]}
 
 
-def edited_copies(photo: Photo, found: Detections) -> list[dict[str, str]]:
-    """The boxes themselves: no question to a model gives what was edited by hand."""
+def edited_copies(photo: Photo, found: Detections, *, later: bool = False) -> list[dict[str, Any]]:
+    """The boxes themselves: no question to a model gives what was edited by hand. ``later`` is that of downloads()."""
+    if later:
+        return [{"label": label, "copy": None} for label in ("Python", "JSON")]
     record = to_record(photo.name, found)
     python = f"annotation = {pformat(record, width=110, sort_dicts=False)}\n"
     return [{"label": "Python", "copy": python}, {"label": "JSON", "copy": json.dumps(record) + "\n"}]
@@ -102,6 +115,7 @@ def as_python(photo: Photo, call: Call) -> str:
         queries = [f"detector.load_queries({query_file_name(photo)!r})"]
     threshold = call.threshold if isinstance(call.threshold, float | int) else list(call.threshold)
     settings = [f"threshold={threshold!r}", f"nms_iou={call.overlap!r}", f"top_k={TOP_K}"]
+    settings += ["masks=True"] if call.masks else []
     return (
         "from owl_swin import Detector\n\n"
         f"detector = Detector.from_pretrained({', '.join(options)})\n"
@@ -121,6 +135,7 @@ def as_command(photo: Named, call: Call) -> str:
         pairs = zip(call.names, call.threshold, strict=True)
         words += [word for name, limit in pairs for word in ("--threshold", f"{name}={limit:g}")]
     words += ["--nms-iou", f"{call.overlap:g}", "--top-k", str(TOP_K)]
+    words += ["--masks", "--format", "jsonl"] if call.masks else []
     words += [] if call.image_size is None else ["--image-size", str(call.image_size)]
     words += [] if call.model == "nano" else ["--model", call.model]
     return shlex.join(words) + "\n"
@@ -130,18 +145,24 @@ def as_curl(photo: Photo, call: Call) -> str:
     """The request to a server of `owl-swin serve`; ``ORIGIN`` is put in by the page."""
     asked = {"queries": list(call.names)} if call.names else {}
     threshold = call.threshold if isinstance(call.threshold, float | int) else list(call.threshold)
-    request = json.dumps({**asked, "threshold": threshold, "nms_iou": call.overlap, "top_k": TOP_K})
+    masks = {"masks": True} if call.masks else {}
+    request = json.dumps({**asked, "threshold": threshold, "nms_iou": call.overlap, "top_k": TOP_K, **masks})
     name = photo.name.replace("\\", "\\\\").replace('"', '\\"')
     words = ["curl", "-F", f'images=@"{name}"', "--form-string", f"request={request}"]
     return shlex.join(words) + " ORIGIN/v1/detect\n"
 
 
 def stage_files(
-    files: Sequence[dict[str, Any]], copied: Sequence[dict[str, Any]] = (), *, note: str = ""
+    files: Sequence[dict[str, Any]],
+    copied: Sequence[dict[str, Any]] = (),
+    *,
+    note: str = "",
+    wanted: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What the row of downloads shows, and a note below it."""
+    """What the row of downloads shows, and a note below it; ``wanted`` is the one that was asked for, which the page
+    then gives: its kind, "files" or "copies", and its label."""
     value: dict[str, Any] = {"files": list(files), "copies": list(copied)}
-    return {**value, "note": note} if note else value
+    return {**value, **({"note": note} if note else {}), **({"wanted": wanted} if wanted else {})}
 
 
 def _stem(photo: Named) -> str:

@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   if (window.owlMap) return; // every piece brings this script
-  const { make, clamp, colour } = window.owlShared;
+  const { make, clamp, colour, tipIn } = window.owlShared;
   // How much of the photo is seen through its map, and through what is not pointed at.
   const OPAQUE = 0.55;
   const PALE = 0.15;
@@ -22,11 +22,10 @@
     const frame = element.querySelector(".owl-frame");
     const canvas = make("canvas", "owl-map");
     canvas.setAttribute("aria-hidden", "true");
-    const tip = make("div", "owl-tip");
-    tip.hidden = true;
+    const tip = tipIn(frame);
     const legend = make("ul", "owl-legend");
     legend.setAttribute("aria-label", "What the photo shows");
-    frame.append(canvas, tip);
+    frame.append(canvas);
     element.querySelector(".owl-stage").append(legend);
     let pixels = null; // of the map: which name, and how sure
     let areas = [];
@@ -80,14 +79,9 @@
       const row = clamp(Math.floor(y * pixels.height), 0, pixels.height - 1);
       const [id, sure] = pixels.data.slice(4 * (row * pixels.width + column));
       const area = areas.find((one) => one.id + 1 === id);
-      tip.textContent = area ? `${area.name} ${(sure / 255).toFixed(2)}` : "nothing that was named";
-      tip.hidden = false;
-      tip.style[x > 0.6 ? "right" : "left"] = `${100 * (x > 0.6 ? 1 - x : x)}%`;
-      tip.style[x > 0.6 ? "left" : "right"] = "auto";
-      tip.style.top = `${100 * y}%`;
-      tip.classList.toggle("owl-inside", y < 0.12);
+      tip.say(area ? `${area.name} ${(sure / 255).toFixed(2)}` : "nothing that was named", [x, y]);
     });
-    frame.addEventListener("pointerleave", () => { tip.hidden = true; });
+    frame.addEventListener("pointerleave", tip.hide);
 
     const draw = () => {
       const value = JSON.parse(JSON.stringify(props.value || {})).map;
@@ -97,7 +91,8 @@
       drawLegend();
       if (!value) {
         pixels = null;
-        tip.hidden = canvas.hidden = true;
+        canvas.hidden = true;
+        tip.hide();
         return;
       }
       const picture = make("img");

@@ -13,26 +13,27 @@ from owl_swin import Detections, Detector
 from owl_swin.demo import batching
 from owl_swin.demo.asking import Question, note_of_nothing, split_names
 from owl_swin.demo.batch import Rest
-from owl_swin.demo.batching import Batch, batch_strip, batch_zips
-from owl_swin.demo.camera import camera
 from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Example
 from owl_swin.demo.exports import EDITED, TOP_K, Call, copies, downloads, edited_copies, query_file, stage_files
 from owl_swin.demo.models import Choice, Models, size_choices
-from owl_swin.demo.photos import Photo, sample_items, samples, take_photo
+from owl_swin.demo.naming_layout import Page, layout
+from owl_swin.demo.outlines import paths_of
+from owl_swin.demo.photos import Photo, samples, take_photo
 from owl_swin.demo.pieces import (
+    QUIET,
     Upload,
-    chips_piece,
-    files,
     rows,
-    stage,
     stage_value,
-    strip,
-    upload_button,
 )
 from owl_swin.demo.refusals import Refused, errors_shown, pick, refuse
 from owl_swin.demo.session import Session
-from owl_swin.demo.settings import Answers, Detail, in_turn, more_settings, moved, threshold_slider
+from owl_swin.demo.settings import (
+    Answers,
+    in_turn,
+    moved,
+    outlines_choice,
+)
 from owl_swin.demo.terms import (
     Term,
     chips,
@@ -45,7 +46,6 @@ from owl_swin.demo.terms import (
 )
 
 INSTEAD = "use a plainer word, or show the thing in “Show it”"
-HELP = "Enter adds a name, commas part several. No name at all finds anything that looks like a thing."
 HIDDEN = {"text": "All names are hidden; click one to see it again."}
 
 
@@ -66,18 +66,20 @@ def ask(detector: Detector, named: Named) -> Named:
     """The question with its photo encoded; one that was encoded already is not looked at again."""
     asked = replace(named.asked, queries=queries_of(named.terms))
     if asked.photo is not None:
-        asked.look.by(detector, asked.photo)
+        asked.look.by(detector, asked.photo, asked.masks_by(detector))
         asked = replace(asked, done=True)
     return replace(named, asked=asked)
 
 
-def find(detector: Detector, named: Named, threshold: float, overlap: float) -> Detections | None:
-    """What answers, without another look at the photo; None before anything was asked."""
+def find(detector: Detector, named: Named, threshold: float, overlap: float, masks: bool = True) -> Detections | None:
+    """What answers, without another look at the photo; None before anything was asked. With ``masks`` where they are
+    wanted."""
     asked = named.asked
     if not asked.done or asked.encoded is None:
         return None
     limits = thresholds_of(named.terms, threshold)
-    return detector.detect(asked.encoded, asked.queries, threshold=limits, nms_iou=overlap, top_k=TOP_K)
+    masks = masks and asked.masks_by(detector)
+    return detector.detect(asked.encoded, asked.queries, threshold=limits, nms_iou=overlap, top_k=TOP_K, masks=masks)
 
 
 def seen_of(terms: Sequence[Term], boxes: Detections) -> list[bool]:
@@ -87,9 +89,16 @@ def seen_of(terms: Sequence[Term], boxes: Detections) -> list[bool]:
 
 
 def show(
-    detector: Detector, named: Named, threshold: float, overlap: float, size: int | None = None, model: str = "nano"
+    detector: Detector,
+    named: Named,
+    threshold: float,
+    overlap: float,
+    size: int | None = None,
+    model: str = "nano",
+    wanted: dict[str, str] | None = None,
 ) -> tuple:
-    """What the stage, the names and the downloads hold for an answer; code calls the detector ``model``."""
+    """What the stage, the names and the downloads hold for an answer; code calls the detector ``model``. Downloads that
+    hold masks have no content before one of them is ``wanted``."""
     asked, terms = named.asked, named.terms
     found = find(detector, named, threshold, overlap)
     if asked.photo is None or asked.encoded is None or found is None:
@@ -98,9 +107,8 @@ def show(
     shown = [term for term in terms if not term.hidden]
     boxes, edits = annotate(found, asked.edits, asked.look.finder), asked.edits
     seen = seen_of(terms, boxes)
-    marks = [
-        mark for mark, kept in zip(rows(boxes, hands=[one.hand for one in edits.drawn]), seen, strict=True) if kept
-    ]
+    marks = rows(boxes, hands=[one.hand for one in edits.drawn], paths=paths_of(boxes, asked.look.paths))
+    marks = [mark for mark, kept in zip(marks, seen, strict=True) if kept]
     visible = boxes[seen]
     note = None
     if terms and not shown and not len(visible):
@@ -114,71 +122,23 @@ def show(
         overlap,
         size,
         from_file=not all(term.plain for term in shown),
+        masks=found.masks is not None,
     )
+    later = found.masks is not None and wanted is None
     given = [
-        *downloads(asked.photo, visible, "name-stage", edited=bool(edits)),
+        *downloads(asked.photo, visible, "name-stage", edited=bool(edits), later=later),
         *query_file(asked.photo, queries_of(shown)),
     ]
     asked_again = [] if terms and not shown else copies(asked.photo, call)
-    written = edited_copies(asked.photo, visible) if edits else asked_again
+    written = edited_copies(asked.photo, visible, later=later) if edits else asked_again
     stage = stage_value(asked.photo, boxes=marks, note=note, asked=len(terms) or None, **edit_state(edits, boxes.names))
-    return stage, chips(terms, found, best, threshold), stage_files(given, written, note=EDITED if edits else "")
+    files_ = stage_files(given, written, note=EDITED if edits else "", wanted=wanted)
+    return stage, chips(terms, found, best, threshold), files_
 
 
 def build(choice: Choice) -> Callable[[Any], None]:
     """The tab; what it gives back asks again when another model is chosen."""
-    return wire(layout(choice.models.sizes()), Handlers(choice.models), choice.chosen)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What the tab is made of."""
-
-    state: gr.State
-    batch: Batch
-    photo: gr.HTML
-    downloads: gr.HTML
-    upload: gr.UploadButton
-    names: gr.Textbox
-    find: gr.Button
-    chips: gr.HTML
-    load: gr.UploadButton
-    threshold: gr.Slider
-    detail: Detail
-    samples: gr.HTML | None
-
-
-def layout(sizes: dict[str, Detector]) -> Page:
-    """The pieces, where they stand."""
-    state = gr.State(Session(Named()))
-    with gr.Row(elem_classes="owl-columns"):
-        with gr.Column(scale=3, min_width=300):
-            several, add = batch_strip()
-            photo = stage("look", upload="name-upload", table=True, likes=True, edits=True, elem_id="name-stage")
-            downloads_ = files(elem_id="name-files")
-            batch = Batch(several, add, batch_zips(), gr.State(None))
-        with gr.Column(scale=2, min_width=280):
-            upload = upload_button("Choose photos", file_types=["image"], file_count="multiple", elem_id="name-upload")
-            camera("name-upload", elem_id="name-camera")
-            names = gr.Textbox(
-                "",
-                label="What to find",
-                info=HELP,
-                placeholder="a person, a red mug, a dog",
-                lines=1,
-                max_lines=1,
-                elem_id="name-text",
-            )
-            find_ = gr.Button("Find", variant="primary", elem_id="name-find")
-            chips_ = chips_piece(elem_id="name-chips")
-            threshold = threshold_slider("name-threshold", info="Lowest score that is shown.")
-            detail = more_settings(sizes, explained=True)
-            load = upload_button("Load a query", elem_id="name-load", size="md")
-            samples_ = None
-            if samples():
-                gr.Markdown("Or try one of these", elem_classes="owl-small")
-                samples_ = strip(items=sample_items(), elem_id="name-samples", elem_classes="owl-samples")
-    return Page(state, batch, photo, downloads_, upload, names, find_, chips_, load, threshold, detail, samples_)
+    return wire(layout(gr.State(Session(Named())), choice.models), Handlers(choice.models), choice.chosen)
 
 
 @dataclass(frozen=True)
@@ -206,11 +166,13 @@ class Handlers:
 
         session.change(asked)
 
-    def found_in(self, named: Named, photo: Question, threshold: float, overlap: float) -> Detections | None:
+    def found_in(
+        self, named: Named, photo: Question, threshold: float, overlap: float, masks: bool
+    ) -> Detections | None:
         """What is shown of the answer for one of the photos; None before it was looked at."""
-        if not photo.look.fits(self.detector(named)):
+        if not photo.look.fits(self.detector(named), masks):
             return None
-        asked = replace(photo, queries=queries_of(named.terms), done=True)
+        asked = replace(photo, queries=queries_of(named.terms), done=True, outlines=masks)
         found = find(self.models.detector(named.asked.model), replace(named, asked=asked), threshold, overlap)
         if found is None:
             return None
@@ -316,11 +278,17 @@ class Handlers:
         return session, self.batch.strip(session.value)
 
     @errors_shown
+    def on_outlines(self, session: Session[Named], wanted: bool):
+        """With masks or without; a photo that was encoded for them is not encoded again."""
+        self.ask(session, lambda named: replace(named, asked=replace(named.asked, outlines=wanted)))
+        return session, self.batch.strip(session.value)
+
+    @errors_shown
     def on_model(self, session: Session[Named], chosen: Session[str]):
         """The same asked of another model; names that it cannot be asked are told and go."""
         model = chosen.value
         if session.value.asked.model == model:
-            return session, gr.skip(), gr.skip()
+            return session, *[gr.skip()] * 4
         lost: list[str] = []
 
         def step(named: Named) -> Named:
@@ -330,16 +298,25 @@ class Handlers:
         self.ask(session, step)
         if lost:
             errors_shown(refuse)("Not all names came along", "; ".join(lost) + ".")
-        return session, size_choices(self.models.sizes(model)), self.batch.strip(session.value)
+        strip_, pieces = self.batch.strip(session.value), outlines_choice(self.models.detector(model))
+        return session, size_choices(self.models.sizes(model)), strip_, *pieces
+
+    def shown(self, named: Named, threshold: float, overlap: float, wanted: dict[str, str] | None = None) -> tuple:
+        """What show() says of what is chosen."""
+        normal, chosen = self.models.detector(named.asked.model), self.detector(named).image_size
+        size = None if chosen == normal.image_size else chosen
+        return show(normal, named, threshold, overlap, size, self.models.source(named.asked.model), wanted)
 
     @errors_shown
     def on_view(self, session: Session[Named], threshold: float, overlap: float):
         """The answer as the settings are now."""
-        named = session.value
-        normal, chosen = self.models.detector(named.asked.model), self.detector(named).image_size
-        size = None if chosen == normal.image_size else chosen
-        shown = show(normal, named, threshold, overlap, size, self.models.source(named.asked.model))
+        shown = self.shown(session.value, threshold, overlap)
         return *shown, *self.batch.on_marks(session, threshold, overlap)
+
+    @errors_shown
+    def on_wanted(self, event: gr.EventData, session: Session[Named], threshold: float, overlap: float):
+        """The downloads with their contents."""
+        return self.shown(session.value, threshold, overlap, {"kind": event.kind, "label": event.label})[2]
 
 
 def _place(terms: Sequence[Term], name: str) -> int:
@@ -369,6 +346,8 @@ def wire(page: Page, on: Handlers, chosen: gr.State) -> Callable[[Any], None]:
     look(page.chips.removed, on.on_removed, [state], [state], trigger_mode="multiple")
     look(page.photo.liked, on.on_liked, [state], [state])
     look(detail.size.input, on.on_size, [state, detail.size], [state, batch.strip])
+    look(page.outlines.switch.input, on.on_outlines, [state, page.outlines.switch], [state, batch.strip])
+    page.downloads.wanted(on.on_wanted, viewed, page.downloads, **QUIET)
     if page.samples is not None:
         look(page.samples.picked, on.on_sample, [state], [state, batch.strip])
     tuned = {"trigger_mode": "multiple", **in_turn("name-view")}
@@ -376,4 +355,4 @@ def wire(page: Page, on: Handlers, chosen: gr.State) -> Callable[[Any], None]:
     page.photo.edited(on.on_edited, viewed, [state, *shown], **tuned)
     look.again(moved(page.threshold, detail.overlap))
     look.offered(page.photo.asked, page.threshold)
-    return look.after(on.on_model, [state, chosen], [state, detail.size, batch.strip])
+    return look.after(on.on_model, [state, chosen], [state, detail.size, batch.strip, *page.outlines.pieces])

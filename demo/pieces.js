@@ -4,6 +4,7 @@
   "use strict";
   if (window.owlStrip) return; // every piece brings this script
   const { make, clamp, colour } = window.owlShared;
+  const OPAQUE = 0.3; // what is within an outline
 
   // Small pictures in a row or a grid. Tells: "picked" {index}, "removed" {index}.
   window.owlStrip = (element, props, trigger, watch) => {
@@ -141,6 +142,16 @@
     const svg = frame.querySelector("svg").viewBox.baseVal;
     const [across, down] = [canvas.width / svg.width, canvas.height / svg.height];
     const tags = [...frame.querySelectorAll(".owl-tag")];
+    frame.querySelectorAll("path.owl-outline").forEach((one) => {
+      const path = new Path2D();
+      path.addPath(new Path2D(one.getAttribute("d")), new DOMMatrix([across, 0, 0, down, 0, 0]));
+      context.fillStyle = context.strokeStyle = one.style.stroke;
+      context.globalAlpha = OPAQUE;
+      context.fill(path, "evenodd");
+      context.globalAlpha = 1;
+      context.lineWidth = 2;
+      context.stroke(path);
+    });
     [...frame.querySelectorAll("rect.owl-box")].forEach((rect, i) => {
       const [x, y, width, height] = ["x", "y", "width", "height"].map((name) => Number(rect.getAttribute(name)));
       const place = [x * across, y * down, width * across, height * down];
@@ -166,19 +177,27 @@
     const root = element.querySelector(".owl-files");
     let links = [];
     const said = make("output");
-    const picture = (file) => {
-      const button = make("button", "", file.label);
-      button.type = "button";
-      button.addEventListener("click", () => {
-        const link = make("a");
-        link.href = drawn(file.stage).toDataURL("image/png");
-        link.download = file.name;
-        link.click();
-      });
-      root.append(button);
+    // What has no content yet is asked for, and given when it came.
+    const want = (kind, label) => {
+      said.textContent = `Making ${label} …`;
+      root.append(said);
+      trigger("wanted", { kind, label });
     };
+    const button = (label, action) => {
+      const one = make("button", "", label);
+      one.type = "button";
+      one.addEventListener("click", action);
+      root.append(one);
+      return one;
+    };
+    const picture = (file) => button(file.label, () => {
+      const link = make("a");
+      link.href = drawn(file.stage).toDataURL("image/png");
+      link.download = file.name;
+      link.click();
+    });
     // Pages that are not served by https may not write to the clipboard: there the text is selected to be copied.
-    const copy = async (button, one) => {
+    const copy = async (one) => {
       const text = one.copy.replace("ORIGIN", location.origin);
       said.replaceChildren();
       try {
@@ -194,12 +213,15 @@
       links.forEach((url) => URL.revokeObjectURL(url));
       links = [];
       root.replaceChildren();
+      said.replaceChildren();
       const value = JSON.parse(JSON.stringify(props.value || {}));
       const files = value.files || [];
+      const wanted = (kind, label) => value.wanted?.kind === kind && value.wanted.label === label;
       if (!files.length) return;
       root.append(make("span", "", "Download"));
       files.forEach((file) => {
         if (file.stage) return picture(file);
+        if (file.text === null) return button(file.label, () => want("files", file.label));
         const content = file.base64 ? Uint8Array.from(atob(file.base64), (letter) => letter.charCodeAt(0)) : file.text;
         const url = file.file ? file.file.url : URL.createObjectURL(new Blob([content]));
         if (!file.file) links.push(url);
@@ -207,18 +229,15 @@
         link.href = url;
         link.download = file.name;
         root.append(link);
+        if (wanted("files", file.label)) link.click();
       });
       const note = () => value.note && root.append(make("p", "owl-hint owl-break", value.note));
       if (!value.copies || !value.copies.length) return note();
       root.append(make("span", "owl-break"), make("span", "", "Copy as"));
-      value.copies.forEach((one) => {
-        const button = make("button", "", one.label);
-        button.type = "button";
-        button.addEventListener("click", () => copy(button, one));
-        root.append(button);
-      });
+      value.copies.forEach((one) => button(one.label, () => (one.copy === null ? want("copies", one.label) : copy(one))));
       note();
       root.append(said);
+      value.copies.filter((one) => wanted("copies", one.label)).forEach(copy);
     };
     watch(["value"], draw);
     draw();

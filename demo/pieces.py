@@ -94,11 +94,11 @@ def chips_piece(**options: Any) -> gr.HTML:
 
 
 def files(**options: Any) -> gr.HTML:
-    """Downloads that are made in the page."""
+    """Downloads that are made in the page. One whose content is not there yet tells "wanted" {kind, label}."""
     return gr.HTML(
         value={"files": [], "copies": []},
         html_template='<div class="owl-files"></div>',
-        js_on_load="owlFiles(element, props, trigger, watch);",
+        js_on_load='owlFiles(element, props, trigger, watch); // "wanted"',
         head=HEAD,
         apply_default_css=False,
         **options,
@@ -140,10 +140,15 @@ def strip_value(items: Sequence[dict[str, Any]], *, empty: str = "", chosen: int
     return {"items": list(items), "empty": empty, "chosen": chosen}
 
 
-def rows(found: Detections, encoded: EncodedImage | None = None, hands: Sequence[str] = ()) -> list[dict[str, Any]]:
+def rows(
+    found: Detections,
+    encoded: EncodedImage | None = None,
+    hands: Sequence[str] = (),
+    paths: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
     """Detections as marks for a stage; with the encoded picture, also where the patch lies that answered.
 
-    The last of them are those made by hand, of which ``hands`` tells which they are.
+    The last of them are those made by hand, of which ``hands`` tells which they are; ``paths`` are the outlines of all.
     """
     places: list[Any] = [None] * len(found)
     if encoded is not None and len(found) > len(hands):
@@ -158,8 +163,9 @@ def rows(found: Detections, encoded: EncodedImage | None = None, hands: Sequence
             "query": one.query,
             "patch": place,
             "hand": hand,
+            **({"outline": path} if path else {}),
         }
-        for one, place, hand in zip(found, places, keys, strict=True)
+        for one, place, hand, path in zip(found, places, keys, paths or [""] * len(found), strict=True)
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from owl_swin import Detector
 from owl_swin.demo.asking import FLOOR
 from owl_swin.demo.pieces import BUSY, QUIET
 
@@ -34,6 +35,40 @@ def more_settings(sizes: Iterable[str], *, explained: bool = False) -> Detail:
             gr.Slider(0.1, 1, 0.5, step=0.05, label="Overlap", info=overlap_info if explained else None),
             gr.Radio(names, value=names[0], label="Detail", info=size_info if explained else None),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Outlines:
+    """The switch that has things outlined, and why it is not there where a model makes no masks."""
+
+    switch: gr.Checkbox
+    why_not: gr.Markdown
+
+    @property
+    def pieces(self) -> list[Any]:
+        """Both, which another model changes."""
+        return [self.switch, self.why_not]
+
+
+def outlines_switch(detector: Detector, elem_id: str) -> Outlines:
+    """The switch, off."""
+    there, why_not = _outlines(detector)
+    info = "Draws which pixels of its box each thing has; downloads and copied code then hold them too."
+    return Outlines(
+        gr.Checkbox(False, label="Outlines", info=info, elem_id=elem_id, visible=there),
+        gr.Markdown(why_not, elem_id=f"{elem_id}-not", elem_classes="owl-small", visible=not there),
+    )
+
+
+def outlines_choice(detector: Detector) -> tuple[Any, Any]:
+    """The switch for another model: where that has none, what was chosen comes back with the next."""
+    there, why_not = _outlines(detector)
+    return gr.update(visible=there), gr.update(value=why_not, visible=not there)
+
+
+def _outlines(detector: Detector) -> tuple[bool, str]:
+    name = detector.name.replace("_", "\\_")  # of Markdown
+    return detector.spec.has_masks, f"No outlines: {name} finds boxes and makes no masks; nano makes both."
 
 
 def moved(*sliders: gr.Slider) -> list[Any]:

@@ -13,6 +13,7 @@ from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Box, Example, Shown, box_of, numbers, search, with_example
 from owl_swin.demo.exports import downloads, edited_copies, query_file, stage_files
 from owl_swin.demo.models import Choice, Models, size_choices
+from owl_swin.demo.outlines import paths_of
 from owl_swin.demo.photos import SHOWN_PX, Photo, board, data_uri, sample_items, samples, take_photo
 from owl_swin.demo.pieces import (
     BUSY,
@@ -30,7 +31,17 @@ from owl_swin.demo.pieces import (
 )
 from owl_swin.demo.refusals import Refused, errors_shown, pick
 from owl_swin.demo.session import Session
-from owl_swin.demo.settings import Answers, Detail, in_turn, more_settings, moved, threshold_slider
+from owl_swin.demo.settings import (
+    Answers,
+    Detail,
+    Outlines,
+    in_turn,
+    more_settings,
+    moved,
+    outlines_choice,
+    outlines_switch,
+    threshold_slider,
+)
 
 BOXES, HEAT = "Boxes", "Where it fits"
 # Lower than for names: the scores of examples are lower, and calibrated as those are.
@@ -44,8 +55,16 @@ EMPTY = (
 )
 
 
-def show_target(detector: Detector, shown: Shown, threshold: float, overlap: float, view: str) -> tuple[dict, dict]:
-    """The photo to look in with its answer, and the downloads."""
+def show_target(
+    detector: Detector,
+    shown: Shown,
+    threshold: float,
+    overlap: float,
+    view: str,
+    wanted: dict[str, str] | None = None,
+) -> tuple[dict, dict]:
+    """The photo to look in with its answer, and the downloads, whose contents those with masks have when one is
+    ``wanted``."""
     target = shown.target
     found = answer(detector, target, threshold, overlap)
     if target.photo is None:
@@ -55,19 +74,23 @@ def show_target(detector: Detector, shown: Shown, threshold: float, overlap: flo
         return stage_value(target.photo, note=hint), stage_files([])
     boxes, edits = annotate(found, target.edits, target.look.finder), target.edits
     note = None if len(boxes) or edits else note_of_nothing(detector, target, threshold, instead=INSTEAD)
-    marks = rows(boxes, target.encoded, [one.hand for one in edits.drawn])
+    paths = paths_of(boxes, target.look.paths)
+    marks = rows(boxes, target.encoded, [one.hand for one in edits.drawn], paths)
     src = ""
     if view == HEAT:
         scores = detector.similarity(target.encoded, target.queries)[0]
         src = data_uri(draw_heat_map(target.photo.preview(), scores, title=found.names[0]), SHOWN_PX)
     else:
         marks = [{**mark, "patch": None} for mark in marks]
+    later = boxes.masks is not None and wanted is None
     given = [
-        *downloads(target.photo, boxes, "show-target", edited=bool(edits)),
+        *downloads(target.photo, boxes, "show-target", edited=bool(edits), later=later),
         *query_file(target.photo, target.queries),
     ]
-    shown_files = stage_files(given, edited_copies(target.photo, boxes) if edits else ())
-    return stage_value(target.photo, src=src, boxes=marks, note=note, **edit_state(edits, boxes.names)), shown_files
+    written = edited_copies(target.photo, boxes, later=later) if edits else ()
+    state = {**edit_state(edits, boxes.names), "heat": view == HEAT}
+    stage_ = stage_value(target.photo, src=src, boxes=marks, note=note, **state)
+    return stage_, stage_files(given, written, wanted=wanted)
 
 
 def show_source(shown: Shown) -> dict:
@@ -93,7 +116,7 @@ def build(choice: Choice) -> Callable[[Any], None]:
     """The tab; what it gives back asks again when another model is chosen."""
     state = gr.State(Session(Shown()))
     with gr.Row(elem_classes="owl-columns"):
-        source, target = layout_source(), layout_target(choice.models.sizes())
+        source, target = layout_source(), layout_target(choice.models)
     on = Handlers(choice.models)
     wire_source(state, source, on)
     return wire_answers(state, source, target, on, choice.chosen)
@@ -124,6 +147,7 @@ class Target:
     upload: gr.UploadButton
     same: gr.Button
     tried: gr.Button | None
+    outlines: Outlines
     detail: Detail
     downloads: gr.HTML
 
@@ -162,7 +186,7 @@ def layout_source() -> Source:
     return Source(photo, add, add_not, examples, upload, fields, words, weight, samples_)
 
 
-def layout_target(sizes: dict[str, Detector]) -> Target:
+def layout_target(models: Models) -> Target:
     """The right column."""
     with gr.Column(scale=1, min_width=300):
         gr.Markdown("## 2 · See where else it is\nIn any other photo, or in the same one.", elem_classes="owl-step")
@@ -186,9 +210,10 @@ def layout_target(sizes: dict[str, Detector]) -> Target:
         tried = None
         if samples():
             tried = gr.Button("Try it: find the cat among six photos", size="md", elem_id="show-try")
-        detail = more_settings(sizes)
+        outlines = outlines_switch(models.detector(), "show-outlines")
+        detail = more_settings(models.sizes())
         downloads_ = files(elem_id="show-files")
-    return Target(photo, view, threshold, upload, same, tried, detail, downloads_)
+    return Target(photo, view, threshold, upload, same, tried, outlines, detail, downloads_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +292,10 @@ class Handlers:
     @errors_shown
     def on_try(self, session: Session[Shown]):
         """The cat, in finer detail: what is on a board of six is small."""
-        model, tried = session.value.target.model, try_it()
-        size = list(self.models.sizes(model))[:2][-1]
-        tried = replace(tried, target=replace(tried.target, model=model, size=size))
+        before, tried = session.value.target, try_it()
+        size = list(self.models.sizes(before.model))[:2][-1]
+        target = replace(tried.target, model=before.model, size=size, outlines=before.outlines)
+        tried = replace(tried, target=target)
         shown = self.ask(session, lambda shown: replace(tried, words=shown.words, weight=shown.weight))
         return session, show_source(shown), *numbers(None), show_examples(shown), size
 
@@ -285,14 +311,20 @@ class Handlers:
         self.ask(session, lambda shown: replace(shown, target=replace(shown.target, size=size)))
         return session
 
+    @errors_shown
+    def on_outlines(self, session: Session[Shown], wanted: bool):
+        """With masks or without; a photo that was encoded for them is not encoded again."""
+        self.ask(session, lambda shown: replace(shown, target=replace(shown.target, outlines=wanted)))
+        return session
+
     def on_model(self, session: Session[Shown], chosen: Session[str]):
         """The same asked of another model; where it cannot be, as of one that takes no examples, this is told."""
         model = chosen.value
         if session.value.target.model == model:
-            return session, gr.skip()
+            return session, *[gr.skip()] * 3
         session.change(lambda shown: replace(shown, target=shown.target.by(model)))
         errors_shown(self.ask)(session, lambda shown: shown)
-        return session, size_choices(self.models.sizes(model))
+        return session, size_choices(self.models.sizes(model)), *outlines_choice(self.models.detector(model))
 
     @errors_shown
     def on_edited(self, event: gr.EventData, session: Session[Shown], *view: Any):
@@ -305,6 +337,12 @@ class Handlers:
         """The answer as the settings are now."""
         detector = self.models.detector(session.value.target.model)
         return show_target(detector, session.value, threshold, overlap, view)
+
+    @errors_shown
+    def on_wanted(self, event: gr.EventData, session: Session[Shown], *view: Any):
+        """The downloads with their contents."""
+        detector = self.models.detector(session.value.target.model)
+        return show_target(detector, session.value, *view, {"kind": event.kind, "label": event.label})[1]
 
 
 def with_source(session: Session[Shown], photo: Photo, box: Box | None = None) -> tuple:
@@ -351,10 +389,12 @@ def wire_answers(
     worded = [source.words.submit, source.words.blur, source.weight.release]
     look(worded, on.on_words, [state, source.words, source.weight], [state])
     look(detail.size.input, on.on_size, [state, detail.size], [state])
+    look(target.outlines.switch.input, on.on_outlines, [state, target.outlines.switch], [state])
+    target.downloads.wanted(on.on_wanted, viewed, target.downloads, **QUIET)
     if tried is not None:
         look(tried.click, on.on_try, [state], [state, source.photo, *source.fields, source.examples, detail.size])
     edited = {"trigger_mode": "multiple", **in_turn("show-view")}
     target.photo.edited(on.on_edited, viewed, [state, target.photo, target.downloads], **edited)
     look.again([*moved(target.threshold, detail.overlap), target.view.change])
     look.offered(target.photo.asked, target.threshold)
-    return look.after(on.on_model, [state, chosen], [state, detail.size])
+    return look.after(on.on_model, [state, chosen], [state, detail.size, *target.outlines.pieces])

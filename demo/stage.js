@@ -25,7 +25,23 @@
     return [x0 + mx, y0 + my, x1 + mx, y1 + my];
   };
 
-  window.owlShared = { make, clamp, colour, span, nudged, ARROWS }; // for the other files
+  // Words beside the mouse, at a place in a frame in shares of it.
+  const tipIn = (frame) => {
+    const tip = make("div", "owl-tip");
+    tip.hidden = true;
+    frame.append(tip);
+    const say = (text, [x, y]) => {
+      tip.textContent = text;
+      tip.hidden = false;
+      tip.style[x > 0.6 ? "right" : "left"] = `${100 * (x > 0.6 ? 1 - x : x)}%`;
+      tip.style[x > 0.6 ? "left" : "right"] = "auto";
+      tip.style.top = `${100 * y}%`;
+      tip.classList.toggle("owl-inside", y < 0.12);
+    };
+    return { say, hide: () => { tip.hidden = true; } };
+  };
+
+  window.owlShared = { make, clamp, colour, span, nudged, tipIn, ARROWS }; // for the other files
 
   // Files of a folder keep their path in it as their name, of which Gradio would leave only the last part.
   document.addEventListener("change", (event) => {
@@ -60,6 +76,7 @@
     note.setAttribute("role", "status");
     const table = make("div", "owl-table");
     frame.append(photo, svg, labels);
+    const tip = tipIn(frame);
     // What is larger than its place is moved by its scroll bars, a finger or the wheel.
     const scroll = make("div", "owl-scroll");
     const zooms = make("div", "owl-zooms");
@@ -148,6 +165,7 @@
       svg.append(rect);
       return rect;
     };
+    const titleOf = (one) => (one.score === null ? one.label : `${one.label} ${one.score.toFixed(2)}`);
     const light = (index) => {
       frame.classList.toggle("owl-lit", index >= 0);
       root.querySelectorAll("[data-box]").forEach((node) =>
@@ -160,8 +178,28 @@
       return node;
     };
 
+    // The pixels that a thing has, as a path in pixels of the photo; the mouse over them says what it is.
+    const outline = (one, index) => {
+      for (const className of ["owl-outline-under", "owl-outline"]) {
+        const path = document.createElementNS(SVG, "path");
+        path.setAttribute("d", one.outline);
+        path.setAttribute("class", className);
+        path.dataset.box = index;
+        svg.append(path);
+        if (className === "owl-outline-under") continue;
+        path.style.stroke = path.style.fill = colour(one.query);
+        hoverable(path, index);
+        path.addEventListener("pointermove", (event) => {
+          const place = frame.getBoundingClientRect();
+          tip.say(titleOf(one), [(event.clientX - place.left) / place.width, (event.clientY - place.top) / place.height]);
+        });
+        path.addEventListener("pointerleave", tip.hide);
+      }
+    };
     const drawMarks = () => {
       svg.replaceChildren();
+      tip.hide();
+      svg.classList.toggle("owl-unfilled", Boolean(state.heat));
       labels.replaceChildren();
       svg.setAttribute("viewBox", `0 0 ${state.width || 1} ${state.height || 1}`);
       (state.lines || []).forEach(([x0, y0, x1, y1]) => {
@@ -178,9 +216,10 @@
       [...boxes.keys()].reverse().forEach((index) => {
         const one = boxes[index];
         if (one.patch) hoverable(rectangle(one.patch, "owl-patch"), index);
-        rectangle(one.box, "owl-box-under").dataset.box = index;
-        hoverable(rectangle(one.box, "owl-box", colour(one.query)), index);
-        const tag = hoverable(make("span", "owl-tag", one.score === null ? one.label : `${one.label} ${one.score.toFixed(2)}`), index);
+        const thin = one.outline ? " owl-thin" : "";
+        rectangle(one.box, `owl-box-under${thin}`).dataset.box = index;
+        hoverable(rectangle(one.box, `owl-box${thin}`, colour(one.query)), index);
+        const tag = hoverable(make("span", "owl-tag", titleOf(one)), index);
         const [x0, y0, x1] = one.box;
         const right = x0 / state.width > 0.6;
         tag.style.background = colour(one.query);
@@ -189,6 +228,10 @@
         tag.classList.toggle("owl-inside", y0 / state.height < 0.06);
         labels.append(tag);
       });
+      // Small things lie on large ones, so that the mouse reaches them.
+      const size = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
+      [...boxes.entries()].filter(([, one]) => one.outline).sort(([, a], [, b]) => size(b.box) - size(a.box))
+        .forEach(([index, one]) => outline(one, index));
       stage.marked();
     };
     const handle = ([x, y]) => {

@@ -67,13 +67,14 @@ def to_dicts(found: Found) -> list[dict[str, Any]]:
 
     Beside its keys each row has ``query``, the index of the query: two queries may have one name. Of detections with
     masks each also has ``segmentation``, COCO's run-length encoding of its mask. Here as in the other forms a score of
-    NaN, of a box that was made by hand, is None or left out.
+    NaN, of a box that was made by hand, is None or left out, and so is a mask that it has not.
     """
     rows = []
     for row in rows_of(found):
         box = {corner: round(value, 2) for corner, value in zip(CORNERS, row.box_xyxy, strict=True)}
         values = {"label": row.name, "query": row.query, "score": row.score, "box": box}
-        rows.append(values if found.masks is None else {**values, "segmentation": found.masks.rle_of(row.number)})
+        mask = mask_of(found, row)
+        rows.append(values if mask is None else {**values, "segmentation": mask.rle_of(row.number)})
     return rows
 
 
@@ -137,6 +138,7 @@ class CocoSet:
         for row in rows_of(found):
             x0, y0, x1, y1 = row.box_xyxy
             box = [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)]
+            mask = mask_of(found, row)
             self._annotations.append(
                 {
                     "id": len(self._annotations) + 1,
@@ -147,7 +149,7 @@ class CocoSet:
                     "iscrowd": 0,
                     **scored(row),
                     "query": row.query,
-                    **({} if found.masks is None else found.masks.coco(row.number)),
+                    **({} if mask is None else mask.coco(row.number)),
                 }
             )
 
@@ -169,9 +171,8 @@ def to_fiftyone(found: Found) -> list[dict[str, Any]]:
         x0, y0, x1, y1 = row.box_xyxy
         box = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
         values = {"label": row.name, "bounding_box": box, "confidence": row.score, "query": row.query}
-        rows.append(
-            values if found.masks is None else {**values, "mask": found.masks.part(row.number)[1].cpu().numpy()}
-        )
+        mask = mask_of(found, row)
+        rows.append(values if mask is None else {**values, "mask": mask.part(row.number)[1].cpu().numpy()})
     return rows
 
 
@@ -313,6 +314,13 @@ def rows_of(found: Found) -> Iterator[Row]:
 def scored(row: Row) -> dict[str, float]:
     """The score, where there is one."""
     return {} if row.score is None else {"score": row.score}
+
+
+def mask_of(found: Found, row: Row) -> "BoxMasks | None":
+    """The masks that hold that of a row; None where it has none, as a box has that was made by hand among others that
+    have theirs: its mask is without a pixel."""
+    by_hand = found.masks is not None and row.score is None and not bool((found.masks.logits[row.number] > 0).any())
+    return None if by_hand else found.masks
 
 
 def _labels(found: Found) -> list[str]:

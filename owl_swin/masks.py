@@ -1,5 +1,6 @@
 """Masks of detections: a small map of logits over each one's box, and pixels, run lengths and polygons made of it."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -197,6 +198,10 @@ class BoxMasks:
 
     def outlines(self, number: int, tolerance_px: float = TOLERANCE_PX) -> list[list[float]]:
         """Those of one mask."""
+        return [outer for outer, *_ in self.rings(number, tolerance_px)]
+
+    def rings(self, number: int, tolerance_px: float = TOLERANCE_PX) -> list[list[list[float]]]:
+        """For each part of one mask, the largest first, its outline as ``polygons`` has it, and then its holes."""
         from contourpy import FillType, contour_generator
 
         logits = self.logits[number].float().cpu().numpy()
@@ -207,13 +212,17 @@ class BoxMasks:
         bordered = np.pad(np.pad(logits, 1, mode="edge"), 1, constant_values=-MOST_LOGIT)
         filled = contour_generator(places, places, bordered, fill_type=FillType.OuterOffset).filled(0, np.inf)
         x0, y0, x1, y1 = self.boxes_px[number].tolist()
-        rings = []
+        parts = []
         for points, offsets in zip(*filled, strict=True):
-            ring = np.clip(points[: offsets[1] - 1], 0, 1) * (x1 - x0, y1 - y0) + (x0, y0)
-            ring = _simplified(ring, tolerance_px)
-            rings.append((_area(ring), ring))
-        rings.sort(key=lambda one: -one[0])
-        return [ring.round(2).flatten().tolist() for area, ring in rings if area > 0]
+            points = np.clip(points, 0, 1) * (x1 - x0, y1 - y0) + (x0, y0)
+            spans = itertools.pairwise(offsets)
+            rings = [_simplified(points[start : end - 1], tolerance_px) for start, end in spans]
+            areas = [_area(ring) for ring in rings]
+            if areas[0] > 0:
+                kept = [ring.round(2).flatten().tolist() for ring, area in zip(rings, areas, strict=True) if area > 0]
+                parts.append((areas[0], kept))
+        parts.sort(key=lambda one: -one[0])
+        return [rings for _, rings in parts]
 
     def outline(self, number: int) -> list[float]:
         """The outlines of one mask as one, which goes from each part to the next, where they are near, and back."""

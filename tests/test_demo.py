@@ -103,7 +103,9 @@ def test_a_photo_is_encoded_once_however_many_ask(detector, photo, monkeypatch):
     question, seen = Question(photo), []
     encode_image = Detector.encode_image
     monkeypatch.setattr(
-        Detector, "encode_image", lambda self, one: seen.append(self.image_size) or encode_image(self, one)
+        Detector,
+        "encode_image",
+        lambda self, one, **options: seen.append(self.image_size) or encode_image(self, one, **options),
     )
     asking_ = [threading.Thread(target=question.look.by, args=(detector, photo)) for _ in range(3)]
     for thread in asking_:

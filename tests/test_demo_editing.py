@@ -1,4 +1,4 @@
-"""Boxes moved, sized, named, drawn and taken away in a real browser: by mouse, by keys and by fingers."""
+"""Boxes moved, sized, named, drawn and taken away in a real browser: by mouse, by keys and by fingers; and outlined."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,10 @@ WIDTH, HEIGHT = 180, 120
 
 
 @pytest.fixture(scope="module")
-def page(detector, tmp_path_factory):
+def page(masked_detector, tmp_path_factory):
     photo = tmp_path_factory.mktemp("photos") / "blocks.png"
     photo.write_bytes(encode(noise(HEIGHT, WIDTH, 0)))
-    with chromium() as browser, opened(browser, detector) as page:
+    with chromium() as browser, opened(browser, masked_detector) as page:
         upload(page, "name-upload", photo)
         page.wait_for_selector("#name-stage .owl-there")
         page.fill("#name-text textarea, #name-text input", "a cat")
@@ -164,6 +164,79 @@ def test_keys_alone_do_all_of_it(page):
     page.keyboard.press("Control+z")
     has(page, ("a lock", *moved[1:]), ("a key", *quarter))
     assert [row[0] for row in annotations(page)] == ["a lock", "a key"]
+
+
+PATHS = "document.querySelectorAll('#name-stage path.owl-outline').length"
+
+
+def fetched(page, kind: str, label: str) -> Path:
+    """The file that one of the downloads gives."""
+    with page.expect_download() as download:
+        page.locator("#name-files").get_by_role(kind, name=label, exact=True).first.click()
+    return Path(download.value.path())
+
+
+def test_outlines_follow_the_switch_the_mouse_and_what_is_edited(page, masked_detector, monkeypatch):
+    if button(page, "Edit boxes").get_attribute("aria-pressed") == "true":
+        button(page, "Edit boxes").click()
+    set_slider(page, "name-threshold", 0.02)
+    page.wait_for_selector("#name-stage .owl-box")
+    plain = fetched(page, "button", "Picture").read_bytes()
+    switch = page.get_by_label("Outlines").locator("visible=true")
+    switch.click()
+    until(page, f"{PATHS} > 0")
+    many, boxes = page.evaluate(PATHS), page.evaluate(BOXES)
+    monkeypatch.setattr(masked_detector.model, "encode_image", None)
+    monkeypatch.setattr(masked_detector.model, "encode_with_masks", None)  # the photo is encoded already
+    assert fetched(page, "button", "Picture").read_bytes() != plain
+    rows = json.loads(fetched(page, "button", "JSON").read_text())["detections"]
+    assert len(rows) == len(boxes) and all(row["segmentation"]["size"] == [HEIGHT, WIDTH] for row in rows)
+    assert page.locator("#name-files").get_by_role("link", name="JSON", exact=True).count() == 1  # it is there now
+    page.locator("#name-stage").get_by_label("Larger").click()
+    frame = page.locator("#name-stage .owl-frame").bounding_box()
+    one = page.locator("#name-stage path.owl-outline").last  # the smallest
+    place = one.bounding_box()
+    assert frame["x"] - 4 <= place["x"] and place["x"] + place["width"] <= frame["x"] + frame["width"] + 4
+    x, y = one.evaluate(INSIDE)
+    page.mouse.move(x, y)
+    until(page, "() => !document.querySelector('#name-stage .owl-tip').hidden")
+    assert page.inner_text("#name-stage .owl-tip") in {name for name, *_ in boxes}
+    assert page.locator("#name-stage path.owl-outline.owl-active").count() == 1
+    page.locator("#name-stage").get_by_label("Smaller").click()
+    switch.focus()
+    page.keyboard.press("Space")
+    until(page, f"{PATHS} === 0 && document.querySelectorAll('#name-stage .owl-box').length === {len(boxes)}")
+    page.set_viewport_size({"width": 390, "height": 844})
+    switch.click()
+    until(page, f"{PATHS} === {many}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.locator("#name-chips .owl-chip-name").first.click()  # hides the cats
+    until(page, f"{PATHS} === 0")
+    page.locator("#name-chips .owl-chip-name").first.click()
+    until(page, f"{PATHS} === {many}")
+    button(page, "Edit boxes").click()
+    outlined = page.locator("#name-stage path.owl-outline").last.get_attribute("data-box")
+    page.locator(f"#name-stage tbody tr[data-box='{outlined}']").click()
+    page.focus("#name-stage .owl-frame")
+    page.keyboard.press("ArrowRight")
+    until(page, f"{PATHS} === {many - 1}")  # what was moved has none
+    until(page, "() => !document.querySelector('#name-stage .owl-edits button:nth-last-of-type(2)').disabled")
+    page.keyboard.press("Control+z")
+    until(page, f"{PATHS} === {many}")
+    switch.click()
+    until(page, f"{PATHS} === 0")
+
+
+# A point of the screen that lies in a path, and in none that lies over it.
+INSIDE = """path => {
+  const matrix = path.getScreenCTM(), box = path.getBBox();
+  for (let i = 0; i < 900; i += 1) {
+    const [x, y] = [(i % 30 + 0.5) / 30, (Math.floor(i / 30) + 0.5) / 30];
+    const there = new DOMPoint(box.x + box.width * x, box.y + box.height * y).matrixTransform(matrix);
+    if (document.elementFromPoint(there.x, there.y) === path) return [there.x, there.y];
+  }
+}"""
 
 
 def test_fingers_draw_on_a_small_screen_and_two_of_them_move_the_photo(page):

@@ -110,7 +110,7 @@ def test_another_model_is_asked_the_same_and_code_calls_it(choice, detector, oth
     session, on = Session(naming.Named(Question(photo), names)), naming.Handlers(choice)
     on.ask(session, lambda named: named)
     assert session.value.asked.look.finder[0] == detector.fingerprint
-    _, size, _ = on.on_model(session, Session(OTHER))
+    _, size, *_ = on.on_model(session, Session(OTHER))
     now = session.value
     assert now.asked.look.finder == (other.fingerprint, 96) and size["value"] == "normal (96 px)"
     assert [(t.name, t.threshold, t.hidden, len(t.examples)) for t in now.terms] == [
@@ -129,7 +129,7 @@ def test_another_model_is_asked_the_same_and_code_calls_it(choice, detector, oth
     copied = {one["label"]: one["copy"] for one in files["copies"]}
     assert f"Detector.from_pretrained({OTHER!r})" in copied["Python"]
     assert shlex.split(copied["command line"])[-2:] == ["--model", OTHER]
-    assert on.on_model(session, Session(OTHER)) == (session, gr.skip(), gr.skip())  # nothing to do
+    assert on.on_model(session, Session(OTHER)) == (session, *[gr.skip()] * 4)  # nothing to do
 
 
 def test_queries_of_a_file_stay_with_their_model_and_that_is_told(choice, detector, other, photo, tmp_path):
