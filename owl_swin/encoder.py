@@ -277,7 +277,7 @@ def check_has_masks(spec: Spec) -> None:
     if not spec.has_masks:
         raise QueryError(
             f"the model {spec.name!r} finds boxes and makes no masks; train one that does, with [masks] in its "
-            "configuration, and load its weights, since graphs are exported without them"
+            "configuration, or, of an export, write it again from such a model"
         )
 
 

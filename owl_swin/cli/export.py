@@ -38,6 +38,13 @@ def export(
             help="With --runtime: quantise to int8, calibrated on these photographs or folders of them; repeat it.",
         ),
     ] = None,
+    masks: Annotated[
+        bool,
+        typer.Option(
+            "--masks/--no-masks",
+            help="With --runtime: graphs for masks too, if the model makes some; they take the room of the others.",
+        ),
+    ] = True,
     annotations: Annotated[
         Path | None,
         typer.Option(help="With --runtime: a set to measure AP50 on, before and after; as in `owl-swin eval detect`."),
@@ -57,6 +64,7 @@ def export(
     """
     if runtime is None:
         given = {"--sizes": sizes, "--int8": int8, "--annotations": annotations, "--images": images}
+        given["--no-masks"] = None if masks else True
         if alone := next((name for name, value in given.items() if value is not None), None):
             raise ConfigError(f"{alone} is for --runtime onnx or openvino; give it too, or leave it out")
         _export_file(model, to, card, figures, image_size)
@@ -70,7 +78,7 @@ def export(
     from owl_swin.runtimes.export import export as write
 
     pretrained = _prepared(load(model), card, figures, image_size)
-    write(pretrained, to, runtime, sizes=parse_sizes(sizes), photographs=photographs)
+    write(pretrained, to, runtime, sizes=parse_sizes(sizes), photographs=photographs, masks=masks)
     emit_line(f"{to}  {sum(file.stat().st_size for file in to.iterdir()) / 1e6:.1f} MB")
     if annotations is not None and images is not None:
         from owl_swin.evaluation.detection import evaluate_detection

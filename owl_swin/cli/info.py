@@ -170,7 +170,7 @@ def _export_lines(said: dict[str, Any]) -> list[str]:
         f"  exported for {said['runtime']} in {said['precision']}; frames (height x width): "
         f"{sizes or 'all whose sides are multiples of 32'}",
         f"  pictures: longer side {network['image_size']} px; a patch is {network['stride']} px; "
-        f"embeddings of {network['embed_dim']}",
+        f"embeddings of {network['embed_dim']}; {'boxes and masks' if network['has_masks'] else 'boxes, no masks'}",
     ]
 
 

@@ -58,10 +58,15 @@ class MaskBranch(nn.Module):
         pixels = self.pixels(self.norm(fused + F.gelu(mixed))).float()
         flat = patches.flatten(1, 2)
         return MaskEmbeddings(
-            mask_embeds=self.mask(self.ask(flat)).float(),
+            mask_embeds=_in_float32(self.mask(self.ask(flat))),
             pixel_embeds=pixels.permute(0, 3, 1, 2),
             dense=PatchLogitInputs(*self.dense_head(flat)),
         )
+
+
+def _in_float32(values: Tensor) -> Tensor:
+    """The values in float32; those that are get no cast, which quantisation refuses as the end of a graph."""
+    return values if values.dtype == torch.float32 else values.float()
 
 
 def mask_logits(mask_embeds: Tensor, pixel_embeds: Tensor, boxes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,11 @@ from owl_swin.families.owl_preprocess import Owlv2Preprocess
 from owl_swin.files import new_folder, write_bytes, write_json
 from owl_swin.frame import FRAME_MULTIPLE, HW, MAX_FRAME_SIDE, Frame, SwinPreprocess, exemplar_side
 from owl_swin.image import ImageSource
-from owl_swin.models.network import Network, Pretrained
+from owl_swin.models.network import MaskNetwork, Network, Pretrained
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.runtimes import GRAPH_RUNTIMES, SPEC, is_exported, openvino, quantise
 from owl_swin.runtimes.load import MODULES
-from owl_swin.runtimes.network import IMAGE_OUTPUTS
+from owl_swin.runtimes.network import DENSE_OUTPUTS, IMAGE_OUTPUTS, MASK_OUTPUTS
 from owl_swin.runtimes.spec import ExportSpec
 from owl_swin.tokenizer import Tokenizer
 
@@ -41,12 +41,14 @@ def export(
     *,
     sizes: Sequence[HW] = (),
     photographs: Sequence[ImageSource] = (),
+    masks: bool = True,
 ) -> ExportSpec:
     """Writes the folder, whole or not at all; one that holds anything but an earlier export raises ConfigError.
 
     ``sizes``: frames (height, width), each of which gets a graph of its own; none: one graph for all frames, where the
-    network allows it. Batches are of any size, and queries are no part of a graph. With ``photographs``, matrix
-    products of the image's graph are quantised to int8 in the ranges that these show.
+    network allows it. Batches are of any size, and queries are no part of a graph. A network that makes masks gets for
+    each frame a second graph, which gives what they are made of too, unless they are not wanted. With ``photographs``,
+    matrix products of the graphs of pictures are quantised to int8 in the ranges that these show.
     """
     if runtime not in GRAPH_RUNTIMES:
         raise ConfigError(f"a model is exported for the runtime {' or '.join(GRAPH_RUNTIMES)}, got {runtime!r}")
@@ -56,15 +58,21 @@ def export(
     if not isinstance(network, nn.Module):
         raise ConfigError("this model is an export already; export the model that it was made from")
     spec = export_spec(pretrained, runtime, sizes)
+    if not masks:
+        spec = replace(spec, network=replace(spec.network, has_masks=False))
     if photographs:
         quantise.check_installed()
         spec = replace(spec, precision="int8")
     with new_folder(folder, what="the exported model", replaces=is_exported) as part:
         for size in spec.sizes or (None,):
-            graph = _image_graph(network, size)
-            if photographs:
-                graph = quantise.quantised(graph, spec, size, photographs)
-            _write(graph, part / spec.image_graph(size))
+            kinds = {spec.image_graph(size): _ImageGraph(network)}
+            if spec.network.has_masks:
+                kinds[spec.mask_graph(size)] = _MaskGraph(network)
+            for name, module in kinds.items():
+                graph = _picture_graph(module, size)
+                if photographs:
+                    graph = quantise.quantised(graph, spec, size, photographs)
+                _write(graph, part / name)
         _write(_text_graph(network, spec.context_length), part / spec.text_graph)
         pretrained.tokenize.save(part / "tokenizer.json")  # type: ignore[attr-defined]
         write_json(part / SPEC, spec.to_json())
@@ -82,7 +90,7 @@ def check_exporter() -> None:
 def export_spec(pretrained: Pretrained, runtime: str, sizes: Sequence[HW]) -> ExportSpec:
     """What the folder of this model will say of itself; sizes that the model cannot have raise ConfigError."""
     network, preprocess = pretrained.network, pretrained.preprocess
-    spec, tokenize = replace(network.spec, has_masks=False), pretrained.tokenize  # graphs give boxes and names
+    spec, tokenize = network.spec, pretrained.tokenize
     if isinstance(preprocess, Owlv2Preprocess):
         preprocess = replace(preprocess, content_only=False)
     if isinstance(network, OwlSwin):
@@ -121,6 +129,8 @@ def photograph_sizes(image_size: int) -> tuple[HW, ...]:
 
 
 class _ImageGraph(nn.Module):
+    outputs: tuple[str, ...] = IMAGE_OUTPUTS
+
     def __init__(self, network: Network):
         super().__init__()
         self.network = network
@@ -128,6 +138,20 @@ class _ImageGraph(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         embeddings = self.network.encode_image(pixels)
         return tuple(getattr(embeddings, name) for name in IMAGE_OUTPUTS)
+
+
+class _MaskGraph(_ImageGraph):
+    outputs = (*IMAGE_OUTPUTS, *MASK_OUTPUTS, *(f"dense_{name}" for name in DENSE_OUTPUTS))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        embeddings = cast(MaskNetwork, self.network).encode_with_masks(pixels)
+        masks = embeddings.masks
+        assert masks is not None
+        return (
+            *(getattr(embeddings, name) for name in IMAGE_OUTPUTS),
+            *(getattr(masks, name) for name in MASK_OUTPUTS),
+            *(getattr(masks.dense, name) for name in DENSE_OUTPUTS),
+        )
 
 
 class _TextGraph(nn.Module):
@@ -139,15 +163,14 @@ class _TextGraph(nn.Module):
         return self.network.encode_text(ids)
 
 
-def _image_graph(network: Any, size: HW | None) -> bytes:
+def _picture_graph(module: _ImageGraph, size: HW | None) -> bytes:
     """The ONNX graph of pictures, for one frame or (None) for all."""
-    axes = {name: {0: "batch", **({1: "patches"} if name != "image_embed" else {})} for name in IMAGE_OUTPUTS}
+    axes = {name: {0: "batch"} for name in (*module.outputs, "pixels")}
     if size is None:
-        axes["pixels"] = {0: "batch", 2: "height", 3: "width"}
-    else:
-        axes = {name: {0: "batch"} for name in (*IMAGE_OUTPUTS, "pixels")}
+        other = {"image_embed": {}, "pixel_embeds": {2: "rows", 3: "columns"}, "pixels": {2: "height", 3: "width"}}
+        axes = {name: axis | other.get(name, {1: "patches"}) for name, axis in axes.items()}
     pixels = torch.zeros(2, 3, *(size or TRACED_HW))
-    return _traced(_ImageGraph(network), pixels, "pixels", IMAGE_OUTPUTS, axes)
+    return _traced(module, pixels, "pixels", module.outputs, axes)
 
 
 def _text_graph(network: Any, context_length: int) -> bytes:

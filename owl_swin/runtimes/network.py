@@ -1,6 +1,7 @@
-"""A network whose two graphs something else than PyTorch computes."""
+"""A network whose graphs something else than PyTorch computes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -13,10 +14,13 @@ from owl_swin.errors import CheckpointError, ConfigError, QueryError
 from owl_swin.frame import FRAME_MULTIPLE, HW
 from owl_swin.models.network import Spec
 from owl_swin.runtimes.spec import ExportSpec, read_spec
-from owl_swin.types import ImageEmbeddings
+from owl_swin.types import ImageEmbeddings, MaskEmbeddings, PatchLogitInputs
 
 # Outputs of an image's graph, in order; its input is "pixels". That of texts makes "text_embeds" of "ids".
 IMAGE_OUTPUTS = ("class_embeds", "pred_boxes", "objectness_logits", "logit_shift", "logit_scale", "image_embed")
+# Outputs that the graph of pictures with masks has after these: those of MaskEmbeddings, then of its ``dense``.
+MASK_OUTPUTS = ("mask_embeds", "pixel_embeds")
+DENSE_OUTPUTS = ("class_embeds", "logit_shift", "logit_scale")
 
 # One array in, all outputs of the graph out, in order. Several threads may call it at once.
 Graph = Callable[[np.ndarray], list[np.ndarray]]
@@ -60,20 +64,32 @@ class GraphNetwork:
     def encode_image(self, pixels: Tensor) -> ImageEmbeddings:
         """Normalised pixels [B, 3, H, W] → everything that no query touches; a frame that the folder has no graph for
         raises QueryError."""
-        height, width = pixels.shape[2:]
-        graph = self._graph(self._export.image_graph(self._size((height, width))))
-        outputs: dict[str, Any] = {
-            name: torch.from_numpy(value)
-            for name, value in zip(IMAGE_OUTPUTS, graph(_array(pixels, np.float32)), strict=True)
-        }
-        stride = self.spec.stride
-        return ImageEmbeddings(**outputs, grid_hw=(height // stride, width // stride))
+        return self._image_embeddings(pixels, self._answers(pixels, self._export.image_graph))
+
+    def encode_with_masks(self, pixels: Tensor) -> ImageEmbeddings:
+        """As encode_image, with ``masks``; of a folder whose network has some."""
+        answers = self._answers(pixels, self._export.mask_graph)
+        of_image, of_masks = answers[: len(IMAGE_OUTPUTS)], answers[len(IMAGE_OUTPUTS) :]
+        mask_embeds, pixel_embeds, *dense = of_masks
+        masks = MaskEmbeddings(mask_embeds, pixel_embeds, PatchLogitInputs(*dense))
+        return replace(self._image_embeddings(pixels, of_image), masks=masks)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Token ids [N, L] → unit text embeddings [N, E]."""
         if not len(ids):
             return torch.zeros(0, self.spec.embed_dim)
         return torch.from_numpy(self._graph(self._export.text_graph)(_array(ids, np.int64))[0])
+
+    def _answers(self, pixels: Tensor, name_of: Callable[[HW | None], str]) -> list[Tensor]:
+        """The outputs of the graph for these pixels."""
+        height, width = pixels.shape[2:]
+        graph = self._graph(name_of(self._size((height, width))))
+        return [torch.from_numpy(value) for value in graph(_array(pixels, np.float32))]
+
+    def _image_embeddings(self, pixels: Tensor, answers: Sequence[Tensor]) -> ImageEmbeddings:
+        outputs: dict[str, Any] = dict(zip(IMAGE_OUTPUTS, answers, strict=True))
+        stride = self.spec.stride
+        return ImageEmbeddings(**outputs, grid_hw=(pixels.shape[2] // stride, pixels.shape[3] // stride))
 
     def _size(self, frame_hw: HW) -> HW | None:
         sizes = self._export.sizes

@@ -43,6 +43,20 @@ class ExportSpec:
         """Name of the file that encodes frames of a size; None: of all."""
         return f"image{self.suffix}" if size is None else f"image_{size[0]}x{size[1]}{self.suffix}"
 
+    def mask_graph(self, size: HW | None) -> str:
+        """Name of the file that encodes frames of a size with what masks are made of, in a model that makes some."""
+        return self.image_graph(size).replace("image", "image_masks", 1)
+
+    @property
+    def picture_graphs(self) -> list[str]:
+        """Names of the files that encode pictures without what masks are made of."""
+        return [self.image_graph(size) for size in self.sizes or (None,)]
+
+    @property
+    def mask_graphs(self) -> list[str]:
+        """Names of those that encode them with it; whoever wants boxes alone reads none."""
+        return [self.mask_graph(size) for size in self.sizes or (None,)] if self.network.has_masks else []
+
     @property
     def text_graph(self) -> str:
         """Name of the file that encodes texts."""
@@ -56,7 +70,8 @@ class ExportSpec:
             "format": FORMAT,
             "runtime": self.runtime,
             "precision": self.precision,
-            "image_graphs": [self.image_graph(size) for size in self.sizes or (None,)],
+            "image_graphs": self.picture_graphs,
+            "mask_graphs": self.mask_graphs,
             "text_graph": self.text_graph,
             "pixels": {
                 "layout": "RGB, [batch, 3, height, width], (value / 255 - mean) / std",
@@ -113,7 +128,7 @@ def read_spec(folder: Path) -> ExportSpec:
 
 
 def _files(spec: ExportSpec) -> list[str]:
-    graphs = [*(spec.image_graph(size) for size in spec.sizes or (None,)), spec.text_graph]
+    graphs = [*spec.picture_graphs, *spec.mask_graphs, spec.text_graph]
     if spec.runtime == "openvino":
         graphs += [name.removesuffix(".xml") + ".bin" for name in graphs]
     return graphs

@@ -20,7 +20,7 @@ class CompiledNetwork(nn.Module):
     def __init__(self, network: Any):
         super().__init__()
         self.network = network
-        self._encode: Callable[[Tensor], ImageEmbeddings] | None = None
+        self._encode: dict[bool, Callable[[Tensor], ImageEmbeddings]] = {}
 
     @property
     def spec(self) -> Spec:
@@ -29,9 +29,17 @@ class CompiledNetwork(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> ImageEmbeddings:
         """Normalised pixels [B, 3, H, W] → everything that no query touches."""
-        if self._encode is None:
-            self._encode = torch.compile(self.network.encode_image, dynamic=False, fullgraph=True)
-        return self._encode(pixels)
+        return self._encoder(masks=False)(pixels)
+
+    def encode_with_masks(self, pixels: Tensor) -> ImageEmbeddings:
+        """As encode_image, with ``masks``; of a network that has them."""
+        return self._encoder(masks=True)(pixels)
+
+    def _encoder(self, *, masks: bool) -> Callable[[Tensor], ImageEmbeddings]:
+        if masks not in self._encode:
+            plain = self.network.encode_with_masks if masks else self.network.encode_image
+            self._encode[masks] = torch.compile(plain, dynamic=False, fullgraph=True)
+        return self._encode[masks]
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Token ids [N, L] → unit text embeddings [N, E]."""
@@ -39,7 +47,7 @@ class CompiledNetwork(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was compiled: a copy, or another process, compiles for itself."""
-        return {**self.__dict__, "_encode": None}
+        return {**self.__dict__, "_encode": {}}
 
 
 def compiled(pretrained: Pretrained) -> Pretrained:
