@@ -113,7 +113,7 @@
     const put = (was, now, later = 0) => {
       if (!later || (unsent && unsent.now !== was)) send();
       const all = boxes();
-      const mark = now && { ...now, score: null, patch: null, outline: "", hand: was?.hand || `h${Date.now().toString(36)}${Math.random().toString(36).slice(2, 8)}` };
+      const mark = now && { ...now, score: null, patch: null, outline: was && String(was.box) === String(now.box) ? was.outline : "", hand: was?.hand || `h${Date.now().toString(36)}${Math.random().toString(36).slice(2, 8)}` };
       if (mark) {
         const names = stage.value.names || [];
         mark.query = names.includes(mark.label) ? names.indexOf(mark.label) : names.length;

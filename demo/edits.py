@@ -101,10 +101,11 @@ def _mark(told: Any, image_hw: tuple[int, int]) -> Mark | None:
 
 def annotate(found: Detections, edits: Edits, by: By | None) -> Detections:
     """What was found with the edits: what went is gone, and what came stands last, with NaN for a score and -1 for a
-    patch, as no model gave it one, and no pixel in its mask where others have masks. Names that were not asked for
-    follow those that were."""
+    patch, as no model gave it one. Of masks it has that of the box whose name alone it changed, else no pixel. Names
+    that were not asked for follow those that were."""
     found = found.to("cpu")
-    kept = found[_kept(found, edits, by)]
+    taken = _taken(found, edits, by)
+    kept = found[[row for row in range(len(found)) if row not in taken]]
     if not edits.drawn:
         return kept
     names = tuple(dict.fromkeys(one.name for one in edits.drawn if one.name not in found.names))
@@ -112,8 +113,11 @@ def annotate(found: Detections, edits: Edits, by: By | None) -> Detections:
     n = len(edits.drawn)
     boxes = torch.tensor([one.box_xyxy for one in edits.drawn]).to(kept.boxes)
     masks = kept.masks
-    if masks is not None:
-        masks = BoxMasks.cat([masks, BoxMasks(boxes.new_full((n, 1, 1), -1.0), boxes, kept.image_hw)])
+    if found.masks is not None and masks is not None:
+        none = BoxMasks(boxes.new_full((1, 1, 1), -1.0), boxes[:1], kept.image_hw)
+        renamed = [next((row for row, mark in taken.items() if _same(mark, one)), None) for one in edits.drawn]
+        own = BoxMasks.cat([none if row is None else found.masks[[row]] for row in renamed])
+        masks = BoxMasks.cat([masks, replace(own, boxes_px=boxes)])
     return Detections(
         boxes=torch.cat([kept.boxes, boxes]),
         scores=torch.cat([kept.scores, kept.scores.new_full((n,), math.nan)]),
@@ -126,9 +130,15 @@ def annotate(found: Detections, edits: Edits, by: By | None) -> Detections:
     )
 
 
-def _kept(found: Detections, edits: Edits, by: By | None) -> list[bool]:
-    """Which detections stay: each box that went takes at most one with it, that of its name which is most like it."""
-    kept = torch.ones(len(found), dtype=torch.bool)
+def _same(one: Mark, other: Mark) -> bool:
+    """Whether two boxes are one."""
+    return all(abs(a - b) <= SAME_PX for a, b in zip(one.box_xyxy, other.box_xyxy, strict=True))
+
+
+def _taken(found: Detections, edits: Edits, by: By | None) -> dict[int, Mark]:
+    """Which detections went, each with the box that took it: that takes at most one of its name, the one most like
+    it."""
+    kept, taken = torch.ones(len(found), dtype=torch.bool), {}
     for mark, finder in edits.gone:
         alike = kept & torch.tensor(
             [found.names[label] == mark.name for label in found.labels.tolist()], dtype=torch.bool
@@ -140,8 +150,8 @@ def _kept(found: Detections, edits: Edits, by: By | None) -> list[bool]:
         overlap[(found.boxes - box).abs().amax(1) <= SAME_PX] = 1.0
         best = int(overlap.where(alike, overlap.new_tensor(-1.0)).argmax())
         if overlap[best] >= (SAME_IOU if finder == by else ALIKE_IOU):
-            kept[best] = False
-    return kept.tolist()
+            kept[best], taken[best] = False, mark
+    return taken
 
 
 def edit_state(edits: Edits, names: Sequence[str]) -> dict[str, Any]:

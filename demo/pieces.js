@@ -145,12 +145,14 @@
     frame.querySelectorAll("path.owl-outline").forEach((one) => {
       const path = new Path2D();
       path.addPath(new Path2D(one.getAttribute("d")), new DOMMatrix([across, 0, 0, down, 0, 0]));
-      context.fillStyle = context.strokeStyle = one.style.stroke;
+      context.fillStyle = one.style.stroke;
       context.globalAlpha = OPAQUE;
       context.fill(path, "evenodd");
       context.globalAlpha = 1;
-      context.lineWidth = 2;
-      context.stroke(path);
+      for (const [style, line] of [["rgb(0 0 0 / 50%)", 4], [one.style.stroke, 2]]) {
+        [context.strokeStyle, context.lineWidth] = [style, line];
+        context.stroke(path);
+      }
     });
     [...frame.querySelectorAll("rect.owl-box")].forEach((rect, i) => {
       const [x, y, width, height] = ["x", "y", "width", "height"].map((name) => Number(rect.getAttribute(name)));

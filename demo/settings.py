@@ -53,7 +53,7 @@ class Outlines:
 def outlines_switch(detector: Detector, elem_id: str) -> Outlines:
     """The switch, off."""
     there, why_not = _outlines(detector)
-    info = "Draws which pixels of its box each thing has; downloads and copied code then hold them too."
+    info = "Which pixels of its box each thing has; what leaves the page holds them too."
     return Outlines(
         gr.Checkbox(False, label="Outlines", info=info, elem_id=elem_id, visible=there),
         gr.Markdown(why_not, elem_id=f"{elem_id}-not", elem_classes="owl-small", visible=not there),

@@ -201,6 +201,7 @@ def layout_target(models: Models) -> Target:
             elem_id="show-view",
         )
         threshold = threshold_slider("show-threshold", value=SHOWN_THRESHOLD)
+        outlines = outlines_switch(models.detector(), "show-outlines")
         with gr.Row(elem_classes="owl-buttons"):
             upload = upload_button(
                 "Choose a photo to look in", file_types=["image"], elem_id="show-target-upload", size="md"
@@ -210,7 +211,6 @@ def layout_target(models: Models) -> Target:
         tried = None
         if samples():
             tried = gr.Button("Try it: find the cat among six photos", size="md", elem_id="show-try")
-        outlines = outlines_switch(models.detector(), "show-outlines")
         detail = more_settings(models.sizes())
         downloads_ = files(elem_id="show-files")
     return Target(photo, view, threshold, upload, same, tried, outlines, detail, downloads_)

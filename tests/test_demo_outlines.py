@@ -174,7 +174,16 @@ def test_downloads_hold_the_masks_and_a_box_that_was_moved_has_none(tab):
     assert text_of(on, session, "YOLO", 0.02, 0.5).splitlines()[-1].count(" ") == 8
     copied = on.on_wanted(SimpleNamespace(kind="copies", label="JSON"), session, 0.02, 0.5)["copies"]
     assert json.loads(copied[1]["copy"])["detections"][-1] == moved
-    undone = SimpleNamespace(number=2, was=None, now=None, undo=True, reset=False)
+    renamed = {**before[1], "hand": None}
+    event = SimpleNamespace(
+        number=2, was=renamed, now={**renamed, "label": "a lynx", "hand": "h2"}, undo=False, reset=False
+    )
+    lynx = on.on_edited(event, session, 0.02, 0.5)[1]["boxes"][-1]
+    assert (lynx["label"], lynx["outline"]) == ("a lynx", before[1]["outline"])  # its box is the same
+    *_, row = json.loads(text_of(on, session, "JSON", 0.02, 0.5))["detections"]
+    assert row["segmentation"] == found.masks.rle_of(1) and row["score"] is None
+    session.change(lambda named: replace(named, asked=replace(named.asked, edits=named.asked.edits.undone())))
+    undone = SimpleNamespace(number=3, was=None, now=None, undo=True, reset=False)
     assert on.on_edited(undone, session, 0.02, 0.5)[1]["boxes"] == before
 
 
