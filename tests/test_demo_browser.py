@@ -33,7 +33,7 @@ from owl_swin.demo.models import Models  # noqa: E402
 
 pytestmark = NEEDS_BROWSER
 SCREENS = Path(__file__).parent.parent / "out" / "screens"
-TABS = ("Name it", "Show it", "Video", "Search", "Inside Swin")
+TABS = ("Name it", "Show it", "Map it", "Video", "Search", "Inside Swin")
 
 
 @pytest.fixture(scope="module")
@@ -369,10 +369,13 @@ def test_the_pages_fit_light_dark_and_narrow_and_are_photographed(browser):
     with opened(browser, Detector.from_pretrained(device="cpu")) as page:
         photograph(page, "empty", ["Name it"])
         page.locator("#name-samples button").first.click()
-        page.wait_for_selector("#name-stage tbody tr, #name-stage .owl-note p")
+        outlined(page, "name")
         go_to(page, "Show it")
         page.click("#show-try")
-        page.wait_for_selector("#show-target tbody tr, #show-target .owl-note p")
+        outlined(page, "show")
+        go_to(page, "Map it")
+        page.locator("#map-samples button").first.click()
+        page.wait_for_selector("#map-stage .owl-legend button")
         go_to(page, "Search")
         page.click("#search-try")
         page.wait_for_selector("#search-photo .owl-box")
@@ -388,6 +391,14 @@ def test_the_pages_fit_light_dark_and_narrow_and_are_photographed(browser):
         photograph(page, "phone-dark", TABS[:1])
         page.click(".owl-theme")
         photograph(page, "phone", TABS)
+
+
+def outlined(page, tab: str) -> None:
+    """Switches the outlines of a tab on, with what the model then finds in its photo."""
+    stage = {"name": "#name-stage", "show": "#show-target"}[tab]
+    page.wait_for_selector(f"{stage} tbody tr")
+    page.locator(f"#{tab}-outlines input").check()
+    page.wait_for_selector(f"{stage} path.owl-outline", state="attached")
 
 
 def photograph(page, look: str, tabs) -> None:
