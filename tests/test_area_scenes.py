@@ -14,7 +14,9 @@ from owl_swin.cli.main import app
 from owl_swin.config import MasksConfig, ModelConfig, read_toml
 from owl_swin.data.config import DataConfig
 from owl_swin.data.guess import guess_kind
-from owl_swin.data.masks import label_map
+from owl_swin.data.label_maps import read_label_maps
+from owl_swin.data.map_files import read_label_map, read_segment_map
+from owl_swin.data.masks import LabelledPart
 from owl_swin.data.scenes import load_scenes
 from owl_swin.errors import ConfigError, DataError, ImageError
 from owl_swin.models.owl_swin import OwlSwin
@@ -89,13 +91,30 @@ def test_what_is_wrong_in_a_panoptic_set_is_named(tmp_path):
     assert len(scenes.scenes) == 3 and scenes.scenes[2].masks == () and len(scenes.scenes[2].boxes) == 1
 
 
-def test_a_damaged_label_map_is_an_image_error(tmp_path):
+def test_training_and_evaluation_read_a_panoptic_set_alike(tmp_path):
+    path = write_panoptic(tmp_path, 2)
+    maps = read_label_maps(path, tmp_path / "images")
+    scenes = load_scenes(DataConfig("coco_panoptic", str(path), str(tmp_path / "images")), masks=True)
+    assert [[name] for name in maps.names] == scenes.names == [["cat"], ["sky"], ["brick wall"]]
+    labels, scene = maps.pictures[0].labels(), scenes.scenes[0]
+    for mask, row in zip(scene.masks, [*scene.labels, *scene.vague_labels], strict=True):
+        assert (labels[mask.pixels()] == row).all()
+    Image.new("L", (60, 40)).save(tmp_path / "set" / "1.png")  # of classes, not of segments
+    for read in (maps.pictures[1].labels, LabelledPart(tmp_path / "set" / "1.png", 1).pixels):
+        with pytest.raises(ImageError, match=r"1\.png: a panoptic map is RGB, this is of the kind L"):
+            read()
+
+
+def test_a_damaged_map_is_an_image_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
-    with pytest.raises(ImageError, match=r"a\.png: cannot be read as a label map"):
-        label_map(tmp_path / "a.png")
     Image.new("CMYK", (2, 2)).save(tmp_path / "b.tif")
-    with pytest.raises(ImageError, match="CMYK"):
-        label_map(tmp_path / "b.tif")
+    for read in (read_label_map, read_segment_map):
+        with pytest.raises(ImageError, match=r"a\.png: "):
+            read(tmp_path / "a.png")
+        with pytest.raises(ImageError, match="CMYK"):
+            read(tmp_path / "b.tif")
+        with pytest.raises(ImageError, match=r"c\.png: .*No such file"):
+            read(tmp_path / "c.png")
 
 
 def write_maps(folder):

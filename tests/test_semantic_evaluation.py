@@ -11,7 +11,8 @@ from PIL import Image
 from training_data import write_json
 
 from owl_swin.closed_set import ImageSegmenter
-from owl_swin.data.label_maps import IGNORED, read_label_map, read_label_maps, read_value_names
+from owl_swin.data.label_maps import IGNORED, read_label_maps, read_value_names
+from owl_swin.data.map_files import read_label_map
 from owl_swin.errors import DataError, ImageError
 from owl_swin.evaluation.semantic import evaluate_segmentation, same_names
 from owl_swin.image import open_image

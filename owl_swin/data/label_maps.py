@@ -1,21 +1,21 @@
 """Pictures of which each pixel has a class: PNG label maps as ADE20K's, COCO panoptic, or the masks of a COCO file."""
 
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from owl_swin.data.broken import reading
+from owl_swin.data.map_files import read_label_map, read_segment_map
 from owl_swin.data.naming import find_classes, pictures_in, place_pictures
+from owl_swin.data.panoptic import folder_of_maps, said_category
 from owl_swin.data.truth import check_pictures, read_truth
-from owl_swin.errors import DataError, ImageError
+from owl_swin.errors import DataError
 from owl_swin.files import read_json, read_text
-from owl_swin.image import MAX_PIXELS, open_header
 from owl_swin.rle import decode_rle
 from owl_swin.semantic_map import NOTHING
 
@@ -23,8 +23,6 @@ from owl_swin.semantic_map import NOTHING
 IGNORED = -2
 # Values that a map can have, and the mark of those that nobody named.
 VALUES, UNNAMED = 65536, -3
-# Modes of pictures with one number a pixel.
-MAP_MODES = {"1", "L", "P", "I;16", "I;16L", "I;16B", "I"}
 # "12: wall", "12<tab>wall" in a list of names.
 NUMBERED = re.compile(r"\s*(\d+)\s*[:\t]\s*(.*\S)\s*")
 
@@ -111,28 +109,6 @@ def _names_of(text: str) -> dict[int, str] | list[str]:
     return {int(found[1]): found[2] for found in numbered} if lines and len(numbered) == len(lines) else lines
 
 
-def read_label_map(path: Path) -> np.ndarray:
-    """The numbers [H, W] of a label map, without a look at its palette; what is none raises ImageError."""
-    return _read_map(path, MAP_MODES, "a label map has one number a pixel").astype(np.int32)
-
-
-def _read_map(path: Path, modes: Container[str], wanted: str) -> np.ndarray:
-    """The values of a PNG of some modes; ``wanted`` says of another one what was expected."""
-    try:
-        with open(path, "rb") as file, open_header(file) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"has more than {MAX_PIXELS} pixels, the largest map that is read", of=str(path))
-            if image.mode not in modes:
-                raise ImageError(f"{wanted}, this is of the kind {image.mode}", of=str(path))
-            return np.array(image)
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError("not a picture in a format that is read here", of=str(path)) from None
-    except Exception as error:  # Pillow's decoders have no root in common
-        raise ImageError(f"the map is damaged or cut off ({error})", of=str(path)) from None
-
-
 def _folder(
     folder: Path,
     images: Path,
@@ -213,10 +189,11 @@ def _painted(image_hw: tuple[int, int], things: Sequence[tuple[int, dict[str, An
 
 
 def _panoptic(path: Path, images: Path, content: dict[str, Any]) -> LabelMaps:
-    """Of segments that are of no class nothing is known. Their PNGs lie in a folder called as the file, or panoptic."""
-    names = list(dict.fromkeys(str(category["name"]) for category in content["categories"]))
-    row_of = {category["id"]: names.index(str(category["name"])) for category in content["categories"]}
-    folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent / "panoptic"
+    """Of segments that are of no class nothing is known. Classes are called as in training."""
+    name_of = {category["id"]: str(said_category(category)["name"]) for category in content["categories"]}
+    names = list(dict.fromkeys(name_of.values()))
+    row_of = {category: names.index(name) for category, name in name_of.items()}
+    folder = folder_of_maps(path)
     segments = {record["image_id"]: record for record in content["annotations"]}
     known = [record for record in content["images"] if record["id"] in segments]
     sources = place_pictures(images, [str(record["file_name"]) for record in known])
@@ -230,6 +207,6 @@ def _panoptic(path: Path, images: Path, content: dict[str, Any]) -> LabelMaps:
 
 
 def _of_segments(path: Path, rows: Mapping[int, int]) -> np.ndarray:
-    pixels = _read_map(path, ("RGB", "RGBA"), "a panoptic map is RGB")[..., :3].astype(np.int64)
-    ids, places = np.unique(pixels @ np.array([1, 256, 65536]), return_inverse=True)
-    return np.array([rows.get(int(i), IGNORED) for i in ids], dtype=np.int32)[places].reshape(pixels.shape[:2])
+    segments = read_segment_map(path)
+    ids, places = np.unique(segments, return_inverse=True)
+    return np.array([rows.get(int(i), IGNORED) for i in ids], dtype=np.int32)[places].reshape(segments.shape)

@@ -22,13 +22,13 @@ def read_panoptic(path: Path, images: Path, *, masks: bool = False) -> Scenes:
     """
     content = read_json(path)
     broken: list[str] = []
-    categories = read_categories(path, [_said(record) for record in content["categories"]], broken)
+    categories = read_categories(path, [said_category(record) for record in content["categories"]], broken)
     categories.sort(key=lambda category: id_order(category["id"]))
     rows = {category["id"]: row for row, category in enumerate(categories)}
     things = {record["id"] for record in content["categories"] if record.get("isthing", 1)}
     records = read_image_records(content["images"], images, set(rows), broken)
     boxes = {image_id: BoxList(broken, stated_size(image)) for image_id, image in records.items()}
-    folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent / "panoptic"
+    folder = folder_of_maps(path)
     maps = {}
     for place, record in enumerate(content["annotations"], start=1):
         try:
@@ -71,7 +71,13 @@ def _add(
     boxes.add(where, rows[category], (x, y, x + w, y + h), as_given=segment["bbox"], mask=mask, area=not is_thing)
 
 
-def _said(record: Mapping[str, Any]) -> dict[str, Any]:
+def folder_of_maps(path: Path) -> Path:
+    """Where the PNGs of a panoptic JSON lie: in a folder beside it that is called as the file, or "panoptic"."""
+    own = path.with_suffix("")
+    return own if own.is_dir() else path.parent / "panoptic"
+
+
+def said_category(record: Mapping[str, Any]) -> dict[str, Any]:
     """A category whose name is as one says it: "tree-merged" is tree, "wall-brick" a brick wall."""
     name = record["name"]
     if not isinstance(name, str) or "-" not in name:
