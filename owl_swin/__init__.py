@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from owl_swin.families.closed_set import load_classifier, load_segmenter
     from owl_swin.families.swin_weights import load_swin
     from owl_swin.formats import to_coco, to_csv, to_fiftyone, to_record, to_video_record, to_voc, to_yolo, yolo_data
+    from owl_swin.huge import open_parts
     from owl_swin.image import open_image
     from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
     from owl_swin.index.region_index import RegionIndex
@@ -79,6 +80,7 @@ __all__ = [
     "load_segmenter",
     "load_swin",
     "open_image",
+    "open_parts",
     "pipeline",
     "to_coco",
     "to_csv",
@@ -135,6 +137,7 @@ _MODULES = {
     "load_segmenter": "owl_swin.families.closed_set",
     "load_swin": "owl_swin.families.swin_weights",
     "open_image": "owl_swin.image",
+    "open_parts": "owl_swin.huge",
     "pipeline": "owl_swin.pipelines",
     "to_coco": "owl_swin.formats",
     "to_csv": "owl_swin.formats",

@@ -23,7 +23,6 @@ from owl_swin.errors import ImageError, MissingExtraError
 from owl_swin.frame import HW, Crop, Frame, crop_hw
 from owl_swin.image import (
     MAX_PIXELS,
-    SWAPS_SIDES,
     ImageSource,
     file_content,
     open_header,
@@ -32,6 +31,7 @@ from owl_swin.image import (
     rgb_of,
     to_8_bits,
 )
+from owl_swin.orientation import SWAPS_SIDES, UPRIGHT, stored_box
 
 # Of a picture that is decoded whole: 1 GiB in Pillow.
 MAX_WHOLE_PIXELS = 2**28
@@ -73,12 +73,16 @@ class Parts(Protocol):
         """The whole picture, upright, its longer side at most so long."""
         ...
 
+    def part(self, box_xyxy: Crop, side: int) -> Image.Image:
+        """What is in a box of the picture, upright, its longer side at most so long."""
+        ...
+
 
 @contextmanager
 def open_parts(source: ImageSource, *, large: bool = True, side: int | None = None) -> Iterator[Parts]:
-    """The picture of a source. With ``large`` it may be beyond the bound of ``open_image``; with ``side`` instead, only
-    the whole of it is shown, and its longer side needs no more pixels."""
-    if side is not None:
+    """The picture of a source. With ``large`` it may be beyond the bound of ``open_image``; with ``side`` the whole of
+    it needs no more pixels on its longer side, and a part in proportion."""
+    if side is not None and not large:
         yield WholePicture(*open_reduced(source, side))
         return
     if not large or not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
@@ -87,7 +91,7 @@ def open_parts(source: ImageSource, *, large: bool = True, side: int | None = No
     name = str(source) if isinstance(source, (str, os.PathLike)) else "picture"
     head = _head(source)
     if head is None or head.width * head.height <= MAX_PIXELS:
-        yield whole_picture(open_image(source))
+        yield whole_picture(open_image(source)) if side is None else WholePicture(*open_reduced(source, side))
         return
     driver, n_pixels = REGION_DRIVERS.get(str(head.format)), head.width * head.height
     problem = f"{head.width}x{head.height} is more than {MAX_WHOLE_PIXELS} pixels, the most of a {head.format}"
@@ -121,11 +125,25 @@ class WholePicture:
 
     def reduced(self, side: int) -> Image.Image:
         """The whole picture, its longer side at most so long."""
-        if max(self.image.size) <= side:
-            return self.image
-        small = self.image.copy()
-        small.thumbnail((side, side))
-        return small
+        return _at_most(self.image, side)
+
+    def part(self, box_xyxy: Crop, side: int) -> Image.Image:
+        """What is in a box of the picture, its longer side at most so long."""
+        height, width = self.image_hw
+        across, down = self.image.width / width, self.image.height / height
+        x0, y0, x1, y1 = box_xyxy
+        left, top = int(x0 * across), int(y0 * down)
+        right, bottom = max(left + 1, math.ceil(x1 * across)), max(top + 1, math.ceil(y1 * down))
+        return _at_most(self.image.crop((left, top, right, bottom)), side)
+
+
+def _at_most(image: Image.Image, side: int) -> Image.Image:
+    """The picture itself, or a smaller copy where a side is longer."""
+    if max(image.size) <= side:
+        return image
+    small = image.copy()
+    small.thumbnail((side, side))
+    return small
 
 
 def whole_picture(image: Image.Image) -> WholePicture:
@@ -164,38 +182,47 @@ class RegionPicture:
 
     def reduced(self, side: int) -> Image.Image:
         """The whole picture, upright, its longer side at most so long."""
-        height, width = self.dataset.height, self.dataset.width
-        factor = max(1, max(height, width) // side)
+        return self._shrunk((0, 0, self.dataset.width, self.dataset.height), side)
+
+    def part(self, box_xyxy: Crop, side: int) -> Image.Image:
+        """What is in a box of the picture, upright, its longer side at most so long."""
+        return self._shrunk(stored_box(box_xyxy, self.image_hw, self.orientation), side)
+
+    def _shrunk(self, box: Crop, side: int) -> Image.Image:
+        x0, y0, x1, y1 = box
+        factor = max(1, max(x1 - x0, y1 - y0) // side)
         # The overviews of a file are those of its own, or a JPEG's decoder makes them at little cost.
-        small = self._overview(factor) if self.dataset.overviews(1) and self._is_plain() else self._by_rows(factor)
-        small = self._turned(small)
+        plain = factor > 1 and self.dataset.overviews(1) and self._is_plain()
+        small = self._turned(self._overview(box, factor) if plain else self._by_rows(box, factor))
         small.thumbnail((side, side))
         return small
 
-    def _overview(self, factor: int) -> Image.Image:
+    def _overview(self, box: Crop, factor: int) -> Image.Image:
         from rasterio.enums import Resampling
 
-        small_hw = math.ceil(self.dataset.height / factor), math.ceil(self.dataset.width / factor)
-        with self._one_sentence():
-            return self._rgb(self.dataset.read(self._bands(), out_shape=small_hw, resampling=Resampling.average))
+        x0, y0, x1, y1 = box
+        small_hw = math.ceil((y1 - y0) / factor), math.ceil((x1 - x0) / factor)
+        return self._rgb(self._window(*box, out_shape=small_hw, resampling=Resampling.average))
 
-    def _by_rows(self, factor: int) -> Image.Image:
-        """The stored picture, of which ``factor`` x ``factor`` pixels become one."""
-        small = Image.new("RGB", (math.ceil(self.dataset.width / factor), math.ceil(self.dataset.height / factor)))
-        for top, values in self._rows(factor * max(1, ROWS // factor)):
-            small.paste(self._rgb(values).reduce(factor), (0, top // factor))
+    def _by_rows(self, box: Crop, factor: int) -> Image.Image:
+        """A box of the stored picture, of which ``factor`` x ``factor`` pixels become one."""
+        x0, y0, x1, y1 = box
+        small = Image.new("RGB", (math.ceil((x1 - x0) / factor), math.ceil((y1 - y0) / factor)))
+        for top, values in self._rows(box, factor * max(1, ROWS // factor)):
+            small.paste(self._rgb(values).reduce(factor), (0, (top - y0) // factor))
         return small
 
-    def _rows(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
-        """The whole stored picture, [bands, h, w], so many rows at a time."""
-        for top in range(0, self.dataset.height, step):
-            yield top, self._window(0, top, self.dataset.width, min(top + step, self.dataset.height))
+    def _rows(self, box: Crop, step: int) -> Iterator[tuple[int, np.ndarray]]:
+        """A box of the stored picture, [bands, h, w], so many rows at a time."""
+        x0, y0, x1, y1 = box
+        for top in range(y0, y1, step):
+            yield top, self._window(x0, top, x1, min(top + step, y1))
 
-    def _window(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    def _window(self, x0: int, y0: int, x1: int, y1: int, **resized: Any) -> np.ndarray:
         from rasterio.windows import Window
 
         with self._one_sentence():
-            return self.dataset.read(self._bands(), window=Window(x0, y0, x1 - x0, y1 - y0))
+            return self.dataset.read(self._bands(), window=Window(x0, y0, x1 - x0, y1 - y0), **resized)
 
     def _read(self, crops: dict[int, Crop]) -> Iterator[tuple[int, Image.Image]]:
         """Boxes of the stored picture; rows that several have in common are decoded once."""
@@ -247,7 +274,8 @@ class RegionPicture:
         """Values of 1 to 16 bits as such of 8; what is white at 0 is turned round."""
         if values.dtype == np.uint16:
             if self._brightest is None:
-                self._brightest = max(int(rows.max()) for _, rows in self._rows(ROWS))
+                whole = (0, 0, self.dataset.width, self.dataset.height)
+                self._brightest = max(int(rows.max()) for _, rows in self._rows(whole, ROWS))
             values = to_8_bits(values, highest=self._brightest)
         bits = self._bits()
         if bits < 8 and self._palette() is None:
@@ -270,29 +298,6 @@ class RegionPicture:
         except (RasterioError, MemoryError) as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ImageError(f"the picture is damaged or cut off ({reason})", of=self.name) from None
-
-
-# What turns the stored picture upright, by its EXIF orientation.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def stored_box(box: Crop, image_hw: HW, orientation: int) -> Crop:
-    """Where a box of the upright picture, which has this height and width, lies in the stored one."""
-    height, width = image_hw
-    x0, y0, x1, y1 = box
-    if orientation in (2, 3, 7, 6):  # the stored picture runs from the right
-        x0, x1 = width - x1, width - x0
-    if orientation in (3, 4, 7, 8):  # and from the bottom
-        y0, y1 = height - y1, height - y0
-    return (y0, x0, y1, x1) if orientation in SWAPS_SIDES else (x0, y0, x1, y1)
 
 
 @dataclass(frozen=True, slots=True)

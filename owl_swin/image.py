@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from owl_swin.errors import ImageError
+from owl_swin.orientation import SWAPS_SIDES
 from owl_swin.tiff import tile_pixels
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ PICTURE_SUFFIXES = (
 ImageSource = Union[str, os.PathLike, bytes, bytearray, memoryview, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
 # Bits a pixel of grey that cameras and scanners put into 16: the least that hold the brightest pixel are taken.
 GREY_BITS = (8, 12, 16)
-# Orientations of EXIF in which height and width of the stored picture change places.
-SWAPS_SIDES = (5, 6, 7, 8)
 
 
 def is_picture_name(path: str | os.PathLike[str]) -> bool:

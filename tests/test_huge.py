@@ -12,8 +12,9 @@ from PIL import ExifTags, Image
 import owl_swin.huge as huge
 from owl_swin.errors import ImageError, MissingExtraError
 from owl_swin.frame import Frame, SwinPreprocess
-from owl_swin.huge import RegionPicture, WholePicture, open_parts, stored_box
+from owl_swin.huge import RegionPicture, WholePicture, open_parts
 from owl_swin.image import open_image
+from owl_swin.orientation import stored_box
 from owl_swin.tiling import Tiles
 
 
@@ -120,6 +121,8 @@ def test_by_regions_a_turned_picture_is_upright(orientation, small_bounds, tmp_p
             for number, (x0, y0, x1, y1) in enumerate(crops):
                 expected = np.asarray(upright)[y0:y1, x0:x1].astype(int)
                 assert np.abs(shown[number].numpy() - expected).max() <= tolerance
+                part = np.asarray(parts.part((x0, y0, x1, y1), 10**4)).astype(int)
+                assert np.abs(part - expected).max() <= tolerance
             assert np.abs(np.asarray(parts.reduced(10**4)).astype(int) - np.asarray(upright)).max() <= tolerance
 
 
@@ -234,3 +237,28 @@ def test_a_file_of_one_strip_is_decoded_whole_where_that_is_possible(small_bound
 def test_orientation_behind_the_pixels_of_a_png_is_seen(small_bounds):
     with open_parts(exif_behind_the_pixels(turned(smooth(), 6))) as parts:
         assert isinstance(parts, RegionPicture) and parts.image_hw == (150, 210)
+
+
+def test_a_part_is_read_small_where_it_is_large_and_no_more_rows_than_it_has(small_bounds, tmp_path, monkeypatch):
+    """Of a picture read by regions, of one decoded whole, and of a JPEG that was decoded at a part of its size."""
+    path = tmp_path / "large.png"
+    smooth(400, 300).save(path)
+    read = []
+    window = RegionPicture._window
+    monkeypatch.setattr(
+        RegionPicture, "_window", lambda self, *box, **how: read.append(box) or window(self, *box, **how)
+    )
+    with open_parts(path, side=50) as parts:
+        part = parts.part((100, 200, 300, 400), 60)
+        assert part.size == (60, 60) and {(x0, x1) for x0, _, x1, _ in read} == {(100, 300)}
+        assert min(y0 for _, y0, _, _ in read) == 200
+    monkeypatch.setattr(huge, "MAX_PIXELS", 10**6)
+    expected = np.asarray(smooth(400, 300).crop((100, 200, 300, 400)).resize((60, 60)), int)
+    assert np.abs(np.asarray(part, int) - expected).max() <= 8
+    for form, side, size in (("PNG", 50, (200, 200)), ("JPEG", 100, (50, 50))):
+        smooth(400, 300).save(path, form)
+        with open_parts(path, side=side) as parts:
+            assert isinstance(parts, WholePicture) and parts.image_hw == (400, 300)
+            part = parts.part((100, 200, 300, 400), 10**4)
+            assert part.size == size
+            assert np.abs(np.asarray(part.resize((60, 60)), int) - expected).max() <= 12
