@@ -201,7 +201,7 @@
       frame.setPointerCapture(event.pointerId);
       pointers.set(event.pointerId, [event.clientX, event.clientY]);
       if (pointers.size === 2) { // two fingers move and grow the photo
-        drag = { kind: "pan", at: middle(), spread: spread(), zoom: stage.zoom };
+        drag = { kind: "pan", at: middle(), spread: spread(), zoom: stage.zoomed.zoom };
         stage.redraw();
         return;
       }
@@ -226,8 +226,8 @@
       scroll.scrollTop -= y - drag.at[1];
       drag.at = [x, y];
       const place = scroll.getBoundingClientRect();
-      const zoom = clamp((drag.zoom * spread()) / Math.max(1, drag.spread), 1, 8);
-      if (Math.abs(zoom - stage.zoom) > 0.02) stage.setZoom(zoom, [(x - place.left) / place.width, (y - place.top) / place.height]);
+      const zoom = clamp((drag.zoom * spread()) / Math.max(1, drag.spread), 1, stage.zoomed.most());
+      if (Math.abs(zoom - stage.zoomed.zoom) > 0.02) stage.zoomed.setZoom(zoom, [(x - place.left) / place.width, (y - place.top) / place.height]);
     };
     const end = (event, done) => {
       pointers.delete(event.pointerId);

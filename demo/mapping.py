@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from owl_swin import Detector, EncodedImage, QueryEmbeddings, SemanticMap
+from owl_swin.demo import zoom
 from owl_swin.demo.asking import split_names
 from owl_swin.demo.photos import SHOWN_PX, Photo, data_uri, sample_items, samples, take_photo
 from owl_swin.demo.pieces import HEAD, HOW, Upload, no_photo, stage_value, strip, upload_button
@@ -77,10 +78,11 @@ def map_stage(upload: str, **options: Any) -> gr.HTML:
     return gr.HTML(
         value=no_photo(*NO_PHOTO),
         html_template='<div class="owl-stage"></div>',
-        js_on_load="owlMap(element, props, trigger, watch);",
+        js_on_load='owlMap(element, props, trigger, watch); // "zoomed"',
         head=HEAD,
         apply_default_css=False,
         mode="look",
+        part={},
         upload=upload,
         **options,
     )
@@ -150,3 +152,4 @@ def build(detector: Detector) -> None:
     if samples_ is not None:
         look(samples_.picked, on.on_sample, [state], [state, names])
     look.again(moved(threshold))
+    zoom.wire(photo, state, lambda mapped: mapped.photo)

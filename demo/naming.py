@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from owl_swin import Detections, Detector
-from owl_swin.demo import batching
+from owl_swin.demo import batching, zoom
 from owl_swin.demo.asking import Question, note_of_nothing, split_names
 from owl_swin.demo.batch import Rest
 from owl_swin.demo.edits import annotate, edit_state
@@ -355,4 +355,5 @@ def wire(page: Page, on: Handlers, chosen: gr.State) -> Callable[[Any], None]:
     page.photo.edited(on.on_edited, viewed, [state, *shown], **tuned)
     look.again(moved(page.threshold, detail.overlap))
     look.offered(page.photo.asked, page.threshold)
+    zoom.wire(page.photo, state, lambda named: named.asked.photo)
     return look.after(on.on_model, [state, chosen], [state, detail.size, batch.strip, *page.outlines.pieces])

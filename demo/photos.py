@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from cachetools import LRUCache, cached
 from PIL import Image, ImageOps
@@ -15,6 +16,7 @@ from owl_swin import ImageError, open_image
 
 SHOWN_PX = 1280
 THUMBNAIL_PX = 200
+FINE: dict[str, Any] = {"quality": 92, "subsampling": 0}
 # Decoded photos that are kept for the next click, of all visitors together: a photo of 20 megapixels has 60 MB.
 MOST_DECODED_BYTES = 400_000_000
 
@@ -32,6 +34,10 @@ class Photo:
     def open(self) -> Image.Image:
         """The photo itself, upright; not to be drawn on."""
         return self.source if isinstance(self.source, Image.Image) else decoded(self.source)
+
+    def part(self, box_xyxy: tuple[int, int, int, int], side: int) -> Image.Image:
+        """What is in a box; its longer side needs no more than ``side`` pixels."""
+        return part_in(self.open(), box_xyxy, side)
 
     def preview(self) -> Image.Image:
         """What the browser is shown of it."""
@@ -75,20 +81,20 @@ def _bytes_of(image: Image.Image) -> int:
     return image.width * image.height * len(image.getbands())
 
 
-@cached(LRUCache(MOST_DECODED_BYTES, getsizeof=_bytes_of), lock=threading.Lock())
-def decoded(path: Path) -> Image.Image:
-    """The upright photo in a file whose content stays, as that of samples and uploads does."""
-    return open_image(path)
+@cached(
+    LRUCache(MOST_DECODED_BYTES, getsizeof=_bytes_of), key=lambda source, of=None: of or source, lock=threading.Lock()
+)
+def decoded(source: str | Path | bytes, of: str | None = None) -> Image.Image:
+    """The upright photo in a file whose content stays, as that of samples and uploads does; or that with a content
+    called ``of``, wherever it lies."""
+    return open_image(source)
 
 
-def open_reduced(content: bytes, side: int) -> Image.Image:
-    """The upright picture in a file; of a large JPEG a smaller one, not below ``side``, in a fraction of the time."""
-    try:
-        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-            image.draft("RGB", (side, side))
-            return open_image(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError):  # another format, or for the sentence on it
-        return open_image(content)
+def part_in(image: Image.Image, box_xyxy: tuple[int, int, int, int], side: int) -> Image.Image:
+    """What is in a box; where its longer side has far more than ``side`` pixels, in fewer."""
+    x0, y0, x1, y1 = box_xyxy
+    part = image.crop(box_xyxy)
+    return part.reduce(factor) if (factor := max(x1 - x0, y1 - y0) // (2 * side)) > 1 else part
 
 
 def take_photo(source: str | Path | Image.Image, name: str = "") -> Photo:
@@ -102,25 +108,36 @@ def take_photo(source: str | Path | Image.Image, name: str = "") -> Photo:
     return Photo(kept, shown, image.width, image.height, data_uri(image, SHOWN_PX))
 
 
-def data_uri(image: Image.Image, side: int, *, crisp: bool = False) -> str:
-    """The picture, at most ``side`` pixels long, inside a URL; a JPEG, or ``crisp`` a PNG, as drawings need."""
+def data_uri(image: Image.Image, side: int, *, crisp: bool = False, fine: bool = False) -> str:
+    """The picture, at most ``side`` pixels long, inside a URL; a JPEG, or ``crisp`` a PNG, as drawings need.
+
+    A ``fine`` JPEG has the colour of each pixel.
+    """
     if max(image.size) > side:
         scale = side / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
     content = io.BytesIO()
     form = "PNG" if crisp else "JPEG"
-    image.save(content, form, quality=85)
+    image.save(content, form, **FINE if fine else {"quality": 85})
     return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def crop_uri(image: Image.Image, box_xyxy: tuple[float, float, float, float], *, margin: float = 0.15) -> str:
-    """A thumbnail of the box and a little around it."""
+def box_around(
+    box_xyxy: tuple[float, float, float, float], image_hw: tuple[int, int], *, margin: float = 0.15
+) -> tuple[int, int, int, int]:
+    """Whole pixels of a box and a little around it, within the picture."""
     x0, y0, x1, y1 = box_xyxy
+    height, width = image_hw
     room = margin * max(x1 - x0, y1 - y0)
-    edges = (max(0, x0 - room), max(0, y0 - room), min(image.width, x1 + room), min(image.height, y1 + room))
-    left, top, right, bottom = (round(edge) for edge in edges)
-    return data_uri(image.crop((left, top, max(right, left + 1), max(bottom, top + 1))), THUMBNAIL_PX)
+    left, top = round(max(0, min(x0 - room, width - 1))), round(max(0, min(y0 - room, height - 1)))
+    right, bottom = round(min(width, x1 + room)), round(min(height, y1 + room))
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def crop_uri(image: Image.Image, box_xyxy: tuple[float, float, float, float]) -> str:
+    """A thumbnail of the box and a little around it."""
+    return data_uri(image.crop(box_around(box_xyxy, (image.height, image.width))), THUMBNAIL_PX)
 
 
 @cache

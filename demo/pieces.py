@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, TypeVar
 import gradio as gr
 
 from owl_swin import Detections, EncodedImage
-from owl_swin.demo.photos import Photo
+from owl_swin.demo.photos import SHOWN_PX, Photo
 
 HERE = Path(__file__).parent
-SCRIPTS = ("stage.js", "drawing.js", "editing.js", "pieces.js", "camera.js", "clip.js", "batch.js", "map.js")
+SCRIPTS = ("stage.js", "zoom.js", "drawing.js", "editing.js", "pieces.js", "camera.js", "clip.js", "batch.js", "map.js")
 SCRIPT = "".join((HERE / name).read_text() for name in SCRIPTS)
 STYLE = (HERE / "style.css").read_text()
 # Put into the page with a piece, so that pages look and work the same wherever the Blocks are mounted.
@@ -47,12 +47,13 @@ def stage(
     ``upload``: id of the upload button that takes what is dropped or pasted here. With ``table``, what is marked is
     listed below, and with ``likes`` each can be clicked as an example, or as what it is not, which "liked" tells; a
     note may offer a number, which clicking it tells by "asked". With ``edits`` boxes can be moved, named, drawn and
-    taken away, which "edited" tells. ``empty``: title and text without a photo.
+    taken away, which "edited" tells. What the copy of a photo is too coarse for is asked for by "zoomed". ``empty``:
+    title and text without a photo.
     """
     return gr.HTML(
         value=no_photo(*empty),
         html_template='<div class="owl-stage"></div>',
-        js_on_load='owlStage(element, props, trigger, watch); // "drawn" "pointed" "asked" "liked" "edited"',
+        js_on_load='owlStage(element, props, trigger, watch); // "drawn" "pointed" "asked" "liked" "edited" "zoomed"',
         head=HEAD,
         apply_default_css=False,
         mode=mode,
@@ -60,6 +61,7 @@ def stage(
         table=table,
         likes=likes,
         edits=edits,
+        part={},
         **options,
     )
 
@@ -128,11 +130,14 @@ def no_photo(title: str = NO_PHOTO[0], text: str = NO_PHOTO[1]) -> dict[str, Any
 
 
 def stage_value(photo: Photo | None, *, src: str = "", note: dict[str, Any] | None = None, **marks: Any) -> dict:
-    """What a stage shows: the photo, or ``src`` in its place, and the marks on it, all in pixels of the photo."""
+    """What a stage shows: the photo, or ``src`` in its place, and the marks on it, all in pixels of the photo.
+
+    Of the photo itself the page may ask for more pixels than its copy has, where it is ``reduced``.
+    """
     if photo is None:
         return no_photo()
     shown = {"src": src or photo.src, "width": photo.width, "height": photo.height, "alt": photo.name}
-    return {**shown, "note": note, **marks}
+    return {**shown, "reduced": not src and max(photo.width, photo.height) > SHOWN_PX, "note": note, **marks}
 
 
 def strip_value(items: Sequence[dict[str, Any]], *, empty: str = "", chosen: int = -1) -> dict[str, Any]:

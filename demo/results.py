@@ -4,21 +4,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from cachetools import LRUCache
-from PIL import Image
-
-from owl_swin import ArchiveError, Detector, Exemplar, ImageError, Match, QueryEmbeddings, QueryError, RegionIndex
+from owl_swin import (
+    ArchiveError,
+    Detector,
+    Exemplar,
+    Match,
+    QueryEmbeddings,
+    QueryError,
+    RegionIndex,
+)
+from owl_swin.demo.archived import Archived, copy_of, keep_copies, thumbnail_of
 from owl_swin.demo.asking import FLOOR
 from owl_swin.demo.filling import Archive
-from owl_swin.demo.photos import SHOWN_PX, Photo, crop_uri, data_uri, open_reduced
+from owl_swin.demo.photos import Photo
 from owl_swin.demo.pieces import HOW, no_photo, stage_value, strip_value
 
 LIMIT = 24
-# Small copies of the archives' photos, of all visitors together: about a quarter of a megabyte each.
-MOST_COPY_BYTES = 128_000_000
 NO_RESULT = ("Results come here", "Add photos, then search in them by a name or an example.")
 NO_SOURCE = ("Drop a photo of the thing", HOW)
 Box = tuple[float, float, float, float]
@@ -175,44 +178,18 @@ def note_of_nothing(searched: Searched) -> dict[str, Any] | None:
 
 # --- What is shown of it ---------------------------------------------------------------------------------------------
 
-_copies: LRUCache[str, str] = LRUCache(MOST_COPY_BYTES, getsizeof=len)  # of a photo's content, what a stage shows
-_crops: LRUCache[tuple[str, Box], str] = LRUCache(MOST_COPY_BYTES // 4, getsizeof=len)
-_lock = Lock()
 
-
-def keep_copies(archive: Archive, matches: Sequence[Match]) -> None:
-    """Thumbnails of matches and a copy of their photos for the clicks to come, each photo decoded once; those that are
-    gone have none."""
-    with _lock:
-        missing = [one for one in matches if one.image_id not in _copies or _key(one) not in _crops]
-    for image_id in dict.fromkeys(one.image_id for one in missing):
-        try:
-            image = open_reduced(archive.index.read_picture(image_id), 2 * SHOWN_PX)
-        except ImageError:
-            continue
-        copy = data_uri(image, SHOWN_PX)
-        crops = {_key(one): _crop(image, one) for one in missing if one.image_id == image_id}
-        with _lock:
-            _copies[image_id] = copy
-            _crops.update(crops)
-
-
-def _key(match: Match) -> tuple[str, Box]:
-    return match.image_id, match.box_xyxy
-
-
-def _crop(image: Image.Image, match: Match) -> str:
-    """A thumbnail from a copy of any size."""
-    across, down = image.width / match.width, image.height / match.height
-    x0, y0, x1, y1 = match.box_xyxy
-    return crop_uri(image, (x0 * across, y0 * down, x1 * across, y1 * down))
+def looked_at(searched: Searched) -> Archived | None:
+    """The photo of the match that is looked at."""
+    if searched.archive is None or not 0 <= searched.chosen < len(searched.matches):
+        return None
+    return Archived(searched.archive, searched.matches[searched.chosen])
 
 
 def items(archive: Archive, matches: Sequence[Match]) -> list[dict[str, Any]]:
     """Matches as items of a strip; one whose photo is gone says so."""
     keep_copies(archive, matches)
-    with _lock:
-        sources = [_crops.get(_key(match), "") for match in matches]
+    sources = [thumbnail_of(match) for match in matches]
     out = []
     for match, src in zip(matches, sources, strict=True):
         path = archive.shown_path(match.path)
@@ -234,11 +211,10 @@ def show_match(searched: Searched) -> dict:
         return {**no_photo(*NO_RESULT), "note": note_of_nothing(searched)}
     match = searched.matches[searched.chosen]
     path = searched.archive.shown_path(match.path)
-    keep_copies(searched.archive, [match])
-    with _lock:
-        src = _copies.get(match.image_id)
-    if src is None:
-        return no_photo("This photo is gone", f"{path} is gone or has changed since it was indexed.")
+    why = keep_copies(searched.archive, [match])
+    if not (src := copy_of(match)):
+        reason = why.get(match.image_id, "is gone or has changed since it was indexed")
+        return no_photo("This photo cannot be shown", f"{path}: {reason}.")
     label = searched.asked.label if searched.asked is not None else "match"
     mark = {"box": match.box_xyxy, "label": label, "score": match.score, "query": 0, "patch": None}
     photo = Photo(Path(path), path, match.width, match.height, src)

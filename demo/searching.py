@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from owl_swin import Detector, MissingExtraError, RegionIndex
+from owl_swin.demo import zoom
 from owl_swin.demo.filling import (
     Archive,
     bar,
@@ -31,6 +32,7 @@ from owl_swin.demo.results import (
     go_back,
     in_archive,
     kept_choice,
+    looked_at,
     page_text,
     show_match,
     show_matches,
@@ -279,5 +281,7 @@ def wire_search(state: gr.State, wanted: Wanted, results: Results, on: Handlers)
     asks = [state, wanted.threshold, *wanted.filters]
     gr.on(changed, on.on_settings, asks, found, trigger_mode="always_last", **in_turn("search-view"))
     results.matches.picked(on.on_picked, [state], [state, results.photo], **QUIET)
+    zoom.wire(wanted.source, state, lambda searched: searched.source)
+    zoom.wire(results.photo, state, looked_at)
     offered_ = results.photo.asked(offered, None, wanted.threshold, **QUIET)
     offered_.then(on.on_settings, asks, found, **{**busy, **in_turn("search-view")})

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from owl_swin import Detector, draw_heat_map
+from owl_swin.demo import zoom
 from owl_swin.demo.asking import Question, answer, note_of_nothing
 from owl_swin.demo.camera import camera
 from owl_swin.demo.edits import annotate, edit_state
@@ -368,6 +369,7 @@ def wire_source(state: gr.State, source: Source, on: Handlers) -> None:
     typed = [event for field in source.fields for event in (field.submit, field.blur)]
     gr.on(typed, on.on_numbers, [state, *source.fields], [state, source.photo], **QUIET)
     source.examples.picked(on.on_picked, [state], drawn, **QUIET)
+    zoom.wire(source.photo, state, lambda shown: shown.source)
     if source.samples is not None:
         source.samples.picked(on.on_sample, [state], drawn, **QUIET)
 
@@ -397,4 +399,5 @@ def wire_answers(
     target.photo.edited(on.on_edited, viewed, [state, target.photo, target.downloads], **edited)
     look.again([*moved(target.threshold, detail.overlap), target.view.change])
     look.offered(target.photo.asked, target.threshold)
+    zoom.wire(target.photo, state, lambda shown: shown.target.photo)
     return look.after(on.on_model, [state, chosen], [state, detail.size, *target.outlines.pieces])

@@ -1,5 +1,6 @@
 // A photo with boxes on it: what Gradio has not. No library, nothing from elsewhere. drawing.js has the box that is drawn
-// by mouse, touch or keys, editing.js the boxes that are moved, named and taken away, pieces.js the smaller pieces.
+// by mouse, touch or keys, editing.js the boxes that are moved, named and taken away, zoom.js what is seen of a photo that
+// is larger than its place, pieces.js the smaller pieces.
 (() => {
   "use strict";
   if (window.owlStage) return; // every piece brings this script
@@ -120,42 +121,7 @@
       if (props.upload && !typing && root.offsetParent !== null) give(event.clipboardData.files);
     });
 
-    let zoom = 1;
-    const setZoom = (value, [x, y] = [0.5, 0.5]) => {
-      const before = zoom;
-      zoom = clamp(value, 1, 8);
-      const [left, top] = [scroll.scrollLeft + x * scroll.clientWidth, scroll.scrollTop + y * scroll.clientHeight];
-      const grown = frame.clientWidth;
-      frame.style.setProperty("--zoom", zoom);
-      scroll.classList.toggle("owl-zoomed", zoom > 1);
-      if (zoom > 1) scroll.tabIndex = 0; // so that arrow keys move it
-      else scroll.removeAttribute("tabindex");
-      const factor = before === zoom ? 1 : frame.clientWidth / Math.max(1, grown);
-      scroll.scrollLeft = left * factor - x * scroll.clientWidth;
-      scroll.scrollTop = top * factor - y * scroll.clientHeight;
-      smaller.disabled = zoom <= 1;
-      larger.disabled = zoom >= 8;
-    };
-    const zoomButton = (sign, words, step) => {
-      const button = make("button", "", sign);
-      button.type = "button";
-      button.title = words;
-      button.setAttribute("aria-label", words);
-      button.addEventListener("click", () => setZoom(zoom * step));
-      zooms.append(button);
-      return button;
-    };
-    const smaller = zoomButton("−", "Smaller", 1 / 1.5);
-    const larger = zoomButton("+", "Larger", 1.5);
-    smaller.disabled = true;
-    scroll.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey || !state.src) return; // without it the page scrolls; with it, and by pinching, browsers zoom
-      event.preventDefault();
-      const place = scroll.getBoundingClientRect();
-      const at = [(event.clientX - place.left) / place.width, (event.clientY - place.top) / place.height];
-      setZoom(zoom * Math.exp(-event.deltaY / 300), at);
-    }, { passive: false });
-
+    const zoomed = window.owlShared.zooming({ root, frame, photo, scroll, zooms, props, trigger, watch, value: () => state });
     const rectangle = (box, className, stroke) => {
       const rect = document.createElementNS(SVG, "rect");
       const [x0, y0, x1, y1] = box;
@@ -312,10 +278,10 @@
       root.classList.toggle("owl-there", there);
       empty.replaceChildren(make("strong", "", state.title || ""), make("span", "", state.text || ""));
       if (there && before.src !== state.src) photo.src = state.src;
-      if (!there) setZoom(1);
       photo.alt = state.alt || "";
       frame.style.aspectRatio = there ? `${state.width} / ${state.height}` : "";
       frame.style.setProperty("--ratio", there ? state.width / state.height : 1);
+      zoomed.came(before);
       stage.came(before);
       drawMarks();
       drawTable();
@@ -333,8 +299,7 @@
       root, frame, svg, labels, scroll, zooms, props, trigger, at, rectangle, handle, draw,
       redraw: () => { drawMarks(); drawTable(); },
       id: `owl-stage-${(made += 1)}`,
-      get zoom() { return zoom; },
-      setZoom,
+      zoomed,
       get value() { return state; },
       held: () => false, // true: what comes now is drawn later
       came: () => {}, // a new value, before it is drawn

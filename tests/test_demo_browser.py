@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TINY, make_tiny_model
 from picture_files import encode, noise
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageStat
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -269,6 +270,73 @@ def test_a_folder_is_indexed_and_searched(page, photos):
     page.fill("#search-folder textarea, #search-folder input", "")
     page.click("#search-index")
     page.get_by_text("write the path of a folder").wait_for()  # and not: the folder that the demo was started in
+
+
+def seen_of(page, stage: str) -> tuple[Image.Image, list[float]]:
+    """A picture of the middle of what is seen of a photo, and which of its pixels that are."""
+    middle = page.evaluate(
+        """stage => {
+          const scroll = document.querySelector(`#${stage} .owl-scroll`).getBoundingClientRect();
+          const frame = document.querySelector(`#${stage} .owl-frame`);
+          const [place, whole] = [frame.getBoundingClientRect(), frame.querySelector("svg").viewBox.baseVal];
+          const [left, top] = ["left", "top"].map((side) => Math.round(Math.max(scroll[side], place[side])) + 20);
+          const scale = whole.width / place.width;
+          const box = [left - place.left, top - place.top, left + 100 - place.left, top + 100 - place.top];
+          return { left, top, box: box.map((value) => value * scale) };
+        }""",
+        stage,
+    )
+    clip = {"x": middle["left"], "y": middle["top"], "width": 100, "height": 100}
+    return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB"), middle["box"]
+
+
+def zoom_in(page, photo: Image.Image, stage: str) -> None:
+    """By its button, until one cannot; then what is seen are the photo's own pixels."""
+    page.locator(f"#{stage} .owl-frame").scroll_into_view_if_needed()
+
+    def unlike() -> float:
+        shown, box = seen_of(page, stage)
+        expected = photo.resize(shown.size, Image.Resampling.BILINEAR, box)
+        return ImageStat.Stat(ImageChops.difference(shown, expected)).mean[0]
+
+    larger = page.locator(f"#{stage}").get_by_label("Larger")
+    for _ in range(5):
+        larger.click()
+    sharp = f"(document.querySelector('#{stage} .owl-frame').dataset.sharp || '').split(' ')"
+    whole = f"document.querySelector('#{stage} .owl-sharp')?.naturalWidth == {sharp}[2] - {sharp}[0]"
+    until(page, whole)
+    assert unlike() < 15
+    before = page.evaluate(sharp)
+    page.evaluate(f"document.querySelector('#{stage} .owl-scroll').scrollBy(900, 700)")
+    until(page, f"before => String({sharp}) != before && {whole}", ",".join(before))
+    assert unlike() < 15
+    page.evaluate(f"document.querySelectorAll('#{stage} .owl-sharp').forEach((one) => one.style.visibility = 'hidden')")
+    assert unlike() > 30  # of the copy alone
+
+
+def test_zoomed_into_a_photo_shows_its_own_pixels_on_each_tab(page, tmp_path):
+    cells = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
+    photo = Image.fromarray(cells).resize((3000, 2000), Image.Resampling.NEAREST)
+    photo.save(tmp_path / "fine & large.png")
+    go_to(page, "Name it")
+    if page.is_visible("text=Remove all"):
+        page.click("text=Remove all")
+    upload(page, "name-upload", tmp_path / "fine & large.png")
+    until(page, "document.querySelector('#name-stage img').alt == 'fine & large.png'")
+    zoom_in(page, photo, "name-stage")
+    go_to(page, "Show it")
+    upload(page, "show-source-upload", tmp_path / "fine & large.png")
+    until(page, "document.querySelector('#show-source img').alt == 'fine & large.png'")
+    zoom_in(page, photo, "show-source")
+    go_to(page, "Search")
+    upload(page, "search-files", tmp_path / "fine & large.png")
+    page.get_by_text("photos and").wait_for()
+    set_slider(page, "search-threshold", 0)
+    page.fill("#search-text textarea, #search-text input", "fine")
+    page.keyboard.press("Enter")
+    page.locator("#search-results .owl-item button", has_text="fine & large.png").first.click()
+    until(page, "document.querySelector('#search-photo img').alt.endsWith('fine & large.png')")
+    zoom_in(page, photo, "search-photo")
 
 
 def test_swin_is_walked_through_by_clicks_and_keys(page, photos):

@@ -298,7 +298,7 @@ class RegionIndex:
                     found = read(from_text(place.path))
             if found:
                 return found
-        raise ImageError(f"{from_text(places[0].path)}: is gone or has changed since it was indexed; index again")
+        raise ImageError("is gone or has changed since it was indexed; index again", of=from_text(places[0].path))
 
     def common_folder(self) -> str:
         """The deepest folder with all pictures of folders in it, written as ``Match.path`` is; "" if there is none."""
