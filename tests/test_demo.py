@@ -33,6 +33,7 @@ from owl_swin.demo import (  # noqa: E402
     results,
     searching,
     showing,
+    showing_layout,
     terms,
 )
 from owl_swin.demo.asking import Question  # noqa: E402
@@ -375,18 +376,18 @@ def test_four_numbers_are_a_box_whichever_corners_come_first(fields, box):
     assert examples.box_of(fields) == box
 
 
-@pytest.mark.parametrize("view", [showing.BOXES, showing.HEAT])
+@pytest.mark.parametrize("view", [showing_layout.BOXES, showing_layout.HEAT])
 def test_an_example_is_found_in_its_own_photo(detector, photo, view):
     shown = examples.Shown(photo, None, (examples.Example.of(photo, (10.0, 10.0, 50.0, 50.0), True),), Question(photo))
     stage, downloads = showing.show_target(detector, examples.search(detector, shown), 0.05, 0.5, view)
     assert stage["boxes"] and [file["label"] for file in downloads["files"]][::7] == ["Picture", "Query"]
-    assert (stage["src"] == photo.src) == (view == showing.BOXES)
-    assert all((mark["patch"] is not None) == (view == showing.HEAT) for mark in stage["boxes"])
+    assert (stage["src"] == photo.src) == (view == showing_layout.BOXES)
+    assert all((mark["patch"] is not None) == (view == showing_layout.HEAT) for mark in stage["boxes"])
 
 
 def test_without_examples_the_photo_stands_there_with_a_hint(detector, photo):
     shown = examples.search(detector, examples.Shown(target=Question(photo)))
-    stage, _ = showing.show_target(detector, shown, 0.2, 0.5, showing.BOXES)
+    stage, _ = showing.show_target(detector, shown, 0.2, 0.5, showing_layout.BOXES)
     assert stage["src"] == photo.src and "example" in stage["note"]["text"]
 
 

@@ -12,7 +12,7 @@ from picture_files import encode, noise
 gr = pytest.importorskip("gradio")
 
 from owl_swin import CheckpointError, Detector, QueryError  # noqa: E402
-from owl_swin.demo import app, examples, inside, models, naming, showing, terms  # noqa: E402
+from owl_swin.demo import app, examples, inside, models, naming, showing, showing_layout, terms  # noqa: E402
 from owl_swin.demo.asking import Question  # noqa: E402
 from owl_swin.demo.models import Models, listed  # noqa: E402
 from owl_swin.demo.photos import take_photo  # noqa: E402
@@ -184,7 +184,7 @@ def test_examples_are_shown_to_another_model_and_a_refusal_is_told(choice, detec
         on.on_model(session, Session("third"))
     target = session.value.target
     assert (target.model, target.queries, target.done) == ("third", None, False)  # nothing of the other model stays
-    stage, _ = on.on_view(session, 0.02, 0.5, showing.BOXES)
+    stage, _ = on.on_view(session, 0.02, 0.5, showing_layout.BOXES)
     assert stage["src"] and not stage.get("boxes")
 
 

@@ -20,7 +20,7 @@ gr = pytest.importorskip("gradio")
 
 from owl_swin import BoxMasks, Detector  # noqa: E402
 from owl_swin.cli.main import app as cli  # noqa: E402
-from owl_swin.demo import batch, exports, naming, showing, terms  # noqa: E402
+from owl_swin.demo import batch, exports, naming, showing, showing_layout, terms  # noqa: E402
 from owl_swin.demo.asking import Question  # noqa: E402
 from owl_swin.demo.bundles import Answered, write_bundle  # noqa: E402
 from owl_swin.demo.edits import read_edit  # noqa: E402
@@ -252,11 +252,11 @@ def test_what_is_shown_by_example_is_outlined_too(masked_detector, photo, encode
     session = Session(Shown(photo, None, (example,), Question(photo)))
     on.ask(session, lambda shown: shown)
     on.on_outlines(session, True)
-    stage, files = on.on_view(session, 0.02, 0.5, showing.BOXES)
+    stage, files = on.on_view(session, 0.02, 0.5, showing_layout.BOXES)
     assert any("outline" in mark for mark in stage["boxes"]) and not stage["heat"] and encoded == [False, True]
     assert files["files"][1]["text"] is None
-    assert on.on_view(session, 0.02, 0.5, showing.HEAT)[0]["heat"]
-    coco = json.loads(text_of(on, session, "COCO", 0.02, 0.5, showing.BOXES))
+    assert on.on_view(session, 0.02, 0.5, showing_layout.HEAT)[0]["heat"]
+    coco = json.loads(text_of(on, session, "COCO", 0.02, 0.5, showing_layout.BOXES))
     assert all("segmentation" in one for one in coco["annotations"])
 
 
