@@ -5,7 +5,7 @@ Decoded with PyAV (FFmpeg), one frame at a time: the memory is that of a few fra
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 from PIL import Image
 
 from owl_swin.detections import Detections
-from owl_swin.encoder import check_batch_size
+from owl_swin.encoded import EncodedImage
+from owl_swin.encoder import Picture, check_batch_size, check_has_masks
 from owl_swin.errors import ImageError, MissingExtraError, QueryError, brief
 from owl_swin.image import MAX_PIXELS
+from owl_swin.mask_sampling import masks_in_view
 from owl_swin.postprocess import DetectOptions, DetectSettings, detect_options
 from owl_swin.queries import Queries
 from owl_swin.scoring import names_of
@@ -84,17 +86,28 @@ def detect_video(
     thresholds = chosen.thresholds(names_of(asked))
     batch_size = 1 if is_live(source) else check_batch_size(batch_size)
     weak = replace(chosen, threshold=(WEAK * thresholds).tolist()) if track else chosen
+    # Of tiles, masks are joined while the tiles are at hand.
+    masks_after = track and chosen.masks and tiles is None
+    if masks_after:
+        check_has_masks(detector.spec)
+        weak = replace(weak, masks=False)
 
     def frames() -> Iterator[VideoFrame]:
         with _opened(source, open_options) as video:
             tracker = Tracker(thresholds.tolist(), _frame_s(video.frame_s, fps, every)) if track else None
             for batch in _batches(_sampled(video.frames(), fps, every), batch_size):
                 pictures = [upright(decoded) for _, _, decoded in batch]
-                found = detector.detect_batch(pictures, asked, options=weak, batch_size=batch_size, tiles=tiles)
-                for (number, time_s, _), image, one in zip(batch, pictures, found, strict=True):
+                shown: Sequence[Picture] = pictures
+                if masks_after:
+                    shown = detector.encode_images(pictures, batch_size=batch_size, masks=True)
+                found = detector.detect_batch(shown, asked, options=weak, batch_size=batch_size, tiles=tiles)
+                for (number, time_s, _), image, encoded, one in zip(batch, pictures, shown, found, strict=True):
                     ids = [None] * len(one) if tracker is None else tracker.update(one, time_s)
                     keep = (one.scores >= thresholds.to(one.scores)[one.labels]).nonzero()[:, 0].tolist()
-                    yield VideoFrame(number, time_s, image, one[keep], tuple(ids[row] for row in keep))
+                    kept = one[keep]
+                    if isinstance(encoded, EncodedImage):
+                        kept = replace(kept, masks=masks_in_view(encoded.views[0], kept.patches, kept.boxes))
+                    yield VideoFrame(number, time_s, image, kept, tuple(ids[row] for row in keep))
 
     return frames()
 

@@ -357,19 +357,19 @@ def test_maps_that_cannot_be_measured_get_one_sentence(evaluate, tmp_path, optio
     assert code == 2 and out == "" and last.startswith("owl-swin: ") and sentence in last
 
 
-def test_scores_of_maps_are_calibrated(evaluate, tmp_path, masked_file):
+@pytest.mark.parametrize("route", ["text", "exemplar"])
+def test_scores_of_maps_are_calibrated(evaluate, tmp_path, masked_file, route):
     files, fit = write_maps(tmp_path / "set"), write_maps(tmp_path / "fit", 6)
     to, plot = tmp_path / "new.safetensors", tmp_path / "plot.png"
-    options = ["--maps", "--ignore", 0, "--fit", fit[1], "--fit-images", fit[3], "--to", to, "--plot", plot]
+    how = ["--maps", "--ignore", 0, "--with", route]
+    options = [*how, "--fit", fit[1], "--fit-images", fit[3], "--to", to, "--plot", plot]
     code, result, _ = evaluate("calibrate", *files, *options, "--model", masked_file, model=False)
     assert code == 0 and result["d_ece"] < result["d_ece_before"] and plot.is_file()
     calibration = load_checkpoint(to)[0].config.calibration
-    assert calibration.map_text_scale == pytest.approx(1 / result["temperature"], rel=1e-2)
-    assert calibration == CalibrationConfig(
-        map_text_scale=calibration.map_text_scale, map_text_bias=calibration.map_text_bias
-    )
-    code, again, _ = evaluate("calibrate", *files, "--maps", "--ignore", 0, "--model", to, model=False)
+    fitted = {name: getattr(calibration, name) for name in (f"map_{route}_scale", f"map_{route}_bias")}
+    assert fitted[f"map_{route}_scale"] == pytest.approx(1 / result["temperature"], rel=1e-2)
+    assert calibration == CalibrationConfig(**fitted)
+    code, again, _ = evaluate("calibrate", *files, *how, "--model", to, model=False)
     assert (again["d_ece"], again["mIoU"]) == (pytest.approx(result["d_ece"], abs=0.02), result["mIoU"])
-    for wrong in (["--names", files[5]], ["--maps", "--with", "exemplar"]):
-        code, out, err = evaluate("calibrate", *files[:4], *wrong)
-        assert code == 2 and out == "" and "label maps" in err.strip().splitlines()[-1]
+    code, out, err = evaluate("calibrate", *files[:4], "--names", files[5])
+    assert code == 2 and out == "" and "label maps" in err.strip().splitlines()[-1]

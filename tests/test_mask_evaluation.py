@@ -6,11 +6,13 @@ from fake_detector import FakeDetector
 from picture_files import noise
 from training_data import write_json, write_shapes
 
+from owl_swin.data.label_maps import IGNORED, LabelledPicture, LabelMaps
 from owl_swin.data.truth import read_truth
 from owl_swin.errors import DataError, QueryError
 from owl_swin.evaluation.detection import evaluate_detection
+from owl_swin.evaluation.exemplar_bank import areas_as_boxes
 from owl_swin.evaluation.lvis import evaluate_lvis
-from owl_swin.evaluation.map_calibration import evaluate_map_calibration
+from owl_swin.evaluation.map_calibration import collect_pixels, evaluate_map_calibration, queries_by_exemplar
 from owl_swin.evaluation.mask_precision import mask_iou
 from owl_swin.evaluation.odinw import evaluate_odinw
 from owl_swin.evaluation.oneshot import evaluate_oneshot
@@ -18,6 +20,7 @@ from owl_swin.evaluation.open_vocabulary import evaluate_split
 from owl_swin.evaluation.semantic import evaluate_segmentation
 from owl_swin.evaluation.sets import coco_rows, encode_set
 from owl_swin.rle import decode_rle, encode_rle
+from owl_swin.semantic_map import NOTHING
 
 pytestmark = pytest.mark.numeric
 
@@ -142,6 +145,23 @@ def test_a_real_detector_finds_masks_whole_and_in_tiles(masked_detector, tmp_pat
     for tiles in (None, 40):
         report = evaluate_detection(masked_detector, path, tmp_path, masks=True, tiles=tiles, draws=5)
         assert 0 <= report["AP"] <= report["AP50"] <= 100 and not report.broken
+
+
+def test_maps_of_exemplars_are_asked_for_what_other_pictures_show(masked_detector, tmp_path):
+    first, second = np.full(HW, IGNORED, np.int32), np.full(HW, NOTHING, np.int32)
+    first[5:25, 10:40] = first[40:45, 60:70] = second[30:50, 20:60] = 0  # a cup in two areas, and in one
+    second[:10, :30] = 1  # a door, which no other picture has
+    pictures = []
+    for i, labels in enumerate((first, second)):
+        noise(*HW).save(tmp_path / f"{i}.png")
+        pictures.append(LabelledPicture(tmp_path / f"{i}.png", lambda labels=labels: labels))
+    maps = LabelMaps(("cup", "Tür"), pictures, has_nothing=True)
+    boxes = [(a["image_id"], a["category_id"], a["bbox"]) for a in areas_as_boxes(maps)["annotations"]]
+    assert boxes == [(0, 0, [10, 5, 30, 20]), (1, 0, [20, 30, 40, 20]), (1, 1, [0, 0, 30, 10])]
+    queries = queries_by_exemplar(masked_detector, maps, [])
+    assert [queries(place).names for place in (0, 1)] == [("cup", "Tür"), ("cup",)]
+    answers = collect_pixels(masked_detector, maps, queries)
+    assert answers.table[..., 1].sum(1).tolist() == [600 + 50, 60 * 80 - 300] and not answers.broken
 
 
 def test_empty_sets_and_a_picture_of_one_row(masked_detector, tmp_path):

@@ -14,6 +14,7 @@ from videos import SeesColours, make_video, moving, turned_by_its_header
 from owl_swin.detections import Detections
 from owl_swin.detector import Detector
 from owl_swin.errors import ImageError, MissingExtraError, OwlSwinError, QueryError
+from owl_swin.mask_sampling import masks_in_view
 from owl_swin.render import draw_detections
 from owl_swin.tiling import Tiles
 from owl_swin.tracking import Tracker
@@ -141,6 +142,24 @@ def test_the_real_detector_looks_at_frames_like_at_pictures(detector, video):
 
 
 # --- What is wrong with a video ------------------------------------------------------------------------------------
+
+
+def test_masks_are_made_of_what_is_shown_and_of_no_weaker_candidates(masked_detector, video, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "owl_swin.video.masks_in_view", lambda view, *of: made.append(len(of[0])) or masks_in_view(view, *of)
+    )
+    first = seen(video, every=6)[0].image
+    scores = masked_detector.detect(first, ["cat"], threshold=0.0, nms_iou=None).scores
+    asked = {"threshold": float(scores[len(scores) // 2]), "nms_iou": None, "masks": True}
+    frames = list(detect_video(masked_detector, video, ["cat"], every=6, **asked))
+    assert made == [len(frame.found) for frame in frames] and made[0] < len(scores)
+    for frame in frames:
+        alone = masked_detector.detect(frame.image, ["cat"], **asked)
+        assert frame.found.patches.tolist() == alone.patches.tolist()
+        assert_close(frame.found.masks.logits, alone.masks.logits, atol=0.1, rtol=0.01)
+    tiled = list(detect_video(masked_detector, video, ["cat"], every=6, tiles=Tiles(64), threshold=0.0, masks=True))
+    assert tiled[0].found.masks is not None
 
 
 def test_a_video_that_is_cut_off_says_so_after_its_last_frame(tmp_path):

@@ -62,14 +62,14 @@ def calibrate(
     Example: owl-swin eval calibrate --annotations test.json --images pictures --fit val.json --to new.safetensors
 
     Scores of maps: owl-swin eval calibrate --maps --annotations maps --images pictures --names names.txt --fit val_maps
-    --fit-images val_pictures --to new.safetensors
+    --fit-images val_pictures --to new.safetensors; and with --with exemplar, of maps of what is shown
     """
     from owl_swin.evaluation.calibration import calibrated, draw_reliability, evaluate_calibration
     from owl_swin.evaluation.map_calibration import evaluate_map_calibration
     from owl_swin.families.owl_swin import save_checkpoint
     from owl_swin.models.owl_swin import OwlSwin
 
-    _check_maps(maps, by, names, ignore, nothing)
+    _check_maps(maps, names, ignore, nothing)
     if to is not None and not fit:
         raise DataError("--to writes a model that was fitted; name a set to fit on with --fit")
     if to is not None and to.suffix != ".safetensors":
@@ -84,7 +84,7 @@ def calibrate(
     settings: dict[str, Any] = {"classes": chosen_names(classes), "fit": fit or (), "fit_images": fit_images or ()}
     settings["progress"] = show_progress
     if maps:
-        values = label_values(names, ignore, nothing)
+        values = label_values(names, ignore, nothing) | {"route": str(by)}
         result, cure = evaluate_map_calibration(detector, annotations, images, **values, **settings)
     else:
         asked: dict[str, Any] = {"route": by, "nms_iou": checked_nms(nms_iou)}
@@ -97,13 +97,11 @@ def calibrate(
         draw_reliability(panels).save(content, "PNG")
         write_bytes(plot, content.getvalue(), what="the plot")
     if to is not None and isinstance(network, OwlSwin):
-        route = "map_text" if maps else str(by)
+        route = f"map_{by}" if maps else str(by)
         network.config = replace(network.config, calibration=calibrated(network.config.calibration, cure, route))
         save_checkpoint(to, network, detector.card)
 
 
-def _check_maps(maps: bool, by: Route, names: Path | None, ignore: list[int] | None, nothing: int | None) -> None:
-    if maps and by is not Route.TEXT:
-        raise DataError("the classes of label maps are asked for by name; leave out --with")
+def _check_maps(maps: bool, names: Path | None, ignore: list[int] | None, nothing: int | None) -> None:
     if not maps and (names is not None or ignore or nothing is not None):
         raise DataError("--names, --ignore and --nothing are for label maps; say --maps")

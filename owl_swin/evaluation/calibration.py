@@ -104,7 +104,8 @@ def evaluate_calibration(
 
 
 def calibrated(config: CalibrationConfig, cure: Platt, route: str) -> CalibrationConfig:
-    """The calibration of a model whose scores of one route, "text", "exemplar" or "map_text", are mapped once more."""
+    """The calibration of a model whose scores of one route, or of that of maps, "map_text", are mapped
+    once more."""
     scale, bias = getattr(config, f"{route}_scale"), getattr(config, f"{route}_bias")
     values = {f"{route}_scale": scale * cure.scale, f"{route}_bias": bias * cure.scale + cure.bias}
     return replace(config, **values)

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from owl_swin.data.coco import stated_size
+from owl_swin.data.label_maps import LabelMaps
 from owl_swin.data.scene import as_annotated
 from owl_swin.data.truth import counted_boxes, one_category_a_name, only_categories, read_truth
 from owl_swin.detector import Detector
@@ -131,6 +133,31 @@ def make_bank(
     if missing:
         raise DataError(f"{exemplars}: has no class {missing[0]!r}, which is asked")
     return ExemplarBank(detector, other)
+
+
+def areas_as_boxes(maps: LabelMaps) -> dict[str, Any]:
+    """A set of label maps in COCO's form: around the largest connected area of each name in a picture there is a box.
+    The id of a picture is its place. A map that cannot be read has none."""
+    from scipy.ndimage import find_objects, label
+
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for place, picture in enumerate(maps.pictures):
+        images.append({"id": place, "source": picture.source})
+        try:
+            labels = picture.labels()
+        except ImageError:  # said where the map is compared
+            continue
+        images[-1] |= {"width": labels.shape[1], "height": labels.shape[0]}
+        for row in np.unique(labels[labels >= 0]).tolist():
+            areas, _ = label(labels == row)
+            sizes = np.bincount(areas.flat)[1:]
+            rows, columns = find_objects(areas)[sizes.argmax()]
+            box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
+            own = {"image_id": place, "category_id": row, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            annotations.append(own)
+    categories = [{"id": row, "name": name} for row, name in enumerate(maps.names)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def without_exemplar(truth: dict[str, Any], asked: set[str]) -> tuple[dict[str, Any], list[str]]:

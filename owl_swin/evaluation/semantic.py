@@ -24,6 +24,7 @@ from owl_swin.evaluation.sets import Progress
 from owl_swin.image import ImageSource
 from owl_swin.semantic_map import NOTHING, SemanticMap
 from owl_swin.tiling import TilesLike
+from owl_swin.types import QueryEmbeddings
 
 # A picture → what each of its pixels shows, of the classes of a set.
 Segment = Callable[[ImageSource], SemanticMap]
@@ -109,10 +110,7 @@ def segment_by_name(
 ) -> tuple[Segment, list[str]]:
     """What makes a map of a picture with the names of the set, and what has to be said of it."""
     if isinstance(model, Detector):
-        check_has_masks(model.spec)
-        queries = encode_classes(model, {"categories": [{"name": name} for name in maps.names]})
-        if queries is None:
-            raise DataError("the set has no classes, so there is nothing to ask its pictures for")
+        queries = encode_names(model, maps)
         settings: dict[str, Any] = {"tiles": tiles, "image_size": image_size}
         if threshold is not None or not maps.has_nothing:
             settings["threshold"] = threshold or 0.0
@@ -128,6 +126,15 @@ def segment_by_name(
         return SemanticMap(found.labels.new_tensor(labels), found.scores, maps.names)
 
     return segment, notes
+
+
+def encode_names(model: Detector, maps: LabelMaps) -> QueryEmbeddings:
+    """The names of a set as queries; a model without masks raises QueryError, a set without classes DataError."""
+    check_has_masks(model.spec)
+    queries = encode_classes(model, {"categories": [{"name": name} for name in maps.names]})
+    if queries is None:
+        raise DataError("the set has no classes, so there is nothing to ask its pictures for")
+    return queries
 
 
 def same_names(own: Sequence[str], wanted: Sequence[str]) -> tuple[list[int], list[str]]:
