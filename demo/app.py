@@ -83,7 +83,7 @@ def build_demo(
                 with gr.Tab("Map it"):
                     if not alone:
                         gr.Markdown(f"Maps are made with {choice.labels[0]}.", elem_classes="owl-small")
-                    mapping.build(detector)
+                    mapping.build(choice)
             with gr.Tab("Video"):
                 follow.append(watching.build(chosen))
             with gr.Tab("Search"):

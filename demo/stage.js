@@ -26,9 +26,9 @@
     return [x0 + mx, y0 + my, x1 + mx, y1 + my];
   };
 
-  // Words beside the mouse, at a place in a frame in shares of it.
+  // Words beside the mouse, at a place in a frame in shares of it; a frame has one such place.
   const tipIn = (frame) => {
-    const tip = make("div", "owl-tip");
+    const tip = frame.querySelector(".owl-tip") || make("div", "owl-tip");
     tip.hidden = true;
     frame.append(tip);
     const say = (text, [x, y]) => {

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from owl_swin.index.match import IndexProgress, IndexReport, IndexStats, Match
     from owl_swin.index.region_index import RegionIndex
     from owl_swin.label_studio import label_studio_interface, to_label_studio
+    from owl_swin.map_formats import panoptic_categories, to_label_image, to_legend, to_panoptic_image
     from owl_swin.masks import BoxMasks
     from owl_swin.pipelines import ZeroShotObjectDetectionPipeline, pipeline
     from owl_swin.postprocess import DetectOptions
     from owl_swin.queries import Query
-    from owl_swin.render import draw_detections, draw_heat_map
+    from owl_swin.render import draw_detections, draw_heat_map, draw_semantic_map
     from owl_swin.semantic_map import SemanticMap
     from owl_swin.tiling import Tiles
     from owl_swin.types import Classification, ImageEmbeddings, QueryEmbeddings
@@ -75,17 +76,22 @@ __all__ = [
     "detect_video",
     "draw_detections",
     "draw_heat_map",
+    "draw_semantic_map",
     "label_studio_interface",
     "load_classifier",
     "load_segmenter",
     "load_swin",
     "open_image",
     "open_parts",
+    "panoptic_categories",
     "pipeline",
     "to_coco",
     "to_csv",
     "to_fiftyone",
+    "to_label_image",
     "to_label_studio",
+    "to_legend",
+    "to_panoptic_image",
     "to_record",
     "to_video_record",
     "to_voc",
@@ -132,17 +138,22 @@ _MODULES = {
     "detect_video": "owl_swin.video",
     "draw_detections": "owl_swin.render",
     "draw_heat_map": "owl_swin.render",
+    "draw_semantic_map": "owl_swin.render",
     "label_studio_interface": "owl_swin.label_studio",
     "load_classifier": "owl_swin.families.closed_set",
     "load_segmenter": "owl_swin.families.closed_set",
     "load_swin": "owl_swin.families.swin_weights",
     "open_image": "owl_swin.image",
     "open_parts": "owl_swin.huge",
+    "panoptic_categories": "owl_swin.map_formats",
     "pipeline": "owl_swin.pipelines",
     "to_coco": "owl_swin.formats",
     "to_csv": "owl_swin.formats",
     "to_fiftyone": "owl_swin.formats",
+    "to_label_image": "owl_swin.map_formats",
     "to_label_studio": "owl_swin.label_studio",
+    "to_legend": "owl_swin.map_formats",
+    "to_panoptic_image": "owl_swin.map_formats",
     "to_record": "owl_swin.formats",
     "to_video_record": "owl_swin.formats",
     "to_voc": "owl_swin.formats",
