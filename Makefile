@@ -12,7 +12,7 @@ THRESHOLD ?= 0.5
 IMAGE ?=
 OUT ?= out
 
-.PHONY: detect demo test test-numeric check screenshots generators figures masks oneshot ablation forgetting self-training clean
+.PHONY: detect demo test test-numeric check screenshots generators converters figures masks oneshot ablation forgetting self-training clean
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
@@ -46,6 +46,14 @@ generators:
 	$(PYTHON) -m venv $(OUT)/generators
 	$(OUT)/generators/bin/python -m pip install --quiet --disable-pip-version-check openapi-python-client==0.29.1
 	npm install --silent --no-save --prefix $(OUT)/generators openapi-typescript@7.13.0 typescript@5.9
+
+# Label Studio's converter, with which tests/test_mask_formats.py reads what we write; of what its package needs, which is
+# half a gigabyte, only what the converter imports.
+converters:
+	$(PYTHON) -m venv $(OUT)/converters
+	$(OUT)/converters/bin/python -m pip install --quiet --disable-pip-version-check \
+		appdirs defusedxml ijson lxml 'nltk>=3.10' 'numpy>=2.2' pillow 'pyjwt<2.14' requests ujson
+	$(OUT)/converters/bin/python -m pip install --quiet --disable-pip-version-check --no-deps label-studio-sdk==2.1.2
 
 # The figures of the model card; DATA is the folder of the sets that the card names.
 MODEL ?= nano

@@ -1,8 +1,10 @@
 """Masks in the forms that other programs read, and drawn."""
 
 import json
+import subprocess
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from owl_swin.masks import BoxMasks
 from owl_swin.render import MASK_OPACITY, draw_detections, label_colour
 
 HW = (60, 80)
+# Where `make converters` puts it: it needs other versions of what the tests need.
+CONVERTER = Path(__file__).parent.parent / "out" / "converters" / "bin" / "python"
 
 
 def cross(side=28):
@@ -79,6 +83,41 @@ def test_label_studio_has_a_polygon_a_part_in_percent_of_the_picture():
     assert [part["id"] for part in parts] == ["mask2-1", "mask2-2"] and {part["meta"]["query"] for part in parts} == {1}
     points = np.array(first["value"]["points"]) * (HW[1] / 100, HW[0] / 100)
     assert points.min(0).tolist() == pytest.approx([10, 5]) and points.max(0).tolist() == pytest.approx([50, 35])
+
+
+# What a project of Label Studio exports as COCO once the predictions of its tasks are accepted.
+EXPORT = """
+import sys
+from label_studio_sdk.converter import Converter
+interface, tasks, out = sys.argv[1:]
+Converter(interface, project_dir=None, download_resources=False).convert_to_coco(tasks, out, is_dir=False)
+"""
+
+
+@pytest.mark.skipif(not CONVERTER.exists(), reason="NO converter of Label Studio; make converters")
+def test_the_converter_of_label_studio_gives_our_masks_and_boxes(tmp_path):
+    hw, boxes = (600, 800), torch.tensor([[10.5, 20, 410, 330], [300, 200, 790, 590], [5, 6.25, 90, 80]])
+    masks = BoxMasks(torch.stack([cross(), two_parts(), torch.full((28, 28), -1.0)]), boxes, hw)
+    names, labels = ("a cat", "Tür & <b>"), torch.tensor([0, 1, 0])
+    things = Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), labels, names, hw, labels, masks=masks)
+    picture = tmp_path / "Bild ü.png"
+    Image.new("RGB", hw[::-1]).save(picture)
+    (task,) = to_label_studio([str(picture)], [things])
+    (prediction,) = task.pop("predictions")
+    accepted = task | {"id": 1, "annotations": [{"id": 1, "result": prediction["result"]}]}
+    (tmp_path / "tasks.json").write_text(json.dumps([accepted]))
+    (tmp_path / "view.xml").write_text(label_studio_interface(names, masks=True))
+    files = [str(tmp_path / name) for name in ("view.xml", "tasks.json", "out")]
+    subprocess.run([CONVERTER, "-c", EXPORT, *files], check=True, capture_output=True, text=True)
+    coco = COCO(tmp_path / "out" / "result.json")
+    own = {category["id"]: category["name"] for category in coco.cats.values()}
+    outlined = [one for one in coco.anns.values() if one["segmentation"]]
+    (box,) = [one for one in coco.anns.values() if not one["segmentation"]]
+    assert box["bbox"] == pytest.approx([5, 6.25, 85, 73.75], abs=1e-3) and own[box["category_id"]] == "a cat"
+    for number, name in enumerate(names):
+        parts = [coco.annToMask(one) for one in outlined if own[one["category_id"]] == name]
+        made, wanted = np.any(parts, 0), masks[number].numpy()
+        assert len(parts) == number + 1 and (made & wanted).sum() > 0.99 * (made | wanted).sum()
 
 
 def test_a_thing_without_pixels_is_its_box_in_label_studio():
