@@ -110,7 +110,7 @@ def test_who_asks_for_boxes_reads_no_graph_of_masks(exported, tmp_path):
 
 
 def test_masks_are_left_out_when_they_are_not_wanted(small_detector, monkeypatch, tmp_path):
-    monkeypatch.setattr(exporting, "_traced", lambda *_: b"a graph")
+    monkeypatch.setattr(exporting, "traced", lambda *_: b"a graph")
     spec = export(of_module(small_detector.model), tmp_path / "out", masks=False)
     assert not spec.network.has_masks and not list((tmp_path / "out").glob("image_masks*"))
     model = small_detector.save_pretrained(tmp_path / "model")

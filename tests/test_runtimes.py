@@ -369,7 +369,7 @@ def test_an_export_that_fails_leaves_nothing_and_one_that_succeeds_replaces_anot
     def full(*_: object) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_traced", lambda *_: b"a graph")
+    monkeypatch.setattr(exporting, "traced", lambda *_: b"a graph")
     with monkeypatch.context() as patched:
         patched.setattr(exporting, "_text_graph", full)
         with pytest.raises(OwlSwinError, match=r"cannot write the exported model here \(No space left on device\)"):

@@ -17,7 +17,10 @@ from owl_swin.bench.processes import Job, Progress, Workers
 from owl_swin.bench.roofline import roofline
 from owl_swin.errors import ConfigError
 
+ENCODER_GRAPH = "Swin-T owl_swin (OpenVINO)"
 ENCODERS = ("Swin-T owl_swin", "Swin-T timm", "Swin-T torchvision", "Swin-T transformers")
+# Our Swin-T without PyTorch; a runtime that is not installed is said in its row.
+RUNTIMES = ("owl_swin T (ONNX Runtime)", "owl_swin T (OpenVINO)", "owl_swin T (OpenVINO int8)")
 PEERS = ("OWL-ViT B/32", "OWL-ViT B/16", "OWLv2 B/16", "GroundingDINO-T", "OmDet-Turbo-T")
 SIZES = ((224, 224), (384, 384), (640, 640), (768, 1024), (960, 960), (2048, 2048))
 # Squares of a quarter to four megapixels, through which the cost of a pixel is fitted.
@@ -61,10 +64,11 @@ def benchmark_detection(
     own = wanted(("owl_swin nano", "owl_swin T") if quick else ("owl_swin nano", "owl_swin T", "owl_swin B"))
     mine = wanted(["owl_swin T"])
     with Workers(rounds=rounds, device=device, tiny=tiny, progress=progress) as workers:
-        encoders = wanted(ENCODERS)
+        without_torch = place.type != "cuda" and (systems is not None or not quick)
+        encoders = wanted((*ENCODERS, ENCODER_GRAPH) if without_torch else ENCODERS)
         first, second = ((224, 224), 8), ((256, 256) if tiny else (768, 768), 1)
         result["encoders"] = [workers.measure([Job(name, hw, n) for name in encoders]) for hw, n in (first, second)]
-        workers.release(ENCODERS)
+        workers.release(encoders)
         result["sizes"] = [
             workers.measure([Job(name, hw, n) for name in own])
             for n in ((1,) if quick else (1, 8))
@@ -74,6 +78,8 @@ def benchmark_detection(
         result["pixels"] = workers.measure([Job(name, hw) for name in mine for hw in curve])
         result["exponent"] = exponent(result["pixels"])
         against = [Job(name, small if tiny else hw) for name in mine for hw in (square, wide)]
+        graphs = wanted(RUNTIMES if without_torch else ())
+        against += [Job(name, small if tiny else square) for name in graphs]
         result["peers"] = workers.measure([*against, *(Job(peer) for peer in peers)])
         workers.release(peers)
         if place.type == "cuda":
@@ -83,6 +89,7 @@ def benchmark_detection(
     result["queries"] = cost_of_queries(QUERIES[:3] if tiny else QUERIES, rounds=max(3, rounds), device=device)
     progress("share of the machine's arithmetic")
     result["roofline"] = roofline(place, tiny=tiny)
+    result["roofline"]["share_in_openvino"] = share_of_graph(result)
     progress("start-up")
     result["startup"] = start_up(1 if quick else 3)
     result["ratios"] = ratios(result)
@@ -168,26 +175,44 @@ def start_up(rounds: int) -> dict[str, Any]:
     }
 
 
+def share_of_graph(result: dict[str, Any]) -> float | None:
+    """What the encoder as a graph of OpenVINO reaches of the machine's rate of matrix products; None where it did not
+    run in the frame of the roofline."""
+    roof = result["roofline"]
+    for row in (row for rows in result["encoders"] for row in rows):
+        if row["system"] == ENCODER_GRAPH and tuple(row["hw"]) == tuple(roof["hw"]) and "ms" in row:
+            return roof["gflop"] / row["ms"] * 1e3 / roof["matrix_gflops"]["float32"]
+    return None
+
+
 def ratios(result: dict[str, Any]) -> dict[str, float]:
     """How many times faster we are, each from one group of alternating rounds."""
     out: dict[str, float] = {}
     for rows in result["encoders"]:
         times = {row["system"]: row["ms"] for row in rows if "ms" in row}
         ours = times.pop("Swin-T owl_swin", None)
+        times.pop(ENCODER_GRAPH, None)
         if ours and times:
             hw = rows[0]["hw"]
             out[f"Swin-T encoder, {hw[0]}x{hw[1]}, batch {rows[0]['batch']}, best of others / ours"] = (
                 min(times.values()) / ours
             )
-    own = [row for row in result["peers"] if row["system"] == "owl_swin T" and "ms" in row]
-    for row in result["peers"]:
-        if row["system"] == "owl_swin T" or "ms" not in row or not own:
+    rows = [row for row in result["peers"] if "ms" in row]
+    own = [row for row in rows if row["system"] == "owl_swin T"]
+    graphs = [row for row in rows if row["system"] in RUNTIMES]
+    for row in rows:
+        if row in own or row in graphs or not own:
             continue
         # Of our two sizes, the one whose shape is the peer's.
         square = row["hw"][0] == row["hw"][1]
         ours = next((o for o in own if (o["hw"][0] == o["hw"][1]) == square), own[0])
         label = f"{row['system']} at {row['hw'][0]}x{row['hw'][1]} / owl_swin T at {ours['hw'][0]}x{ours['hw'][1]}"
         out[label] = row["ms"] / ours["ms"]
+        for graph in graphs:
+            if graph["hw"] == row["hw"]:
+                out[f"{row['system']} / {graph['system']}, both at {row['hw'][0]}x{row['hw'][1]}"] = (
+                    row["ms"] / graph["ms"]
+                )
     cost = {row["queries"]: row["ms"] for row in result["queries"]}
     if 1 in cost and len(cost) > 1:
         out |= {f"{count} names / 1 name, embeddings kept": ms / cost[1] for count, ms in cost.items() if count > 1}

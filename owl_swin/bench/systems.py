@@ -4,8 +4,10 @@ All have random weights in the published sizes, or with ``tiny`` so small that a
 downloaded.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from owl_swin.config import HeadsConfig, ModelConfig, SwinConfig, TextConfig
 from owl_swin.errors import ConfigError
+from owl_swin.frame import Frame
 
 HW = tuple[int, int]
 # Embedding widths, blocks and heads of Swin-T and Swin-B (arXiv:2103.14030).
@@ -124,26 +127,76 @@ def _transformers_swin(config: SwinConfig) -> nn.Module:
     return transformers.SwinModel(own, add_pooling_layer=False)
 
 
+def _openvino_encoder(device: torch.device, tiny: bool) -> System:
+    """Our encoder as a graph of OpenVINO, one for the frame that is timed; of the processor alone."""
+    from owl_swin.runtimes import openvino
+    from owl_swin.runtimes.export import traced
+
+    network = _own_swin(swin_config("T", tiny)).eval()
+
+    def begin(hw: HW, batch: int, dtype: torch.dtype) -> Pass:
+        pixels = torch.randn(batch, 3, *hw)
+        stages = [f"stage_{i + 1}" for i in range(len(network(pixels)))]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "encoder.onnx"
+            path.write_bytes(traced(network, pixels, "pixels", stages, {}))
+            run = openvino.open_graph(path)
+        return Pass(pixels.numpy, run, lambda out: out)
+
+    return System(begin)
+
+
 # --- Detectors -----------------------------------------------------------------------------------------------------
 
 
 def _own_detector(size: str) -> Callable[[torch.device, bool], System]:
     def built(device: torch.device, tiny: bool) -> System:
         from owl_swin.detector import Detector
-        from owl_swin.models.owl_swin import OwlSwin
 
         if size == "nano":
             return own_system(Detector.from_pretrained("nano", device=str(device), text_cache=False))
-        text = TextConfig(16, 1, 2, 16) if tiny else TextConfig(context_length=16)
-        config = ModelConfig(
-            name=f"owl_swin_{size}",
-            embed_dim=16 if tiny else 512,
-            image_size=64 if tiny else 960,
-            image=swin_config(size, tiny),
-            text=text,
-            heads=HeadsConfig(width=16 if tiny else 256),
-        )
-        return own_system(Detector(OwlSwin(config).eval(), device=str(device)))
+        return own_system(Detector(_own_network(size, tiny), device=str(device)))
+
+    return built
+
+
+def _own_network(size: str, tiny: bool) -> Any:
+    """OwlSwin with random weights."""
+    from owl_swin.models.owl_swin import OwlSwin
+
+    text = TextConfig(16, 1, 2, 16) if tiny else TextConfig(context_length=16)
+    config = ModelConfig(
+        name=f"owl_swin_{size}",
+        embed_dim=16 if tiny else 512,
+        image_size=64 if tiny else 960,
+        image=swin_config(size, tiny),
+        text=text,
+        heads=HeadsConfig(width=16 if tiny else 256),
+    )
+    return OwlSwin(config).eval()
+
+
+def _exported_detector(runtime: str, *, int8: bool = False) -> Callable[[torch.device, bool], System]:
+    """Swin-T as ``owl-swin export`` writes it, a graph for the frame that is timed; of the processor alone."""
+
+    def built(device: torch.device, tiny: bool) -> System:
+        from owl_swin.detector import Detector
+        from owl_swin.families.owl_swin import pretrained
+        from owl_swin.runtimes.export import export
+
+        network = pretrained(_own_network("T", tiny))
+
+        def begin(hw: HW, batch: int, dtype: torch.dtype) -> Pass:
+            frame = Frame.fit(hw, max(hw)).model_hw
+            with tempfile.TemporaryDirectory() as folder:  # a graph is in memory once it was used
+                place = Path(folder) / "T"
+                export(network, place, runtime, sizes=[frame], photographs=pictures(hw, 2) if int8 else ())
+                detector = Detector.from_pretrained(place, device="cpu", text_cache=False)
+                one = own_system(detector).begin(hw, batch, dtype)
+                one.after(one.network(one.before()))
+            return one
+
+        return System(begin)
 
     return built
 
@@ -269,9 +322,13 @@ SYSTEMS: dict[str, Callable[[torch.device, bool], System]] = {
     "Swin-T timm": _encoder(_timm_swin),
     "Swin-T torchvision": _encoder(_torchvision_swin),
     "Swin-T transformers": _encoder(_transformers_swin),
+    "Swin-T owl_swin (OpenVINO)": _openvino_encoder,
     "owl_swin nano": _own_detector("nano"),
     "owl_swin T": _own_detector("T"),
     "owl_swin B": _own_detector("B"),
+    "owl_swin T (ONNX Runtime)": _exported_detector("onnx"),
+    "owl_swin T (OpenVINO)": _exported_detector("openvino"),
+    "owl_swin T (OpenVINO int8)": _exported_detector("openvino", int8=True),
     "OWL-ViT B/32": _transformers_detector(
         _owl_config("OwlViTConfig", 32, 768),
         "OwlViTForObjectDetection",

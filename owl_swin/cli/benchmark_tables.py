@@ -28,6 +28,8 @@ def print_detection(result: dict[str, Any]) -> None:
         f"GFLOP/s, {roof['share_of_matrix_rate']:.0%} of a float32 matrix product (GFLOP/s: {rates}); memory is copied "
         f"at {roof['copy_gb_s']:.1f} GB/s."
     )
+    if roof["share_in_openvino"] is not None:
+        print(f"As a graph of OpenVINO it reaches {roof['share_in_openvino']:.0%}.")
     rows = [
         (
             row["operation"],

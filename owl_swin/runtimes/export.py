@@ -170,7 +170,7 @@ def _picture_graph(module: _ImageGraph, size: HW | None) -> bytes:
         other = {"image_embed": {}, "pixel_embeds": {2: "rows", 3: "columns"}, "pixels": {2: "height", 3: "width"}}
         axes = {name: axis | other.get(name, {1: "patches"}) for name, axis in axes.items()}
     pixels = torch.zeros(2, 3, *(size or TRACED_HW))
-    return _traced(module, pixels, "pixels", module.outputs, axes)
+    return traced(module, pixels, "pixels", module.outputs, axes)
 
 
 def _text_graph(network: Any, context_length: int) -> bytes:
@@ -178,12 +178,13 @@ def _text_graph(network: Any, context_length: int) -> bytes:
     ids = torch.zeros(2, context_length, dtype=torch.long)
     ids[:, 1] = 1  # somewhere the largest, where a text ends
     axes = {"ids": {0: "texts"}, "text_embeds": {0: "texts"}}
-    return _traced(_TextGraph(network), ids, "ids", ("text_embeds",), axes)
+    return traced(_TextGraph(network), ids, "ids", ("text_embeds",), axes)
 
 
-def _traced(
+def traced(
     graph: nn.Module, example: Tensor, takes: str, gives: Sequence[str], axes: Mapping[str, Mapping[int, str]]
 ) -> bytes:
+    """The ONNX graph of a module that takes one tensor, by the way of ``example`` through it."""
     out = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, which names every place where a number is made of a side
