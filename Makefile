@@ -12,7 +12,7 @@ THRESHOLD ?= 0.5
 IMAGE ?=
 OUT ?= out
 
-.PHONY: detect demo test test-numeric check screenshots generators converters figures masks oneshot ablation forgetting self-training clean
+.PHONY: detect demo test test-numeric check screenshots generators converters figures masks oneshot ablation forgetting joint-masks self-training clean
 
 detect: $(VENV)/.photos
 	@image="$(IMAGE)"; \
@@ -51,9 +51,9 @@ generators:
 # half a gigabyte, only what the converter imports.
 converters:
 	$(PYTHON) -m venv $(OUT)/converters
-	$(OUT)/converters/bin/python -m pip install --quiet --disable-pip-version-check \
+	$(OUT)/converters/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
 		appdirs defusedxml ijson lxml 'nltk>=3.10' 'numpy>=2.2' pillow 'pyjwt<2.14' requests ujson
-	$(OUT)/converters/bin/python -m pip install --quiet --disable-pip-version-check --no-deps label-studio-sdk==2.1.2
+	$(OUT)/converters/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps label-studio-sdk==2.1.2
 
 # The figures of the model card; DATA is the folder of the sets that the card names.
 MODEL ?= nano
@@ -135,6 +135,24 @@ forgetting: $(VENV)/.dev
 	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_TRAINED)" --json $$name.fod.json && \
 	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_HELDOUT)" --json $$name.heldout.json && \
 	  $(EVAL) classify --model $$run $(TINY) --pictures heldout --among heldout --json $$name.tiny.json || exit 1; \
+	done
+
+# What learning masks does to boxes: the shipped model, fine-tuned with its mask branch and by the same run without it.
+J := runs/joint_masks
+joint-masks: $(VENV)/.dev
+	@test -e data || ln -s "$(DATA)" data
+	$(BIN)/owl-swin paste $(D)/fluent_emoji_3d/all.json --names $(NEW) --on $(D)/coco/images --to $(J)/new --pictures 200
+	$(BIN)/owl-swin paste $(D)/fluent_emoji_3d/all.json --names $(NEW) --on $(D)/imagenet_1k_samples/images --to $(J)/test --pictures 100 --seed 1
+	sed 's/nano_masks/nano/' configs/train/joint_masks.toml > $(J)/boxes.toml
+	$(BIN)/owl-swin train $(J)/boxes.toml --output $(J)/boxes
+	$(BIN)/owl-swin train configs/train/joint_masks.toml
+	for run in $(MODEL) $(J)/boxes $(J)/masks; do \
+	  name=$(J)/$$(basename $$run) && \
+	  case $$run in */boxes) masks=;; *) masks=--masks;; esac && \
+	  $(EVAL) detect --model $$run --annotations $(J)/test/annotations.json --images $(J)/test/images $$masks --json $$name.new.json && \
+	  $(EVAL) detect --model $$run $(COCO) --json $$name.coco.json && \
+	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_TRAINED)" --json $$name.fod.json && \
+	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_HELDOUT)" --json $$name.heldout.json || exit 1; \
 	done
 
 # label → train on soft scores → eval: at 256 px a model learns from what it found itself, at its own 320 px, in pictures that

@@ -64,8 +64,8 @@ def export(
     """
     if runtime is None:
         given = {"--sizes": sizes, "--int8": int8, "--annotations": annotations, "--images": images}
-        given["--no-masks"] = None if masks else True
-        if alone := next((name for name, value in given.items() if value is not None), None):
+        said = [name for name, value in given.items() if value is not None] + ["--no-masks"] * (not masks)
+        if alone := next(iter(said), None):
             raise ConfigError(f"{alone} is for --runtime onnx or openvino; give it too, or leave it out")
         _export_file(model, to, card, figures, image_size)
         return
