@@ -39,7 +39,7 @@ check: $(VENV)/.dev
 
 # Pictures of the demo, light, dark and narrow, in out/screens; needs Chromium.
 screenshots: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_demo_browser.py -k photographed
+	OWL_SWIN_SCREENS=$(OUT)/screens $(BIN)/python -m pytest tests/test_demo_browser.py -k photographed
 
 # Generators of clients, with which tests/test_server_clients.py tries the schema; they need versions of their own.
 generators:

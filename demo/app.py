@@ -34,9 +34,14 @@ HEADER = """<header class="owl-header">{owl}
 <p class="owl-model">{model}</p>
 <button type="button" class="owl-theme" aria-label="Switch between light and dark">◐</button></header>"""
 
-SWITCH = (
-    """element.querySelector('.owl-theme').addEventListener('click', () => document.body.classList.toggle('dark'));"""
-)
+# The head of Gradio's notices is a button with another inside, which no screen reader can tell apart.
+SWITCH = """
+element.querySelector('.owl-theme').addEventListener('click', () => document.body.classList.toggle('dark'));
+new MutationObserver(() => document.querySelectorAll('.toast-header[role]').forEach((one) => {
+  one.removeAttribute('role');
+  one.removeAttribute('tabindex');
+})).observe(document.body, { childList: true, subtree: true });
+"""
 
 
 def own_folder() -> tempfile.TemporaryDirectory:

@@ -135,6 +135,19 @@ def wire(choice: Choice, tabs: Sequence[Callable[[Any], None]]) -> None:
         follow(loading)
 
 
+def follow_link(choice: Choice, chips: gr.HTML) -> None:
+    """Chooses the model that a link to the page asks for; one that is not on offer is told, and nothing changes."""
+
+    @errors_shown
+    def on_link(event: gr.EventData):
+        label, labels = str(event.model), choice.models.labels
+        if label and label not in labels:
+            raise Refused("No such model", f"The link asks for {label[:100]!r}, and here there is {', '.join(labels)}.")
+        return label if label and choice.field is not None else gr.skip()
+
+    chips.linked(on_link, None, choice.chosen if choice.field is None else choice.field, **QUIET)
+
+
 def size_choices(sizes: dict[str, Detector]) -> Any:
     """The field "Detail" for another model."""
     return gr.update(choices=list(sizes), value=next(iter(sizes)))

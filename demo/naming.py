@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from owl_swin import Detections, Detector
-from owl_swin.demo import batching, zoom
+from owl_swin.demo import batching, models, zoom
 from owl_swin.demo.asking import Question, note_of_nothing, split_names
 from owl_swin.demo.batch import Rest
 from owl_swin.demo.edits import annotate, edit_state
@@ -138,7 +138,9 @@ def show(
 
 def build(choice: Choice) -> Callable[[Any], None]:
     """The tab; what it gives back asks again when another model is chosen."""
-    return wire(layout(gr.State(Session(Named())), choice.models), Handlers(choice.models), choice.chosen)
+    page = layout(gr.State(Session(Named())), choice.models)
+    models.follow_link(choice, page.chips)
+    return wire(page, Handlers(choice.models), choice.chosen)
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ class Handlers:
     @errors_shown
     def on_link(self, event: gr.EventData, session: Session[Named], threshold: float):
         """What a link to the page asks for: its names, their thresholds, and that of all."""
+        if not event.names:  # but for a model, which models.follow_link sees to
+            return threshold, session
         own = [_share(limit) for limit in event.thresholds]
         limits = dict(zip_longest([str(name) for name in event.names], own[: len(event.names)]))
 
@@ -305,7 +309,9 @@ class Handlers:
         """What show() says of what is chosen."""
         normal, chosen = self.models.detector(named.asked.model), self.detector(named).image_size
         size = None if chosen == normal.image_size else chosen
-        return show(normal, named, threshold, overlap, size, self.models.source(named.asked.model), wanted)
+        source = self.models.source(named.asked.model)
+        stage_, chips_, files_ = show(normal, named, threshold, overlap, size, source, wanted)
+        return stage_, {**chips_, "model": named.asked.model}, files_
 
     @errors_shown
     def on_view(self, session: Session[Named], threshold: float, overlap: float):

@@ -65,6 +65,8 @@
     const keep = () => {
       const items = JSON.parse(JSON.stringify((props.value && props.value.items) || []));
       const address = new URLSearchParams();
+      const model = props.value && props.value.model; // "" is the first
+      if (model) address.set("model", model);
       const tab = tabs().find((one) => one.getAttribute("aria-selected") === "true");
       if (tab && tab !== tabs()[0]) address.set("tab", tab.textContent.trim());
       items.forEach((one) => {
@@ -119,8 +121,9 @@
       const names = address.getAll("name").slice(0, 100);
       const number = (text) => (text === "" || text === null ? null : Number(text));
       tabs().find((one) => one.textContent.trim() === address.get("tab"))?.click();
-      if (names.length) {
-        trigger("linked", { names, thresholds: address.getAll("at").map(number), threshold: number(address.get("threshold")) });
+      const model = address.get("model") || "";
+      if (names.length || model) {
+        trigger("linked", { model, names, thresholds: address.getAll("at").map(number), threshold: number(address.get("threshold")) });
       }
       opened = true;
       document.getElementById("owl-tabs").addEventListener("click", () => setTimeout(keep, 100));

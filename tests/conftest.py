@@ -65,6 +65,15 @@ def picture() -> Image.Image:
     return noise(60, 90)
 
 
+@pytest.fixture(scope="session")
+def browser():
+    """One Chromium for all tests that drive one: it takes seconds to start."""
+    from demo_pages import chromium
+
+    with chromium() as one:
+        yield one
+
+
 # Files that take longest. They begin first, so that no worker is left with one while the others have nothing to do.
 LONG = (
     "demo_browser",

@@ -13,6 +13,11 @@ import pytest
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 
+try:
+    import axe_playwright_python.base as axe
+except ImportError:
+    axe = None
+
 from owl_swin.demo.app import build_demo  # noqa: E402
 from owl_swin.server.app import build_demo as served_demo  # noqa: E402
 from owl_swin.server.app import create_app  # noqa: E402
@@ -31,15 +36,19 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-device-for-media-stream",  # a camera that only pretends
+    "--use-fake-ui-for-media-stream",
 ]
+# Where pictures of the pages are left, by `make screenshots`.
+SCREENS = os.environ.get("OWL_SWIN_SCREENS", "")
 WAIT_MS = 20_000
 
 
 @contextmanager
-def chromium(*arguments: str):
-    """The browser, with arguments of its own."""
+def chromium():
+    """The browser."""
     with sync_api.sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *arguments])
+        one = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield one
         one.close()
 
@@ -118,6 +127,33 @@ def unfold(page, title: str, inside: str) -> None:
     if not page.locator(inside).locator("visible=true").count():
         page.get_by_text(title).locator("visible=true").click()
         page.locator(inside).locator("visible=true").first.wait_for()
+
+
+def inaccessible(page, *, colours: bool = True, structure: bool = True) -> list[str]:
+    """What axe-core finds in what is seen that is against WCAG 2.2 (A and AA) or good practice, but for trifles: of its
+    ``colours``, and of the ``structure``, which another look of the same page need not be searched for again."""
+    if axe is None:
+        return []
+    if not page.evaluate("Boolean(window.axe)"):
+        page.evaluate(axe.AXE_SCRIPT)
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    only = {"type": "tag", "values": tags} if structure else {"type": "rule", "values": ["color-contrast"]}
+    options = {"resultTypes": ["violations"], "runOnly": only, "rules": {"color-contrast": {"enabled": colours}}}
+    found = page.evaluate("options => axe.run(document, options)", options)["violations"]
+    serious = [one for one in found if one["impact"] in ("moderate", "serious", "critical")]
+    return [f"{one['help']}: {node['html'][:200]}" for one in serious for node in one["nodes"]]
+
+
+def skip_without_axe() -> None:
+    """At the end of a test that looked for what is inaccessible."""
+    if axe is None:
+        pytest.skip("NO AXE: what is inaccessible was not looked for; install it (pip install axe-playwright-python)")
+
+
+def keep_picture(page, name: str, **options) -> None:
+    """Leaves a picture of the page, where pictures are wanted."""
+    if SCREENS:
+        page.screenshot(path=Path(SCREENS) / f"{name}.png", **options)
 
 
 def set_slider(page, name: str, value: float) -> None:

@@ -433,7 +433,7 @@ def test_an_archive_of_ones_own_is_filled_searched_and_gone(detector, archive, t
     strip, stage = results.show_matches(searched), results.show_match(searched)
     assert {item["caption"] for item in strip["items"]} == {"a.png", "b.png"}
     assert (stage["boxes"][0]["score"], stage["boxes"][0]["label"]) == (searched.matches[0].score, "a cat")
-    monkeypatch.setattr(archive.index, "read_picture", None)  # from here on no photo can be read again
+    monkeypatch.setattr(archive.index, "picture_file", None)  # from here on no photo can be read again
     for chosen in range(len(searched.matches)):
         assert results.show_match(replace(searched, chosen=chosen))["src"].startswith("data:image/jpeg")
     nothing = ask_text(detector, replace(searched, threshold=1.0), "a cat", filters=results.Filters(paths="*.jpg"))

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 pytest.importorskip("gradio")
-from demo_pages import NEEDS_BROWSER, chromium, go_to, opened, set_slider, until, upload
+from demo_pages import NEEDS_BROWSER, go_to, opened, set_slider, until, upload
 
 from owl_swin import Detector, Exemplar, Query, QueryError
 from owl_swin.cli.main import app as cli
@@ -165,8 +165,8 @@ def test_patches_are_counted_and_not_copied():
 
 
 @pytest.fixture(scope="module")
-def page(colours):
-    with chromium() as browser, opened(browser, colours) as page:
+def page(browser, colours):
+    with opened(browser, colours) as page:
         yield page
 
 
@@ -180,12 +180,14 @@ def test_the_mouse_over_an_area_says_what_it_is(page, scene, tmp_path):
     until(page, "document.querySelector('#map-stage .owl-map').dataset.drawn")
     place = page.locator("#map-stage .owl-frame").bounding_box()
 
-    def over(x: float, y: float) -> str:
+    for x, y, what in (
+        (250, 100, "sky 0.8"),
+        (120, 120, "red 0.8"),
+        (200, 280, "green"),
+        (450, 150, "nothing that was"),
+    ):
         page.mouse.move(place["x"] + place["width"] * x / 480, place["y"] + place["height"] * y / 320)
-        return page.inner_text("#map-stage .owl-tip")
-
-    assert over(250, 100).startswith("sky 0.8") and over(120, 120).startswith("red 0.8")
-    assert over(200, 280).startswith("green") and over(450, 150) == "nothing that was named"
+        until(page, "what => document.querySelector('#map-stage .owl-tip').innerText.startsWith(what)", what)
     legend = page.locator("#map-stage .owl-legend button")
     assert legend.all_inner_texts()[0].split("\n")[0] == "sky"
     legend.nth(2).click()

@@ -9,19 +9,18 @@ from picture_files import encode, noise
 pytest.importorskip("av")
 pytest.importorskip("playwright.sync_api")
 
-from demo_pages import NEEDS_BROWSER, chromium, count, drop, go_to, opened, set_slider, until, upload
-from test_demo_browser import SCREENS, TABS, photograph
+from demo_pages import NEEDS_BROWSER, count, drop, go_to, keep_picture, opened, set_slider, until, upload
+from test_demo_browser import TABS, photograph
 from videos import make_video, moving
 
 from owl_swin.demo import batching
 
 pytestmark = NEEDS_BROWSER
-CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
 @pytest.fixture(scope="module")
-def page(detector):
-    with chromium(*CAMERA) as browser, opened(browser, detector) as one:
+def page(browser, masked_detector):
+    with opened(browser, masked_detector) as one:
         yield one
 
 
@@ -143,11 +142,27 @@ def test_a_video_of_the_camera_is_recorded_and_the_camera_goes_off(page):
     until(page, "!document.querySelector('#video-camera .owl-take').disabled")
     page.click("#video-camera .owl-take")
     page.get_by_text("s left.").wait_for()
-    page.screenshot(path=SCREENS / "video-camera.png")
+    keep_picture(page, "video-camera")
     page.wait_for_timeout(400)
     page.click("#video-camera .owl-take")
     page.get_by_text("1280 × 720 pixels").wait_for()
     assert page.is_visible("#video-camera .owl-open") and page.is_hidden("#video-camera video")
+
+
+def test_the_camera_shows_the_thing_and_what_to_look_in(page):
+    go_to(page, "Show it")
+    for stage in ("source", "target"):
+        page.click(f"#show-{stage}-camera .owl-open")
+        until(page, f"!document.querySelector('#show-{stage}-camera .owl-take').disabled")
+        page.click(f"#show-{stage}-camera .owl-take")
+        until(page, f"document.querySelector('#show-{stage} img').alt.startsWith('camera ')")
+        assert page.is_hidden(f"#show-{stage}-camera video")
+    page.focus("#show-source .owl-frame")
+    page.keyboard.press("Enter")  # a box in the middle
+    page.click("#show-add")
+    page.locator("#show-examples .owl-yes").wait_for()
+    set_slider(page, "show-threshold", 0.01)
+    page.wait_for_selector("#show-target .owl-box")
 
 
 def test_a_camera_that_is_not_given_is_said(page):

@@ -4,18 +4,21 @@ import base64
 import shlex
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY, make_tiny_model
+from owl_checkpoints import save_owl
 from picture_files import encode, noise
 
 gr = pytest.importorskip("gradio")
 
 from owl_swin import CheckpointError, Detector, QueryError  # noqa: E402
 from owl_swin.demo import app, examples, inside, models, naming, showing, showing_layout, terms  # noqa: E402
-from owl_swin.demo.asking import Question  # noqa: E402
+from owl_swin.demo.asking import Question, scales  # noqa: E402
 from owl_swin.demo.models import Models, listed  # noqa: E402
 from owl_swin.demo.photos import take_photo  # noqa: E402
+from owl_swin.demo.pieces import chips_piece  # noqa: E402
 from owl_swin.demo.refusals import Refused  # noqa: E402
 from owl_swin.demo.session import Session  # noqa: E402
 
@@ -103,6 +106,22 @@ def test_a_model_that_cannot_be_had_is_told_and_the_one_before_stays(choice):
     assert session.value == ""
 
 
+def test_a_link_chooses_a_model_that_is_on_offer_and_else_is_told_so(choice, detector):
+    def follow(choice, label: str):
+        with gr.Blocks() as blocks:
+            models.follow_link(models.build(choice), chips_piece())
+        (event,) = [one for one in blocks.fns.values() if one.name == "on_link"]
+        return event.fn(SimpleNamespace(model=label))
+
+    assert follow(choice, OTHER) == OTHER and follow(choice, "") == gr.skip()
+    with pytest.warns(UserWarning, match="The link asks for &#x27;nowhere&#x27;, and here there is nano, "):
+        assert follow(choice, "nowhere") == gr.skip()
+    alone = Models(detector)
+    assert follow(alone, alone.labels[0]) == gr.skip()
+    with pytest.warns(UserWarning, match="here there is tiny_for_tests"):
+        follow(alone, OTHER)
+
+
 def test_another_model_is_asked_the_same_and_code_calls_it(choice, detector, other, photo):
     names = terms.with_names(detector, (), ["a cat", "a dog"])
     names = (replace(names[0], threshold=0.3, hidden=True), names[1])
@@ -130,6 +149,32 @@ def test_another_model_is_asked_the_same_and_code_calls_it(choice, detector, oth
     assert f"Detector.from_pretrained({OTHER!r})" in copied["Python"]
     assert shlex.split(copied["command line"])[-2:] == ["--model", OTHER]
     assert on.on_model(session, Session(OTHER)) == (session, *[gr.skip()] * 4)  # nothing to do
+
+
+@pytest.mark.parametrize("family", ["owlvit", "owlv2"])
+def test_a_checkpoint_of_the_owl_family_is_chosen_loaded_and_asked(family, detector, photo, tmp_path):
+    """As transformers writes it, from a folder of models that the starter of the demo named."""
+    save_owl(tmp_path / family, family)
+    choice, session = Models(detector, ["nano", *listed([tmp_path])]), Session("")
+    steps = chosen_steps(choice, family, session)
+    owl = Detector.from_pretrained(tmp_path / family, device="cpu")
+    assert steps == [(f"Loading {family} …", gr.skip()), (models.about(owl), family)] and session.value == family
+    named, on = (
+        Session(naming.Named(Question(photo), terms.with_names(detector, (), ["a cat"]))),
+        naming.Handlers(choice),
+    )
+    _, size, *_ = on.on_model(named, session)
+    assert size["choices"] == list(scales(owl)) and size["value"] == "normal (64 px)"
+    stage, _, files, *_ = on.on_view(named, 0.02, 0.5)
+    expected = owl.detect(photo.open(), ["a cat"], threshold=0.02, nms_iou=0.5, top_k=100)
+    assert [mark["score"] for mark in stage["boxes"]] == pytest.approx(expected.scores.tolist(), abs=1e-5)
+    assert len(expected) and str(tmp_path / family) in files["copies"][0]["copy"]
+    one = examples.Example.of(photo, (10.0, 10.0, 50.0, 50.0), True)
+    shown = Session(examples.Shown(photo, None, (one,), Question(photo)))
+    showing.Handlers(choice).on_model(shown, session)
+    assert shown.value.target.done and shown.value.target.queries.fingerprint == owl.fingerprint
+    with pytest.warns(UserWarning, match="no Swin Transformer that shows its windows"):
+        inside.Handlers(choice).on_model(Session(inside.Looked(photo)), session)
 
 
 def test_queries_of_a_file_stay_with_their_model_and_that_is_told(choice, detector, other, photo, tmp_path):

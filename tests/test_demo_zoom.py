@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 pytest.importorskip("gradio")
 
 from owl_swin import ImageError, RegionIndex, Tiles, open_image
-from owl_swin.demo import archived, filling, photos, results, zoom
+from owl_swin.demo import archived, examples, filling, inside, naming, photos, results, terms, zoom
+from owl_swin.demo.asking import Question
 from owl_swin.demo.photos import take_photo
 from owl_swin.demo.results import ask_text
 
@@ -104,3 +106,52 @@ def test_huge_photos_of_an_archive_are_shown_and_zoomed_into_by_regions(detector
     with pytest.raises(ImageError, match="is gone"):
         zoom.part_of(photo, zoomed(photo, [1000, 700, 1100, 760], 100))
     assert str(tmp_path) not in results.show_match(searched)["text"]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """How often files are opened as pictures, whole or reduced."""
+    counted = []
+    for module, name in ((photos, "open_image"), (archived, "open_parts")):
+        there = getattr(module, name)
+
+        def counts(source, *given, there=there, **options):
+            counted.append(source)
+            return there(source, *given, **options)
+
+        monkeypatch.setattr(module, name, counts)
+    return counted
+
+
+def test_a_photo_is_decoded_once_for_all_clicks_of_its_tabs(detector, opened, tmp_path):
+    fine(1500, 1100).save(tmp_path / "one.png")
+    photo = take_photo(tmp_path / "one.png")
+    named = naming.ask(detector, naming.Named(Question(photo), terms.with_names(detector, (), ["a cat"])))
+    for threshold in (0.02, 0.3):
+        naming.show(detector, named, threshold, 0.5)
+        zoom.part_of(photo, zoomed(photo, [100, 100, 400, 300]))
+    examples.Example.of(photo, (10.0, 10.0, 500.0, 500.0), True)
+    looked = inside.look(detector, photo)
+    assert opened == [tmp_path / "one.png"]
+    opened.clear()
+    for place in range(3):
+        inside.show(replace(looked, chosen=place, point_xy=(0.2, 0.3)), inside.BLOCK, 0)
+    assert all(isinstance(source, bytes) for source in opened)  # the copy that the page has, and no more of the photo
+
+
+def test_photos_of_results_are_decoded_once_for_all_clicks_on_them(detector, opened, tmp_path):
+    for seed in range(2):
+        noise(60, 90, seed).save(tmp_path / f"{seed}.png")
+    archive = filling.Archive.own(detector)
+    archive.index.add_folder(tmp_path)
+    searched = ask_text(detector, results.Searched(archive, threshold=0.0), "a cat")
+    results.show_matches(searched)
+    assert len(searched.matches) > 3 and len(opened) == 2
+    for chosen in range(len(searched.matches)):
+        assert results.show_match(replace(searched, chosen=chosen))["src"]
+    results.show_matches(replace(searched, chosen=1))
+    assert len(opened) == 2
+    photo = results.looked_at(searched)
+    for x in (0, 10, 20):
+        assert zoom.part_of(photo, zoomed(photo, [x, 0, x + 20, 20]))["src"]
+    assert len(opened) == 3
