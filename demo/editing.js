@@ -60,7 +60,9 @@
       const by = chosen.hand ? "by hand" : `score ${chosen.score.toFixed(2)}`;
       return `${chosen.label}, ${place} of ${boxes().length}, ${by}: ${chosen.box.map(Math.round).join(", ")}`;
     };
+    const behind = () => (stage.value.edited ?? 0) < sent || Boolean(unsent);
     const showBar = () => {
+      frame.setAttribute("aria-busy", String(behind())); // downloads are of the server's answer
       root.classList.toggle("owl-editing", on);
       toggle.setAttribute("aria-pressed", String(on));
       fresh.setAttribute("aria-pressed", String(armed));
@@ -100,6 +102,7 @@
     const tell = (what) => {
       if (!what.was && !what.now) send();
       [sent, sentAt] = [sent + 1, Date.now()];
+      showBar();
       trigger("edited", { number: sent, was: null, now: null, undo: false, reset: false, ...what });
     };
     const send = () => {
@@ -153,8 +156,7 @@
       const now = stage.value;
       if (!now.src) turn(false);
       const same = before.src === now.src && before.width === now.width && before.height === now.height;
-      const behind = (now.edited ?? 0) < sent || unsent;
-      if (same && behind && Date.now() - sentAt < WAIT_MS + (unsent ? WAIT_MS : 0)) {
+      if (same && behind() && Date.now() - sentAt < WAIT_MS + (unsent ? WAIT_MS : 0)) {
         [now.boxes, now.names] = [before.boxes, before.names];
         return;
       }

@@ -12,6 +12,7 @@ from owl_swin import Detections, QueryEmbeddings, to_coco, to_csv, to_label_stud
 from owl_swin.demo.photos import Photo
 
 TOP_K = 100
+OUTLINED = "VOC and CSV have no place for outlines; they hold the boxes."
 EDITED = "These hold the boxes as you edited them. Calls for the command line and curl would ask the model anew."
 
 
@@ -152,17 +153,17 @@ def as_curl(photo: Photo, call: Call) -> str:
     return shlex.join(words) + " ORIGIN/v1/detect\n"
 
 
+def note_on(found: Detections, *, edited: bool) -> str:
+    """What is to be said of downloads."""
+    return " ".join([EDITED] * edited + [OUTLINED] * (found.masks is not None))
+
+
 def stage_files(
-    files: Sequence[dict[str, Any]],
-    copied: Sequence[dict[str, Any]] = (),
-    *,
-    note: str = "",
-    wanted: dict[str, str] | None = None,
+    files: Sequence[dict[str, Any]], copied: Sequence[dict[str, Any]] = (), *, note: str = ""
 ) -> dict[str, Any]:
-    """What the row of downloads shows, and a note below it; ``wanted`` is the one that was asked for, which the page
-    then gives: its kind, "files" or "copies", and its label."""
+    """What the row of downloads shows, and a note below it."""
     value: dict[str, Any] = {"files": list(files), "copies": list(copied)}
-    return {**value, **({"note": note} if note else {}), **({"wanted": wanted} if wanted else {})}
+    return {**value, "note": note} if note else value
 
 
 def _stem(photo: Named) -> str:

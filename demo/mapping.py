@@ -108,8 +108,8 @@ def show(detector: Detector, mapped: Mapped, threshold: float, model: str = "nan
     return stage_value(mapped.photo, map=value), _files(mapped.photo, mapped, threshold, model)
 
 
-def fetch(detector: Detector, mapped: Mapped, threshold: float, model: str, wanted: dict[str, str]) -> dict:
-    """The downloads with the one that is ``wanted``, in the pixels of the photo itself."""
+def fetch(detector: Detector, mapped: Mapped, threshold: float, model: str, wanted: str) -> dict:
+    """The downloads with the content of the one that is ``wanted``, in the pixels of the photo itself."""
     photo, encoded, queries = mapped.photo, mapped.encoded, mapped.queries
     if photo is None or encoded is None or queries is None:
         return stage_files([])
@@ -124,11 +124,11 @@ def _files(
     threshold: float,
     model: str,
     found: SemanticMap | None = None,
-    wanted: dict[str, str] | None = None,
+    wanted: str = "",
 ) -> dict:
     call = MapCall(model, mapped.names, threshold, from_file=bool(mapped.shown))
-    given = [*downloads(photo, found, (wanted or {}).get("label", "")), *query_file(photo, mapped.queries)]
-    return stage_files(given, copies(photo, call), wanted=wanted)
+    given = [*downloads(photo, found, wanted), *query_file(photo, mapped.queries)]
+    return stage_files(given, copies(photo, call))
 
 
 def show_source(mapped: Mapped) -> dict:
@@ -225,8 +225,7 @@ class Handlers:
     @errors_shown
     def on_wanted(self, event: gr.EventData, session: Session[Mapped], threshold: float):
         """The downloads with one that is made now."""
-        wanted = {"kind": event.kind, "label": event.label}
-        return fetch(self.detector, session.value, threshold, self.models.source(), wanted)
+        return fetch(self.detector, session.value, threshold, self.models.source(), str(event.label))
 
 
 def build(models: Models) -> None:
@@ -254,6 +253,6 @@ def wire(page: Page, on: Handlers) -> None:
     source.upload.upload(on.on_source, [source.upload, state], [state, source.photo], **QUIET)
     source.photo.drawn(on.on_drawn, [state], [state], trigger_mode="multiple", **in_order, **QUIET)
     look.again(moved(page.threshold))
-    page.downloads.wanted(on.on_wanted, viewed, page.downloads, **QUIET)
+    page.downloads.wanted(on.on_wanted, viewed, page.downloads, trigger_mode="always_last", **QUIET)
     zoom.wire(page.photo, state, lambda mapped: mapped.photo)
     zoom.wire(source.photo, state, lambda mapped: mapped.drawn_on)

@@ -74,8 +74,8 @@ def layout(state: gr.State) -> Page:
             )
             find = gr.Button("Map the photo", variant="primary", elem_id="map-find")
             threshold = threshold_slider("map-threshold", info="Lowest score; below it a place shows nothing.")
-            source = layout_source()
             upload = upload_button("Choose a photo", file_types=["image"], elem_id="map-upload", size="md")
+            source = layout_source()
             samples_ = None
             if samples():
                 gr.Markdown("Or map one of these", elem_classes="owl-small")
@@ -87,6 +87,7 @@ def layout_source() -> Source:
     """What is shown in place of a name, or beside it, folded away but for the examples that there are."""
     examples = strip(elem_id="map-examples")
     with gr.Accordion("Show it where words do not say it", open=False):
+        gr.Markdown("Drag a box around the thing, or click two corners.", elem_classes="owl-small")
         photo = stage("draw", upload="map-source-upload", empty=NO_SOURCE, elem_id="map-source")
         name = gr.Textbox(
             "",

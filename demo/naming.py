@@ -15,7 +15,7 @@ from owl_swin.demo.asking import Question, note_of_nothing, split_names
 from owl_swin.demo.batch import Rest
 from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Example
-from owl_swin.demo.exports import EDITED, TOP_K, Call, copies, downloads, edited_copies, query_file, stage_files
+from owl_swin.demo.exports import TOP_K, Call, copies, downloads, edited_copies, note_on, query_file, stage_files
 from owl_swin.demo.models import Choice, Models, size_choices
 from owl_swin.demo.naming_layout import Page, layout
 from owl_swin.demo.outlines import paths_of
@@ -95,10 +95,10 @@ def show(
     overlap: float,
     size: int | None = None,
     model: str = "nano",
-    wanted: dict[str, str] | None = None,
+    whole: bool = False,
 ) -> tuple:
     """What the stage, the names and the downloads hold for an answer; code calls the detector ``model``. Downloads that
-    hold masks have no content before one of them is ``wanted``."""
+    hold masks have their contents where they are wanted ``whole``."""
     asked, terms = named.asked, named.terms
     found = find(detector, named, threshold, overlap)
     if asked.photo is None or asked.encoded is None or found is None:
@@ -124,7 +124,7 @@ def show(
         from_file=not all(term.plain for term in shown),
         masks=found.masks is not None,
     )
-    later = found.masks is not None and wanted is None
+    later = found.masks is not None and not whole
     given = [
         *downloads(asked.photo, visible, "name-stage", edited=bool(edits), later=later),
         *query_file(asked.photo, queries_of(shown)),
@@ -132,7 +132,7 @@ def show(
     asked_again = [] if terms and not shown else copies(asked.photo, call)
     written = edited_copies(asked.photo, visible, later=later) if edits else asked_again
     stage = stage_value(asked.photo, boxes=marks, note=note, asked=len(terms) or None, **edit_state(edits, boxes.names))
-    files_ = stage_files(given, written, note=EDITED if edits else "", wanted=wanted)
+    files_ = stage_files(given, written, note=note_on(found, edited=bool(edits)))
     return stage, chips(terms, found, best, threshold), files_
 
 
@@ -305,12 +305,12 @@ class Handlers:
         strip_, pieces = self.batch.strip(session.value), outlines_choice(self.models.detector(model))
         return session, size_choices(self.models.sizes(model)), strip_, *pieces
 
-    def shown(self, named: Named, threshold: float, overlap: float, wanted: dict[str, str] | None = None) -> tuple:
+    def shown(self, named: Named, threshold: float, overlap: float, whole: bool = False) -> tuple:
         """What show() says of what is chosen."""
         normal, chosen = self.models.detector(named.asked.model), self.detector(named).image_size
         size = None if chosen == normal.image_size else chosen
         source = self.models.source(named.asked.model)
-        stage_, chips_, files_ = show(normal, named, threshold, overlap, size, source, wanted)
+        stage_, chips_, files_ = show(normal, named, threshold, overlap, size, source, whole)
         return stage_, {**chips_, "model": named.asked.model}, files_
 
     @errors_shown
@@ -320,9 +320,9 @@ class Handlers:
         return *shown, *self.batch.on_marks(session, threshold, overlap)
 
     @errors_shown
-    def on_wanted(self, event: gr.EventData, session: Session[Named], threshold: float, overlap: float):
+    def on_wanted(self, session: Session[Named], threshold: float, overlap: float):
         """The downloads with their contents."""
-        return self.shown(session.value, threshold, overlap, {"kind": event.kind, "label": event.label})[2]
+        return self.shown(session.value, threshold, overlap, whole=True)[2]
 
 
 def _place(terms: Sequence[Term], name: str) -> int:
@@ -353,7 +353,7 @@ def wire(page: Page, on: Handlers, chosen: gr.State) -> Callable[[Any], None]:
     look(page.photo.liked, on.on_liked, [state], [state])
     look(detail.size.input, on.on_size, [state, detail.size], [state, batch.strip])
     look(page.outlines.switch.input, on.on_outlines, [state, page.outlines.switch], [state, batch.strip])
-    page.downloads.wanted(on.on_wanted, viewed, page.downloads, **QUIET)
+    page.downloads.wanted(on.on_wanted, viewed, page.downloads, trigger_mode="always_last", **QUIET)
     if page.samples is not None:
         look(page.samples.picked, on.on_sample, [state], [state, batch.strip])
     tuned = {"trigger_mode": "multiple", **in_turn("name-view")}

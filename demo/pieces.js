@@ -4,6 +4,7 @@
   "use strict";
   if (window.owlStrip) return; // every piece brings this script
   const { make, clamp, colour } = window.owlShared;
+  const WAIT_MS = 60_000; // for a download that is made on the server; what comes later nobody waits for any more
   const OPAQUE = 0.3; // what is within an outline
 
   // Small pictures in a row or a grid. Tells: "picked" {index}, "removed" {index}.
@@ -182,11 +183,23 @@
     const root = element.querySelector(".owl-files");
     let links = [];
     const said = make("output");
-    // What has no content yet is asked for, and given when it came.
-    const want = (kind, label) => {
+    // What has no content yet is asked for, and given when it came; where what is shown changes meanwhile, of that.
+    let pending = null; // {kind, label, since}
+    const want = (kind, label, since = Date.now()) => {
+      pending = { kind, label, since };
       said.textContent = `Making ${label} …`;
       root.append(said);
-      trigger("wanted", { kind, label });
+      trigger("wanted", { label });
+    };
+    const give = (value) => {
+      if (!pending) return;
+      const { kind, label, since } = pending;
+      const one = (value[kind] || []).find((it) => it.label === label);
+      pending = null;
+      if (!one || Date.now() - since > WAIT_MS) return;
+      if (one.text === null || one.copy === null) want(kind, label, since);
+      else if (kind === "copies") copy(one);
+      else [...root.querySelectorAll("a")].find((link) => link.download === one.name)?.click();
     };
     const button = (label, action) => {
       const one = make("button", "", label);
@@ -221,7 +234,6 @@
       said.replaceChildren();
       const value = JSON.parse(JSON.stringify(props.value || {}));
       const files = value.files || [];
-      const wanted = (kind, label) => value.wanted?.kind === kind && value.wanted.label === label;
       if (!files.length) return;
       root.append(make("span", "", "Download"));
       files.forEach((file) => {
@@ -234,15 +246,18 @@
         link.href = url;
         link.download = file.name;
         root.append(link);
-        if (wanted("files", file.label)) link.click();
       });
       const note = () => value.note && root.append(make("p", "owl-hint owl-break", value.note));
-      if (!value.copies || !value.copies.length) return note();
+      if (!value.copies || !value.copies.length) {
+        note();
+        root.append(said);
+        return give(value);
+      }
       root.append(make("span", "owl-break"), make("span", "", "Copy as"));
       value.copies.forEach((one) => button(one.label, () => (one.copy === null ? want("copies", one.label) : copy(one))));
       note();
       root.append(said);
-      value.copies.filter((one) => wanted("copies", one.label)).forEach(copy);
+      give(value);
     };
     watch(["value"], draw);
     draw();

@@ -96,7 +96,7 @@ def chips_piece(**options: Any) -> gr.HTML:
 
 
 def files(**options: Any) -> gr.HTML:
-    """Downloads that are made in the page. One whose content is not there yet tells "wanted" {kind, label}."""
+    """Downloads that are made in the page. One whose content is not there yet tells "wanted" {label}."""
     return gr.HTML(
         value={"files": [], "copies": []},
         html_template='<div class="owl-files"></div>',

@@ -11,7 +11,7 @@ from owl_swin.demo import zoom
 from owl_swin.demo.asking import Question, answer, note_of_nothing
 from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Box, Example, Shown, box_of, numbers, search, with_example
-from owl_swin.demo.exports import downloads, edited_copies, query_file, stage_files
+from owl_swin.demo.exports import OUTLINED, downloads, edited_copies, query_file, stage_files
 from owl_swin.demo.models import Choice, Models, size_choices
 from owl_swin.demo.outlines import paths_of
 from owl_swin.demo.photos import SHOWN_PX, Photo, board, data_uri, samples, take_photo
@@ -43,10 +43,10 @@ def show_target(
     threshold: float,
     overlap: float,
     view: str,
-    wanted: dict[str, str] | None = None,
+    whole: bool = False,
 ) -> tuple[dict, dict]:
-    """The photo to look in with its answer, and the downloads, whose contents those with masks have when one is
-    ``wanted``."""
+    """The photo to look in with its answer, and the downloads: those with masks have their contents where they are
+    wanted ``whole``."""
     target = shown.target
     found = answer(detector, target, threshold, overlap)
     if target.photo is None:
@@ -64,7 +64,7 @@ def show_target(
         src = data_uri(draw_heat_map(target.photo.preview(), scores, title=found.names[0]), SHOWN_PX)
     else:
         marks = [{**mark, "patch": None} for mark in marks]
-    later = boxes.masks is not None and wanted is None
+    later = boxes.masks is not None and not whole
     given = [
         *downloads(target.photo, boxes, "show-target", edited=bool(edits), later=later),
         *query_file(target.photo, target.queries),
@@ -72,7 +72,8 @@ def show_target(
     written = edited_copies(target.photo, boxes, later=later) if edits else ()
     state = {**edit_state(edits, boxes.names), "heat": view == HEAT}
     stage_ = stage_value(target.photo, src=src, boxes=marks, note=note, **state)
-    return stage_, stage_files(given, written, wanted=wanted)
+    note_ = OUTLINED if boxes.masks is not None else ""
+    return stage_, stage_files(given, written, note=note_)
 
 
 def show_source(shown: Shown) -> dict:
@@ -227,10 +228,10 @@ class Handlers:
         return show_target(detector, session.value, threshold, overlap, view)
 
     @errors_shown
-    def on_wanted(self, event: gr.EventData, session: Session[Shown], *view: Any):
+    def on_wanted(self, session: Session[Shown], *view: Any):
         """The downloads with their contents."""
         detector = self.models.detector(session.value.target.model)
-        return show_target(detector, session.value, *view, {"kind": event.kind, "label": event.label})[1]
+        return show_target(detector, session.value, *view, whole=True)[1]
 
 
 def with_source(session: Session[Shown], photo: Photo, box: Box | None = None) -> tuple:
@@ -279,7 +280,7 @@ def wire_answers(
     look(worded, on.on_words, [state, source.words, source.weight], [state])
     look(detail.size.input, on.on_size, [state, detail.size], [state])
     look(target.outlines.switch.input, on.on_outlines, [state, target.outlines.switch], [state])
-    target.downloads.wanted(on.on_wanted, viewed, target.downloads, **QUIET)
+    target.downloads.wanted(on.on_wanted, viewed, target.downloads, trigger_mode="always_last", **QUIET)
     if tried is not None:
         look(tried.click, on.on_try, [state], [state, source.photo, *source.fields, source.examples, detail.size])
     edited = {"trigger_mode": "multiple", **in_turn("show-view")}

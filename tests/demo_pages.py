@@ -69,7 +69,7 @@ def opened(browser, detector, **options):
 @contextmanager
 def watched(browser, url: str):
     """A page at an address, watched as ``opened`` says."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")  # nothing to wait for
     page.set_default_timeout(WAIT_MS)
     wrong = []
     page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)

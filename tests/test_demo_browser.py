@@ -407,6 +407,7 @@ def test_a_model_is_chosen_and_one_that_cannot_be_had_leaves_the_one_before(brow
         before = page.inner_text("#name-stage tbody")
         choose_model(page, "other")
         page.locator("#owl-model-said").get_by_text("other · 96 px").wait_for()
+        page.locator("#name-outlines-not").get_by_text("No outlines: other finds boxes").wait_for()
         until(page, "text => document.querySelector('#name-stage tbody').innerText != text", before)
         after = page.inner_text("#name-stage tbody")
         page.get_by_role("button", name="Python").locator("visible=true").click()

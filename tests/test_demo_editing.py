@@ -70,6 +70,7 @@ def has(page, *boxes) -> None:
           const there = ({BOXES})();
           const near = (one, [name, x0, y0, x1, y1]) => one[0] === name
             && [x0, y0, x1 - x0, y1 - y0].every((value, i) => Math.abs(value - one[i + 1]) < 2);
+          if (document.querySelector('#name-stage .owl-frame').ariaBusy === 'true') return false;
           return there.length === wanted.length && there.every((one, i) => near(one, wanted[i]));
         }}""",
         [list(box) for box in boxes],

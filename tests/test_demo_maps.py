@@ -76,14 +76,14 @@ def test_a_photo_is_encoded_once_and_names_are_kept_for_the_next(colours, scene)
 
 def fetched(on, session, label: str, threshold: float) -> bytes:
     """What one of the downloads holds."""
-    value = on.on_wanted(SimpleNamespace(kind="files", label=label), session, threshold)
+    value = on.on_wanted(SimpleNamespace(label=label), session, threshold)
     made = [one for one in value["files"] if "base64" in one and one["label"] != "Query"]
-    assert [one["label"] for one in made] == [label] and value["wanted"]["label"] == label
+    assert [one["label"] for one in made] == [label]
     return base64.b64decode(made[0]["base64"])
 
 
 def test_downloads_hold_the_map_in_the_pixels_of_the_photo(colours, scene, tmp_path, monkeypatch):
-    large = scene.resize((2 * SHOWN_PX, 1000))
+    large = scene.resize((SHOWN_PX + 160, 400))
     mapped = Mapped().named(colours, "sky, green, red").of(colours, take_photo(large, "trip/a scene.png"))
     on, session = Handlers(Models(colours, ["nano"])), Session(mapped)
     shown = on.on_view(session, 0.3)[1]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 gr = pytest.importorskip("gradio")
 
-from owl_swin import BoxMasks, Detector  # noqa: E402
+from owl_swin import BoxMasks, Detections, Detector  # noqa: E402
 from owl_swin.cli.main import app as cli  # noqa: E402
 from owl_swin.demo import batch, exports, naming, showing, showing_layout, terms  # noqa: E402
 from owl_swin.demo.asking import Question  # noqa: E402
@@ -26,7 +26,7 @@ from owl_swin.demo.bundles import Answered, write_bundle  # noqa: E402
 from owl_swin.demo.edits import read_edit  # noqa: E402
 from owl_swin.demo.examples import Example, Shown  # noqa: E402
 from owl_swin.demo.models import Models  # noqa: E402
-from owl_swin.demo.outlines import MOST_POINTS, path_of  # noqa: E402
+from owl_swin.demo.outlines import MOST_POINTS, path_of, paths_of  # noqa: E402
 from owl_swin.demo.photos import take_photo  # noqa: E402
 from owl_swin.demo.session import Session  # noqa: E402
 from owl_swin.demo.settings import outlines_choice  # noqa: E402
@@ -73,6 +73,10 @@ def test_paths_stay_short_whatever_the_mask():
     torch.manual_seed(0)
     masks = BoxMasks(torch.randn(1, 40, 40), torch.tensor([[0.0, 0.0, 5472.0, 3648.0]]), (3648, 5472))
     assert 0 < sum(map(len, polygons(path_of(masks, 0)))) <= MOST_POINTS
+    many = BoxMasks(ring().expand(30, -1, -1), masks.boxes_px.expand(30, -1), masks.image_hw)
+    rows = torch.zeros(30, dtype=torch.long)
+    found = Detections(many.boxes_px, rows / 1.0, rows, ("a cat",), masks.image_hw, rows, masks=many)
+    assert sum(map(len, paths_of(replace(found, patches=torch.arange(30)), {}))) < 40_000
     nothing = BoxMasks(torch.full((1, 4, 4), -1.0), masks.boxes_px, masks.image_hw)
     assert path_of(nothing, 0) == ""
     thin = BoxMasks(torch.ones(1, 4, 4), torch.tensor([[0.0, 0.0, 1.0, 4000.0]]), (4000, 1))
@@ -108,8 +112,7 @@ def tab(masked_detector, photo):
 
 def text_of(on, session, label: str, *view) -> str:
     """What one of the downloads holds."""
-    value = on.on_wanted(SimpleNamespace(kind="files", label=label), session, *view)
-    assert value["wanted"] == {"kind": "files", "label": label}
+    value = on.on_wanted(session, *view)
     return next(one["text"] for one in value["files"] if one["label"] == label)
 
 
@@ -172,7 +175,7 @@ def test_downloads_hold_the_masks_and_a_box_that_was_moved_has_none(tab):
     assert kinds.count("rectanglelabels") == 1 + sum(not mask.any() for mask in list(found.masks)[1:])
     assert kinds.count("polygonlabels") >= len(rows) - kinds.count("rectanglelabels")
     assert text_of(on, session, "YOLO", 0.02, 0.5).splitlines()[-1].count(" ") == 8
-    copied = on.on_wanted(SimpleNamespace(kind="copies", label="JSON"), session, 0.02, 0.5)["copies"]
+    copied = on.on_wanted(session, 0.02, 0.5)["copies"]
     assert json.loads(copied[1]["copy"])["detections"][-1] == moved
     renamed = {**before[1], "hand": None}
     event = SimpleNamespace(
