@@ -228,10 +228,10 @@ class Handlers:
         return show_target(detector, session.value, threshold, overlap, view)
 
     @errors_shown
-    def on_wanted(self, session: Session[Shown], *view: Any):
+    def on_wanted(self, session: Session[Shown], threshold: float, overlap: float, view: str):
         """The downloads with their contents."""
         detector = self.models.detector(session.value.target.model)
-        return show_target(detector, session.value, *view, whole=True)[1]
+        return show_target(detector, session.value, threshold, overlap, view, whole=True)[1]
 
 
 def with_source(session: Session[Shown], photo: Photo, box: Box | None = None) -> tuple:
