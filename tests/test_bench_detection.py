@@ -78,7 +78,7 @@ def test_ratios_take_the_best_of_the_others_and_the_size_of_the_peer():
                 row("owl_swin T", 100),
                 row("owl_swin T", 80, (800, 1066)),
                 row("owl_swin T (OpenVINO int8)", 40),
-                row("OWLv2 B/16", 600),
+                row("OWLv2 B/16", 600, [960, 960]),  # as it comes from its process
                 row("GroundingDINO-T", 960, (800, 1066)),
                 {"system": "OmDet-Turbo-T", "error": "no"},
             ],

@@ -209,7 +209,7 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
         label = f"{row['system']} at {row['hw'][0]}x{row['hw'][1]} / owl_swin T at {ours['hw'][0]}x{ours['hw'][1]}"
         out[label] = row["ms"] / ours["ms"]
         for graph in graphs:
-            if graph["hw"] == row["hw"]:
+            if tuple(graph["hw"]) == tuple(row["hw"]):
                 out[f"{row['system']} / {graph['system']}, both at {row['hw'][0]}x{row['hw'][1]}"] = (
                     row["ms"] / graph["ms"]
                 )
