@@ -65,9 +65,9 @@ def picture() -> Image.Image:
     return noise(60, 90)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """One Chromium for all tests that drive one: it takes seconds to start."""
+    """One Chromium for all tests of a file; not for longer, as while it runs no other test could start an event loop."""
     from demo_pages import chromium
 
     with chromium() as one:

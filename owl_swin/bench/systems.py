@@ -129,6 +129,7 @@ def _transformers_swin(config: SwinConfig) -> nn.Module:
 
 def _openvino_encoder(device: torch.device, tiny: bool) -> System:
     """Our encoder as a graph of OpenVINO, one for the frame that is timed; of the processor alone."""
+    from owl_swin.files import write_bytes
     from owl_swin.runtimes import openvino
     from owl_swin.runtimes.export import traced
 
@@ -139,7 +140,7 @@ def _openvino_encoder(device: torch.device, tiny: bool) -> System:
         stages = [f"stage_{i + 1}" for i in range(len(network(pixels)))]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "encoder.onnx"
-            path.write_bytes(traced(network, pixels, "pixels", stages, {}))
+            write_bytes(path, traced(network, pixels, "pixels", stages, {}), what="a graph")
             run = openvino.open_graph(path)
         return Pass(pixels.numpy, run, lambda out: out)
 
