@@ -67,7 +67,7 @@ def picture() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def browser():
-    """One Chromium for all tests of a file; not for longer, as while it runs no other test could start an event loop."""
+    """One Chromium for all tests of a file; not for longer: while it runs, no other test can start an event loop."""
     from demo_pages import chromium
 
     with chromium() as one:
