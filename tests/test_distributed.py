@@ -91,8 +91,8 @@ def mixed_align(folder: Path, **changes) -> dict:
 
 @pytest.mark.parametrize(
     "change",
-    [{"contrast": "softmax"}, {"contrast": "sigmoid"}, {"shard": "fsdp"}],
-    ids=["softmax", "sigmoid", "fsdp"],
+    [{"contrast": "softmax"}, {"contrast": "sigmoid", "shard": "fsdp"}],
+    ids=["softmax", "sigmoid-fsdp"],
 )
 def test_two_processes_align_as_one_with_the_doubled_batch(tmp_path, change):
     settings = mixed_align(tmp_path) | change
