@@ -131,7 +131,8 @@ def read_safetensors(path: Path, *, error: type[OwlSwinError]) -> "tuple[dict[st
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as reason:
+    # RuntimeError is PyTorch's, which opens the file once more: it may be gone by then.
+    except (OSError, ValueError, RuntimeError, SafetensorError) as reason:
         raise error(f"not a whole safetensors file ({reason})", of=path) from None
 
 

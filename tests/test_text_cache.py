@@ -269,6 +269,19 @@ def ask_often(folder, seed):
         ask(cache, (i * seed) % 11)
 
 
+def test_what_another_process_removes_while_it_is_opened_is_computed_anew(folder, monkeypatch):
+    cache = TextCache(folder)
+    assert ask(cache, 1) and not ask(cache, 1)
+
+    def gone(path, *_):  # what PyTorch raises, which opens the file after safetensors did
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: No such file or directory (2)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("owl_swin.files.safe_open", gone)
+        assert ask(cache, 1)
+    assert not ask(cache, 1)
+
+
 def test_processes_share_a_folder_that_is_too_small_for_them(folder):
     children = [forked.Process(target=ask_often, args=(folder, seed)) for seed in (1, 3)]
     for child in children:
