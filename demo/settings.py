@@ -1,6 +1,6 @@
 """What the tabs that look in one photo let people set: threshold, overlap and detail."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,14 +25,14 @@ def threshold_slider(elem_id: str, *, value: float = 0.2, info: str | None = Non
     return gr.Slider(FLOOR, 1, value, step=0.01, label="Threshold", info=info, elem_id=elem_id)
 
 
-def more_settings(sizes: Iterable[str], *, explained: bool = False) -> Detail:
-    """What few need, folded away; ``explained`` says what each does."""
-    names = list(sizes)
+def more_settings(sizes: dict[str, Detector], *, explained: bool = False) -> Detail:
+    """What few need, folded away; ``explained`` says what each does. Boxes overlap by what suits the first model."""
+    names, overlap = list(sizes), next(iter(sizes.values())).spec.nms_iou
     overlap_info = "Of boxes of one name that overlap by more, only the best stays; 1 keeps all."
     size_info = "Finer finds smaller things, slower."
     with gr.Accordion("More settings", open=False):
         return Detail(
-            gr.Slider(0.1, 1, 0.5, step=0.05, label="Overlap", info=overlap_info if explained else None),
+            gr.Slider(0.1, 1, overlap, step=0.05, label="Overlap", info=overlap_info if explained else None),
             gr.Radio(names, value=names[0], label="Detail", info=size_info if explained else None),
         )
 

@@ -191,12 +191,15 @@ class CalibrationConfig:
 class ModelConfig:
     """One whole model. ``embed_dim`` is the size of the space that images, patches and queries share.
 
-    ``masks`` None: the model finds boxes only.
+    ``nms_iou`` and ``box_voting`` are what suits its boxes, where a caller of detection says nothing else. ``masks``
+    None: the model finds boxes only.
     """
 
     name: str = "owl_swin_tiny"
     embed_dim: int = 512
     image_size: int = 640
+    nms_iou: float = 0.5
+    box_voting: bool = False
     image: SwinConfig = field(default_factory=SwinConfig)
     text: TextConfig = field(default_factory=TextConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
@@ -217,6 +220,8 @@ class ModelConfig:
             raise ConfigError(f"embed_dim must be at least 1, got {self.embed_dim}")
         if self.image_size < 32:
             raise ConfigError(f"image_size must be at least 32 pixels, got {self.image_size}")
+        if not 0 <= self.nms_iou <= 1:
+            raise ConfigError(f"nms_iou must lie in [0, 1], got {self.nms_iou}")
 
     @property
     def exemplar_stride(self) -> int:

@@ -1,6 +1,7 @@
 """The façade that users hold: the only place where image, tokenizer, model and post-processing meet."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from typing import Any, Literal, Unpack, overload
@@ -78,9 +79,9 @@ class Detector(Embedder):
 
         Boxes are xyxy pixels of the upright picture. Nothing found is an empty Detections, whose ``best`` says what a
         lower threshold would show. What DetectOptions holds can be given here too: ``threshold``, ``nms_iou``,
-        ``nms_across``, ``objectness``, ``max_detections`` (or ``top_k``), ``masks``. ``image_size`` is that of the
-        constructor and ``tiles`` those of prepare(), for this picture alone: then it may be huge, and a thing that a
-        seam cuts is one.
+        ``nms_across``, ``box_voting``, ``objectness``, ``max_detections`` (or ``top_k``), ``masks``. ``image_size`` is
+        that of the constructor and ``tiles`` those of prepare(), for this picture alone: then it may be huge, and a
+        thing that a seam cuts is one.
         """
         if isinstance(image, (list, tuple)):
             raise QueryError(f"detect takes one picture, got a list of {len(image)}; call detect_batch for several")
@@ -217,7 +218,7 @@ class Detector(Embedder):
     # --- Inside ----------------------------------------------------------------------------------------------------
 
     def _options(self, options: DetectOptions | None, settings: Mapping[str, Any]) -> DetectOptions:
-        chosen = detect_options(options, settings)
+        chosen = detect_options(options, settings).of_model(self.spec)
         if chosen.masks:
             check_has_masks(self.spec)
         return chosen
@@ -249,6 +250,8 @@ class Detector(Embedder):
     @torch.no_grad()
     def _detect(self, views: Iterable[tuple[int, View]], asked: _Asked) -> Detections:
         queries, options = asked
+        if queries is None:  # boxes of any two things would vote
+            options = replace(options, box_voting=False)
         return find_in_views(views, lambda patches: self._logits(patches, queries), names_of(queries), options)
 
     def _logits(self, patches: ImageEmbeddings, queries: QueryEmbeddings | None) -> Tensor:

@@ -44,7 +44,17 @@ OWN_PARTS = ("config", "tokenizer", "feature_extractor", "image_processor", "vid
 OF_TRANSFORMERS = ("use_fast", "trust_remote_code", "framework", "pipeline_class", "num_workers")
 OF_LOADING = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code")
 MODEL_SETTINGS = ("image_size", "content_only", "runtime")
-SETTINGS = ("threshold", "top_k", "timeout", "batch_size", "nms_iou", "nms_across", "objectness", "image_size")
+SETTINGS = (
+    "threshold",
+    "top_k",
+    "timeout",
+    "batch_size",
+    "nms_iou",
+    "box_voting",
+    "nms_across",
+    "objectness",
+    "image_size",
+)
 
 
 class ZeroShotObjectDetectionPipeline:
@@ -117,7 +127,9 @@ class ZeroShotObjectDetectionPipeline:
         detector = self.detector
         if settings.get("image_size") is not None:
             detector = detector.with_image_size(settings["image_size"])
-        options = {key: settings[key] for key in ("nms_iou", "nms_across", "objectness") if key in settings}
+        options = {
+            key: settings[key] for key in ("nms_iou", "box_voting", "nms_across", "objectness") if key in settings
+        }
         return detector.detect_batch(
             [_opened(picture, settings.get("timeout")) for picture, _ in asked],
             [queries for _, queries in asked],

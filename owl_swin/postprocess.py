@@ -3,15 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
-from owl_swin.boxes import area
+from owl_swin.boxes import area, pairwise_iou
 from owl_swin.detections import Detection, Detections
 from owl_swin.errors import QueryError, brief
 from owl_swin.frame import HW
+from owl_swin.models.network import Spec
 from owl_swin.nms import not_suppressed
 
 # Candidates that compete in non-maximum suppression: its cost is quadratic.
@@ -20,7 +21,15 @@ NMS_CANDIDATES = 3000
 MOST_LOGIT, LOGIT_SLACK = 15.0, 1e-3
 DEFAULT_THRESHOLD = 0.2
 
+DEFAULT_NMS_IOU = 0.5
+# Boxes of one query that overlap a kept one by so much say where its sides are.
+VOTERS_IOU = 0.5
+# Kept boxes whose voters are weighed at a time.
+VOTED_AT_ONCE = 4096
+
 Threshold = float | Sequence[float] | Mapping[str, float]
+# An overlap, None (nothing is suppressed), or what the model's own spec says.
+NmsIou = float | None | Literal["model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +38,42 @@ class DetectOptions:
 
     ``threshold``: lowest score, one number in [0, 1], one a query, or {name: number}, where other names have the
     default. ``nms_iou``: of two boxes of one query that overlap by more, only the better stays, and with ``nms_across``
-    also of two queries; None keeps all. ``objectness``: lowest objectness in [0, 1] of a patch that may answer.
-    ``max_detections`` are the best ones of a picture. ``masks``: also which pixels of its box each thing has.
+    also of two queries; None keeps all; "model": what suits the model. ``objectness``: lowest objectness in [0, 1]
+    of a patch that may answer. ``max_detections`` are the best ones of a picture. ``masks``: also which pixels of its
+    box each thing has. ``box_voting``: the boxes around a kept one have a say in where its sides are (None: as suits
+    the model; never without queries, nor where nothing is suppressed).
     """
 
     threshold: Threshold = DEFAULT_THRESHOLD
-    nms_iou: float | None = 0.5
+    nms_iou: NmsIou = "model"
     objectness: float | None = None
     max_detections: int = 300
     nms_across: bool = False
     masks: bool = False
+    box_voting: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", _checked_threshold(self.threshold))
         for name in ("nms_iou", "objectness"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None and (name, getattr(self, name)) != ("nms_iou", "model"):
                 check_fraction(name, getattr(self, name))
         most = self.max_detections
         if not isinstance(most, Integral) or most < 1:
             raise QueryError(f"max_detections or top_k must be a whole number, at least 1, got {brief(most)}")
         if not isinstance(self.masks, bool):
             raise QueryError(f"masks must be True or False, got {brief(self.masks)}")
+        if self.box_voting is not None and not isinstance(self.box_voting, bool):
+            raise QueryError(f"box_voting must be True, False or None, got {brief(self.box_voting)}")
+
+    def of_model(self, spec: Spec) -> "DetectOptions":
+        """The same, with the model's own suppression and voting in place of what is left to it."""
+        voting = spec.box_voting if self.box_voting is None else self.box_voting
+        return replace(self, nms_iou=spec.nms_iou if self.nms_iou == "model" else self.nms_iou, box_voting=voting)
+
+    @property
+    def suppressing_iou(self) -> float | None:
+        """``nms_iou`` as a number, also where no model has been asked."""
+        return DEFAULT_NMS_IOU if isinstance(self.nms_iou, str) else self.nms_iou
 
     @property
     def n_candidates(self) -> int:
@@ -76,12 +100,21 @@ class DetectSettings(TypedDict, total=False):
     """DetectOptions as keyword arguments; ``top_k`` is another name of ``max_detections``."""
 
     threshold: Threshold
-    nms_iou: float | None
+    nms_iou: NmsIou
     objectness: float | None
     max_detections: int
     nms_across: bool
     masks: bool
+    box_voting: bool | None
     top_k: int
+
+
+def said_suppression(spec: Spec, nms_iou: NmsIou) -> str:
+    """What detection with this model and overlap does with boxes that overlap, in words."""
+    chosen = DetectOptions(nms_iou=nms_iou).of_model(spec)
+    if chosen.nms_iou is None:
+        return "no NMS"
+    return f"NMS {chosen.nms_iou}" + (" with box voting" if chosen.box_voting else "")
 
 
 def detect_options(options: DetectOptions | None = None, settings: Mapping[str, Any] | None = None) -> DetectOptions:
@@ -131,12 +164,31 @@ def find_detections(
     boxes = boxes_xyxy_px[patches]
     # A stable order: equal scores keep the order of patches and queries on every machine.
     order = scores.argsort(descending=True, stable=True)
-    if options.nms_iou is not None:
+    if options.suppressing_iou is not None:
         order = order[: options.n_candidates]
         groups = torch.zeros_like(labels) if options.nms_across else labels
-        order = order[not_suppressed(boxes[order], scores[order], groups[order], options.nms_iou)]
+        order = order[not_suppressed(boxes[order], scores[order], groups[order], options.suppressing_iou)]
     order = order[: options.max_detections]
-    return Detections(boxes[order], scores[order], labels[order], tuple(names), image_hw, patches[order], best)
+    boxes, scores, labels, patches = boxes[order], scores[order], labels[order], patches[order]
+    if options.box_voting and options.suppressing_iou is not None:
+        boxes = voted_boxes(logits, boxes_xyxy_px, patches, labels)
+    return Detections(boxes, scores, labels, tuple(names), image_hw, patches, best)
+
+
+def voted_boxes(logits: Tensor, boxes: Tensor, patches: Tensor, labels: Tensor) -> Tensor:
+    """Boxes [K, 4] of the answers ``patches [K]`` for the queries ``labels [K]``, after a vote.
+
+    All patches whose boxes [P, 4] overlap an answer's by VOTERS_IOU vote, whatever their score (``logits [P, Q]``): so
+    no threshold changes a box. A vote weighs the score times the square of the overlap (box voting, arXiv:1505.01749).
+    """
+    voted = []
+    for patch, label in zip(patches.split(VOTED_AT_ONCE), labels.split(VOTED_AT_ONCE), strict=True):
+        overlap = pairwise_iou(boxes[patch], boxes)  # [k, P]
+        weights = logits[:, label].T.sigmoid() * overlap.square() * (overlap >= VOTERS_IOU)
+        total = weights.sum(1, keepdim=True)
+        mean = weights @ boxes / total.clamp(min=torch.finfo(total.dtype).tiny)
+        voted.append(torch.where(total > 0, mean, boxes[patch]))
+    return torch.cat(voted)
 
 
 def _best(logits: Tensor, boxes: Tensor, names: Sequence[str]) -> Detection | None:

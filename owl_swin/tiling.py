@@ -145,7 +145,7 @@ class FoundInView:
 
 def without_weak(views: dict[int, FoundInView], options: DetectOptions) -> dict[int, FoundInView]:
     """Views with masks without what takes no part in joining them: so the masks of many tiles stay few."""
-    most = options.max_detections if options.nms_iou is None else options.n_candidates
+    most = options.max_detections if options.suppressing_iou is None else options.n_candidates
     if not options.masks or sum(len(view.found) for view in views.values()) <= 1.5 * most:
         return views
     least = torch.cat([view.found.scores for view in views.values()]).topk(most).values[-1]
@@ -171,7 +171,7 @@ def merge_tiles(parts: Sequence[Detections], crops: Sequence[Crop | None], optio
     part of that and leaves it the better score. Then overlapping boxes compete as in one picture. ``nms_iou`` None
     keeps all as they are, parts too. The mask of boxes that became one is all that any of theirs has.
     """
-    if options.nms_iou is None or len(parts) == 1 or not any(map(len, parts)):
+    if options.suppressing_iou is None or len(parts) == 1 or not any(map(len, parts)):
         return Detections.merge(parts)[: options.max_detections]
     masks = merged_masks(parts)
     found = Detections.merge([replace(part, masks=None) for part in parts])
@@ -181,10 +181,10 @@ def merge_tiles(parts: Sequence[Detections], crops: Sequence[Crop | None], optio
     single = rows[order[: options.n_candidates]]
     image = torch.tensor([0, 0, width, height], dtype=torch.float64)
     rows, things = _joined_at_seams(single, image)
-    rows = _without_parts(rows, image, options.nms_iou)
+    rows = _without_parts(rows, image, options.suppressing_iou)
     rows = rows[rows.scores.argsort(descending=True, stable=True)]
     groups = torch.zeros_like(rows.labels) if options.nms_across else rows.labels
-    rows = rows[not_suppressed(rows.boxes, rows.scores, groups, options.nms_iou)[: options.max_detections]]
+    rows = rows[not_suppressed(rows.boxes, rows.scores, groups, options.suppressing_iou)[: options.max_detections]]
     merged = replace(
         found,
         boxes=rows.boxes.to(found.boxes.dtype),

@@ -15,8 +15,9 @@ from owl_swin.models.hybrid import HybridSwin
 from owl_swin.models.layout import without_values
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.models.stem import IMAGENET_MEAN, IMAGENET_STD, ConvStem, fold_norms, published_stem, stage_of
+from owl_swin.training.config import OptimConfig
 from owl_swin.training.initial import load_init
-from owl_swin.training.optim import part_of
+from owl_swin.training.optim import freeze, part_of
 
 STEM = "tf_efficientnet_lite0"
 IMAGE = SwinConfig(stem=STEM, embed_dim=8, depths=(0, 0, 2, 2), num_heads=(1, 1, 2, 4), window_size=4)
@@ -186,3 +187,50 @@ def test_a_hybrid_goes_through_a_file(tmp_path):
     pixels = torch.randn(1, 3, 64, 64)
     found, expected = loaded.encode_image(pixels), model.encode_image(pixels)
     torch.testing.assert_close(found.class_embeds, expected.class_embeds, rtol=0, atol=5e-3)
+
+
+def test_of_a_stem_the_late_layers_of_one_pixel_may_learn_alone():
+    model = OwlSwin(CONFIG)
+    freeze(model, OptimConfig(stem_lr=1e-4, stem_part="pointwise"))
+    learns = {n: p for n, p in model.image_encoder.stem.network.named_parameters() if p.requires_grad}
+    assert all(".conv_pw" in name or name.startswith("conv_head") for name in learns)
+    assert {p.shape[2:] for p in learns.values() if p.ndim == 4} == {(1, 1)}
+    assert not any(name.startswith(("conv_stem", "blocks.0.", "blocks.1.")) for name in learns)
+    blocks = sum(map(len, model.image_encoder.stem.network.blocks[2:]))
+    assert len(learns) == 2 * (2 * blocks + 1)  # two layers a block, and the last; weights and biases
+    assert all(p.requires_grad for n, p in model.named_parameters() if n.startswith("box_head"))
+    freeze(model, OptimConfig(stem_lr=1e-4))
+    assert all(p.requires_grad for p in model.image_encoder.stem.parameters())
+    freeze(model, OptimConfig(stem_part="pointwise"))
+    assert not any(p.requires_grad for p in model.image_encoder.stem.parameters())
+
+
+@pytest.mark.parametrize("name, first", [("resnet26t", "network.layer2"), ("convnext_atto", "network.stages.1")])
+def test_late_layers_of_one_pixel_of_timm_s_networks(name, first):
+    stem = ConvStem(name)
+    names = stem.late_pointwise()
+    shapes = {n: p.shape for n, p in stem.named_parameters()}
+    assert names and set(names) <= set(shapes) and names[0].startswith(first)
+    assert all(len(shapes[n]) < 4 or shapes[n][2:] == (1, 1) for n in names)
+
+
+def test_an_unknown_part_of_a_stem_is_refused():
+    with pytest.raises(ConfigError, match=r"optim\.stem_part must be one of all, pointwise, got 'some'"):
+        OptimConfig(stem_part="some")
+
+
+@pytest.mark.parametrize("side", [16, 17])
+def test_gradients_through_a_stride_in_bfloat16_are_those_of_float32(side):
+    torch.manual_seed(0)
+    conv = efficientnet_lite.SameConv(8, 8, 5, 2, groups=8)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        conv.zero_grad()
+        x = torch.randn(2, side, side, 8, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+            y = conv(x)
+        assert y.dtype == dtype
+        y.float().square().sum().backward()
+        gradients.append((x.grad.float(), conv.weight.grad.clone()))
+    for own, exact in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(own, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))

@@ -1,17 +1,19 @@
 """Dense names of a stem's classifier, and names of boxes as a softmax."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_hybrid import CONFIG
+from test_hybrid import CONFIG, randomised_network
 from torch.nn.functional import normalize
 
 from owl_swin.config import ModelConfig, SwinConfig, TextConfig
 from owl_swin.errors import ConfigError
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import NamingConfig
+from owl_swin.training.initial import load_init
 from owl_swin.training.naming import NAME_SCALE, DenseNames, name_loss
 
 CHANNELS = 1280  # of the last map of EfficientNet-Lite0
@@ -70,3 +72,46 @@ def test_name_loss_is_the_weighted_cross_entropy():
     targets = torch.tensor([[0.4, 0.0], [0.0, 1.0]])  # a guessed box is named as surely as a certain one
     assert name_loss(cosines, targets, torch.tensor([1.0, 2.0])).item() == pytest.approx(3 * math.log(2))
     assert name_loss(cosines[:0], targets[:0], torch.zeros(0)).item() == 0
+
+
+def stem_change(model):
+    with torch.no_grad():
+        model.image_encoder.stem.network.conv_head.weight.mul_(2)
+
+
+def test_a_stem_that_learns_is_read_as_it_began(settings):
+    model = OwlSwin(CONFIG)
+    pixels = torch.rand(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    frozen, shared = DenseNames(settings, model, stem_learns=True), DenseNames(settings, model)
+    assert shared.stem is None
+    before = model.image_encoder.stem(pixels)[1]
+    stem_change(model)
+    assert not torch.allclose(model.image_encoder.stem(pixels)[1], before)
+    read = frozen.own_map(pixels)
+    assert read.shape == (2, 2, 3, CHANNELS) and not read.requires_grad  # half of the scenes, rounded up
+    torch.testing.assert_close(read, before[:2])
+
+
+def test_the_classifier_reads_the_published_stem_that_it_belongs_to(settings, tmp_path):
+    network = randomised_network()
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "stem.safetensors")
+    model = OwlSwin(CONFIG)
+    names = DenseNames(replace(settings, stem=str(tmp_path / "stem.safetensors"), share=1.0), model)
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    own = names.own_map(pixels)
+    load_init(model, f"stem:{tmp_path / 'stem.safetensors'}")
+    torch.testing.assert_close(own, model.image_encoder.stem(pixels)[1])
+
+
+@pytest.mark.parametrize("share", [0, 1.1, float("nan")])
+def test_a_share_of_the_scenes_is_above_0_and_at_most_1(share):
+    with pytest.raises(ConfigError, match=r"naming\.share"):
+        NamingConfig(share=share)
+
+
+def test_names_are_learned_in_the_scenes_that_are_read(settings):
+    names = DenseNames(settings, OwlSwin(CONFIG))
+    said = names.read(torch.rand(1, 2, 2, CHANNELS))
+    embeds, pooled = normalize(torch.randn(3, 64, 16), dim=-1), normalize(torch.randn(3, 16), dim=-1)
+    expected = names.losses(said, embeds[:1], pooled[:1], (8, 8))
+    assert names.losses(said, embeds, pooled, (8, 8)) == expected

@@ -11,10 +11,14 @@ import torchvision
 from torch.testing import assert_close
 
 from owl_swin.boxes import xyxy_to_cxcywh
+from owl_swin.config import CalibrationConfig
 from owl_swin.errors import QueryError
 from owl_swin.frame import Frame
+from owl_swin.models.network import Spec
 from owl_swin.nms import not_suppressed
-from owl_swin.postprocess import DetectOptions, detect_options, find_detections
+from owl_swin.postprocess import DetectOptions, detect_options, find_detections, said_suppression
+
+SPEC = Spec("any", "owl_swin", 3, "f" * 64, 64, 32, True, True, True, False, 9.0, CalibrationConfig(), 1.0)
 
 pytestmark = pytest.mark.numeric
 
@@ -263,3 +267,70 @@ def test_a_wrong_value_is_shown_in_short():
     with pytest.raises(QueryError) as caught:
         DetectOptions(nms_iou=b"x" * 1_000_000)
     assert len(str(caught.value)) < 300
+
+
+# Of one name: the best, two that overlap it by 0.9 and 0.6, one by 0.45, one apart. What a vote gives is by hand.
+CROWD = torch.tensor([[0.0, 0, 100, 50], [0, 0, 100, 45], [0, 0, 60, 50], [0, 0, 45, 50], [150, 50, 190, 90]])
+CROWD_SCORES = torch.tensor([[0.8], [0.4], [0.5], [0.7], [0.3]])
+VOTES = torch.tensor([0.8, 0.4 * 0.9**2, 0.5 * 0.6**2])
+
+
+def vote(scores=CROWD_SCORES, boxes=CROWD, **settings):
+    return detect(scores.tolist(), names=("cat",), boxes=FRAME.from_image(boxes), **settings)
+
+
+def test_suppressed_boxes_vote_by_score_and_overlap():
+    found = vote(threshold=0.6, nms_iou=0.4, box_voting=True)
+    expected = (VOTES[:, None] * CROWD[:3]).sum(0) / VOTES.sum()
+    assert_close(found.boxes, expected[None], atol=1e-3, rtol=0)
+    assert found.scores.tolist() == pytest.approx([0.8]) and found.patches.tolist() == [0]
+    plain = vote(threshold=0.6, nms_iou=0.4)
+    assert_close(plain.boxes, CROWD[:1], atol=1e-3, rtol=0)
+
+
+def test_a_threshold_moves_no_voted_box():
+    low, high = (vote(threshold=t, nms_iou=0.5, box_voting=True) for t in (0.1, 0.75))
+    assert len(low) > len(high) == 1
+    assert torch.equal(low.boxes[:1], high.boxes)
+
+
+def test_only_the_scores_of_its_own_query_move_a_box():
+    scores = [[0.8, 0.01], [0.01, 0.7], [0.01, 0.01], [0.01, 0.01], [0.01, 0.01]]
+    found = detect(scores, boxes=FRAME.from_image(CROWD), nms_iou=0.4, box_voting=True)
+    assert found.labels.tolist() == [0, 1]
+    assert (found.boxes - CROWD[:2]).abs().max() < 3
+
+
+def test_where_nothing_is_suppressed_nothing_votes():
+    assert_close(vote(threshold=0.1, nms_iou=None, box_voting=True).boxes[0], CROWD[0], atol=1e-3, rtol=0)
+
+
+def test_a_box_of_no_score_keeps_its_place():
+    logits = torch.full((5, 1), -200.0)  # whose score is 0 in float32
+    found = find(logits, FRAME.from_image(CROWD), ("cat",), threshold=0.0, nms_iou=0.5, box_voting=True)
+    assert found.scores.tolist() == [0, 0, 0]
+    assert_close(found.boxes, CROWD[[0, 3, 4]], atol=1e-3, rtol=0)
+
+
+def test_votes_are_weighed_in_pieces(monkeypatch):
+    whole = vote(threshold=0.1, nms_iou=0.95, box_voting=True)
+    monkeypatch.setattr("owl_swin.postprocess.VOTED_AT_ONCE", 2)
+    assert_close(vote(threshold=0.1, nms_iou=0.95, box_voting=True).boxes, whole.boxes)
+    assert len(vote(threshold=0.99, nms_iou=0.5, box_voting=True)) == 0
+
+
+@pytest.mark.parametrize(
+    "given, overlap, voting", [({}, 0.3, True), ({"nms_iou": None, "box_voting": False}, None, False)]
+)
+def test_what_is_left_to_the_model_is_its_own(given, overlap, voting):
+    spec = dataclasses.replace(SPEC, nms_iou=0.3, box_voting=True)
+    chosen = DetectOptions(**given).of_model(spec)
+    assert (chosen.nms_iou, chosen.box_voting) == (overlap, voting)
+    said = "NMS 0.3 with box voting" if overlap else "no NMS"
+    assert said_suppression(spec, given.get("nms_iou", "model")) == said
+
+
+@pytest.mark.parametrize("wrong", [{"nms_iou": "some"}, {"box_voting": 1}, {"nms_iou": True + 1}])
+def test_suppression_that_means_nothing_is_refused(wrong):
+    with pytest.raises(QueryError, match=next(iter(wrong))):
+        DetectOptions(**wrong)

@@ -66,8 +66,19 @@ def detect(
         ),
     ] = None,
     nms_iou: Annotated[
-        float, typer.Option(help="Of boxes of one query that overlap by more, keep the best; 1 keeps all.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            help="Of boxes of one query that overlap by more, keep the best; 1 keeps all.",
+            show_default="what suits the model",
+        ),
+    ] = None,
+    box_voting: Annotated[
+        bool | None,
+        typer.Option(
+            help="Boxes that a better one suppresses have a say in where its sides are.",
+            show_default="what suits the model",
+        ),
+    ] = None,
     nms_across: Annotated[
         bool, typer.Option("--nms-across", help="Boxes of different queries compete too: one thing, one box.")
     ] = False,
@@ -151,7 +162,8 @@ def detect(
 
     tiles = options.make_tiles(tile, overlap)
     limits = DetectOptions(
-        nms_iou=None if nms_iou == 1 else nms_iou,
+        nms_iou="model" if nms_iou is None else None if nms_iou == 1 else nms_iou,
+        box_voting=box_voting,
         nms_across=nms_across,
         objectness=objectness,
         max_detections=top_k,

@@ -51,7 +51,7 @@ def calibrate(
     ] = None,
     to: Annotated[Path | None, typer.Option(help="Write the model with calibrated scores, .safetensors.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the reliability diagram, .png.")] = None,
-    nms_iou: Nms = 0.5,
+    nms_iou: Nms = None,
     image_size: ImageSize = None,
     device: Device = "auto",
     runtime: options.Runtime = "auto",

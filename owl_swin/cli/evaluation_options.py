@@ -16,6 +16,7 @@ from owl_swin.files import make_folder_of, read_text, write_json
 if TYPE_CHECKING:
     from owl_swin.detector import Detector
     from owl_swin.evaluation.report import Report
+    from owl_swin.postprocess import NmsIou
 
 
 class Route(StrEnum):
@@ -33,7 +34,13 @@ Model = Annotated[str, typer.Option(help="A name that ships, a .safetensors file
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
 ImageSize = Annotated[int | None, typer.Option(help="Longer side in pixels; by default the model's own.")]
 Classes = Annotated[str | None, typer.Option(help="Only these: names with commas, or a file with one a line.")]
-Nms = Annotated[float, typer.Option(help="Of boxes of one class that overlap by more, keep the best; 1 keeps all.")]
+Nms = Annotated[
+    float | None,
+    typer.Option(
+        help="Of boxes of one class that overlap by more, keep the best; 1 keeps all.",
+        show_default="what suits the model",
+    ),
+]
 IgnoreBelow = Annotated[
     float,
     typer.Option(help="Boxes of the file whose score is lower are neither to be found nor false.", min=0, max=1),
@@ -114,9 +121,9 @@ def label_values(names: Path | None, ignore: list[int] | None, nothing: int | No
     return {"names": said, "ignore": tuple(ignore or (255,)), "nothing": nothing}
 
 
-def checked_nms(value: float) -> float | None:
-    """The overlap as detection takes it: 1 keeps all boxes."""
-    return None if value == 1 else value
+def checked_nms(value: float | None) -> "NmsIou":
+    """The overlap as detection takes it: 1 keeps all boxes, None leaves it to the model."""
+    return "model" if value is None else None if value == 1 else value
 
 
 def show_progress(done: int, total: int) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,22 +52,35 @@ def export(
     images: Annotated[Path | None, typer.Option(help="Folder of the set's pictures.")] = None,
     card: Annotated[Path | None, typer.Option(help="TOML file with the sentences of the model card.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Longer side in pixels of pictures.")] = None,
+    nms_iou: Annotated[
+        float | None, typer.Option(help="Of two boxes of one query that overlap by more, detection keeps the better.")
+    ] = None,
+    box_voting: Annotated[
+        bool | None, typer.Option(help="Whether boxes that detection suppresses have a say in where its sides are.")
+    ] = None,
     figures: Annotated[Path, typer.Option(help="Folder of the JSON results that the card names.")] = Path(
         "runs/figures"
     ),
 ) -> None:
-    """Write a model as one small file with its card. --image-size sets the longer side that it reads by default.
+    """Write a model as one small file with its card. --image-size, --nms-iou and --box-voting say how it is used where
+    nothing else is asked for.
 
     Example: owl-swin export runs/detect --to my_model.safetensors --card configs/model/nano_card.toml
 
     For another runtime: owl-swin export nano --to nano_onnx --runtime onnx
     """
+    from owl_swin.frame import check_image_size
+
+    given_by = {"image_size": image_size, "nms_iou": nms_iou, "box_voting": box_voting}
+    changes = {name: value for name, value in given_by.items() if value is not None}
+    if image_size is not None:
+        check_image_size(image_size)
     if runtime is None:
         given = {"--sizes": sizes, "--int8": int8, "--annotations": annotations, "--images": images}
         said = [name for name, value in given.items() if value is not None] + ["--no-masks"] * (not masks)
         if alone := next(iter(said), None):
             raise ConfigError(f"{alone} is for --runtime onnx or openvino; give it too, or leave it out")
-        _export_file(model, to, card, figures, image_size)
+        _export_file(model, to, card, figures, changes)
         return
     if (annotations is None) != (images is None):
         raise ConfigError("a set to measure is --annotations and --images, both")
@@ -77,7 +90,7 @@ def export(
     from owl_swin.families import load
     from owl_swin.runtimes.export import export as write
 
-    pretrained = _prepared(load(model), card, figures, image_size)
+    pretrained = _prepared(load(model), card, figures, changes)
     write(pretrained, to, runtime, sizes=parse_sizes(sizes), photographs=photographs, masks=masks)
     emit_line(f"{to}  {sum(file.stat().st_size for file in to.iterdir()) / 1e6:.1f} MB")
     if annotations is not None and images is not None:
@@ -89,16 +102,14 @@ def export(
             emit_line(f"AP50 {after:.2f}, of the model {before:.2f}: {after - before:+.2f} points")
 
 
-def _export_file(model: str, to: Path, card: Path | None, figures: Path, image_size: int | None) -> None:
+def _export_file(model: str, to: Path, card: Path | None, figures: Path, changes: dict[str, Any]) -> None:
     from owl_swin.evaluation.card import build_card
     from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
-    from owl_swin.frame import check_image_size
 
     network, old_card = load_checkpoint(model)
     if card is not None:
         old_card = build_card(card, figures)
-    if image_size is not None:
-        network.config = replace(network.config, image_size=check_image_size(image_size))
+    network.config = replace(network.config, **changes)
     if to.suffix != ".safetensors":
         raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
     make_folder_of(to)
@@ -117,18 +128,18 @@ def parse_sizes(text: str | None) -> "list[HW]":
     return sizes
 
 
-def _prepared(pretrained: "Pretrained", card: Path | None, figures: Path, image_size: int | None) -> "Pretrained":
-    """The model with another card, or made for another size of pictures."""
-    from owl_swin.frame import check_image_size
+def _prepared(pretrained: "Pretrained", card: Path | None, figures: Path, changes: dict[str, Any]) -> "Pretrained":
+    """The model with another card, or with ``changes`` to its configuration."""
     from owl_swin.models.owl_swin import OwlSwin
 
     if card is not None:
         from owl_swin.evaluation.card import build_card
 
         pretrained = replace(pretrained, card=build_card(card, figures))
-    if image_size is not None:
+    if changes:
         network = pretrained.network
         if not isinstance(network, OwlSwin):
-            raise ConfigError("--image-size is for models of ours; others are exported for the size they were made for")
-        network.config = replace(network.config, image_size=check_image_size(image_size))
+            option = next(iter(changes)).replace("_", "-")
+            raise ConfigError(f"--{option} is for models of ours; others are exported as they were made")
+        network.config = replace(network.config, **changes)
     return pretrained

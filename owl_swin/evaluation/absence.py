@@ -15,6 +15,7 @@ from owl_swin.evaluation.exemplar_bank import without_exemplar
 from owl_swin.evaluation.precision import average_precision, interval, resampled_weights
 from owl_swin.evaluation.report import Interval, Report
 from owl_swin.evaluation.sets import Progress
+from owl_swin.postprocess import NmsIou, said_suppression
 
 
 def evaluate_absence(
@@ -28,7 +29,7 @@ def evaluate_absence(
     shots: int = 1,
     exemplars: str | Path | None = None,
     exemplar_images: str | Path | None = None,
-    nms_iou: float | None = 0.5,
+    nms_iou: NmsIou = "model",
     draws: int = 200,
     progress: Progress | None = None,
 ) -> Report:
@@ -61,7 +62,7 @@ def evaluate_absence(
     figures, intervals, counts, details = absence_figures(answers, recall=recall, draws=draws)
     return Report(
         protocol=f"absence: best score of a class asked by {route}, pictures with it against pictures without it, "
-        f"at recall {recall:g}, NMS {nms_iou}",
+        f"at recall {recall:g}, {said_suppression(detector.spec, nms_iou)}",
         annotations=Path(annotations).name,
         counts={"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))} | counts,
         figures=precision.figures | figures,

@@ -13,6 +13,7 @@ from owl_swin.detector import Detector
 from owl_swin.evaluation.class_queries import ClassQueries
 from owl_swin.evaluation.detection import MAX_DETECTIONS
 from owl_swin.evaluation.sets import Progress, coco_rows, encode_set, in_annotated_pixels
+from owl_swin.postprocess import NmsIou
 
 # Answers of a picture that are kept: more than COCO counts, so that rare classes get to speak.
 KEPT = 300
@@ -53,7 +54,7 @@ def collect_answers(
     truth: dict[str, Any],
     queries_for: ClassQueries,
     *,
-    nms_iou: float | None = 0.5,
+    nms_iou: NmsIou = "model",
     progress: Progress | None = None,
 ) -> Answers:
     """Asks every picture of a set, in which no two categories have one name, for every class, and says of each answer

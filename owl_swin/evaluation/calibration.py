@@ -18,6 +18,7 @@ from owl_swin.evaluation.exemplar_bank import without_exemplar
 from owl_swin.evaluation.precision import average_precision, interval, resampled_weights
 from owl_swin.evaluation.report import Interval, Report
 from owl_swin.evaluation.sets import Progress
+from owl_swin.postprocess import NmsIou, said_suppression
 
 BINS = 10
 # Side in pixels of one panel of the reliability picture.
@@ -44,7 +45,7 @@ def evaluate_calibration(
     fit: Sequence[str | Path] = (),
     fit_images: Sequence[str | Path] = (),
     route: str = "text",
-    nms_iou: float | None = 0.5,
+    nms_iou: NmsIou = "model",
     draws: int = 200,
     progress: Progress | None = None,
 ) -> tuple[Report, Platt]:
@@ -86,7 +87,7 @@ def evaluate_calibration(
     precision = average_precision(judged, answers.rows, draws=draws)
     report = Report(
         protocol=f"calibration of the {KEPT} best answers of a picture, asked by {route}, right at IoU 0.50, "
-        f"{BINS} bins, NMS {nms_iou}",
+        f"{BINS} bins, {said_suppression(detector.spec, nms_iou)}",
         annotations=Path(annotations).name,
         counts={
             "n_images": len(truth["images"]),

@@ -12,6 +12,7 @@ from owl_swin.evaluation.mask_precision import precision_by
 from owl_swin.evaluation.precision import Overlap, Precision, average_precision
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress, coco_rows, encode_set
+from owl_swin.postprocess import NmsIou, said_suppression
 from owl_swin.tiling import TilesLike
 
 MAX_DETECTIONS = 100
@@ -23,7 +24,7 @@ def evaluate_detection(
     images: str | Path,
     *,
     classes: Sequence[str] | None = None,
-    nms_iou: float | None = 0.5,
+    nms_iou: NmsIou = "model",
     ignore_below: float = LEAST_SURE,
     draws: int = 200,
     tiles: TilesLike | None = None,
@@ -49,7 +50,8 @@ def evaluate_detection(
     )
     return Report(
         protocol=f"COCO {'mask' if masks else 'box'} AP, text queries by class name, "
-        f"{MAX_DETECTIONS} detections a picture, NMS {nms_iou}" + ("" if tiles is None else f", with {tiles}"),
+        f"{MAX_DETECTIONS} detections a picture, {said_suppression(detector.spec, nms_iou)}"
+        + ("" if tiles is None else f", with {tiles}"),
         annotations=Path(annotations).name,
         counts={"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))},
         figures=precision.figures,
@@ -74,7 +76,7 @@ def ask_by_name(
     truth: dict[str, Any],
     broken: list[str],
     *,
-    nms_iou: float | None = 0.5,
+    nms_iou: NmsIou = "model",
     top_k: int = MAX_DETECTIONS,
     tiles: TilesLike | None = None,
     masks: bool = False,

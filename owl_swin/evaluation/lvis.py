@@ -23,6 +23,7 @@ from owl_swin.evaluation.precision import (
 )
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress, coco_rows, encode_set
+from owl_swin.postprocess import NmsIou, said_suppression
 from owl_swin.types import QueryEmbeddings
 
 PER_IMAGE = 300
@@ -39,7 +40,7 @@ def evaluate_lvis(
     *,
     classes: Sequence[str] | None = None,
     fixed: bool = True,
-    nms_iou: float | None = 0.5,
+    nms_iou: NmsIou = "model",
     draws: int = 200,
     masks: bool = False,
     progress: Progress | None = None,
@@ -87,7 +88,7 @@ def evaluate_lvis(
     return Report(
         protocol=f"LVIS {'mask' if masks else 'box'} AP, text queries by class name, {PER_IMAGE} detections a picture"
         + (f"; fixed{' box' if masks else ''} AP, {PER_CLASS} a class" if fixed else "")
-        + f", NMS {nms_iou}",
+        + f", {said_suppression(detector.spec, nms_iou)}",
         annotations=Path(annotations).name,
         counts={"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))},
         figures=figures,
@@ -134,7 +135,7 @@ class BestOfClass:
         record: dict[str, Any],
         encoded: EncodedImage,
         queries: QueryEmbeddings,
-        nms_iou: float | None,
+        nms_iou: NmsIou,
     ) -> None:
         """Adds all answers of one picture that are good enough."""
         floors = [heap[0][0] if len(heap) == self._size else 0.0 for heap in self._heaps]

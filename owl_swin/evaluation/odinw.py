@@ -14,6 +14,7 @@ from owl_swin.evaluation.mask_precision import BESIDE, with_edges_and_boxes
 from owl_swin.evaluation.precision import Overlap, Precision, interval, mean_over_classes, resampled_ap50
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress
+from owl_swin.postprocess import NmsIou, said_suppression
 
 # Where sets keep their annotations, the best first; pictures lie beside the file or in a folder "images" there.
 PLACES = (
@@ -31,7 +32,7 @@ def evaluate_odinw(
     folder: str | Path,
     *,
     split: str = "test",
-    nms_iou: float | None = 0.5,
+    nms_iou: NmsIou = "model",
     draws: int = 200,
     masks: bool = False,
     progress: Progress | None = None,
@@ -79,7 +80,7 @@ def evaluate_odinw(
     n_sets = sum(row["AP50"] is not None for row in rows)
     return Report(
         protocol=f"ODinW: {'mask' if masks else 'box'} AP, mean over {n_sets} sets, text queries by class name, "
-        f"{MAX_DETECTIONS} detections a picture, NMS {nms_iou}",
+        f"{MAX_DETECTIONS} detections a picture, {said_suppression(detector.spec, nms_iou)}",
         annotations=Path(folder).name,
         counts={key: sum(row[key] for row in rows) for key in ("n_images", "n_boxes")},
         figures=means.figures | overlap,

@@ -26,6 +26,7 @@ from owl_swin.evaluation.precision import (
 )
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress, coco_rows, encode_set
+from owl_swin.postprocess import NmsIou, said_suppression
 
 
 def evaluate_oneshot(
@@ -45,7 +46,7 @@ def evaluate_oneshot(
     weight: float = 0.5,
     negatives: int = 0,
     masks: bool = False,
-    nms_iou: float | None = 0.5,
+    nms_iou: NmsIou = "model",
     resamples: int = 200,
     progress: Progress | None = None,
 ) -> Report:
@@ -117,7 +118,7 @@ def evaluate_oneshot(
     return Report(
         protocol=f"one-shot COCO {'mask' if masks else 'box'} AP, each picture asked for {asked} by "
         f"{shots} exemplar(s) of {'another set' if exemplars else 'other pictures'}{beside}, mean of {draws} draws, "
-        f"{MAX_DETECTIONS} detections a picture and class, NMS {nms_iou}",
+        f"{MAX_DETECTIONS} detections a picture and class, {said_suppression(detector.spec, nms_iou)}",
         annotations=Path(annotations).name,
         counts={
             "n_images": len(truth["images"]),

@@ -25,6 +25,7 @@ from owl_swin.evaluation.precision import (
 )
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress, coco_rows, encode_set
+from owl_swin.postprocess import NmsIou, said_suppression
 
 # The figures that this protocol has beside those of COCO.
 OWN = ("AP50_base", "AP50_novel", "AP50_harmonic", "AP50_novel_alone")
@@ -37,7 +38,7 @@ def evaluate_split(
     *,
     base: Sequence[str],
     novel: Sequence[str],
-    nms_iou: float | None = 0.5,
+    nms_iou: NmsIou = "model",
     draws: int = 200,
     masks: bool = False,
     progress: Progress | None = None,
@@ -73,7 +74,8 @@ def evaluate_split(
     precision = precision_by(measure, truth, together, masks=masks, draws=draws)
     return Report(
         protocol=f"open-vocabulary split, {'mask' if masks else 'box'} AP, {len(base)} base and {len(novel)} novel "
-        f"classes asked together by name, {MAX_DETECTIONS} detections a picture, NMS {nms_iou}",
+        f"classes asked together by name, {MAX_DETECTIONS} detections a picture, "
+        f"{said_suppression(detector.spec, nms_iou)}",
         annotations=Path(annotations).name,
         counts={"n_images": len(truth["images"]), "n_boxes": len(counted_boxes(truth))},
         figures=precision.figures,

@@ -124,7 +124,14 @@ class SameConv(nn.Conv2d):
             top, left = missing[0] // 2, missing[1] // 2
             sides = (left, missing[1] - left, top, missing[0] - top)
             x = F.pad(x, sides if first else (0, 0, *sides))
-        return super().forward(x) if first else super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self._convolved(x) if first else self._convolved(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        if self.groups == 1 or self.stride[0] == 1 or x.device.type != "cpu" or not x.requires_grad:
+            return super().forward(x)
+        # Gradients through a depthwise kernel with a stride take a processor 40 times as long in bfloat16.
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float()).to(x.dtype)
 
 
 def _relu6(x: Tensor) -> Tensor:

@@ -58,6 +58,8 @@ class OwlSwin(nn.Module):
             search_norm=SEARCH_NORM,
             calibration=config.calibration,
             alignment_scale=float(self.alignment_log_scale.detach().exp().clamp(max=100)),
+            nms_iou=config.nms_iou,
+            box_voting=config.box_voting,
         )
 
     def encode_patches(self, pixels: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class ConvStem(nn.Module):
         if name in efficientnet_lite.SIZES:
             self.network: nn.Module = efficientnet_lite.EfficientNetLite(name)
             self.dims, self.last_dim = self.network.dims, self.network.last_dim
-            self.fine_dim = self.network.fine_dim
+            self.fine_dim, self.fine_module = self.network.fine_dim, f"blocks.{efficientnet_lite.MAPPED[0]}"
             mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
         else:
             network = create_network(name)
@@ -42,6 +42,7 @@ class ConvStem(nn.Module):
             fine = [i for i, stage in enumerate(network.feature_info) if stage["reduction"] == FINE_STRIDE]
             self.fine_indices = fine[-1:]
             self.fine_dim = network.feature_info[fine[-1]]["num_chs"] if fine else 0
+            self.fine_module = network.feature_info[fine[-1]]["module"] if fine else "none"
             self.last_dim = int(getattr(network, "head_hidden_size", network.num_features))
             mean, std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
             self.network = fold_norms(network)
@@ -62,6 +63,17 @@ class ConvStem(nn.Module):
             for m, stride in zip((*maps, last), (*strides, strides[-1]), strict=True)
         ]
         return sized[:-1], sized[-1]
+
+    def late_pointwise(self) -> list[str]:
+        """Names of the parameters of those layers behind the map of stride 4 that look at one pixel at a time."""
+        modules = list(self.network.named_modules())  # in the order in which they work
+        early = [i for i, (path, _) in enumerate(modules) if f"{path}.".startswith(f"{self.fine_module}.")]
+        names = []
+        for path, module in modules[max(early, default=0) + 1 :]:
+            convolves = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+            if convolves or isinstance(module, nn.Linear):
+                names += [f"network.{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
+        return names
 
     def _maps(self, pixels: Tensor, fine: bool) -> tuple[list[Tensor], Tensor]:
         """Maps [B, h, w, C]."""

@@ -40,6 +40,7 @@ def _yes_or_no(text: str) -> bool:
 FORM_FIELDS: dict[str, Callable[[str], Any]] = {
     "threshold": float,
     "nms_iou": float,
+    "box_voting": _yes_or_no,
     "nms_across": _yes_or_no,
     "objectness": float,
     "top_k": int,

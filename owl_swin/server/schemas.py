@@ -1,6 +1,6 @@
 """What clients send, as pydantic models: bodies are checked against them, and /openapi.json is made of them."""
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -133,8 +133,15 @@ class DetectIn(TiledBody):
     images: Many[File] = Field([], description='Pictures; in a form they are the parts "images".')
     queries: Many[AnyQuery] | None = Field(None, description="Left out: everything that looks like a thing.")
     threshold: Fraction | Many[Fraction] = Field(0.2, description="Lowest score, one for all queries or one each.")
-    nms_iou: Fraction | None = Field(
-        0.5, description="Of boxes of one query that overlap by more, only the best stays; null keeps all."
+    nms_iou: Fraction | Literal["model"] | None = Field(
+        "model",
+        description="Of boxes of one query that overlap by more, only the best stays; null keeps all. Left out: what "
+        "suits the model.",
+    )
+    box_voting: bool | None = Field(
+        None,
+        description="Whether the boxes that a better one suppresses have a say in where its sides are. Left out: what "
+        "suits the model.",
     )
     nms_across: bool = Field(False, description="Also of boxes of two queries only the best stays.")
     objectness: Fraction | None = Field(None, description="Lowest objectness of a patch that may answer.")

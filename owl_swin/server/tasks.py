@@ -55,7 +55,7 @@ class Task:
 
 def detection(detector: Detector, queries: QueryEmbeddings | None, options: dict[str, Any]) -> Task:
     """Boxes, and masks, as ``Detector.detect`` finds them."""
-    chosen = detect_options(None, options)
+    chosen = detect_options(None, options).of_model(detector.spec)
     return Task(
         lambda encoded: detector.detect(encoded, queries, options=chosen),
         to_record,

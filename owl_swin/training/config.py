@@ -12,16 +12,23 @@ MATCHINGS = ("hungarian", "aligned", "centre")
 PRECISIONS = ("float32", "bfloat16")
 CONTRASTS = ("softmax", "sigmoid")
 SHARDS = ("ddp", "fsdp")
+STEM_PARTS = ("all", "pointwise")
 
 
 @dataclass(frozen=True, slots=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay. A learning rate of 0 freezes its part; ``stem_lr`` is that of a
     published stem, which is no part of "image" here, and ``masks_lr`` that of the mask branch (None: as the heads).
-    Where only the mask branch learns, nothing else is computed than what it learns from."""
+    Where only the mask branch learns, nothing else is computed than what it learns from.
+
+    Of a stem that learns, ``stem_part = "pointwise"`` trains what is cheap to train: the layers that look at one pixel,
+    after the map of stride 4. The rest stays as published: on processors, gradients of depthwise kernels take longer
+    than all others together.
+    """
 
     image_lr: float = 5e-4
     stem_lr: float = 0.0
+    stem_part: str = "all"
     text_lr: float = 0.0
     heads_lr: float = 5e-4
     masks_lr: float | None = None
@@ -35,6 +42,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not all(0 <= rate < math.inf for rate in (*self.rest, self.masks)):
             raise ConfigError("optim.image_lr, stem_lr, text_lr, heads_lr and masks_lr must be 0 (frozen) or more")
+        if self.stem_part not in STEM_PARTS:
+            raise ConfigError(f"optim.stem_part must be one of {', '.join(STEM_PARTS)}, got {self.stem_part!r}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optim.betas must be two numbers from 0 to below 1, got {self.betas}")
         if not 0 <= self.ema_decay < 1:
@@ -163,12 +172,22 @@ class NamingConfig:
     ``weights`` is a safetensors file with the classifier's ``weight [N, C]`` and ``bias [N]``; ``names`` a text file
     with the names of each class on a line, commas between synonyms. Classes with an empty line are struck out: nothing
     is learned of them. ``dense_weight`` weighs the patches, ``pooled_weight`` the whole scene.
+
+    ``stem`` is a safetensors file with the published stem that the classifier belongs to, by timm's names. Without it
+    the classifier reads the model's own stem, or, where that learns, a copy of what it began as. A stem of its own
+    costs another pass, so it reads only the first ``share`` of the scenes of a batch.
     """
 
     weights: str = ""
     names: str = ""
     dense_weight: float = 1.0
     pooled_weight: float = 0.5
+    stem: str = ""
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"naming.share must lie above 0 and be at most 1, got {self.share}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ Every cell's patches, and the whole scene, then learn its distribution over name
 patch of any photograph learns a name, without boxes.
 """
 
+import copy
+import math
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from owl_swin.families.weights import read_tensors
 from owl_swin.files import read_text
 from owl_swin.models.hybrid import HybridSwin
 from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.models.stem import published_stem
 from owl_swin.training.config import NamingConfig
 from owl_swin.training.texts import TextBank, prompted
 
@@ -25,9 +28,12 @@ NAME_SCALE = 30.0
 
 
 class DenseNames:
-    """The classifier, without the classes that are struck out, and the text embeddings of the others."""
+    """The classifier, without the classes that are struck out, and the text embeddings of the others.
 
-    def __init__(self, config: NamingConfig, model: OwlSwin):
+    ``stem`` is the stem that it reads, if that is not the model's own as it is at each step.
+    """
+
+    def __init__(self, config: NamingConfig, model: OwlSwin, *, stem_learns: bool = False):
         self.config = config
         encoder = model.image_encoder
         if not isinstance(encoder, HybridSwin):
@@ -54,6 +60,20 @@ class DenseNames:
         self.weight, self.bias = weight[kept], bias[kept]
         self.embeds = TextBank(prompted([names[row] for row in kept]), model, trainable=False).means()  # [N, E]
 
+        self.stem = copy.deepcopy(encoder.stem) if config.stem or stem_learns else None
+        if self.stem is not None:
+            if config.stem:
+                given = read_tensors(Path(config.stem))[0]
+                self.stem.network.load_state_dict(published_stem(self.stem.name, given))
+            self.stem.requires_grad_(False)
+
+    @torch.no_grad()
+    def own_map(self, pixels: Tensor) -> Tensor:
+        """The last map [b, ⌈H/32⌉, ⌈W/32⌉, C] of its own stem, of the first scenes [B, 3, H, W] that it reads."""
+        assert self.stem is not None
+        self.stem.to(pixels.device)
+        return self.stem(pixels[: math.ceil(self.config.share * len(pixels))])[1]
+
     def read(self, stem_map: Tensor) -> Tensor:
         """What the classifier says in each cell [B, h, w, C] of a stem's last map, as logits [B, h, w, N]."""
         with torch.no_grad():
@@ -63,15 +83,16 @@ class DenseNames:
         """Weighted sum of the dense and the pooled loss: the cross-entropy between the classifier's distribution over
         names and that of the embeddings. Where the classifier is sure, it counts more.
 
-        ``said [B, h, w, N]`` of ``read``, ``class_embeds [B, P, E]``, ``image_embed [B, E]``.
+        ``said [b, h, w, N]`` of ``read``, for the first b of ``class_embeds [B, P, E]``, ``image_embed [B, E]``.
         """
         loss = self.dense_loss(said, class_embeds, grid_hw)
-        return loss + self.config.pooled_weight * self._distance(image_embed, said.mean((1, 2)).softmax(-1))
+        pooled = said.mean((1, 2)).softmax(-1)
+        return loss + self.config.pooled_weight * self._distance(image_embed[: len(said)], pooled)
 
     def dense_loss(self, said: Tensor, embeds: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         """The dense part alone, of the patches' ``embeds [B, P, E]``."""
         batch, height, width, _ = said.shape
-        x = embeds.view(batch, *grid_hw, -1).permute(0, 3, 1, 2)  # [B, E, gh, gw]
+        x = embeds[:batch].view(batch, *grid_hw, -1).permute(0, 3, 1, 2)  # [B, E, gh, gw]
         x = F.normalize(F.adaptive_avg_pool2d(x, (height, width)).permute(0, 2, 3, 1), dim=-1)
         return self.config.dense_weight * self._distance(x, said.softmax(-1))
 

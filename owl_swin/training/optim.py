@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from owl_swin.models.stem import ConvStem
 from owl_swin.training.config import OptimConfig
 
 TensorList = tuple[Tensor, ...] | list[Tensor]
@@ -34,10 +35,15 @@ def learning_rates(config: OptimConfig) -> dict[str, float]:
 
 
 def freeze(model: nn.Module, config: OptimConfig) -> None:
-    """Parts whose learning rate is 0 stop requiring gradients."""
+    """Parts whose learning rate is 0 stop requiring gradients, and so does what ``stem_part`` leaves out."""
     rates = learning_rates(config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(rates[part_of(name)] > 0)
+    if config.stem_part == "pointwise":
+        for stem in (module for module in model.modules() if isinstance(module, ConvStem)):
+            kept = set(stem.late_pointwise())
+            for name, parameter in stem.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and name in kept)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, extra: nn.Module | None = None) -> torch.optim.AdamW:

@@ -109,7 +109,9 @@ class DetectTask(ImageTask):
         self.name_weights = torch.ones(len(places))
         for rows, sampler in zip(self.rows, self.samplers, strict=True):
             self.name_weights[rows] = torch.from_numpy(sampler.rarity).float()
-        self.naming = DenseNames(config.naming, model) if config.naming.weights else None
+        self.naming = None
+        if config.naming.weights:
+            self.naming = DenseNames(config.naming, model, stem_learns=config.optim.stem_lr > 0)
         self.extra = nn.ModuleDict()
         self.align = None
         if config.align_data and self.boxes_learn:
@@ -287,13 +289,15 @@ class DetectTask(ImageTask):
         self, model: OwlSwin, encode_patches, pixels: Tensor
     ) -> tuple[tuple[Tensor, ...] | None, Tensor, Tensor | None]:
         """The maps that masks are made of, fused patches, and what the stem's classifier reads: what this run needs."""
-        if self.masks_learn and self.naming is not None:
+        shared = self.naming is not None and self.naming.stem is None
+        if shared and self.masks_learn:
             return model.encode_pyramid_and_stem(pixels)
-        if self.masks_learn:
-            return *model.encode_pyramid(pixels), None
-        if self.naming is not None:
+        if shared:
             return None, *model.encode_patches_and_stem(pixels)
-        return None, encode_patches(pixels), None
+        read = None if self.naming is None else self.naming.own_map(pixels)
+        if self.masks_learn:
+            return *model.encode_pyramid(pixels), read
+        return None, encode_patches(pixels), read
 
     def _matched(
         self, image: ImageEmbeddings, centres: Tensor, texts: Tensor, batch: DetectBatch, place: int
