@@ -312,6 +312,7 @@ def test_every_form_field_is_documented(app):
         "threshold",
         "masks",
         "nms_iou",
+        "box_voting",
         "nms_across",
         "objectness",
         "top_k",
