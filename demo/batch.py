@@ -89,7 +89,9 @@ def coming(asked: Question, rest: Rest, uploads: Sequence[Upload]) -> Rest:
     """With files that are to come; those beyond the bounds are left out."""
     files = [one.photo.source for one in photos_of(asked, rest) if one.photo is not None]
     n_bytes = sum(_size(file) for file in files if isinstance(file, Path)) + sum(_size(u.path) for u in rest.waiting)
-    room, taken, left_out = MOST_PHOTOS - len(files) - len(rest.waiting), [], []
+    room = MOST_PHOTOS - len(files) - len(rest.waiting)
+    taken: list[Upload] = []
+    left_out: list[str] = []
     for one in uploads:
         n_bytes += _size(one.path)
         if len(taken) >= room:

@@ -127,7 +127,7 @@ def take_clip(path: str, name: str) -> Clip:
         if isinstance(error, ImageError):
             raise
         raise ImageError("not a video that can be read here (MP4, MOV, WebM, MKV, AVI or MPEG)", of=name) from None
-    return Clip(path, name, max(0.0, length_s), *first.size, data_uri(first, SHOWN_PX))
+    return Clip(path, name, max(0.0, length_s), first.width, first.height, data_uri(first, SHOWN_PX))
 
 
 @cache

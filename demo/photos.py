@@ -73,8 +73,7 @@ def samples() -> tuple[Sample, ...]:
     if found is None or not found.submodule_search_locations:
         return ()
     folder = Path(next(iter(found.submodule_search_locations))) / "data"
-    there = ((folder / name, *rest) for name, *rest in SAMPLES)
-    return tuple(Sample(path, *rest) for path, *rest in there if path.is_file())  # type: ignore[arg-type]
+    return tuple(Sample(folder / name, *rest) for name, *rest in SAMPLES if (folder / name).is_file())  # type: ignore[arg-type]
 
 
 def _bytes_of(image: Image.Image) -> int:
