@@ -63,6 +63,7 @@
     const root = element.querySelector(".owl-chips");
     const tabs = () => [...document.querySelectorAll("#owl-tabs button[role=tab]")];
     const common = () => document.querySelector("#name-threshold input[type=number]");
+    const outlines = () => document.querySelector("#name-outlines input[type=checkbox]"); // none where a model has no masks
     const keep = () => {
       const items = JSON.parse(JSON.stringify((props.value && props.value.items) || []));
       const address = new URLSearchParams();
@@ -75,6 +76,7 @@
         address.append("at", one.threshold === null ? "" : one.threshold);
       });
       if (items.length && common()) address.set("threshold", common().value);
+      if (items.length && outlines()?.checked) address.set("outlines", "1");
       const text = address.toString();
       history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
     };
@@ -112,16 +114,23 @@
         }
         root.append(chip);
       });
+      if (outlined && items.length) {
+        // The names that the link asks for are there: now the photos are asked for outlines too.
+        outlined = false;
+        if (outlines() && !outlines().checked) outlines().click();
+      }
       if (opened) keep();
     };
     // What the page was opened with, when its tabs are there.
     let opened = false;
+    let outlined = false;
     const open = () => {
       if (!tabs().length || !common()) return void setTimeout(open, 50);
       const address = new URLSearchParams(location.hash.slice(1));
       const names = address.getAll("name").slice(0, 100);
       const number = (text) => (text === "" || text === null ? null : Number(text));
       tabs().find((one) => one.textContent.trim() === address.get("tab"))?.click();
+      outlined = names.length > 0 && address.get("outlines") === "1";
       const model = address.get("model") || "";
       if (names.length || model) {
         trigger("linked", { model, names, thresholds: address.getAll("at").map(number), threshold: number(address.get("threshold")) });
@@ -129,6 +138,7 @@
       opened = true;
       document.getElementById("owl-tabs").addEventListener("click", () => setTimeout(keep, 100));
       document.getElementById("name-threshold").addEventListener("change", () => setTimeout(keep, 100));
+      document.getElementById("name-outlines")?.addEventListener("change", () => setTimeout(keep, 100));
     };
     watch(["value"], draw);
     draw();

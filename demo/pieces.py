@@ -82,8 +82,8 @@ def strip(*, grid: bool = False, empty: str = "", items: Sequence[dict[str, Any]
 def chips_piece(**options: Any) -> gr.HTML:
     """Names with their colour and how they fare; tells "tuned" {name, hidden or threshold} and "removed" {name}.
 
-    The address of the page carries the model, the names, the thresholds and the tab; one that it is opened with is told
-    by "linked" {model, names, thresholds, threshold}.
+    The address of the page carries the model, the names, the thresholds, whether things are outlined, and the tab; one
+    that it is opened with is told by "linked" {model, names, thresholds, threshold}, and by a click on the outlines.
     """
     return gr.HTML(
         value={"items": []},

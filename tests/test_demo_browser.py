@@ -354,16 +354,20 @@ def test_swin_is_walked_through_by_clicks_and_keys(page, photos):
     page.get_by_text("Stage 4, block 2: SW-MSA").wait_for()
 
 
-def test_the_served_pages_name_things_and_turn_between_archives(browser, detector, photos, tmp_path):
-    index = RegionIndex.open(tmp_path / "archive.lance", detector, create=True)
+def test_the_served_pages_name_things_and_turn_between_archives(browser, masked_detector, photos, tmp_path):
+    index = RegionIndex.open(tmp_path / "archive.lance", masked_detector, create=True)
     index.add_folder(photos)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "notes.txt").write_text("no picture")
-    with served(detector, index) as url, watched(browser, f"{url}#name=a+cat&at=0.02&threshold=0.3") as page:
+    asked = "name=a+cat&at=0.02&threshold=0.3&outlines=1"
+    with served(masked_detector, index) as url, watched(browser, f"{url}#{asked}") as page:
         page.wait_for_selector("#name-chips .owl-chip")  # what the link asks for
         assert page.input_value("#name-chips .owl-limit") == "0.02"
         assert page.input_value("#name-threshold input[type=number]") == "0.3"
+        until(page, "document.querySelector('#name-outlines input').checked")
+        until(page, "asked => location.hash === '#' + asked", asked)
         upload(page, "name-upload", photos / "blocks0.png")
+        page.wait_for_selector("#name-stage path.owl-outline", state="attached")
         page.locator("#name-stage .owl-likes button").first.click()
         page.get_by_text("1 example", exact=True).wait_for()
         go_to(page, "Search")
