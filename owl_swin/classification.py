@@ -39,7 +39,9 @@ def check_classes(names: Any, templates: Sequence[str]) -> list[Query]:
     if isinstance(names, (Exemplar, Query)):
         kind = type(names).__name__
         raise QueryError(f"names must be a list, got a single {kind}; write [{kind.lower()}]")
-    if not templates or any("{}" not in template for template in templates):
+    if not isinstance(names, Iterable):
+        raise QueryError(f"names must be a list of texts, Exemplars or Queries, got {type(names).__name__}")
+    if not templates or not all(isinstance(template, str) and "{}" in template for template in templates):
         raise QueryError(f"every template must hold {{}} where the name goes, got {brief(list(templates))}")
     classes = [as_query(name) for name in names]
     if not classes:

@@ -6,11 +6,11 @@ from functools import partial
 from itertools import repeat
 from typing import Any, Literal, Unpack, overload
 
-import torch
 from torch import Tensor
 
 from owl_swin.classification import TEMPLATES, check_classes, check_sees_whole, class_means, class_probabilities
 from owl_swin.detections import Detections
+from owl_swin.devices import by_itself
 from owl_swin.embedder import Embedder
 from owl_swin.encoded import EncodedImage, View
 from owl_swin.encoder import Picture, check_batch_size, check_has_masks, check_many
@@ -43,7 +43,7 @@ class Detector(Embedder):
     >>> found = detector.detect("kitchen.jpg", [Exemplar("mug.jpg", (40, 60, 210, 300))])
     """
 
-    @torch.no_grad()
+    @by_itself
     def score(self, patches: EncodedImage | PatchLogitInputs, queries: QueryEmbeddings) -> Tensor:
         """Calibrated logits [P, Q] of every patch for every query; their sigmoid is the score.
 
@@ -55,7 +55,7 @@ class Detector(Embedder):
             patches = patches.patches()
         return score(patches, queries, self.spec.calibration)
 
-    @torch.no_grad()
+    @by_itself
     def similarity(self, image: Picture, queries: Queries = None) -> Tensor:
         """Scores [Q, h, w] in [0, 1] of the grid of patches, which covers the upright picture, for each query.
 
@@ -164,7 +164,7 @@ class Detector(Embedder):
         step = check_batch_size(batch_size)
         return self._answers(images, repeat((asked, chosen)), step, tiles, on_error, masks=chosen.masks)
 
-    @torch.no_grad()
+    @by_itself
     def segment(
         self,
         image: Picture,
@@ -194,7 +194,7 @@ class Detector(Embedder):
         crops = partial(crops_of, image, tiles)
         return segment_views(views, crops, lambda dense: score(dense, asked, calibration), asked.names, thresholds)
 
-    @torch.no_grad()
+    @by_itself
     def classify(
         self,
         image: Picture,
@@ -247,7 +247,7 @@ class Detector(Embedder):
                     raise
                 yield error
 
-    @torch.no_grad()
+    @by_itself
     def _detect(self, views: Iterable[tuple[int, View]], asked: _Asked) -> Detections:
         queries, options = asked
         if queries is None:  # boxes of any two things would vote

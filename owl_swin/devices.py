@@ -1,9 +1,12 @@
 """Where a model runs, in which precision, and in which process."""
 
 import copy
+import functools
 import logging
 import os
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -21,6 +24,34 @@ DTYPES = {
 }
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@contextmanager
+def undisturbed(device: torch.device | None = None) -> Iterator[None]:
+    """Computes without gradients, and as if its caller had set no autocast (on ``device``) and no default device: a
+    model has a precision and a place of its own, and what it says must not depend on where it is asked."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for kind in {"cpu", "cpu" if device is None else device.type}:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+def by_itself(method: Method) -> Method:
+    """A method of what has a ``device``, called in ``undisturbed``."""
+
+    @functools.wraps(method)
+    def called(self: Any, *arguments: Any, **settings: Any) -> Any:
+        with undisturbed(self.device):
+            return method(self, *arguments, **settings)
+
+    return cast(Method, called)
+
+
 def pick_device(device: str | torch.device = "auto", network: Any = None) -> torch.device:
     """The device of that name; "auto" is an accelerator where there is one and the network can go there, else the CPU.
     Never a silent fallback."""
@@ -30,7 +61,7 @@ def pick_device(device: str | torch.device = "auto", network: Any = None) -> tor
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         return torch.empty(0, device=torch.device(device)).device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from owl_swin.attention import BlockAttention
-from owl_swin.devices import pick_device, pick_dtype
+from owl_swin.devices import by_itself, pick_device, pick_dtype, undisturbed
 from owl_swin.encoded import EncodedImage, PreparedImage, View
 from owl_swin.encoder import Encoder, Picture, check_batch_size, check_has_masks, check_many, chosen_size
 from owl_swin.errors import QueryError
@@ -67,7 +67,8 @@ class Embedder(Publishable):
         folder in which embeddings of 64 texts and more are kept for the next process, or False; without it that of
         the variable OWL_SWIN_TEXT_CACHE ("off" for none), or ~/.cache/owl_swin/texts.
         """
-        return cls(load(source, **settings), device=device, dtype=dtype, image_size=image_size)
+        with undisturbed():
+            return cls(load(source, **settings), device=device, dtype=dtype, image_size=image_size)
 
     def to(
         self, device: str | torch.device | torch.dtype | None = None, dtype: str | torch.dtype | None = None
@@ -195,7 +196,7 @@ class Embedder(Publishable):
         Names are kept as given. ``save`` of the result and ``load_queries`` keep it in a file.
         """
         asked = as_queries(queries)
-        with torch.no_grad():
+        with undisturbed(self.device):
             encoded = encode_queries(asked, self._encoder.texts, self.encode_exemplars)
         return replace(encoded, fingerprint=self.fingerprint)
 
@@ -204,7 +205,7 @@ class Embedder(Publishable):
         queries raise QueryError."""
         return load_queries(path, self.spec)
 
-    @torch.no_grad()
+    @by_itself
     def encode_exemplars(self, exemplars: Sequence[Exemplar]) -> Tensor:
         """One unit embedding [E] of a thing that several exemplars show: the geometric median of theirs."""
         if not exemplars:

@@ -41,7 +41,7 @@ class View:
         shares = [shown / span for shown, span in zip(self.frame.shown_hw, self.frame.spans_hw, strict=True)]
         height, width = (math.ceil(share * n - 1e-6) for share, n in zip(shares, maps.shape[1:], strict=True))
         y, x = (
-            (torch.arange(n, device=maps.device) + 0.5) / n * share * 2 - 1
+            (torch.arange(n, device=maps.device, dtype=maps.dtype) + 0.5) / n * share * 2 - 1
             for n, share in zip((height, width), shares, strict=True)
         )
         places = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None]  # [1, h, w, 2], x before y
@@ -50,8 +50,9 @@ class View:
     def patches_px(self, patches: Tensor) -> Tensor:
         """Where patches [N] of the grid lie, [N, 4] xyxy pixels of the picture, clipped to it."""
         rows, columns = self.embeddings.grid_hw
-        centres = torch.stack([patches % columns + 0.5, patches // columns + 0.5], -1) / torch.tensor([columns, rows])
-        sizes = torch.tensor([1 / columns, 1 / rows]).expand_as(centres)
+        corners = torch.stack([patches % columns, patches // columns], -1).float()
+        centres = (corners + 0.5) / corners.new_tensor([columns, rows])
+        sizes = corners.new_tensor([1 / columns, 1 / rows]).expand_as(corners)
         return self.frame.to_image(torch.cat([centres, sizes], -1))
 
 

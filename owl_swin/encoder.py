@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from owl_swin.attention import BlockAttention
-from owl_swin.devices import ForkGuard, placed
+from owl_swin.devices import ForkGuard, placed, undisturbed
 from owl_swin.encoded import EncodedImage, PreparedImage, View
 from owl_swin.errors import OwlSwinError, QueryError, brief
 from owl_swin.exemplar import Exemplar, check_box, most_object_like, patch_of_box
@@ -187,7 +187,7 @@ class Encoder:
         network = self.pretrained.network
         if masks:
             check_has_masks(self.spec)
-        with torch.inference_mode():
+        with undisturbed(self.device), torch.inference_mode():
             inputs = self._network_input(pixels)
             embeddings = cast(MaskNetwork, network).encode_with_masks(inputs) if masks else network.encode_image(inputs)
         return [embeddings[i].clone() for i in range(len(pixels))]
@@ -195,7 +195,7 @@ class Encoder:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings [N, E]."""
         self._fork.check()
-        with torch.inference_mode():
+        with undisturbed(self.device), torch.inference_mode():
             # Thousands at once would leave the processor's cache, and need memory for each.
             batches = self.pretrained.tokenize(texts).split(TEXTS_AT_ONCE)
             cache = self._text_cache if len(texts) >= LEAST_TEXTS else None
@@ -248,7 +248,7 @@ class Encoder:
         if self.pretrained.look_inside is None:
             raise QueryError(f"a model of the family {self.spec.family!r} has no attention to show")
         self._fork.check()
-        with torch.no_grad():
+        with undisturbed(self.device):
             return self.pretrained.look_inside(self.pretrained.network, self._network_input(image.pixels[:1]))
 
     def _frames(self, image_hw: HW, image_size: int, tiles: TilesLike | None) -> list[Frame]:

@@ -67,6 +67,11 @@ class MissingExtraError(OwlSwinError):
 
     def __init__(self, what: str, extra: str):
         super().__init__(f"{what} needs packages that are not installed: pip install 'owl_swin[{extra}]'")
+        self._made_of = what, extra
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str]]:
+        """How it comes back out of another process."""
+        return type(self), self._made_of
 
 
 def brief(value: object, limit: int = 200) -> str:

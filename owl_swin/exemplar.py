@@ -45,7 +45,7 @@ def check_box(box_xyxy: Sequence[float], image_hw: tuple[int, int]) -> Tensor:
     """
     try:
         values = [float(v) for v in box_xyxy]
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         values = []
     if len(values) != 4 or isinstance(box_xyxy, str):
         raise QueryError(f"an exemplar's box is four numbers, xmin, ymin, xmax, ymax in pixels, got {brief(box_xyxy)}")

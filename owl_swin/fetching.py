@@ -51,7 +51,7 @@ def _fetch_once(
     scheme, host, port, target = _taken_apart(url, allowed)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):  # ValueError: a name that holds what no name can
         raise NotFetchedError(f"{host}: no such host") from None
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(allow_address(address) for address in addresses):

@@ -31,7 +31,7 @@ def masks_in_view(view: View, patches: Tensor, boxes_px: Tensor) -> BoxMasks:
     shown = view.frame.from_image(boxes_px)  # what is left of each box after it was cut to the picture
     cells = shown[:, 2:] * shown.new_tensor([pixels.shape[2], pixels.shape[1]])
     side = min(MOST_SIDE, max(LEAST_SIDE, int(cells.max().ceil())))
-    middles = (torch.arange(side, device=shown.device) + 0.5) / side - 0.5
+    middles = (torch.arange(side, device=shown.device, dtype=shown.dtype) + 0.5) / side - 0.5
     x, y = (shown[:, i, None] + shown[:, 2 + i, None] * middles for i in (0, 1))  # [N, S] each
     step = max(1, LOGITS_AT_ONCE // max(pixels[0].numel(), side**2))
     parts = zip(*(tensor.split(step) for tensor in (ask, embeddings.pred_boxes[patches], x, y)), strict=True)

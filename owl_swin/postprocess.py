@@ -24,8 +24,8 @@ DEFAULT_THRESHOLD = 0.2
 DEFAULT_NMS_IOU = 0.5
 # Boxes of one query that overlap a kept one by so much say where its sides are.
 VOTERS_IOU = 0.5
-# Kept boxes whose voters are weighed at a time.
-VOTED_AT_ONCE = 4096
+# Pairs of a kept box and a voter that are weighed at a time: some 100 bytes each.
+VOTES_AT_ONCE = 2**21
 
 Threshold = float | Sequence[float] | Mapping[str, float]
 # An overlap, None (nothing is suppressed), or what the model's own spec says.
@@ -54,14 +54,16 @@ class DetectOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", _checked_threshold(self.threshold))
-        for name in ("nms_iou", "objectness"):
-            if getattr(self, name) is not None and (name, getattr(self, name)) != ("nms_iou", "model"):
-                check_fraction(name, getattr(self, name))
+        if self.objectness is not None:
+            check_fraction("objectness", self.objectness)
+        if self.nms_iou is not None and not (isinstance(self.nms_iou, str) and self.nms_iou == "model"):
+            check_fraction("nms_iou", self.nms_iou)
         most = self.max_detections
-        if not isinstance(most, Integral) or most < 1:
+        if not isinstance(most, Integral) or isinstance(most, bool) or most < 1:
             raise QueryError(f"max_detections or top_k must be a whole number, at least 1, got {brief(most)}")
-        if not isinstance(self.masks, bool):
-            raise QueryError(f"masks must be True or False, got {brief(self.masks)}")
+        for name in ("nms_across", "masks"):
+            if not isinstance(getattr(self, name), bool):
+                raise QueryError(f"{name} must be True or False, got {brief(getattr(self, name))}")
         if self.box_voting is not None and not isinstance(self.box_voting, bool):
             raise QueryError(f"box_voting must be True, False or None, got {brief(self.box_voting)}")
 
@@ -72,8 +74,10 @@ class DetectOptions:
 
     @property
     def suppressing_iou(self) -> float | None:
-        """``nms_iou`` as a number, also where no model has been asked."""
-        return DEFAULT_NMS_IOU if isinstance(self.nms_iou, str) else self.nms_iou
+        """``nms_iou`` as a number, also where no model has been asked; None where nothing is suppressed, as by 1: no
+        two boxes overlap by more."""
+        iou = DEFAULT_NMS_IOU if isinstance(self.nms_iou, str) else self.nms_iou
+        return None if iou is None or iou >= 1 else float(iou)
 
     @property
     def n_candidates(self) -> int:
@@ -112,7 +116,7 @@ class DetectSettings(TypedDict, total=False):
 def said_suppression(spec: Spec, nms_iou: NmsIou) -> str:
     """What detection with this model and overlap does with boxes that overlap, in words."""
     chosen = DetectOptions(nms_iou=nms_iou).of_model(spec)
-    if chosen.nms_iou is None:
+    if chosen.suppressing_iou is None:
         return "no NMS"
     return f"NMS {chosen.nms_iou}" + (" with box voting" if chosen.box_voting else "")
 
@@ -153,6 +157,7 @@ def find_detections(
     inside = area(boxes_xyxy_px) > 0
     if not inside.all():
         logits = logits.masked_fill(~inside[:, None], -torch.inf)
+        boxes_xyxy_px = boxes_xyxy_px.masked_fill(~inside[:, None], 0.0)  # a NaN would reach whom it votes for
     best = _best(logits, boxes_xyxy_px, names)
     # A sigmoid of everything would cost more than the scores that pass: a bound on logits finds those that may.
     bounds = thresholds.logit().clamp(torch.finfo(logits.dtype).min, MOST_LOGIT) - LOGIT_SLACK
@@ -182,7 +187,8 @@ def voted_boxes(logits: Tensor, boxes: Tensor, patches: Tensor, labels: Tensor) 
     no threshold changes a box. A vote weighs the score times the square of the overlap (box voting, arXiv:1505.01749).
     """
     voted = []
-    for patch, label in zip(patches.split(VOTED_AT_ONCE), labels.split(VOTED_AT_ONCE), strict=True):
+    step = max(1, VOTES_AT_ONCE // max(1, len(boxes)))
+    for patch, label in zip(patches.split(step), labels.split(step), strict=True):
         overlap = pairwise_iou(boxes[patch], boxes)  # [k, P]
         weights = logits[:, label].T.sigmoid() * overlap.square() * (overlap >= VOTERS_IOU)
         total = weights.sum(1, keepdim=True)
@@ -204,7 +210,7 @@ def _best(logits: Tensor, boxes: Tensor, names: Sequence[str]) -> Detection | No
 
 def check_fraction(name: str, value: float) -> None:
     """Refuses a setting that is no number in [0, 1]."""
-    if not isinstance(value, Real) or not 0 <= value <= 1:  # NaN fails this too
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:  # NaN fails this too
         raise QueryError(f"{name} must be a number in [0, 1], got {brief(value)}")
 
 
@@ -217,10 +223,10 @@ def _checked_threshold(threshold: Any) -> float | tuple[float, ...] | dict[str, 
             check_fraction(f"the threshold of {brief(name)}", value)
         return {name: float(value) for name, value in threshold.items()}
     try:
-        values = torch.as_tensor(threshold, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
+        values = torch.as_tensor(threshold, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         values = torch.zeros(0, 0)
-    if values.ndim > 1:
+    if values.ndim > 1 or isinstance(threshold, bool):
         raise QueryError(f"threshold must be a number in [0, 1] or one a query, got {brief(threshold)}")
     if not ((values >= 0) & (values <= 1)).all():  # NaN fails this too
         raise QueryError(f"threshold must lie in [0, 1], got {brief(threshold)}")

@@ -241,12 +241,14 @@ class QueryEmbeddings:
         write_bytes(Path(path), self.to_bytes(), what="the queries", error=QueryError)
 
     @classmethod
-    def load(cls, path: str | Path | bytes) -> "QueryEmbeddings":
+    def load(cls, path: str | Path | bytes | bytearray | memoryview) -> "QueryEmbeddings":
         """Queries of a file that save() wrote, or of its bytes, on the CPU.
 
         A file that is damaged, cut off, of another kind, or whose embeddings are not finite and of unit length raises
         QueryError. ``Detector.load_queries`` also checks that they are of its model.
         """
+        if isinstance(path, (bytearray, memoryview)):
+            path = bytes(path)
         where = "saved queries" if isinstance(path, bytes) else str(path)
         try:
             held = read_query_file(path, where)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.testing import assert_close
 
 from owl_swin.detections import Detections
 from owl_swin.detector import Detector
-from owl_swin.errors import CheckpointError, ConfigError, ImageError, QueryError
+from owl_swin.errors import CheckpointError, ConfigError, ImageError, MissingExtraError, QueryError
 from owl_swin.exemplar import Exemplar
 from owl_swin.models.network import fingerprint
 from owl_swin.queries import Query
@@ -196,6 +197,41 @@ def test_the_same_input_gives_the_same_output_bit_for_bit(detector, picture):
     first, second = (detector.detect(picture, ["cat", "dog"], **SOME) for _ in range(2))
     for field in ("boxes", "scores", "labels", "patches"):
         assert torch.equal(getattr(first, field), getattr(second, field))
+
+
+@pytest.mark.parametrize("asked", [["cat", "dog"], [Exemplar(noise(50, 40), (5, 5, 30, 40))]], ids=["text", "exemplar"])
+@pytest.mark.parametrize(
+    "around",
+    [
+        torch.enable_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.device("meta"),
+    ],
+    ids=["gradients", "inference mode", "autocast", "default device"],
+)
+def test_the_answer_does_not_depend_on_what_its_caller_has_set(detector, picture, around, asked):
+    expected = detector.detect(picture, asked, **SOME, tiles=64)
+    with around():
+        found, queries = detector.detect(picture, asked, **SOME, tiles=64), detector.encode_queries(asked)
+    assert found == expected
+    assert not found.scores.requires_grad and not queries.query_embeds.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_default_precision_of_a_program_is_not_the_detector_s(detector, picture, dtype):
+    expected = detector.detect(picture, ["cat"], **SOME)
+    torch.set_default_dtype(dtype)
+    try:
+        assert detector.detect(picture, ["cat"], **SOME) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_errors_come_back_out_of_other_processes():
+    for error in (ImageError("is cut off", of="a.jpg"), MissingExtraError("a chart", "bench")):
+        back = pickle.loads(pickle.dumps(error))
+        assert (type(back), str(back), back.reason) == (type(error), str(error), error.reason)
 
 
 def test_detecting_leaves_the_model_unchanged(picture):

@@ -218,6 +218,12 @@ def test_names_that_contain_one_another_or_repeat_are_told_apart_by_index():
         ({"nms_iou": -0.1}, "nms_iou must be a number"),
         ({"nms_iou": 1.1}, "nms_iou must be a number"),
         ({"nms_iou": "0.5"}, "nms_iou must be a number"),
+        ({"nms_iou": np.array([0.1, 0.2])}, "nms_iou must be a number"),
+        ({"nms_iou": False}, "nms_iou must be a number"),  # which would suppress whatever touches
+        ({"nms_across": "false"}, "nms_across must be True or False"),
+        ({"threshold": 10**400}, "threshold must be a number"),
+        ({"threshold": True}, "threshold must be a number"),
+        ({"top_k": True}, "top_k must be a whole number"),
         ({"top_k": 0}, "top_k must be a whole number, at least 1, got 0"),
         ({"top_k": -1}, "top_k must be"),
         ({"top_k": 2.5}, "top_k must be"),
@@ -301,8 +307,24 @@ def test_only_the_scores_of_its_own_query_move_a_box():
     assert (found.boxes - CROWD[:2]).abs().max() < 3
 
 
-def test_where_nothing_is_suppressed_nothing_votes():
-    assert_close(vote(threshold=0.1, nms_iou=None, box_voting=True).boxes[0], CROWD[0], atol=1e-3, rtol=0)
+@pytest.mark.parametrize("nms_iou", [None, 1])
+def test_where_nothing_is_suppressed_nothing_votes(nms_iou):
+    assert_close(vote(threshold=0.1, nms_iou=nms_iou, box_voting=True).boxes[0], CROWD[0], atol=1e-3, rtol=0)
+    assert said_suppression(dataclasses.replace(SPEC, box_voting=True), nms_iou) == "no NMS"
+
+
+@pytest.mark.parametrize("wrong", [[float("nan")] * 4, [0.5, 0.5, float("nan"), 0.2]])
+def test_a_box_that_is_not_a_number_has_no_vote(wrong):
+    frame_boxes = torch.cat([FRAME.from_image(CROWD), torch.tensor([wrong])])
+    scores = torch.cat([CROWD_SCORES, torch.tensor([[0.9]])])
+    found = detect(scores.tolist(), names=("cat",), boxes=frame_boxes, threshold=0.6, nms_iou=0.4, box_voting=True)
+    assert torch.equal(found.boxes, vote(threshold=0.6, nms_iou=0.4, box_voting=True).boxes)
+
+
+@pytest.mark.parametrize("nms_iou", [None, 0.5])
+def test_no_bound_is_too_large(nms_iou):
+    everything = detect(SCORES, nms_iou=nms_iou)
+    assert len(detect(SCORES, nms_iou=nms_iou, top_k=10**30)) == len(everything) > 0
 
 
 def test_a_box_of_no_score_keeps_its_place():
@@ -314,7 +336,7 @@ def test_a_box_of_no_score_keeps_its_place():
 
 def test_votes_are_weighed_in_pieces(monkeypatch):
     whole = vote(threshold=0.1, nms_iou=0.95, box_voting=True)
-    monkeypatch.setattr("owl_swin.postprocess.VOTED_AT_ONCE", 2)
+    monkeypatch.setattr("owl_swin.postprocess.VOTES_AT_ONCE", 12)
     assert_close(vote(threshold=0.1, nms_iou=0.95, box_voting=True).boxes, whole.boxes)
     assert len(vote(threshold=0.99, nms_iou=0.5, box_voting=True)) == 0
 

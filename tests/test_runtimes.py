@@ -327,6 +327,8 @@ def test_an_export_says_that_it_has_one_precision_and_computes_on_the_processor(
         (lambda said: said | {"sizes": 7}, "does not say what a model needs"),
         (lambda said: said | {"network": said["network"] | {"colour": 1}}, "does not say what a model needs"),
         (lambda said: said | {"preprocess": {"kind": "fisheye"}}, "does not say what a model needs"),
+        (lambda said: said | {"network": said["network"] | {"box_voting": "no"}}, "'box_voting' must be bool"),
+        (lambda said: said | {"network": said["network"] | {"nms_iou": 7}}, "nms_iou must be a number"),
         (lambda said: said | {"runtime": "tensorrt"}, "tensorrt"),
     ],
 )
@@ -336,6 +338,15 @@ def test_a_folder_of_another_version_or_damaged_is_refused(folders, tmp_path, ch
     (folder / "spec.json").write_text(json.dumps(change(said)))
     with pytest.raises(CheckpointError, match=sentence):
         Detector.from_pretrained(folder)
+
+
+def test_a_folder_that_was_written_before_models_said_how_boxes_vote_is_read(folders, tmp_path):
+    folder = copied(folders["onnx"], tmp_path)
+    said = json.loads((folder / "spec.json").read_text())
+    older = {key: value for key, value in said["network"].items() if key not in ("nms_iou", "box_voting")}
+    (folder / "spec.json").write_text(json.dumps(said | {"network": older}))
+    spec = Detector.from_pretrained(folder).spec
+    assert (spec.nms_iou, spec.box_voting) == (0.5, False)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])

@@ -75,7 +75,7 @@ def mask_logits(mask_embeds: Tensor, pixel_embeds: Tensor, boxes: Tensor) -> Ten
     ``pixel_embeds`` [K, h, w]; ``boxes`` [N, 4] cxcywh in [0, 1] of the frame. Outside its box a mask has no meaning.
     """
     dim, height, width = pixel_embeds.shape
-    x, y = ((torch.arange(n, device=boxes.device) + 0.5) / n for n in (width, height))
+    x, y = ((torch.arange(n, device=boxes.device, dtype=boxes.dtype) + 0.5) / n for n in (width, height))
     return _of_pixels(mask_embeds, pixel_embeds) + _of_places(mask_embeds[:, dim:], boxes, x, y)
 
 

@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from owl_swin.config import CalibrationConfig, from_mapping
+from owl_swin.config import from_mapping
 from owl_swin.errors import CheckpointError, ConfigError, brief
 from owl_swin.families.owl_preprocess import Owlv2Preprocess, OwlVitPreprocess
 from owl_swin.files import read_json
 from owl_swin.frame import HW, PIXEL_MEAN, PIXEL_STD, Preprocess, SwinPreprocess
 from owl_swin.models.network import Spec
+from owl_swin.postprocess import check_fraction
 from owl_swin.runtimes import GRAPH_RUNTIMES, SPEC
 
 FORMAT = "owl_swin-export-1"
@@ -103,12 +104,12 @@ def read_spec(folder: Path) -> ExportSpec:
     try:
         given = dict(said["preprocess"])
         made = PREPROCESSES[given.pop("kind")]
-        network = dict(said["network"])
-        calibration = from_mapping(CalibrationConfig, network.pop("calibration"), where=str(folder / SPEC))
+        network = from_mapping(Spec, said["network"], where=SPEC)
+        check_fraction("nms_iou", network.nms_iou)
         spec = ExportSpec(
             runtime=str(said["runtime"]),
             precision=str(said["precision"]),
-            network=Spec(calibration=calibration, **network),
+            network=network,
             preprocess=made(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}),
             sizes=tuple((int(height), int(width)) for height, width in said["sizes"]),
             tokenizer=str(said["tokenizer"]),

@@ -109,9 +109,8 @@ class DetectTask(ImageTask):
         self.name_weights = torch.ones(len(places))
         for rows, sampler in zip(self.rows, self.samplers, strict=True):
             self.name_weights[rows] = torch.from_numpy(sampler.rarity).float()
-        self.naming = None
-        if config.naming.weights:
-            self.naming = DenseNames(config.naming, model, stem_learns=config.optim.stem_lr > 0)
+        learns = config.optim.stem_lr > 0
+        self.naming = DenseNames(config.naming, model, stem_learns=learns) if config.naming.weights else None
         self.extra = nn.ModuleDict()
         self.align = None
         if config.align_data and self.boxes_learn:
@@ -295,9 +294,7 @@ class DetectTask(ImageTask):
         if shared:
             return None, *model.encode_patches_and_stem(pixels)
         read = None if self.naming is None else self.naming.own_map(pixels)
-        if self.masks_learn:
-            return *model.encode_pyramid(pixels), read
-        return None, encode_patches(pixels), read
+        return (*model.encode_pyramid(pixels), read) if self.masks_learn else (None, encode_patches(pixels), read)
 
     def _matched(
         self, image: ImageEmbeddings, centres: Tensor, texts: Tensor, batch: DetectBatch, place: int
