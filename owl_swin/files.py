@@ -12,7 +12,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,12 +41,17 @@ def make_folder(folder: Path) -> None:
         raise OwlSwinError(f"{folder}: cannot write in this folder ({_reason(error)})") from None
 
 
-def make_folder_of(path: Path) -> None:
-    """Makes the folder of a file to be written, and finds out before a long work whether it can be."""
+def make_folder_of(path: Path, *, apart_from: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Makes the folder of a file to be written, and finds out before a long work whether it can be.
+
+    One of the files that the work reads, ``apart_from``, would be lost: it raises OwlSwinError.
+    """
+    if _is_one_of(path, apart_from):
+        raise OwlSwinError(f"{path}: is read here and would be written over; name another file for the output")
     with _one_sentence(path, "a file", OwlSwinError):
         if path.is_dir():
             raise IsADirectoryError("Is a directory")
-        if _is_special(path):
+        if is_special(path):
             return
     make_folder(path.parent)
 
@@ -55,7 +61,7 @@ def write_bytes(
 ) -> None:
     """Writes ``content``; where that cannot be, raises ``error``, which names ``what``."""
     with _one_sentence(path, what, error):
-        if _is_special(path):
+        if is_special(path):
             path.write_bytes(content)
             return
         with _replacing(path) as part:
@@ -68,7 +74,7 @@ def growing_file(path: Path, *, what: str = "the file") -> Iterator[Path]:
 
     An error on the way leaves what was there before. What cannot be written raises OwlSwinError, which names ``what``.
     """
-    if _is_special(path):
+    if is_special(path):
         yield path
         return
     try:
@@ -105,7 +111,7 @@ def write_safetensors(
     from safetensors.torch import save, save_file  # with all of torch, which who writes no tensors does not need
 
     with _one_sentence(path, what, error):
-        if _is_special(path):
+        if is_special(path):
             path.write_bytes(save(tensors, dict(metadata)))
             return
         with _replacing(path) as part:
@@ -244,8 +250,25 @@ def _one_sentence(path: Path, what: str, error: type[OwlSwinError]) -> Iterator[
         raise error(f"{path}: cannot write {what} here ({_reason(reason)})") from None
 
 
-def _is_special(path: Path) -> bool:
-    return path.exists() and not path.is_file() and not path.is_dir()
+def is_special(path: Path) -> bool:
+    """Whether it is a device, a pipe or a socket: what has no content of its own."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _is_one_of(path: Path, others: Iterable[str | os.PathLike[str]]) -> bool:
+    """Whether a file that is there is one of the others, by whatever path."""
+    if not path.is_file():
+        return False
+    own = path.stat()
+    for other in others:
+        with suppress(OSError, ValueError):
+            if os.path.samestat(own, Path(other).stat()):
+                return True
+    return False
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import struct
 import sys
 import warnings
@@ -156,9 +157,13 @@ def readable_formats() -> list[str]:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        found = path.stat()
+        if found.st_size > MAX_FILE_BYTES:
             raise ImageError(f"has more than {MAX_FILE_BYTES} bytes, the largest picture file that is read", of=path)
-        return path.read_bytes()
+        if stat.S_ISREG(found.st_mode):
+            return path.read_bytes()
+        with path.open("rb") as file:  # a pipe or a device, which says no size and may have no end
+            return file_content(file)
     except ImageError:
         raise
     except (OSError, ValueError) as error:
@@ -205,7 +210,7 @@ def _from_array(array: np.ndarray[Any, Any], max_pixels: int) -> Image.Image:
         raise ImageError(f"{width}x{height} is more than {max_pixels} pixels, the largest picture that is read")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.dtype == np.uint16:
+    if array.dtype.newbyteorder("=") == np.uint16:  # TIFF and PGM readers give the byte order of the file
         array = to_8_bits(array)
     elif array.dtype.kind == "f":
         array = _of_floats(array)

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from test_cli import assert_one_sentence, detect, owl_swin, photos  # noqa: F401
 from owl_swin.cli import pictures as module
 from owl_swin.cli.pictures import find_pictures, near_name
 from owl_swin.cli.printing import printable
+from owl_swin.cli.results import FreeNames, stem_of
 from owl_swin.cli.table import table_lines
 from owl_swin.cli.thresholds import nothing_sentence, reached_threshold, read_thresholds
 from owl_swin.data.voc import read_voc
@@ -349,6 +352,94 @@ def test_columns_are_as_wide_as_they_look():
         "一只猫   1",
         "é       10",
     ]
+
+
+# --- Pipes, closed streams, outputs in the way ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_more_pictures_than_a_batch_are_found_with_a_closed_stream(detect, photos, monkeypatch, tmp_path, closed):  # noqa: F811
+    monkeypatch.setattr(sys, closed, None)
+    asked = (*photos, "--query", "cat", "--format", "csv")
+    assert detect(*asked, "--to", tmp_path / "out").code == 0
+    monkeypatch.setattr(sys, closed, None)
+    run = detect(*asked)
+    if closed == "stdout":
+        assert (run.code, run.err) == (2, "owl-swin: the output cannot be written (stdout is closed)\n")
+    else:
+        assert (run.code, run.out) == (0, (tmp_path / "out").read_text())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_a_folder_is_passed_over_and_one_that_is_named_is_read(detect, folder):  # noqa: F811
+    os.mkfifo(folder / "sub" / "pipe.png")
+    run = detect("sub", "--query", "cat", "--format", "jsonl")
+    assert [record["image"] for record in run.records] == ["sub/c.png", "sub/deep/d.webp"]
+    assert "owl-swin: sub/pipe.png: is no file\n" in run.err
+    for more in ((), ("--tile", "64", "--save", "drawn")):
+        writer = threading.Thread(target=(folder / "sub" / "pipe.png").write_bytes, args=(PNG,))
+        writer.start()
+        run = detect("sub/pipe.png", "--query", "cat", "--format", "jsonl", *more)
+        writer.join()
+        assert [record["image"] for record in run.records] == ["sub/pipe.png"]
+
+
+def test_stdin_without_an_end_is_not_read_to_its_end(detect, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("owl_swin.image.MAX_FILE_BYTES", 1000)
+    assert_one_sentence(detect("-", "--query", "cat", stdin=bytes(2000)), "more than 1000 bytes, the largest picture")
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        (["--to", "b.png"], "--to is for the output as text"),
+        (["--to", "notes.txt", "--query-file", "notes.txt"], "notes.txt: is read here and would be written over"),
+        (["--to", "q.safetensors", "--save-query", "q.safetensors"], "is named by --to and by --save-query"),
+        (["--to", "new", "--save", "new"], "is named by --to and by --save"),
+        (["--save", "sub", "--like", "sub/c.png"], "lies in the folder of --save and could be overwritten"),
+        (["--save-query", "weights.safetensors"], "weights.safetensors: is read here and would be written over"),
+        (["--to", "linked"], "linked: is read here and would be written over"),
+    ],
+)
+def test_nothing_that_is_read_is_written_over(owl_swin, folder, model_file, given, sentence):  # noqa: F811
+    (folder / "weights.safetensors").write_bytes(Path(model_file).read_bytes())
+    (folder / "linked").symlink_to("weights.safetensors")
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    run = owl_swin("detect", "b.png", "--query", "cat", "--model", "weights.safetensors", *given)
+    assert_one_sentence(run, sentence)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_other_commands_do_not_write_over_what_they_read_either(owl_swin, folder):  # noqa: F811
+    for name in ("truth.json", "mug.jpg"):
+        (folder / name).write_bytes(PNG)
+    for command in (
+        ["eval", "detect", "--annotations", "truth.json", "--images", ".", "--json", "truth.json"],
+        ["search", "archive", "--like", "mug.jpg@0,0,20,20", "--save", "mug.jpg"],
+        ["label", "sub", "--to", "new.json", "--queries", "truth.json", "--label-studio", "truth.json"],
+    ):
+        assert_one_sentence(owl_swin(*command), f"{command[-1]}: is read here and would be written over")
+    assert (folder / "truth.json").read_bytes() == (folder / "mug.jpg").read_bytes() == PNG
+
+
+def test_names_that_differ_in_capitals_or_accents_alone_do_not_share_a_file():
+    names = FreeNames()
+    taken = [names.take(stem) for stem in ("Cat", "cat", "caf\u00e9", "cafe\u0301", "CAT", "cat-2")]
+    assert taken == ["Cat", "cat-2", "caf\u00e9", "cafe\u0301-2", "CAT-3", "cat-2-2"]
+
+
+@pytest.mark.parametrize(
+    "source, stem",
+    [
+        ("https://a.example/b/my%20cat.jpg?key=s3cr3t.x&until=1", "my cat"),
+        ("https://a.example/?key=s3cr3t", "picture"),
+        ("https://a.example/a%00b.jpg#top", "ab"),
+        ("photos/cat.jpg", "cat"),
+        ("-", "stdin"),
+    ],
+)
+def test_a_file_about_a_picture_on_the_internet_has_no_key_in_its_name(source, stem):
+    assert stem_of(source) == stem
 
 
 # --- Full disks, Ctrl-C --------------------------------------------------------------------------------------------

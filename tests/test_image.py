@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,6 +244,20 @@ def test_an_unreadable_file_is_named_with_the_reason(tmp_path):
     path.chmod(0)
     with pytest.raises(ImageError, match="Permission denied"):
         open_image(path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
+def test_a_device_without_an_end_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr("owl_swin.image.MAX_FILE_BYTES", 1000)
+    with pytest.raises(ImageError, match="more than 1000 bytes, the largest picture file"):
+        open_image("/dev/zero")
+
+
+@pytest.mark.parametrize("order", [">", "<"])
+def test_arrays_of_both_byte_orders_are_read(order):
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    assert np.array_equal(open_image(values.astype(f"{order}u2")), open_image(values))
+    assert np.array_equal(open_image((values / 60000).astype(f"{order}f4")), open_image(values / 60000))
 
 
 def test_a_file_beyond_every_picture_is_not_read(tmp_path):

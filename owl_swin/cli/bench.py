@@ -1,12 +1,12 @@
 """`owl-swin bench`: speed, measured on this machine."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from owl_swin.cli.printing import emit, emit_line, note
 from owl_swin.errors import ConfigError
 from owl_swin.files import make_folder_of, write_json
 
@@ -72,14 +72,14 @@ def detect(
         rounds=rounds,
         device=str(pick_device(device)),
         tiny=tiny,
-        progress=lambda sentence: print(sentence, file=sys.stderr),
+        progress=note,
     )
     if json_out is not None:
         write_json(json_out, result)
     print_detection(result)
     if plot is not None:
         for path in save_plots(result, plot):
-            print(path)
+            emit_line(str(path))
 
 
 def _sizes(text: str) -> list[tuple[int, int]]:
@@ -121,7 +121,7 @@ def serve(
         pictures=pictures,
         max_batch=max_batch,
         device=device,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=note,
     )
     _print_result(result, json_out)
     parts = [result[name] for name in ("served", "beside_hostile", "overload", "recovered", "sigterm")]
@@ -156,7 +156,7 @@ def search(
         counts,
         queries=queries,
         probes=partitions,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=note,
     )
     _print_result(result, json_out)
 
@@ -193,7 +193,7 @@ def labels(
         labels=numbers,
         rounds=rounds,
         device=str(pick_device(device)),
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=note,
     )
     _print_result(result, json_out)
 
@@ -207,4 +207,4 @@ def _prepare(json_out: Path | None) -> None:
 def _print_result(result: dict[str, Any], json_out: Path | None) -> None:
     if json_out is not None:
         write_json(json_out, result, what="the result")
-    print(json.dumps(result, indent=2))
+    emit(json.dumps(result, indent=2) + "\n")

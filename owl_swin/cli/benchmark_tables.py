@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from owl_swin.cli.printing import emit
 from owl_swin.cli.table import table_lines
 
 
 def print_detection(result: dict[str, Any]) -> None:
     """Prints the tables of bench.detection.benchmark_detection."""
-    print(f"{result['machine']}, {result['date']}\n{result['protocol']}")
+    emit(f"{result['machine']}, {result['date']}\n{result['protocol']}\n")
     for rows in result["encoders"]:
         if rows:
             _print(f"Image encoder, {_size(rows[0]['hw'])}, batch {rows[0]['batch']}", _times(rows))
@@ -17,19 +18,19 @@ def print_detection(result: dict[str, Any]) -> None:
     if result.get("cuda"):
         _print("On the GPU", _times(result["cuda"]))
     if result["exponent"] is not None:
-        print(f"\nTime of owl_swin T grows with pixels to the power of {result['exponent']:.2f}.")
+        emit(f"\nTime of owl_swin T grows with pixels to the power of {result['exponent']:.2f}.\n")
     head = ("names", "ms, embeddings kept", "ms of encoding the texts")
     rows = [(str(row["queries"]), f"{row['ms']:.1f}", f"{row['text_ms']:.1f}") for row in result["queries"]]
     _print("Names asked of one picture, owl_swin nano", [head, *rows])
     roof = result["roofline"]
     rates = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in roof["matrix_gflops"].items())
-    print(
+    emit(
         f"\nSwin-T at {_size(roof['hw'])}: {roof['gflop']:.1f} GFLOP in {roof['ms']:.0f} ms are {roof['gflops']:.0f} "
         f"GFLOP/s, {roof['share_of_matrix_rate']:.0%} of a float32 matrix product (GFLOP/s: {rates}); memory is copied "
-        f"at {roof['copy_gb_s']:.1f} GB/s."
+        f"at {roof['copy_gb_s']:.1f} GB/s.\n"
     )
     if roof["share_in_openvino"] is not None:
-        print(f"As a graph of OpenVINO it reaches {roof['share_in_openvino']:.0%}.")
+        emit(f"As a graph of OpenVINO it reaches {roof['share_in_openvino']:.0%}.\n")
     rows = [
         (
             row["operation"],
@@ -41,11 +42,11 @@ def print_detection(result: dict[str, Any]) -> None:
     ]
     _print("What its time goes to", [("operation", "share", "GFLOP/s", "operations a byte"), *rows])
     start = result["startup"]
-    print(
+    emit(
         f"\nStart-up of nano: import {start['import_s']:.2f} s, load {start['load_s']:.2f} s, first result "
         f"{start['first_result_s']:.2f} s, whole process {start['whole_process_s']:.2f} s; memory "
         f"{start['peak_mib']:.0f} MiB, of which importing torch {start['torch_alone_mib']:.0f}; "
-        f"the package has {start['package_mib']:.1f} MiB."
+        f"the package has {start['package_mib']:.1f} MiB.\n"
     )
     _print("Ratios", [("", ""), *((name, f"{value:.2f}") for name, value in result["ratios"].items())])
 
@@ -67,9 +68,7 @@ def _times(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def _print(title: str, rows: Sequence[Sequence[str]]) -> None:
     if len(rows) > 1:
-        print(f"\n{title}")
-        for line in table_lines(rows[0], rows[1:]):
-            print(f"  {line}")
+        emit(f"\n{title}\n" + "".join(f"  {line}\n" for line in table_lines(rows[0], rows[1:])))
 
 
 def _size(hw: Sequence[int]) -> str:

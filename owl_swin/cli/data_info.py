@@ -36,6 +36,8 @@ def describe_data(
 
     if save is not None and save.suffix.lower() not in IMAGE_FORMS:
         raise OwlSwinError(f"{save}: the sheet's name must end in {', '.join(IMAGE_FORMS)}")
+    if save is not None:
+        make_folder_of(save)
     config = DataConfig(kind, path, images, split, size=PICTURE_PX, **maps)
     about: dict[str, Any] = {"path": path, "kind": kind}
     if kind in DETECT_KINDS:
@@ -52,7 +54,6 @@ def describe_data(
         about["only_the_first"] = len(pictures.images) == READ_PICTURES and not check
         sheet = sheet_of_pictures(pictures, 2 * samples) if save else None
     if save is not None and sheet is not None:
-        make_folder_of(save)
         write_image(save, sheet, what="the sheet")
         about["sheet"] = str(save)
     return about

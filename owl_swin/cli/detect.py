@@ -13,12 +13,13 @@ from owl_swin.addresses import is_url
 from owl_swin.cli import options
 from owl_swin.cli.pictures import STDIN, check_apart, find_pictures, named, open_picture, picture_file, reduced
 from owl_swin.cli.printing import Progress, note, say
-from owl_swin.cli.query_options import QueryOptions, add_saved, check_query_file, make_queries
-from owl_swin.cli.results import WITH_MASKS, Drawings, Format, Results, Streamed, make_results
+from owl_swin.cli.query_options import QueryOptions, add_saved, check_query_file, make_queries, path_of
+from owl_swin.cli.results import PER_PICTURE, WITH_MASKS, Drawings, Format, Results, Streamed, make_results
 from owl_swin.cli.thresholds import nothing_sentence, read_thresholds
 from owl_swin.cli.video import VideoOptions, VideoRun
 from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.files import make_folder_of
+from owl_swin.image import is_picture_name
 from owl_swin.label_studio import label_studio_address, label_studio_interface
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def detect(
     A folder: owl-swin detect Photos --queries "a dog, a cat" --threshold 0.3 --threshold "a cat=0.1" --format csv
     """
     _check_output(format, to, label_studio_root, explain and save is None)
+    _check_places(format, to, save, save_query)
     if masks:
         _check_masks(format, drawn=save is not None)
     if explain and tile is not None:
@@ -152,8 +154,13 @@ def detect(
     of_videos = wanted.of_videos(sources, format, explain)
     if label_studio_root is not None:
         _check_below(sources, label_studio_root)
+    shown = [path_of(one) for one in (*(like or ()), *(negative or ()))]
     if save is not None:
-        check_apart(sources, save)
+        check_apart([*sources, *shown], save)
+    if to is not None and format not in PER_PICTURE:
+        make_folder_of(to, apart_from=[*sources, *shown, *(query_file or ()), model])
+    if save_query is not None:
+        make_folder_of(save_query, apart_from=[*sources, *shown, model])
 
     from owl_swin.detector import Detector
     from owl_swin.encoder import check_has_masks
@@ -221,7 +228,6 @@ def detect(
 def _keep_queries(path: Path | None, queries: "QueryEmbeddings | None") -> None:
     """Writes the queries of this call."""
     if path is not None and queries is not None:
-        make_folder_of(path)
         queries.save(path)
         note(f"wrote {path}")
 
@@ -318,8 +324,19 @@ def _check_output(form: Format, to: Path | None, root: Path | None, only_text: b
         raise OwlSwinError(f"--label-studio-root is for --format label-studio, not {form.value}")
     if root is not None and not root.is_dir():
         raise OwlSwinError(f"{root}: --label-studio-root must be the folder that Label Studio serves; there is none")
-    if form in (Format.YOLO, Format.VOC) and to is None:
+    if form in PER_PICTURE and to is None:
         raise OwlSwinError(f"--format {form.value} is a file a picture; say with --to in which folder")
+
+
+def _check_places(form: Format, to: Path | None, save: Path | None, save_query: Path | None) -> None:
+    """Refuses outputs that would take one another's place, or that of a picture."""
+    if to is not None and form not in PER_PICTURE and is_picture_name(to):
+        raise OwlSwinError(f"{to}: --to is for the output as text; --save names a folder for pictures with the boxes")
+    named = {"--to": None if form in PER_PICTURE else to, "--save": save, "--save-query": save_query}
+    taken: dict[Path, str] = {}
+    for option, path in named.items():
+        if path is not None and (other := taken.setdefault(path.absolute(), option)) != option:
+            raise OwlSwinError(f"{path}: is named by {other} and by {option}; give each its own place")
 
 
 def _check_masks(form: Format, *, drawn: bool) -> None:

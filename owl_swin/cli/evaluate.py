@@ -63,7 +63,7 @@ def detect(
     from owl_swin.evaluation.detection import evaluate_detection
 
     tiles = options.make_tiles(tile, overlap)
-    detector = evaluated_detector(model, device, image_size, json_out, runtime)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime, read=annotations)
     settings: dict[str, Any] = {
         "classes": chosen_names(classes),
         "nms_iou": checked_nms(nms_iou),
@@ -93,7 +93,7 @@ def diagnose(
     """
     from owl_swin.evaluation.diagnosis import evaluate_diagnosis
 
-    detector = evaluated_detector(model, device, image_size, json_out, runtime)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime, read=annotations)
     settings: dict[str, Any] = {"classes": chosen_names(classes), "threshold": threshold, "progress": show_progress}
     finish(evaluate_diagnosis(detector, annotations, images, **settings), json_out)
 
@@ -118,7 +118,7 @@ def lvis(
     """
     from owl_swin.evaluation.lvis import evaluate_lvis
 
-    detector = evaluated_detector(model, device, image_size, json_out, runtime)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime, read=annotations)
     settings: dict[str, Any] = {
         "classes": chosen_names(classes),
         "fixed": fixed,
@@ -147,7 +147,7 @@ def odinw(
     """
     from owl_swin.evaluation.odinw import evaluate_odinw
 
-    detector = evaluated_detector(model, device, image_size, json_out, runtime)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime, read=annotations)
     finish(
         evaluate_odinw(
             detector,
@@ -181,7 +181,7 @@ def split(
     """
     from owl_swin.evaluation.open_vocabulary import evaluate_split
 
-    detector = evaluated_detector(model, device, image_size, json_out, runtime)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime, read=annotations)
     lists: dict[str, Any] = {"base": chosen_names(base) or [], "novel": chosen_names(novel) or []}
     finish(
         evaluate_split(
@@ -226,7 +226,7 @@ def oneshot(
     """
     from owl_swin.evaluation.oneshot import evaluate_oneshot
 
-    detector = evaluated_detector(model, device, image_size, json_out, runtime)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime, read=annotations)
     result = evaluate_oneshot(
         detector,
         annotations,
@@ -271,7 +271,7 @@ def absence(
     """
     from owl_swin.evaluation.absence import evaluate_absence
 
-    detector = evaluated_detector(model, device, image_size, json_out, runtime)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime, read=annotations)
     result = evaluate_absence(
         detector,
         annotations,
@@ -313,7 +313,7 @@ def classify(
     """
     from owl_swin.evaluation.classification import evaluate_classification
 
-    detector = evaluated_detector(model, device, image_size, json_out, runtime)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime, read=annotations)
     settings: dict[str, Any] = {"split": split, "classes": chosen_names(classes), "pictures": pictures, "among": among}
     settings |= {"examples": examples, "example_images": example_images}
     finish(evaluate_classification(detector, annotations, images, progress=show_progress, **settings), json_out)
@@ -336,5 +336,5 @@ def retrieve(
     """
     from owl_swin.evaluation.retrieval import evaluate_retrieval
 
-    detector = evaluated_detector(model, device, image_size, json_out, runtime)
+    detector = evaluated_detector(model, device, image_size, json_out, runtime, read=annotations)
     finish(evaluate_retrieval(detector, annotations, images, split=split, progress=show_progress), json_out)

@@ -76,8 +76,8 @@ def calibrate(
         raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
     for path in (to, plot):
         if path is not None:
-            make_folder_of(path)
-    detector = evaluated_detector(model, device, image_size, json_out, runtime)
+            make_folder_of(path, apart_from=[annotations])
+    detector = evaluated_detector(model, device, image_size, json_out, runtime, read=annotations)
     network = detector.model
     if to is not None and not isinstance(network, OwlSwin):
         raise OwlSwinError(f"{model}: --to writes models of owl_swin's own kind, this is of another")

@@ -85,14 +85,17 @@ def segment(
         "tiles": options.make_tiles(tile, overlap),
         "progress": show_progress,
     }
-    finish(evaluate_segmentation(_model(model, device, json_out, runtime), annotations, images, **settings), json_out)
+    finish(
+        evaluate_segmentation(_model(model, device, json_out, runtime, annotations), annotations, images, **settings),
+        json_out,
+    )
 
 
-def _model(model: str, device: str, json_out: Path | None, runtime: str) -> "Detector | ImageSegmenter":
+def _model(model: str, device: str, json_out: Path | None, runtime: str, read: Path) -> "Detector | ImageSegmenter":
     from owl_swin.families.closed_set import is_segmenter, load_segmenter
 
     if not is_segmenter(model):
-        return evaluated_detector(model, device, None, json_out, runtime)
+        return evaluated_detector(model, device, None, json_out, runtime, read=read)
     if json_out is not None:
-        make_folder_of(json_out)
+        make_folder_of(json_out, apart_from=[read])
     return load_segmenter(model, device=device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from owl_swin.cli.printing import note, say
+from owl_swin.cli.printing import emit, note, say
 from owl_swin.cli.query_options import is_file
 from owl_swin.errors import DataError
 from owl_swin.files import make_folder_of, read_text, write_json
@@ -74,13 +74,14 @@ def figures_table(report: "Report") -> list[str]:
 
 
 def evaluated_detector(
-    model: str, device: str, image_size: int | None, json_out: Path | None, runtime: str
+    model: str, device: str, image_size: int | None, json_out: Path | None, runtime: str, *, read: Path
 ) -> "Detector":
-    """The model to measure; where the result cannot be written that is said before any work."""
+    """The model to measure; where the result cannot be written, or would take the place of what is ``read``, that is
+    said before any work."""
     from owl_swin.detector import Detector
 
     if json_out is not None:  # a place that cannot be written is said before the long part, not after it
-        make_folder_of(json_out)
+        make_folder_of(json_out, apart_from=(read, model))
     return Detector.from_pretrained(model, device=device, image_size=image_size, runtime=runtime)
 
 
@@ -93,7 +94,7 @@ def finish(report: "Report", json_out: Path | None) -> None:
         note(line)
     for sentence in report.notes:
         say(f"note: {sentence}")
-    print(json.dumps(result, indent=2))
+    emit(json.dumps(result, indent=2) + "\n")
     if report.broken:
         more = f', and {len(report.broken) - 1} more, listed under "broken"' if len(report.broken) > 1 else ""
         raise DataError(f"these figures are not of the whole set: {report.broken[0]}{more}")

@@ -114,7 +114,7 @@ def _export_file(model: str, to: Path, card: Path | None, figures: Path, changes
         raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
     make_folder_of(to)
     save_checkpoint(to, network, old_card)
-    print(f"{to}  {to.stat().st_size / 1e6:.1f} MB")
+    emit_line(f"{to}  {to.stat().st_size / 1e6:.1f} MB")
 
 
 def parse_sizes(text: str | None) -> "list[HW]":

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from owl_swin.cli.data_info import data_json, data_lines, describe_data
-from owl_swin.cli.printing import printable
+from owl_swin.cli.printing import emit, printable
 from owl_swin.errors import DataError
 
 PARTS = ("image encoder", "text encoder", "whole model")
@@ -69,13 +69,14 @@ def info(
     chosen = _kind_of_data(what, kind, asked=bool(images or names or save or check))
     if chosen is None:
         about = _about_model(what)
-        print(
+        text = (
             json.dumps(about, indent=2, ensure_ascii=False) if form == Format.JSON else "\n".join(_model_lines(about))
         )
+        emit(text + "\n")
         return
     maps = {"names": names, **({"ignore_values": tuple(ignore)} if ignore is not None else {})}
     found = describe_data(what, chosen, images, split, maps=maps, check=check, save=save, samples=samples)
-    print(data_json(found) if form == Format.JSON else "\n".join(map(printable, data_lines(found))))
+    emit((data_json(found) if form == Format.JSON else "\n".join(map(printable, data_lines(found)))) + "\n")
 
 
 def _kind_of_data(what: str, kind: str | None, *, asked: bool) -> str | None:

@@ -95,7 +95,8 @@ def label(
     IDEA-Research/grounding-dino-tiny --teacher google/owlv2-base-patch16-ensemble --agree 2
     """
     sources = _sources(photos, sheet)
-    _check_outputs(to, sheet, label_studio, label_studio_root)
+    read = [path for path in (queries, captions) if path is not None]
+    _check_outputs(to, sheet, label_studio, label_studio_root, read=[*sources, *read])
     if label_studio_root is not None:
         for source in sources:
             label_studio_address(source, label_studio_root)
@@ -126,7 +127,9 @@ def label(
         _write_sheet(to, report.root, sheet)
 
 
-def _check_outputs(to: Path, sheet: Path | None, tasks: Path | None, root: Path | None) -> None:
+def _check_outputs(
+    to: Path, sheet: Path | None, tasks: Path | None, root: Path | None, *, read: Sequence[str | Path]
+) -> None:
     """Refuses, before any work, what cannot be written after it."""
     if str(to) == STDIN:
         raise OwlSwinError(f"{to}: the labels and their journal need a file; name one that ends in .json")
@@ -140,7 +143,7 @@ def _check_outputs(to: Path, sheet: Path | None, tasks: Path | None, root: Path 
         raise OwlSwinError(f"{to}: is named for the labels and for the tasks of Label Studio; give each its own file")
     for path in (sheet, tasks):
         if path is not None:
-            make_folder_of(path)
+            make_folder_of(path, apart_from=read)
 
 
 def _sources(photos: Sequence[str], sheet: Path | None) -> list[str]:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from owl_swin.cli.printing import OneLine, drop_stdout, say
+from owl_swin.cli.printing import OneLine, drop_stdout, open_streams, say
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import near_name
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the console script."""
+    open_streams()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine("owl-swin: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -32,8 +33,7 @@ def main() -> None:
         try:
             app()
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # what cannot be written is found out here, not while Python ends
+            sys.stdout.flush()  # what cannot be written is found out here, not while Python ends
     except OwlSwinError as error:
         say(_with_near_name(str(error)))
         raise SystemExit(2) from None

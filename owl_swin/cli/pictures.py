@@ -14,8 +14,8 @@ from owl_swin.addresses import is_url
 from owl_swin.cli.printing import say
 from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.fetching import fetch
-from owl_swin.files import near_name
-from owl_swin.image import MAX_PIXELS, is_picture_name, open_image
+from owl_swin.files import is_special, near_name
+from owl_swin.image import MAX_PIXELS, file_content, is_picture_name, open_image
 from owl_swin.index.folder import walk
 from owl_swin.video_source import is_video, shown_source
 
@@ -71,20 +71,20 @@ def open_picture(source: str, *, allow_url: bool = False) -> Image.Image:
 def picture_file(source: str, *, allow_url: bool = False) -> str | bytes:
     """The path of a file, or the bytes of stdin or of an http(s) address."""
     if source == STDIN:
-        content = sys.stdin.buffer.read() if sys.stdin is not None else b""
+        content = file_content(sys.stdin.buffer) if sys.stdin is not None else b""
         if not content:
             raise ImageError("nothing came in on stdin; send a picture there, as in `owl-swin detect - < photo.jpg`")
         return content
     if not is_url(source):
-        return source
+        return file_content(source) if is_special(Path(source)) else source  # a pipe can be read once
     _check_allowed(source, allow_url)
     return fetch(source, None, max_bytes=MOST_BYTES, timeout_s=FETCH_TIMEOUT_S, redirects=REDIRECTS)
 
 
 def named(error: ImageError, source: str) -> ImageError:
     """The error about what stands on the command line, and the file that is probably meant."""
-    if source == STDIN:
-        return ImageError(error.reason, of=STDIN)
+    if source == STDIN or error.of == "picture":  # which bytes are called that have no name of their own
+        return ImageError(error.reason, of=source)
     if is_url(source):
         return error if str(error).startswith(source) else ImageError(f"{source}: {error}")
     near = near_name(source)
@@ -121,7 +121,7 @@ def _pictures_of(argument: str) -> list[str]:
     if not argument:
         raise ImageError("expected a picture, a folder or a pattern, got an empty name")
     if os.path.isdir(argument):
-        pictures = list(walk(argument, lambda path, reason: say(f"{path}: {reason}")))
+        pictures = _without_special(walk(argument, lambda path, reason: say(f"{path}: {reason}")))
         if not pictures:
             raise ImageError(f"{argument}: there is no picture in this folder")
         return pictures
@@ -133,6 +133,17 @@ def _pictures_of(argument: str) -> list[str]:
             raise ImageError(f"{argument}: no {'video' if is_video(argument) else 'picture'} fits this pattern")
         return pictures
     return [argument]
+
+
+def _without_special(paths: Iterable[str]) -> list[str]:
+    """The paths of a folder without pipes and devices, which only somebody who names one means: they may never end."""
+    files: list[str] = []
+    for path in paths:
+        if is_special(Path(path)):
+            say(f"{path}: is no file")
+        else:
+            files.append(path)
+    return files
 
 
 def _once(names: Iterable[str]) -> list[str]:

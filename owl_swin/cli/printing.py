@@ -1,5 +1,7 @@
 """What commands print: results on stdout, sentences on stderr, one line each whatever a name holds."""
 
+import errno
+import io
 import logging
 import os
 import sys
@@ -10,6 +12,22 @@ from owl_swin.errors import OwlSwinError
 
 # Seconds between two lines of progress where stderr is no terminal.
 LINE_S = 10.0
+
+
+class Closed(io.TextIOBase):
+    """A stdout that was closed before the program began, as by `>&-`: what is written to it is not lost in silence."""
+
+    def write(self, text: str) -> int:
+        """Refuses."""
+        raise OSError(errno.EBADF, "stdout is closed")
+
+
+def open_streams() -> None:
+    """Puts something in the place of streams that were closed: Python has None there, to which no module can write."""
+    if sys.stdout is None:
+        sys.stdout = Closed()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def printable(text: str) -> str:
@@ -30,8 +48,6 @@ def say(sentence: str) -> None:
 
 def emit(text: str) -> None:
     """Results on stdout, at once. Where they cannot be written, raises OwlSwinError."""
-    if sys.stdout is None:  # as with `>&-`; print would drop them without a word
-        raise OwlSwinError("the output cannot be written (stdout is closed)")
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:  # the reader has gone, as with `| head`
@@ -49,10 +65,9 @@ def emit_line(text: str) -> None:
 
 def drop_stdout() -> None:
     """Lets what is left in the buffer of stdout go nowhere, since Python writes it once more when it ends."""
-    if sys.stdout is None:
-        return
     with suppress(OSError, ValueError):  # a stdout that is no file has no buffer to be written at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stdout = sys.stdout.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
 
 
 class OneLine(logging.Formatter):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from owl_swin.cli.printing import emit_line
 from owl_swin.errors import ConfigError
 
 
@@ -36,9 +37,9 @@ def push(
     detector = Detector.from_pretrained(model, device="cpu")
     if folder is not None:
         detector.save_pretrained(folder, int8=int8, licence=licence, name=to)
-        print(folder)
+        emit_line(str(folder))
         return
     address = detector.push_to_hub(
         to, revision=revision, private=private or None, commit_message=message, int8=int8, licence=licence
     )
-    print(address)
+    emit_line(address)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from owl_swin.addresses import is_url
 from owl_swin.cli.pictures import open_picture
+from owl_swin.cli.results import stem_of
 from owl_swin.errors import OwlSwinError, QueryError
 from owl_swin.image import is_picture_name
 
@@ -53,7 +54,7 @@ def make_queries(asked: QueryOptions, *, allow_url: bool = False) -> "list[str |
     joined = texts if asked.join or not asked.like else []
     exemplars = [_exemplar("--like", argument, allow_url) for argument in asked.like]
     negatives = [_negative(argument, allow_url) for argument in asked.negative]
-    name = asked.name or (joined[0] if joined else Path(_split_box(asked.like[0])[0]).stem)
+    name = asked.name or (joined[0] if joined else stem_of(path_of(asked.like[0])))
     from owl_swin.queries import Query
 
     query = Query(name, joined, exemplars, negatives, asked.weight)
@@ -97,7 +98,7 @@ def _exemplar(option: str, argument: str, allow_url: bool) -> "Exemplar":
             check_box(box, (picture.height, picture.width))
     except QueryError as error:
         raise QueryError(f"{option} {argument}: {error}") from None
-    return Exemplar(picture, box, name=Path(path).stem)
+    return Exemplar(picture, box, name=stem_of(path))
 
 
 def _negative(argument: str, allow_url: bool) -> "str | Exemplar":
@@ -124,6 +125,11 @@ def _split_box(argument: str) -> tuple[str, tuple[float, ...] | None]:
             ) from None
         return argument, None
     return (path, box) if path and (len(box) > 1 or is_file(path)) else (argument, None)
+
+
+def path_of(argument: str) -> str:
+    """What PHOTO[@BOX] names."""
+    return _split_box(argument)[0]
 
 
 def is_file(path: str) -> bool:

@@ -1,13 +1,16 @@
 """Where the detections of a call go: to stdout or a file as they come, or at the end, or one file a picture."""
 
 import json
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote, urlsplit
 
+from owl_swin.addresses import is_url
 from owl_swin.cli.printing import emit, note, printable, say
 from owl_swin.cli.table import table_lines
 from owl_swin.files import make_folder, make_folder_of, write_bytes, write_image, write_text
@@ -200,7 +203,10 @@ class Drawings:
 
 
 class FreeNames:
-    """Names of files in one folder; a name that is taken gets a number."""
+    """Names of files in one folder; a name that is taken gets a number.
+
+    Names that differ in capitals or in how their letters are encoded are one, as they are on macOS and Windows.
+    """
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
@@ -208,13 +214,17 @@ class FreeNames:
     def take(self, stem: str) -> str:
         """The stem, or the stem and a number."""
         name, number = stem, 1
-        while name in self._taken:
+        while (key := unicodedata.normalize("NFC", name).casefold()) in self._taken:
             number += 1
             name = f"{stem}-{number}"
-        self._taken.add(name)
+        self._taken.add(key)
         return name
 
 
 def stem_of(source: str) -> str:
     """What a file about a picture is called."""
-    return "stdin" if source == "-" else Path(source).stem or "picture"
+    if source == "-":
+        return "stdin"
+    # Of an address, its path: what follows may be a key that is nobody's business, and longer than a name may be.
+    stem = Path(unquote(urlsplit(source).path) if is_url(source) else source).stem
+    return stem.replace("\0", "") or "picture"

@@ -1,7 +1,7 @@
 """`owl-swin search`: where in an archive is the thing that is named or shown?"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,7 @@ import typer
 
 from owl_swin.cli import options
 from owl_swin.cli.printing import emit, note, printable
-from owl_swin.cli.query_options import QueryOptions, add_saved, make_queries
+from owl_swin.cli.query_options import QueryOptions, add_saved, make_queries, path_of
 from owl_swin.cli.table import table_lines
 from owl_swin.cli.thresholds import reached_threshold
 from owl_swin.errors import OwlSwinError, QueryError
@@ -88,7 +88,9 @@ def search(
     if evaluate and (save is not None or format is not Format.TABLE):
         raise QueryError("--eval gives figures instead of answers; leave --save and --format out")
     if save is not None:
-        _check_sheet(save)
+        _check_sheet(
+            save, read=[*(path_of(shown) for shown in (*(like or ()), *(negative or ()))), *(query_file or ())]
+        )
     settings: dict[str, Any] = {
         "limit": limit,
         "offset": offset,
@@ -111,7 +113,7 @@ def search(
         if evaluate:
             from owl_swin.index.recall import measure_recall
 
-            print(json.dumps(measure_recall(index, encoded), indent=2))
+            emit(json.dumps(measure_recall(index, encoded), indent=2) + "\n")
             return
         assert encoded is not None
         found = _answer(index, encoded, settings, format)
@@ -202,7 +204,7 @@ def _table(names: tuple[str, ...], found: list[list[Match]], best: list[Match | 
             yield f"{printable(name)}: nothing found{hint}"
 
 
-def _check_sheet(path: Path) -> None:
+def _check_sheet(path: Path, *, read: Sequence[str | Path]) -> None:
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise OwlSwinError(f"{path}: the sheet of --save must end in .jpg or .png")
-    make_folder_of(path)
+    make_folder_of(path, apart_from=read)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from owl_swin.cli.printing import note, say
+from owl_swin.cli.printing import emit_line, note, say
 from owl_swin.cli.table import table_lines
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import make_folder
@@ -47,7 +47,7 @@ def train(
     if settings.task == "probe":
         _probe(settings, stop_after is not None or blend is not None)
         return
-    print(run(settings, stop_after=stop_after, allow_changes=allow_changes))
+    emit_line(str(run(settings, stop_after=stop_after, allow_changes=allow_changes)))
 
 
 def _probe(settings: "TrainConfig", with_steps: bool) -> None:
@@ -71,7 +71,7 @@ def _probe(settings: "TrainConfig", with_steps: bool) -> None:
     for report in reports:
         for sentence in report.notes:
             say(f"{report.annotations}: {sentence}")
-    print(settings.output)
+    emit_line(str(settings.output))
 
 
 def paste(
@@ -100,7 +100,8 @@ def paste(
     )
     found = find_cutouts(cutouts, wanted, without=unwanted)
     make_folder(to)
-    print(paste_scenes(found, photographs, to, pictures=pictures, most_things=most_things, seed=seed))
+    made = paste_scenes(found, photographs, to, pictures=pictures, most_things=most_things, seed=seed)
+    emit_line(str(made))
 
 
 def distil_text(
@@ -117,4 +118,4 @@ def distil_text(
     from owl_swin.training.distil_text import distil as run
     from owl_swin.training.tasks.text import DistilConfig
 
-    print(run(read_toml(config, DistilConfig), allow_changes=allow_changes))
+    emit_line(str(run(read_toml(config, DistilConfig), allow_changes=allow_changes)))

@@ -36,10 +36,14 @@ def _yes_or_no(text: str) -> bool:
     return text == "true"
 
 
+def _number_or_model(text: str) -> float | str:
+    return text if text == "model" else float(text)
+
+
 # Plain fields of a form, for callers who write no JSON: how each is read.
 FORM_FIELDS: dict[str, Callable[[str], Any]] = {
     "threshold": float,
-    "nms_iou": float,
+    "nms_iou": _number_or_model,
     "box_voting": _yes_or_no,
     "nms_across": _yes_or_no,
     "objectness": float,
