@@ -10,7 +10,7 @@ from typing import Any
 from owl_swin import Detections, Detector, EncodedImage, QueryEmbeddings, QueryError
 from owl_swin.demo.edits import By, Edits, read_edit
 from owl_swin.demo.outlines import Paths
-from owl_swin.demo.photos import Photo
+from owl_swin.demo.photos import Photo, meant
 
 # Below this a score says nothing; sliders end here.
 FLOOR = 0.01
@@ -80,11 +80,15 @@ class Question:
         return replace(self, model=model, size="", queries=None, done=False, look=Look())
 
     def edited(self, event: Any) -> "Question":
-        """With an edit that the page tells."""
-        if self.photo is None:
+        """With an edit that the page tells; one of another photo, as was there a moment ago, changes nothing."""
+        if self.photo is None or not meant(self.photo, event):
             return self
         hw = (self.photo.height, self.photo.width)
         return replace(self, edits=read_edit(self.edits, event, hw, self.look.finder))
+
+    def heard(self, event: Any) -> "Question":
+        """With the page's number of an edit, whatever became of it: the page then shows what there is."""
+        return replace(self, edits=replace(self.edits, number=int(event.number)))
 
 
 def split_names(text: str) -> list[str]:

@@ -3,13 +3,13 @@
 (() => {
   "use strict";
   if (window.owlShared.drawing) return; // every piece brings this script
-  const { clamp, span, nudged, ARROWS } = window.owlShared;
+  const { clamp, span, nudged, moveOf } = window.owlShared;
   const STEP = 0.02; // what an arrow key moves, as a share of the photo
   const HANDLE_PX = 16;
 
   // One box, drawn anew or moved or sized. Tells: "drawn" {box}.
   window.owlShared.drawing = (stage) => {
-    const { frame, svg, labels, trigger, at, rectangle, handle } = stage;
+    const { frame, svg, labels, trigger, at, rectangle, handle, zoomed } = stage;
     let draft = null; // [x0, y0, x1, y1] in pixels of the photo
     let corner = null; // the first of two clicks
     const drawDraft = () => {
@@ -22,14 +22,22 @@
       const [x0, y0, x1, y1] = draft;
       [[x0, y0], [x1, y0], [x0, y1], [x1, y1]].forEach((point) => labels.append(handle(point)));
     };
-    stage.came = () => {
+    stage.came = (before) => {
+      if (before.src !== stage.value.src) drag = null;
       draft = stage.value.draft || null;
       corner = null;
+      clearTimeout(later);
+      later = 0;
     };
     stage.marked = drawDraft;
-    const tell = () => trigger("drawn", { box: draft ? draft.map((value) => Math.round(value * 10) / 10) : null });
-    let later = 0;
+    let later = 0; // what keys do is told when they are at rest, and before anything else is done
+    const tell = () => {
+      clearTimeout(later);
+      later = 0;
+      trigger("drawn", { box: draft ? draft.map((value) => Math.round(value * 10) / 10) : null, of: stage.of });
+    };
     const tellLater = () => { clearTimeout(later); later = setTimeout(tell, 250); };
+    frame.addEventListener("blur", () => { if (later) tell(); });
     frame.tabIndex = 0;
     frame.setAttribute("role", "application");
     frame.setAttribute("aria-label", "Photo to draw a box on: drag, click two corners, or press Enter for a box, arrow keys to move it, Shift with arrow keys to size it, Delete to take it away");
@@ -48,10 +56,18 @@
       event.preventDefault();
       frame.focus({ preventScroll: true });
       frame.setPointerCapture(event.pointerId);
-      drag = { ...(corner ? { from: corner, kind: "second" } : grip(at(event))), x: event.clientX, y: event.clientY, moved: false };
+      if (zoomed.fingers.down(event)) return leave();
+      const began = corner ? { from: corner, kind: "second" } : grip(at(event));
+      drag = { ...began, x: event.clientX, y: event.clientY, moved: false, before: [draft, corner] };
     });
+    // Nothing is drawn after all.
+    const leave = () => {
+      if (drag) [draft, corner] = drag.before;
+      drag = null;
+      drawDraft();
+    };
     frame.addEventListener("pointermove", (event) => {
-      if (!drag) return;
+      if (zoomed.fingers.move(event) || !drag) return;
       drag.moved ||= Math.hypot(event.clientX - drag.x, event.clientY - drag.y) > 4;
       if (!drag.moved) return;
       const point = at(event);
@@ -64,7 +80,7 @@
       drawDraft();
     });
     frame.addEventListener("pointerup", (event) => {
-      if (!drag) return;
+      if (zoomed.fingers.up(event) || !drag) return;
       const point = at(event);
       const had = Boolean(draft);
       if (drag.kind === "second" && !drag.moved) {
@@ -81,15 +97,16 @@
       drawDraft();
       if (done || had !== Boolean(draft)) tell(); // a box that is not seen is not used
     });
-    frame.addEventListener("pointercancel", () => {
-      if (drag?.moved) tell();
-      drag = null;
+    frame.addEventListener("pointercancel", (event) => {
+      zoomed.fingers.up(event);
+      leave();
     });
     frame.addEventListener("keydown", (event) => {
       if (!stage.value.src) return;
-      const move = ARROWS[event.key];
+      const move = moveOf(event);
       if ((event.key === "Enter" || event.key === " ") && !draft) {
         const { width, height } = stage.value;
+        corner = null;
         draft = [width / 4, height / 4, (3 * width) / 4, (3 * height) / 4];
       } else if (["Delete", "Backspace", "Escape"].includes(event.key) && (draft || corner)) {
         draft = corner = null;
@@ -117,7 +134,7 @@
       trigger("pointed", { x: x / stage.value.width, y: y / stage.value.height });
     });
     frame.addEventListener("keydown", (event) => {
-      const move = ARROWS[event.key];
+      const move = moveOf(event);
       if (!move || !stage.value.cell) return;
       event.preventDefault();
       const [x0, y0, x1, y1] = stage.value.cell;

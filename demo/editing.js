@@ -3,7 +3,7 @@
 (() => {
   "use strict";
   if (window.owlShared.editing) return; // every piece brings this script
-  const { make, clamp, span, nudged, ARROWS } = window.owlShared;
+  const { make, span, nudged, moveOf } = window.owlShared;
   const STEP = 0.01; // what an arrow key moves, as a share of what is seen of the photo
   const HANDLE_PX = 14;
   const SMALLEST_PX = 3; // of the screen: what is drawn smaller was a click
@@ -15,14 +15,13 @@
   // Tells: "edited" {number, was, now} with boxes {label, box, hand}: was null is a new one, now null one that goes; or
   // {number, undo: true}, or {number, reset: true}. The value that answers has the number of the last one in "edited".
   window.owlShared.editing = (stage) => {
-    const { root, frame, svg, labels, scroll, zooms, trigger, at, rectangle, handle } = stage;
+    const { root, frame, svg, labels, scroll, zooms, trigger, at, rectangle, handle, zoomed } = stage;
     let on = false;
     let chosen = null; // the mark itself, one of stage.value.boxes
     let drag = null;
     let armed = false; // the next drag makes a box wherever it begins
     let unsent = null; // {was, now} of keys that are still pressed
     let [sent, sentAt] = [0, 0];
-    const pointers = new Map();
 
     // --- The row below the photo ---
     const button = (words, title, action) => {
@@ -55,10 +54,11 @@
 
     const boxes = () => stage.value.boxes || [];
     const describe = () => {
-      if (!chosen) return armed ? "Drag on the photo, or press Enter on it, for a new box." : HELP;
+      if (!chosen) return [armed ? "Drag on the photo, or press Enter on it, for a new box." : HELP];
       const place = boxes().indexOf(chosen) + 1;
       const by = chosen.hand ? "by hand" : `score ${chosen.score.toFixed(2)}`;
-      return `${chosen.label}, ${place} of ${boxes().length}, ${by}: ${chosen.box.map(Math.round).join(", ")}`;
+      const where = `, ${place} of ${boxes().length}, ${by}: ${chosen.box.map(Math.round).join(", ")}`;
+      return [make("bdi", "", chosen.label), where];
     };
     const behind = () => (stage.value.edited ?? 0) < sent || Boolean(unsent);
     const showBar = () => {
@@ -72,11 +72,14 @@
       const names = [...new Set(stage.value.names || [])];
       known.replaceChildren(...names.map((one) => Object.assign(make("option"), { value: one })));
       if (document.activeElement !== name) name.value = chosen ? chosen.label : name.value || names[0] || "";
-      if (said.textContent !== describe()) said.textContent = describe();
+      const words = make("p");
+      words.append(...describe());
+      if (said.textContent !== words.textContent) said.replaceChildren(...words.childNodes); // it is read out
     };
     const turn = (to) => {
       on = to;
       [chosen, armed, drag] = [null, false, null];
+      zoomed.fingers.clear();
       if (on) frame.tabIndex = 0;
       else frame.removeAttribute("tabindex");
       for (const [key, value] of [["role", "application"], ["aria-label", `Photo with boxes to edit. ${HELP}`]])
@@ -103,7 +106,7 @@
       if (!what.was && !what.now) send();
       [sent, sentAt] = [sent + 1, Date.now()];
       showBar();
-      trigger("edited", { number: sent, was: null, now: null, undo: false, reset: false, ...what });
+      trigger("edited", { number: sent, was: null, now: null, undo: false, reset: false, of: stage.of, ...what });
     };
     const send = () => {
       if (!unsent) return;
@@ -145,12 +148,15 @@
       if (chosen && name.value.trim() && name.value.trim() !== chosen.label) put(chosen, { ...chosen, label: name.value.trim() });
     });
     name.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter") return;
+      if (event.key !== "Enter" || event.isComposing) return; // one that ends the writing of a sign ends no name
       event.preventDefault();
       frame.focus({ preventScroll: true }); // which makes it "change"
     });
 
     // --- What the server shows, which may be older than what was done here ---
+    // The same box in what is shown now, whose marks are new with each answer.
+    const again = (mark) => boxes().find((one) =>
+      mark.hand ? one.hand === mark.hand : !one.hand && one.label === mark.label && String(one.box) === String(mark.box)) || null;
     stage.held = () => Boolean(drag);
     stage.came = (before) => {
       const now = stage.value;
@@ -161,12 +167,16 @@
         return;
       }
       if (!same) [chosen, unsent] = [null, null];
-      const alike = (one) => (chosen.hand ? one.hand === chosen.hand : !one.hand && one.label === chosen.label && String(one.box) === String(chosen.box));
-      if (chosen) chosen = (now.boxes || []).find(alike) || null;
+      if (chosen) chosen = again(chosen);
     };
     stage.marked = () => {
       showBar();
-      if (!on) return;
+      if (on) drawDraft();
+    };
+    // A drag draws this alone: there may be a thousand other marks.
+    const drawDraft = () => {
+      svg.querySelectorAll(".owl-draft, .owl-draft-under, .owl-chosen").forEach((node) => node.remove());
+      labels.querySelectorAll(".owl-handle").forEach((node) => node.remove());
       if (drag?.box) rectangle(drag.box, "owl-draft-under") && rectangle(drag.box, "owl-draft");
       const box = drag?.box || chosen?.box;
       if (!box) return;
@@ -194,60 +204,41 @@
     const smallest = (point) => boxes().filter((one) => inside(point, one.box, 4 / scale())).sort((a, b) => area(a.box) - area(b.box))[0] || null;
     const sized = ([x0, y0, x1, y1], [hx, hy], [x, y]) =>
       span([hx === 0 ? x : x0, hy === 0 ? y : y0], [hx === 1 ? x : x1, hy === 1 ? y : y1]);
-    const middle = () => [...pointers.values()].reduce(([x, y], [px, py]) => [x + px / pointers.size, y + py / pointers.size], [0, 0]);
-    const spread = () => { const [[ax, ay], [bx, by]] = [...pointers.values()]; return Math.hypot(ax - bx, ay - by); };
     frame.addEventListener("pointerdown", (event) => {
       if (!on || !stage.value.src || event.button > 0) return;
       event.preventDefault();
       frame.focus({ preventScroll: true });
       frame.setPointerCapture(event.pointerId);
-      pointers.set(event.pointerId, [event.clientX, event.clientY]);
-      if (pointers.size === 2) { // two fingers move and grow the photo
-        drag = { kind: "pan", at: middle(), spread: spread(), zoom: stage.zoomed.zoom };
-        stage.redraw();
-        return;
-      }
+      if (zoomed.fingers.down(event)) return leave();
       const point = at(event);
       drag = { ...grip(point), from: point, x: event.clientX, y: event.clientY, moved: false };
     });
     frame.addEventListener("pointermove", (event) => {
-      if (!drag || !pointers.has(event.pointerId)) return;
-      pointers.set(event.pointerId, [event.clientX, event.clientY]);
-      if (drag.kind === "pan") return pan();
+      if (zoomed.fingers.move(event) || !drag) return;
       drag.moved ||= Math.hypot(event.clientX - drag.x, event.clientY - drag.y) > 4;
       if (!drag.moved) return;
       const point = at(event);
       if (drag.kind === "move") drag.box = nudged(drag.mark.box, [point[0] - drag.from[0], point[1] - drag.from[1]], stage.value);
       else drag.box = drag.kind === "size" ? sized(drag.mark.box, drag.handle, point) : span(drag.from, point);
-      stage.redraw();
+      drawDraft();
     });
-    const pan = () => {
-      if (pointers.size < 2) return;
-      const [x, y] = middle();
-      scroll.scrollLeft -= x - drag.at[0];
-      scroll.scrollTop -= y - drag.at[1];
-      drag.at = [x, y];
-      const place = scroll.getBoundingClientRect();
-      const zoom = clamp((drag.zoom * spread()) / Math.max(1, drag.spread), 1, stage.zoomed.most());
-      if (Math.abs(zoom - stage.zoomed.zoom) > 0.02) stage.zoomed.setZoom(zoom, [(x - place.left) / place.width, (y - place.top) / place.height]);
-    };
-    const end = (event, done) => {
-      pointers.delete(event.pointerId);
-      if (!drag || pointers.size) return;
-      const { kind, mark, box, moved, from } = drag;
+    const leave = () => {
       drag = null;
       stage.draw(); // what came meanwhile
-      if (!done || kind === "pan") return;
+    };
+    const end = (event) => {
+      if (zoomed.fingers.up(event) || !drag) return;
+      const { kind, mark, box, moved, from } = drag;
+      leave();
       if (!moved) return choose(armed ? null : pickNext(from));
       if (Math.min(box[2] - box[0], box[3] - box[1]) * scale() < SMALLEST_PX) return stage.redraw();
       armed = false;
-      const here = mark && (boxes().includes(mark) ? mark : boxes().find((one) => one.hand && one.hand === mark.hand));
       if (kind === "new") {
         choose(null);
         put(null, { label: wanted(), box });
         if (event.pointerType === "mouse") name.select();
       } else {
-        put(here || null, { ...mark, box });
+        put(again(mark), { ...mark, box });
       }
     };
     // Of boxes that lie over each other a click chooses the smallest, and the next click the next.
@@ -255,8 +246,12 @@
       const here = boxes().filter((one) => inside(point, one.box, 4 / scale())).sort((a, b) => area(a.box) - area(b.box));
       return here[(here.indexOf(chosen) + 1) % Math.max(1, here.length)] || null;
     };
-    frame.addEventListener("pointerup", (event) => end(event, true));
-    frame.addEventListener("pointercancel", (event) => end(event, false));
+    frame.addEventListener("pointerup", end);
+    frame.addEventListener("pointercancel", (event) => {
+      zoomed.fingers.up(event);
+      if (drag) leave();
+    });
+    frame.addEventListener("blur", () => send()); // what keys did, before anything else is done
     root.addEventListener("click", (event) => {
       const row = on && event.target.closest(".owl-table tbody tr");
       if (row && !event.target.closest("button")) choose(boxes()[Number(row.dataset.box)] || null);
@@ -264,7 +259,7 @@
 
     // --- Keys ---
     const keys = (event) => {
-      const move = ARROWS[event.key];
+      const move = moveOf(event);
       const turned = { PageDown: 1, PageUp: -1 }[event.key];
       if (move && chosen) {
         const seen = Math.min(scroll.clientWidth / frame.clientWidth, 1) * STEP;
@@ -283,7 +278,7 @@
       } else if (event.key === "Escape" && (chosen || armed)) {
         armed = false;
         choose(null);
-      } else if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey)) {
+      } else if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey) {
         if (stage.value.undo || unsent) tell({ undo: true });
       } else {
         return false;

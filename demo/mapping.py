@@ -17,8 +17,8 @@ from owl_swin.demo.exports import query_file, stage_files
 from owl_swin.demo.map_files import MapCall, copies, downloads
 from owl_swin.demo.mapping_layout import NO_PHOTO, NO_SOURCE, PLACEHOLDER, Page, layout
 from owl_swin.demo.models import Models
-from owl_swin.demo.photos import SHOWN_PX, Photo, data_uri, samples, take_photo
-from owl_swin.demo.pieces import QUIET, Upload, no_photo, stage_value, strip_value
+from owl_swin.demo.photos import SHOWN_PX, Photo, data_uri, meant, samples, take_photo
+from owl_swin.demo.pieces import QUIET, Upload, draw_value, no_photo, stage_value, strip_value
 from owl_swin.demo.refusals import Refused, errors_shown, pick
 from owl_swin.demo.session import Session
 from owl_swin.demo.settings import Answers, moved
@@ -135,7 +135,7 @@ def show_source(mapped: Mapped) -> dict:
     """The photo to draw on, with the box so far."""
     if mapped.drawn_on is None:
         return no_photo(*NO_SOURCE)
-    return stage_value(mapped.drawn_on, draft=list(mapped.box_xyxy) if mapped.box_xyxy else None)
+    return draw_value(mapped.drawn_on, mapped.box_xyxy)
 
 
 def show_examples(mapped: Mapped) -> dict:
@@ -185,6 +185,8 @@ class Handlers:
 
     def on_drawn(self, event: gr.EventData, session: Session[Mapped]):
         """The box that was drawn, or that went."""
+        if not meant(session.value.drawn_on, event):
+            return session
         box = tuple(float(value) for value in event.box) if event.box else None
         session.change(lambda mapped: replace(mapped, box_xyxy=box))
         return session

@@ -19,7 +19,7 @@ from owl_swin.demo.exports import TOP_K, Call, copies, downloads, edited_copies,
 from owl_swin.demo.models import Choice, Models, size_choices
 from owl_swin.demo.naming_layout import Page, layout
 from owl_swin.demo.outlines import paths_of
-from owl_swin.demo.photos import Photo, samples, take_photo
+from owl_swin.demo.photos import Photo, meant, samples, take_photo
 from owl_swin.demo.pieces import (
     QUIET,
     Upload,
@@ -102,7 +102,8 @@ def show(
     asked, terms = named.asked, named.terms
     found = find(detector, named, threshold, overlap)
     if asked.photo is None or asked.encoded is None or found is None:
-        return stage_value(asked.photo), chips(terms, None, (), threshold), stage_files([])
+        waiting = stage_value(asked.photo, edited=asked.edits.number)
+        return waiting, chips(terms, None, (), threshold), stage_files([])
     best = detector.score(asked.encoded, asked.queries).sigmoid().amax(0).tolist() if asked.queries is not None else []
     shown = [term for term in terms if not term.hidden]
     boxes, edits = annotate(found, asked.edits, asked.look.finder), asked.edits
@@ -244,7 +245,8 @@ class Handlers:
     @errors_shown
     def on_edited(self, event: gr.EventData, session: Session[Named], *view: float):
         """A box moved, named, drawn or taken away."""
-        session.change(lambda named: replace(named, asked=named.asked.edited(event)))
+        errors_shown(session.change)(lambda named: replace(named, asked=named.asked.edited(event)))
+        session.change(lambda named: replace(named, asked=named.asked.heard(event)))
         return session, *self.on_view(session, *view)
 
     @errors_shown
@@ -252,8 +254,7 @@ class Handlers:
         """A name less."""
 
         def step(named: Named) -> Named:
-            place = _place(named.terms, event.name)
-            return replace(named, terms=(*named.terms[:place], *named.terms[place + 1 :]))
+            return replace(named, terms=tuple(term for term in named.terms if term.name != event.name))
 
         self.ask(session, step)
         return session
@@ -264,13 +265,14 @@ class Handlers:
         photo = session.value.asked.photo
         if photo is None:
             raise Refused("No photo yet", "First choose a photo.")
+        if not meant(photo, event):
+            raise Refused("Gone", "Another photo is here by now.")
         x0, y0, x1, y1 = (float(value) for value in event.box)
         example = Example.of(photo, (x0, y0, x1, y1), bool(event.wanted))
 
         def step(named: Named) -> Named:
-            if named.terms:
-                pick(named.terms, event.query)
-            return replace(named, terms=with_example(self.detector(named), named.terms, event.query, example))
+            place = _place(named.terms, event.name) if named.terms else 0
+            return replace(named, terms=with_example(self.detector(named), named.terms, place, example))
 
         self.ask(session, step)
         return session

@@ -44,6 +44,13 @@ class Photo:
         return open_image(base64.b64decode(self.src.partition(",")[2]))
 
 
+def meant(photo: Photo | None, event: Any) -> bool:
+    """Whether an event of the page is about this photo, as far as it says of which (``stage.of``): by the time that it
+    comes another may be there."""
+    of = getattr(event, "of", None)
+    return of is None or (photo is not None and list(of) == [photo.name, photo.width, photo.height])
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A photo to try, with names that may be in it and the box of one thing, xyxy pixels."""

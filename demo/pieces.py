@@ -1,6 +1,7 @@
 """The pieces of the pages that Gradio has not: photos with boxes, small pictures, names, downloads (see *.js)."""
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +24,8 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 BUSY: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 
 R = TypeVar("R")
+# The page takes no notice of a value that is the one before, though it may have been drawn on since.
+_drawn_on = count()
 
 
 class Upload(NamedTuple):
@@ -138,6 +141,11 @@ def stage_value(photo: Photo | None, *, src: str = "", note: dict[str, Any] | No
         return no_photo()
     shown = {"src": src or photo.src, "width": photo.width, "height": photo.height, "alt": photo.name}
     return {**shown, "reduced": not src and max(photo.width, photo.height) > SHOWN_PX, "note": note, **marks}
+
+
+def draw_value(photo: Photo, box_xyxy: Sequence[float] | None) -> dict:
+    """What a stage to draw on shows: the photo with the box so far, whatever was drawn on the page meanwhile."""
+    return stage_value(photo, draft=list(box_xyxy) if box_xyxy else None, number=next(_drawn_on))
 
 
 def strip_value(items: Sequence[dict[str, Any]], *, empty: str = "", chosen: int = -1) -> dict[str, Any]:

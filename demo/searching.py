@@ -19,8 +19,8 @@ from owl_swin.demo.filling import (
     pictures_of,
     stats_text,
 )
-from owl_swin.demo.photos import samples, take_photo
-from owl_swin.demo.pieces import BUSY, QUIET, Upload, stage_value
+from owl_swin.demo.photos import meant, samples, take_photo
+from owl_swin.demo.pieces import BUSY, QUIET, Upload, draw_value
 from owl_swin.demo.refusals import Refused, errors_shown, pick
 from owl_swin.demo.results import (
     Filters,
@@ -231,11 +231,13 @@ class Handlers:
         """A photo to draw an example on."""
         photo = take_photo(*upload)
         session.change(lambda now: replace(now, source=photo, box_xyxy=None))
-        return session, stage_value(photo)
+        return session, draw_value(photo, None)
 
     @errors_shown
     def on_drawn(self, event: gr.EventData, session: Session[Searched]):
         """The box that was drawn, or that went."""
+        if not meant(session.value.source, event):
+            return session
         box = tuple(event.box) if event.box else None
         session.change(lambda now: replace(now, box_xyxy=box))
         return session

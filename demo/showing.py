@@ -14,11 +14,12 @@ from owl_swin.demo.examples import Box, Example, Shown, box_of, numbers, search,
 from owl_swin.demo.exports import OUTLINED, downloads, edited_copies, query_file, stage_files
 from owl_swin.demo.models import Choice, Models, size_choices
 from owl_swin.demo.outlines import paths_of
-from owl_swin.demo.photos import SHOWN_PX, Photo, board, data_uri, samples, take_photo
+from owl_swin.demo.photos import SHOWN_PX, Photo, board, data_uri, meant, samples, take_photo
 from owl_swin.demo.pieces import (
     BUSY,
     QUIET,
     Upload,
+    draw_value,
     no_photo,
     rows,
     stage_value,
@@ -53,7 +54,7 @@ def show_target(
         return no_photo(*NO_TARGET), stage_files([])
     if found is None or target.encoded is None:
         hint = None if shown.examples else {"text": "Add an example on the left, then its like is looked for here."}
-        return stage_value(target.photo, note=hint), stage_files([])
+        return stage_value(target.photo, note=hint, edited=target.edits.number), stage_files([])
     boxes, edits = annotate(found, target.edits, target.look.finder), target.edits
     note = None if len(boxes) or edits else note_of_nothing(detector, target, threshold, instead=INSTEAD)
     paths = paths_of(boxes, target.look.paths)
@@ -80,7 +81,7 @@ def show_source(shown: Shown) -> dict:
     """The photo to draw on, with the box so far."""
     if shown.source is None:
         return no_photo(*NO_SOURCE)
-    return stage_value(shown.source, draft=list(shown.box_xyxy) if shown.box_xyxy else None)
+    return draw_value(shown.source, shown.box_xyxy)
 
 
 def show_examples(shown: Shown) -> dict:
@@ -139,12 +140,16 @@ class Handlers:
 
     def on_drawn(self, event: gr.EventData, session: Session[Shown]):
         """The box that was drawn, or that went."""
+        if not meant(session.value.source, event):
+            return session, *[gr.skip()] * 4
         box = box_of(tuple(event.box)) if event.box else None
         session.change(lambda shown: replace(shown, box_xyxy=box))
         return session, *numbers(box)
 
     def on_numbers(self, session: Session[Shown], *fields: float | None):
-        """The box that was typed."""
+        """The box that was typed; fields that are only left leave the photo alone, on which a box may be begun."""
+        if numbers(box_of(fields)) == numbers(session.value.box_xyxy):
+            return session, gr.skip()
         return session, show_source(session.change(lambda shown: replace(shown, box_xyxy=box_of(fields))))
 
     @errors_shown
@@ -183,7 +188,7 @@ class Handlers:
         """The cat, in finer detail: what is on a board of six is small."""
         before, tried = session.value.target, try_it()
         size = list(self.models.sizes(before.model))[:2][-1]
-        target = replace(tried.target, model=before.model, size=size, outlines=before.outlines)
+        target = replace(before.of(tried.target.photo), size=size)
         tried = replace(tried, target=target)
         shown = self.ask(session, lambda shown: replace(tried, words=shown.words, weight=shown.weight))
         return session, show_source(shown), *numbers(None), show_examples(shown), size
@@ -218,7 +223,8 @@ class Handlers:
     @errors_shown
     def on_edited(self, event: gr.EventData, session: Session[Shown], *view: Any):
         """A box moved, named, drawn or taken away."""
-        session.change(lambda shown: replace(shown, target=shown.target.edited(event)))
+        errors_shown(session.change)(lambda shown: replace(shown, target=shown.target.edited(event)))
+        session.change(lambda shown: replace(shown, target=shown.target.heard(event)))
         return session, *self.on_view(session, *view)
 
     @errors_shown

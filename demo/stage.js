@@ -31,8 +31,8 @@
     const tip = frame.querySelector(".owl-tip") || make("div", "owl-tip");
     tip.hidden = true;
     frame.append(tip);
-    const say = (text, [x, y]) => {
-      tip.textContent = text;
+    const say = (words, [x, y]) => {
+      tip.replaceChildren(...words);
       tip.hidden = false;
       tip.style[x > 0.6 ? "right" : "left"] = `${100 * (x > 0.6 ? 1 - x : x)}%`;
       tip.style[x > 0.6 ? "left" : "right"] = "auto";
@@ -42,7 +42,43 @@
     return { say, hide: () => { tip.hidden = true; } };
   };
 
-  window.owlShared = { make, clamp, colour, span, nudged, tipIn, ARROWS }; // for the other files
+  // A name and how sure it is; a name that is written from right to left keeps its place before the number.
+  const titled = (name, score) => [make("bdi", "", name), score === null ? "" : ` ${score.toFixed(2)}`];
+
+  // Draws anew what is in a node: what has the focus there has it afterwards, the nth of those that are alike.
+  const refocused = (root, draw, selector = "") => {
+    const own = root.contains(document.activeElement) ? document.activeElement : null;
+    const kind = (one) => `${one.tagName} ${one.className.replace("owl-active", "").trim()}`;
+    const which = own && kind(own);
+    const alike = () => [...root.querySelectorAll(selector || own.tagName)].filter((one) => selector || kind(one) === which);
+    const place = own ? alike().indexOf(own) : -1;
+    draw();
+    if (place < 0) return;
+    const all = alike();
+    all[Math.min(place, all.length - 1)]?.focus({ preventScroll: true });
+  };
+  // What an arrow key alone moves: with Alt, Ctrl or Command it is the browser's.
+  const moveOf = (event) => (event.altKey || event.ctrlKey || event.metaKey ? undefined : ARROWS[event.key]);
+
+  window.owlShared = { make, clamp, colour, span, nudged, tipIn, titled, refocused, moveOf }; // for the other files
+
+  // A file that is dropped beside all places would take the place of the page.
+  ["dragover", "drop"].forEach((kind) => document.addEventListener(kind, (event) => {
+    if (event.defaultPrevented || !event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    event.dataTransfer.dropEffect = "none";
+  }));
+  // What is pasted goes to one place of those that are seen: the one under the mouse or with the focus, else the first
+  // that has no photo yet. Text that is pasted into a field stays there.
+  const takers = [];
+  document.addEventListener("paste", (event) => {
+    const { files = [], types = [] } = event.clipboardData || {};
+    if (!files.length || (types.includes("text/plain") && event.target.closest?.("input, textarea"))) return;
+    const seen = takers.filter(({ root }) => root.offsetParent !== null);
+    const one = seen.find(({ root }) => root.matches(":hover")) || seen.find(({ root }) => root.contains(document.activeElement))
+      || seen.find(({ root }) => !root.classList.contains("owl-there")) || seen[0];
+    one?.give(files);
+  });
 
   // Files of a folder keep their path in it as their name, of which Gradio would leave only the last part.
   document.addEventListener("change", (event) => {
@@ -116,10 +152,7 @@
       root.classList.remove("owl-over");
       give(event.dataTransfer.files);
     });
-    document.addEventListener("paste", (event) => {
-      const typing = event.target.closest && event.target.closest("input, textarea");
-      if (props.upload && !typing && root.offsetParent !== null) give(event.clipboardData.files);
-    });
+    if (props.upload) takers.push({ root, give });
 
     const zoomed = window.owlShared.zooming({ root, frame, photo, scroll, zooms, props, trigger, watch, value: () => state });
     const rectangle = (box, className, stroke) => {
@@ -131,7 +164,6 @@
       svg.append(rect);
       return rect;
     };
-    const titleOf = (one) => (one.score === null ? one.label : `${one.label} ${one.score.toFixed(2)}`);
     const light = (index) => {
       frame.classList.toggle("owl-lit", index >= 0);
       root.querySelectorAll("[data-box]").forEach((node) =>
@@ -157,7 +189,7 @@
         hoverable(path, index);
         path.addEventListener("pointermove", (event) => {
           const place = frame.getBoundingClientRect();
-          tip.say(titleOf(one), [(event.clientX - place.left) / place.width, (event.clientY - place.top) / place.height]);
+          tip.say(titled(one.label, one.score), [(event.clientX - place.left) / place.width, (event.clientY - place.top) / place.height]);
         });
         path.addEventListener("pointerleave", tip.hide);
       }
@@ -165,6 +197,7 @@
     const drawMarks = () => {
       svg.replaceChildren();
       tip.hide();
+      frame.classList.remove("owl-lit"); // what the mouse was over goes without a word
       svg.classList.toggle("owl-unfilled", Boolean(state.heat));
       labels.replaceChildren();
       svg.setAttribute("viewBox", `0 0 ${state.width || 1} ${state.height || 1}`);
@@ -185,11 +218,14 @@
         const thin = one.outline ? " owl-thin" : "";
         rectangle(one.box, `owl-box-under${thin}`).dataset.box = index;
         hoverable(rectangle(one.box, `owl-box${thin}`, colour(one.query)), index);
-        const tag = hoverable(make("span", "owl-tag", titleOf(one)), index);
+        const tag = hoverable(make("span", "owl-tag"), index);
+        tag.append(...titled(one.label, one.score));
         const [x0, y0, x1] = one.box;
         const right = x0 / state.width > 0.6;
         tag.style.background = colour(one.query);
-        tag.style[right ? "right" : "left"] = `${100 * (right ? 1 - x1 / state.width : x0 / state.width)}%`;
+        const beside = 100 * (right ? 1 - x1 / state.width : x0 / state.width);
+        tag.style[right ? "right" : "left"] = `${beside}%`;
+        tag.style.maxWidth = `${100 - beside}%`; // a long name stays on the photo
         tag.style.top = `${(100 * y0) / state.height}%`;
         tag.classList.toggle("owl-inside", y0 / state.height < 0.06);
         labels.append(tag);
@@ -217,12 +253,13 @@
         button.type = "button";
         button.title = `This box ${words} “${one.label}”`;
         button.setAttribute("aria-label", button.title);
-        button.addEventListener("click", () => trigger("liked", { box: one.box, query: one.query, wanted }));
+        button.addEventListener("click", () => trigger("liked", { box: one.box, name: one.label, query: one.query, wanted, of: stage.of }));
         place.append(button);
       });
       return place;
     };
-    const drawTable = () => {
+    const drawTable = () => refocused(table, fillTable);
+    const fillTable = () => {
       table.replaceChildren();
       const boxes = props.table ? state.boxes || [] : [];
       if (!boxes.length) return;
@@ -301,6 +338,7 @@
       id: `owl-stage-${(made += 1)}`,
       zoomed,
       get value() { return state; },
+      get of() { return [state.alt, state.width, state.height]; }, // which photo is meant
       held: () => false, // true: what comes now is drawn later
       came: () => {}, // a new value, before it is drawn
       marked: () => {}, // the marks are drawn

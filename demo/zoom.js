@@ -60,6 +60,45 @@
       setZoom(zoom * Math.exp(-event.deltaY / 300), at);
     }, { passive: false });
 
+    // Two fingers on a photo that one finger draws on move it and make it larger: each call tells whether they do, and so
+    // draw nothing, until the last of them is gone.
+    const pointers = new Map();
+    let pinch = null; // {at, spread, zoom}: where they were, and what they began with
+    const pair = () => [...pointers.values()].slice(0, 2);
+    const middle = () => { const [[ax, ay], [bx, by]] = pair(); return [(ax + bx) / 2, (ay + by) / 2]; };
+    const spread = () => { const [[ax, ay], [bx, by]] = pair(); return Math.max(1, Math.hypot(ax - bx, ay - by)); };
+    const fingers = {
+      down: (event) => {
+        pointers.set(event.pointerId, [event.clientX, event.clientY]);
+        if (pointers.size > 1) pinch = { at: middle(), spread: spread(), zoom };
+        return Boolean(pinch);
+      },
+      move: (event) => {
+        if (!pointers.has(event.pointerId)) return true;
+        pointers.set(event.pointerId, [event.clientX, event.clientY]);
+        if (pinch && pointers.size > 1) {
+          const [x, y] = middle();
+          scroll.scrollLeft -= x - pinch.at[0];
+          scroll.scrollTop -= y - pinch.at[1];
+          pinch.at = [x, y];
+          const place = scroll.getBoundingClientRect();
+          const to = clamp((pinch.zoom * spread()) / pinch.spread, 1, most());
+          if (Math.abs(to - zoom) > 0.02) setZoom(to, [(x - place.left) / place.width, (y - place.top) / place.height]);
+        }
+        return Boolean(pinch);
+      },
+      up: (event) => {
+        const did = !pointers.delete(event.pointerId) || Boolean(pinch);
+        if (pointers.size > 1) pinch = { at: middle(), spread: spread(), zoom };
+        if (!pointers.size) pinch = null;
+        return did;
+      },
+      clear: () => {
+        pointers.clear();
+        pinch = null;
+      },
+    };
+
     // --- Its own pixels ---
     let number = 0;
     let asked = null; // {number, box, density} that no answer came for yet
@@ -141,13 +180,12 @@
     photo.addEventListener("load", later);
     new ResizeObserver(later).observe(scroll);
     return {
-      setZoom,
-      most,
-      get zoom() { return zoom; },
-      // A new value: what lies over another photo goes.
+      fingers,
+      // A new value: what lies over another photo goes, and that photo is seen whole.
       came: (before) => {
         const now = value();
-        if (!now.src) setZoom(1);
+        const other = ["alt", "width", "height"].some((what) => before[what] !== now[what]);
+        if (!now.src || other) setZoom(1);
         if (before.src === now.src && before.width === now.width) return;
         number += 1;
         waits(null);

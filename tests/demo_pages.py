@@ -110,15 +110,24 @@ def upload(page, button: str, *files) -> None:
 
 def drop(page, stage: str, file: Path) -> None:
     """Drops a file on a stage, as from a folder of the desktop."""
+    _hand_over(page, file, f"#{stage} .owl-stage", "DragEvent", "drop", "dataTransfer")
+
+
+def paste(page, file: Path) -> None:
+    """Pastes a file into the page."""
+    _hand_over(page, file, "body", "ClipboardEvent", "paste", "clipboardData")
+
+
+def _hand_over(page, file: Path, *to: str) -> None:
     page.evaluate(
-        """([stage, name, content]) => {
+        """([name, content, selector, type, kind, key]) => {
           const files = new DataTransfer();
           const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
           files.items.add(new File([bytes], name, { type: "image/png" }));
-          const options = { bubbles: true, cancelable: true, dataTransfer: files };
-          document.querySelector(`#${stage} .owl-stage`).dispatchEvent(new DragEvent("drop", options));
+          const options = { bubbles: true, cancelable: true, [key]: files };
+          document.querySelector(selector).dispatchEvent(new window[type](kind, options));
         }""",
-        [stage, file.name, base64.b64encode(file.read_bytes()).decode()],
+        [file.name, base64.b64encode(file.read_bytes()).decode(), *to],
     )
 
 

@@ -22,6 +22,7 @@ from demo_pages import (  # noqa: E402
     inaccessible,
     keep_picture,
     opened,
+    paste,
     served,
     set_slider,
     skip_without_axe,
@@ -143,7 +144,7 @@ def test_a_box_drawn_by_mouse_is_looked_for(page, photos):
     until(page, "document.querySelector('#show-source .owl-draft').getAttribute('x') == 40")
     page.click("#show-add")
     page.wait_for_selector("#show-examples .owl-yes")
-    drop(page, "show-target", photos / "blocks0.png")
+    paste(page, photos / "blocks0.png")  # the place without a photo takes it, and no other
     page.wait_for_selector("#show-target .owl-there")
     set_slider(page, "show-threshold", 0.02)
     page.wait_for_selector("#show-target .owl-box")
@@ -160,6 +161,28 @@ def test_a_box_drawn_by_mouse_is_looked_for(page, photos):
     page.locator("#show-examples .owl-yes .owl-remove").click()
     until(page, f"{count('#show-examples .owl-item')} == 1")
     assert numbers(page)[0] == 40
+    draft = page.locator("#show-source .owl-draft")
+    assert draft.get_attribute("x") == "40"
+    frame.scroll_into_view_if_needed()
+    place = frame.bounding_box()
+    session = page.context.new_cdp_session(page)
+    for kind, points in [("Start", [(20, 60), (30, 60)]), ("Move", [(5, 60), (60, 60)]), ("End", [])]:
+        touches = [dict(zip("xy", at(*point), strict=True), id=i) for i, point in enumerate(points)]
+        session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": touches})
+    page.wait_for_selector("#show-source .owl-zoomed")  # two fingers draw nothing
+    assert draft.get_attribute("x") == "40" and numbers(page)[0] == 40
+    drop(page, "show-source", photos / "blocks0.png")  # once more
+    until(page, f"{count('#show-source .owl-draft')} == 0")
+    assert page.evaluate(BESIDE)
+
+
+# Whether a file that is dropped beside all places leaves the page where it is.
+BESIDE = """() => {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File(["x"], "x.png", { type: "image/png" }));
+  return ["dragover", "drop"].every((kind) =>
+    !document.body.dispatchEvent(new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer })));
+}"""
 
 
 @pytest.fixture

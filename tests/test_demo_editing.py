@@ -113,6 +113,15 @@ def test_a_mouse_draws_names_moves_sizes_and_takes_away(page):
     page.keyboard.press("Enter")
     has(page, ("a bird", 30, 30, 120, 90), ("a beak", 40, 40, 60, 60))
     assert_annotated(page, [("a bird", 30, 30, 120, 90, None), ("a beak", 40, 40, 60, 60, None)])
+    odd = "<b>\u05e9\u05dc\u05d5\u05dd</b> \U0001f989" + "\u05e9" * 180
+    page.fill("#name-stage .owl-edit-name", odd)
+    page.keyboard.press("Enter")
+    has(page, ("a bird", 30, 30, 120, 90), (odd, 40, 40, 60, 60))
+    tag, frame = (page.locator(f"#name-stage {one}").first.bounding_box() for one in (".owl-tag", ".owl-frame"))
+    assert tag["x"] + tag["width"] <= frame["x"] + frame["width"] + 1  # a long name stays on the photo
+    page.fill("#name-stage .owl-edit-name", "a beak")
+    page.keyboard.press("Enter")
+    has(page, ("a bird", 30, 30, 120, 90), ("a beak", 40, 40, 60, 60))
     page.mouse.click(*at(page, 110, 80))  # chooses the bird
     button(page, "Delete").click()
     has(page, ("a beak", 40, 40, 60, 60))
@@ -126,6 +135,15 @@ def test_a_found_box_that_is_edited_stays_so_whatever_the_threshold(page):
     set_slider(page, "name-threshold", 0.02)
     page.wait_for_selector("#name-stage .owl-box")
     before = page.evaluate(BOXES)
+    lit = page.locator("#name-stage .owl-lit")
+    page.locator("#name-stage tbody tr").first.click()
+    assert lit.count() == 1
+    _, x, y, width, height = before[0]
+    drag(page, (x + width / 2, y + height / 2), (x + width / 2 + 12, y + height / 2 + 6))  # one that was found
+    until(page, "document.querySelector('#name-stage tbody').textContent.includes('by hand')")
+    assert len(page.evaluate(BOXES)) == len(before)
+    button(page, "Undo").click()
+    until(page, "before => JSON.stringify((" + BOXES + ")()) === JSON.stringify(before)", before)
     page.locator("#name-stage tbody tr").first.click()
     button(page, "Delete").click()
     until(page, "n => document.querySelectorAll('#name-stage .owl-box').length === n", len(before) - 1)
@@ -153,6 +171,7 @@ def test_keys_alone_do_all_of_it(page):
     page.keyboard.press("Enter")
     quarter = (WIDTH * 3 / 8, HEIGHT * 3 / 8, WIDTH * 5 / 8, HEIGHT * 5 / 8)
     has(page, ("a key", *quarter))
+    page.keyboard.press("Control+ArrowRight")  # the browser's own
     for _ in range(5):
         page.keyboard.press("ArrowRight")
     x0, y0, x1, y1 = quarter

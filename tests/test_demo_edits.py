@@ -19,7 +19,9 @@ from owl_swin import Detections, QueryError, draw_detections, to_fiftyone, to_yo
 from owl_swin.demo import edits, naming, terms  # noqa: E402
 from owl_swin.demo.asking import Question  # noqa: E402
 from owl_swin.demo.edits import Edits, Mark, annotate, read_edit  # noqa: E402
+from owl_swin.demo.models import Models  # noqa: E402
 from owl_swin.demo.photos import take_photo  # noqa: E402
+from owl_swin.demo.session import Session  # noqa: E402
 
 BY, OTHER = ("nano", 96), ("nano", 192)
 CAT, DOG = (10.0, 10.0, 50.0, 50.0), (60.0, 10.0, 90.0, 40.0)
@@ -51,6 +53,21 @@ def after(*events, by=BY) -> Edits:
     for one in events:
         state = read_edit(state, one, (60, 90), by)
     return state
+
+
+def test_an_edit_of_another_photo_or_one_that_is_refused_is_heard_and_changes_nothing(detector):
+    on = naming.Handlers(Models(detector))
+    session = Session(naming.Named(Question(take_photo(noise(60, 90), "here.png"))))
+    now = {"was": None, "now": told("a cat", CAT, "h1"), "undo": False, "reset": False}
+
+    def edited(number: int, **more) -> dict:
+        return on.on_edited(gr.EventData(None, {**now, "number": number, **more}), session, 0.2, 0.5)[1]
+
+    assert edited(1, of=["gone.png", 90, 60])["edited"] == 1 and not session.value.asked.edits
+    with pytest.warns(UserWarning, match="four numbers"):
+        assert edited(2, now=told("a cat", [math.nan] * 4, "h1"))["edited"] == 2
+    assert not session.value.asked.edits
+    assert edited(3, of=["here.png", 90, 60])["edited"] == 3 and len(session.value.asked.edits.drawn) == 1
 
 
 def test_what_is_not_edited_stays_as_it_was_found():
