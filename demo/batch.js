@@ -3,7 +3,7 @@
 (() => {
   "use strict";
   if (window.owlBatch) return; // every piece brings this script
-  const { make } = window.owlShared;
+  const { make, moveOf, refocused } = window.owlShared;
   const plain = (value) => JSON.parse(JSON.stringify(value || {}));
   const button = (text, className, action) => {
     const node = make("button", className, text);
@@ -48,7 +48,7 @@
     const note = make("p", "owl-hint owl-left-out");
     note.setAttribute("role", "status");
     root.append(head, coming.row, strip, note);
-    let asked = 0; // how many photos were to come when the next one was asked for
+    let asked = null; // the turn of the answer after which the next photo was asked for
     let most = 0; // photos, those to come included
     let items = "";
 
@@ -62,7 +62,6 @@
       trigger("picked", { index, name: heads()[index].title });
     };
     const drawItems = (value) => {
-      const before = heads().indexOf(document.activeElement);
       const place = strip.scrollLeft;
       strip.replaceChildren();
       value.items.forEach((item, index) => {
@@ -79,7 +78,6 @@
         strip.append(holder);
       });
       strip.scrollLeft = place;
-      if (before >= 0) heads()[Math.min(before, value.items.length - 1)]?.focus({ preventScroll: true });
     };
     const draw = () => {
       const [value, marks] = [plain(props.value), plain(props.marks)];
@@ -92,7 +90,7 @@
       clear.hidden = !many;
       if (JSON.stringify(value.items) !== items) {
         items = JSON.stringify(value.items);
-        drawItems({ items: value.items || [] });
+        refocused(strip, () => drawItems({ items: value.items || [] }));
       }
       said.textContent = many && !waiting ? marks.text || "" : "";
       heads().forEach((one, i) => { one.querySelector("em").textContent = (marks.badges || [])[i] || "…"; });
@@ -106,11 +104,11 @@
       most = waiting ? Math.max(most, n + (value.coming || 0)) : 0;
       coming.row.hidden = !waiting;
       coming.set(most - waiting, most, `${most - waiting} of ${most} photos`);
-      if (waiting && waiting !== asked) trigger("next");
-      asked = waiting;
+      if (waiting && value.turn !== asked) trigger("next");
+      asked = waiting ? value.turn : null;
     };
     strip.addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      const step = moveOf(event)?.[0];
       const all = heads();
       const at = all.findIndex((one) => one.parentElement.contains(event.target));
       if (!step || at < 0 || !all[at + step]) return;

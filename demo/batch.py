@@ -4,7 +4,8 @@ import math
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,22 @@ MOST_LOOK_BYTES, MOST_LOOKS_BYTES = 500_000_000, 2_000_000_000
 # Files that were left out and are named; of more it is said how many.
 MOST_NAMED = 5
 LOOKS: weakref.WeakSet[Look] = weakref.WeakSet()
+_turns = count()
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
     """The photos of a batch beside the one that is looked at: before it, after it, and files that are still to come.
 
-    ``left_out`` says of files why they are not among them.
+    ``left_out`` says of files why they are not among them; ``turn`` changes with each step towards what is to come,
+    after which the page asks for the next one.
     """
 
     before: tuple[Question, ...] = ()
     after: tuple[Question, ...] = ()
     waiting: tuple[Upload, ...] = ()
     left_out: tuple[str, ...] = ()
+    turn: int = field(default_factory=_turns.__next__, compare=False)
 
     def __len__(self) -> int:
         return len(self.before) + len(self.after)
@@ -121,6 +125,7 @@ def take_next(detector: Detector, asked: Question, rest: Rest) -> tuple[Upload, 
 
 def taken(asked: Question, rest: Rest, upload: Upload, photo: Question | None, why: str) -> tuple[Question, Rest]:
     """The batch with what ``take_next`` gave, unless that file is not waited for any more."""
+    rest = replace(rest, turn=next(_turns))
     if upload not in rest.waiting:
         return asked, rest
     place = rest.waiting.index(upload)
@@ -145,12 +150,13 @@ def stale_of(detector: Detector, asked: Question, rest: Rest) -> list[Question]:
 
 def look_again(detector: Detector, asked: Question, rest: Rest, stale: Question) -> tuple[Question, Rest]:
     """The batch with a photo encoded as is wanted now, or else without it."""
+    rest = replace(rest, turn=next(_turns))
     try:
         check_room([one.look for one in photos_of(asked, rest) if one is not stale])
         look_at(detector, stale, asked.masks_by(detector))
-    except ImageError as error:
+    except Exception as error:  # whatever it is, the next one must have its turn
         name = stale.photo.name if stale.photo is not None else ""
-        reason = explain(error)[1]
+        reason = explain(error)[1] if isinstance(error, ImageError) else FAILED[1]
         asked, rest = without(asked, rest, [one is stale for one in photos_of(asked, rest)].index(True))
         return asked, replace(rest, left_out=(*rest.left_out, reason if name in reason else f"{name}: {reason}"))
     return asked, rest
@@ -199,7 +205,8 @@ def strip_of(detector: Detector, asked: Question, rest: Rest) -> dict[str, Any]:
     named = rest.left_out[:MOST_NAMED]
     more = len(rest.left_out) - len(named)
     note = "Left out: " + "; ".join(named) + (f"; and {more} more" if more else "") + "." if named else ""
-    return {"items": items, "photos": len(photos), "coming": len(rest.waiting), "waiting": n_waiting, "note": note}
+    to_come = {"coming": len(rest.waiting), "waiting": n_waiting, "turn": rest.turn}
+    return {"items": items, "photos": len(photos), **to_come, "note": note}
 
 
 def marks_of(place: int, found: Sequence[Detections | None]) -> dict[str, Any]:

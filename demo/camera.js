@@ -102,7 +102,8 @@
         const fresh = await navigator.mediaDevices.getUserMedia({ video: { ...wanted, ...which }, audio: false });
         if (mine !== turn) return fresh.getTracks().forEach((track) => track.stop());
         stream = fresh;
-        stream.getVideoTracks()[0].onended = () => stop("The camera went off.");
+        // A recorder ends with its camera, and what it has is used.
+        stream.getVideoTracks()[0].onended = () => { if (!recorder) stop("The camera went off."); };
         view.srcObject = stream;
         await view.play();
         const found = (await navigator.mediaDevices.enumerateDevices()).filter((one) => one.kind === "videoinput");
@@ -120,17 +121,25 @@
       const canvas = make("canvas");
       [canvas.width, canvas.height] = [view.videoWidth, view.videoHeight];
       if (!canvas.width) return;
+      take.disabled = true; // a second click takes no second picture
       canvas.getContext("2d").drawImage(view, 0, 0);
       canvas.toBlob((blob) => {
         stop();
-        window.owlShared.giveFiles(props.upload, [new File([blob], `camera ${stamp()}.jpg`, { type: "image/jpeg" })]);
+        if (blob) window.owlShared.giveFiles(props.upload, [new File([blob], `camera ${stamp()}.jpg`, { type: "image/jpeg" })]);
       }, "image/jpeg", 0.95);
     };
     const record = () => {
       if (recorder) return recorder.stop();
       const type = KINDS.find((kind) => MediaRecorder.isTypeSupported(kind));
       const parts = [];
-      const one = (recorder = new MediaRecorder(stream, type ? { mimeType: type } : {}));
+      let one;
+      try {
+        one = new MediaRecorder(stream, type ? { mimeType: type } : {});
+        one.start();
+      } catch (error) {
+        return stop(`The camera does not record (${error.name}).`);
+      }
+      recorder = one;
       one.ondataavailable = (event) => parts.push(event.data);
       one.onstop = () => {
         const kind = (one.mimeType || "video/webm").split(";")[0];
@@ -138,7 +147,6 @@
         const name = `camera ${stamp()}.${kind === "video/mp4" ? "mp4" : "webm"}`;
         window.owlShared.giveFiles(props.upload, [new File(parts, name, { type: kind })]);
       };
-      one.start();
       other.hidden = true;
       take.textContent = "Stop and use it";
       const until = Date.now() + 1000 * RECORDED_S;
@@ -154,8 +162,8 @@
     root.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && !panel.hidden) stop();
     });
-    // The camera goes off with the tab that it is in.
-    new ResizeObserver(() => { if (stream && root.offsetParent === null) stop(); }).observe(root);
-    addEventListener("pagehide", () => release());
+    // The camera goes off with the tab that it is in, also one that only starts, and with the page.
+    new ResizeObserver(() => { if (!panel.hidden && root.offsetParent === null) stop(); }).observe(root);
+    addEventListener("pagehide", () => { if (!panel.hidden) stop(); });
   };
 })();

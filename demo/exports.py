@@ -127,7 +127,7 @@ def as_python(photo: Photo, call: Call) -> str:
 
 def as_command(photo: Named, call: Call) -> str:
     """The command."""
-    words = ["owl-swin", "detect", photo.name]
+    words = ["owl-swin", "detect", as_path(photo.name)]
     words += [word for name in ([] if call.from_file else call.names) for word in ("--query", name)]
     words += ["--query-file", query_file_name(photo)] if call.from_file else []
     if isinstance(call.threshold, float | int):
@@ -140,6 +140,11 @@ def as_command(photo: Named, call: Call) -> str:
     words += [] if call.image_size is None else ["--image-size", str(call.image_size)]
     words += [] if call.model == "nano" else ["--model", call.model]
     return shlex.join(words) + "\n"
+
+
+def as_path(name: str) -> str:
+    """A file in the folder of a command, which takes none that begins with "-" for an option."""
+    return f"./{name}" if name.startswith("-") else name
 
 
 def as_curl(photo: Photo, call: Call) -> str:

@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   if (window.owlMap) return; // every piece brings this script
-  const { make, clamp, colour, tipIn } = window.owlShared;
+  const { make, clamp, colour, tipIn, titled } = window.owlShared;
   // How much of the photo is seen through its map, and through what is not pointed at.
   const OPAQUE = 0.55;
   const PALE = 0.15;
@@ -77,9 +77,10 @@
       const [x, y] = [(event.clientX - place.left) / place.width, (event.clientY - place.top) / place.height];
       const column = clamp(Math.floor(x * pixels.width), 0, pixels.width - 1);
       const row = clamp(Math.floor(y * pixels.height), 0, pixels.height - 1);
-      const [id, sure] = pixels.data.slice(4 * (row * pixels.width + column));
+      const place4 = 4 * (row * pixels.width + column);
+      const [id, sure] = [pixels.data[place4], pixels.data[place4 + 1]];
       const area = areas.find((one) => one.id + 1 === id);
-      tip.say(area ? `${area.name} ${(sure / 255).toFixed(2)}` : "nothing that was named", [x, y]);
+      tip.say(area ? titled(area.name, sure / 255) : ["nothing that was named"], [x, y]);
     });
     frame.addEventListener("pointerleave", tip.hide);
 

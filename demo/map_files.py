@@ -14,7 +14,7 @@ from PIL import Image
 
 from owl_swin import SemanticMap, draw_semantic_map, panoptic_categories, to_label_image, to_legend, to_panoptic_image
 from owl_swin.demo.bundles import free_paths
-from owl_swin.demo.exports import query_file_name
+from owl_swin.demo.exports import as_path, query_file_name
 from owl_swin.demo.photos import Photo
 
 # Longest side of the drawing.
@@ -103,7 +103,7 @@ def copies(photo: Photo, call: MapCall) -> list[dict[str, str]]:
         f"print({{found.names[label]: share for label, share in found.shares().items() if label >= 0}})\n"
         f"to_label_image(found).save({f'{_stem(photo)}.map.png'!r})\n"
     )
-    words = ["owl-swin", "segment", photo.name, "--threshold", threshold, "--save", "maps"]
+    words = ["owl-swin", "segment", as_path(photo.name), "--threshold", threshold, "--save", "maps"]
     words += ["--query-file", file] if call.from_file else []
     words += [word for name in ([] if call.from_file else call.names) for word in ("--query", name)]
     words += [] if call.model == "nano" else ["--model", call.model]

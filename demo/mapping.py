@@ -210,6 +210,8 @@ class Handlers:
     @errors_shown
     def on_removed(self, event: gr.EventData, session: Session[Mapped]):
         """An example less, and what is said not to be a thing that nothing says any more."""
+        if getattr(event, "of", len(session.value.shown)) != len(session.value.shown):  # the second click on what went
+            return session, gr.skip()
         _, gone = pick(session.value.shown, event.index)
 
         def step(mapped: Mapped) -> Mapped:

@@ -3,11 +3,12 @@
 (() => {
   "use strict";
   if (window.owlStrip) return; // every piece brings this script
-  const { make, clamp, colour } = window.owlShared;
+  const { make, clamp, colour, refocused } = window.owlShared;
   const WAIT_MS = 60_000; // for a download that is made on the server; what comes later nobody waits for any more
   const OPAQUE = 0.3; // what is within an outline
+  const REST_MS = 1000; // before an address that was refused is tried again
 
-  // Small pictures in a row or a grid. Tells: "picked" {index}, "removed" {index}.
+  // Small pictures in a row or a grid. Tells: "picked" {index}, "removed" {index, of}, of how many.
   window.owlStrip = (element, props, trigger, watch) => {
     const root = element.querySelector(".owl-strip");
     // At once, as the answer may take a moment.
@@ -18,7 +19,6 @@
     const draw = () => {
       const value = JSON.parse(JSON.stringify(props.value || {}));
       const items = value.items || [];
-      const focused = [...root.querySelectorAll(".owl-item > button")].indexOf(document.activeElement);
       root.classList.toggle("owl-grid", props.grid);
       root.replaceChildren();
       if (!items.length) {
@@ -46,14 +46,13 @@
           const remove = make("button", "owl-remove", "×");
           remove.type = "button";
           remove.setAttribute("aria-label", `Take away: ${item.title || item.caption}`);
-          remove.addEventListener("click", () => trigger("removed", { index }));
+          remove.addEventListener("click", () => trigger("removed", { index, of: items.length }));
           holder.append(remove);
         }
         root.append(holder);
       });
-      if (focused >= 0) root.querySelectorAll(".owl-item > button:first-child")[Math.min(focused, items.length - 1)]?.focus();
     };
-    watch(["value"], draw);
+    watch(["value"], () => refocused(root, draw));
     draw();
   };
 
@@ -78,41 +77,69 @@
       if (items.length && common()) address.set("threshold", common().value);
       if (items.length && outlines()?.checked) address.set("outlines", "1");
       const text = address.toString();
-      history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+      const to = text ? `#${text}` : location.pathname + location.search;
+      if (to === kept) return;
+      try {
+        history.replaceState(null, "", to);
+        kept = to;
+      } catch { // a browser that takes only so many at a time
+        setTimeout(keep, REST_MS);
+      }
+    };
+    let kept = null;
+    // One name: its node, which stays as long as the name does, since somebody may write in it; ``set`` fills it.
+    const made = new Map();
+    const chipOf = (called) => {
+      const node = make("div");
+      let item = {};
+      const name = make("button", "owl-chip-name");
+      name.type = "button";
+      const dot = make("i", "owl-dot");
+      const examples = make("small");
+      name.append(dot, make("strong", "", called), examples);
+      name.addEventListener("click", () => trigger("tuned", { name: called, hidden: !item.hidden, threshold: null }));
+      const limit = make("input", "owl-limit");
+      Object.assign(limit, { type: "number", min: 0, max: 1, step: 0.01, placeholder: "as all" });
+      limit.title = `Threshold of “${called}” alone`;
+      limit.setAttribute("aria-label", limit.title);
+      limit.addEventListener("change", () => {
+        if (limit.value !== "") limit.value = clamp(Number(limit.value), 0, 1);
+        trigger("tuned", { name: called, hidden: null, threshold: limit.value === "" ? null : Number(limit.value) });
+      });
+      const remove = make("button", "owl-chip-remove", "×");
+      remove.type = "button";
+      remove.setAttribute("aria-label", `Remove ${called}`);
+      remove.addEventListener("click", () => trigger("removed", { name: called }));
+      const text = make("span", "owl-chip-text");
+      node.append(name, limit, remove, text);
+      const set = (now, index) => {
+        item = now;
+        node.className = `owl-chip ${item.hidden ? "owl-hidden" : ""}`;
+        name.title = item.hidden ? "Hidden; click to show it" : "Click to hide it";
+        name.setAttribute("aria-pressed", String(!item.hidden));
+        dot.style.background = colour(index);
+        examples.textContent = item.with || "";
+        if (document.activeElement !== limit) limit.value = item.threshold ?? "";
+        text.replaceChildren(item.text || "");
+        if (!item.suggested) return;
+        const action = make("button", "owl-chip-action", `show from ${item.suggested.toFixed(2)}`);
+        action.type = "button";
+        action.addEventListener("click", () => trigger("tuned", { name: called, hidden: null, threshold: item.suggested }));
+        text.append(" ", action);
+      };
+      return { node, set };
     };
     const draw = () => {
       const items = JSON.parse(JSON.stringify((props.value && props.value.items) || []));
-      root.replaceChildren();
-      items.forEach((item, index) => {
-        const chip = make("div", `owl-chip ${item.hidden ? "owl-hidden" : ""}`);
-        const name = make("button", "owl-chip-name");
-        name.type = "button";
-        name.title = item.hidden ? "Hidden; click to show it" : "Click to hide it";
-        name.setAttribute("aria-pressed", String(!item.hidden));
-        const dot = make("i", "owl-dot");
-        dot.style.background = colour(index);
-        name.append(dot, make("strong", "", item.name));
-        if (item.with) name.append(make("small", "", item.with));
-        name.addEventListener("click", () => trigger("tuned", { name: item.name, hidden: !item.hidden, threshold: null }));
-        const limit = make("input", "owl-limit");
-        Object.assign(limit, { type: "number", min: 0, max: 1, step: 0.01, value: item.threshold ?? "", placeholder: "as all" });
-        limit.title = `Threshold of “${item.name}” alone`;
-        limit.setAttribute("aria-label", limit.title);
-        limit.addEventListener("change", () =>
-          trigger("tuned", { name: item.name, hidden: null, threshold: limit.value === "" ? null : Number(limit.value) }));
-        const remove = make("button", "owl-chip-remove", "×");
-        remove.type = "button";
-        remove.setAttribute("aria-label", `Remove ${item.name}`);
-        remove.addEventListener("click", () => trigger("removed", { name: item.name }));
-        const text = make("span", "owl-chip-text", item.text || "");
-        chip.append(name, limit, remove, text);
-        if (item.suggested) {
-          const action = make("button", "owl-chip-action", `show from ${item.suggested.toFixed(2)}`);
-          action.type = "button";
-          action.addEventListener("click", () => trigger("tuned", { name: item.name, hidden: null, threshold: item.suggested }));
-          text.append(" ", action);
-        }
-        root.append(chip);
+      const names = new Set(items.map((one) => one.name));
+      refocused(root, () => {
+        made.forEach(({ node }, called) => { if (!names.has(called)) { node.remove(); made.delete(called); } });
+        items.forEach((item, index) => {
+          if (!made.has(item.name)) made.set(item.name, chipOf(item.name));
+          const { node, set } = made.get(item.name);
+          set(item, index);
+          if (root.children[index] !== node) root.insertBefore(node, root.children[index] || null);
+        });
       });
       if (outlined && items.length) {
         // The names that the link asks for are there: now the photos are asked for outlines too.
@@ -124,8 +151,7 @@
     // What the page was opened with, when its tabs are there.
     let opened = false;
     let outlined = false;
-    const open = () => {
-      if (!tabs().length || !common()) return void setTimeout(open, 50);
+    const follow = () => {
       const address = new URLSearchParams(location.hash.slice(1));
       const names = address.getAll("name").slice(0, 100);
       const number = (text) => (text === "" || text === null ? null : Number(text));
@@ -135,7 +161,13 @@
       if (names.length || model) {
         trigger("linked", { model, names, thresholds: address.getAll("at").map(number), threshold: number(address.get("threshold")) });
       }
+    };
+    const open = () => {
+      if (!tabs().length || !common()) return void setTimeout(open, 50);
+      follow();
       opened = true;
+      // Another link in the same window; what the page itself writes into the address is no such event.
+      addEventListener("hashchange", () => { kept = null; follow(); });
       document.getElementById("owl-tabs").addEventListener("click", () => setTimeout(keep, 100));
       document.getElementById("name-threshold").addEventListener("change", () => setTimeout(keep, 100));
       document.getElementById("name-outlines")?.addEventListener("change", () => setTimeout(keep, 100));
@@ -175,7 +207,8 @@
         [context.strokeStyle, context.lineWidth] = [style, line];
         context.strokeRect(...place);
       }
-      const text = tags[i].textContent;
+      const [name, score] = [...tags[i].childNodes].map((node) => node.textContent);
+      const text = `\u2068${name}\u2069${score || ""}`; // as the page has it, also where a name is written from right to left
       context.font = "600 15px system-ui, sans-serif";
       const room = context.measureText(text).width + 12;
       const left = clamp(place[0], 0, Math.max(0, canvas.width - room));
@@ -196,9 +229,10 @@
     // What has no content yet is asked for, and given when it came; where what is shown changes meanwhile, of that.
     let pending = null; // {kind, label, since}
     const want = (kind, label, since = Date.now()) => {
-      pending = { kind, label, since };
+      const mine = (pending = { kind, label, since });
       said.textContent = `Making ${label} …`;
       root.append(said);
+      setTimeout(() => { if (pending === mine) said.textContent = `${label} did not come; try again.`; }, WAIT_MS);
       trigger("wanted", { label });
     };
     const give = (value) => {
@@ -226,7 +260,7 @@
     });
     // Pages that are not served by https may not write to the clipboard: there the text is selected to be copied.
     const copy = async (one) => {
-      const text = one.copy.replace("ORIGIN", location.origin);
+      const text = one.copy.replace(/ ORIGIN(\/v1\/\w+\s*)$/, ` ${location.origin}$1`); // the last word of curl
       said.replaceChildren();
       try {
         await navigator.clipboard.writeText(text);
@@ -269,7 +303,7 @@
       root.append(said);
       give(value);
     };
-    watch(["value"], draw);
+    watch(["value"], () => refocused(root, draw, "a, button"));
     draw();
   };
 })();

@@ -17,28 +17,41 @@ class Stopped(Exception):
     """Somebody pressed "Stop"."""
 
 
+class Run(threading.Event):
+    """One work, which is to stop when it is set; of one that is ``let_go`` nothing is to be shown any more."""
+
+    let_go = False
+
+
 class Runs:
     """One kind of work, which each visitor has at most once at a time."""
 
     def __init__(self, what: str):
         self._what = what
-        self._running: dict[str, threading.Event] = {}
+        self._running: dict[str, Run] = {}
 
     @contextlib.contextmanager
-    def begun(self, request: gr.Request) -> Iterator[threading.Event]:
+    def begun(self, request: gr.Request) -> Iterator[Run]:
         """Within it the work runs; the event says that it is to stop. Refused while the last one still runs."""
         visitor = str(request.session_hash)
         if visitor in self._running:
             raise Refused(self._what, "Wait until this is done, or stop it first.")
-        stop = self._running[visitor] = threading.Event()
+        stop = self._running[visitor] = Run()
         try:
             yield stop
         finally:
-            del self._running[visitor]
+            if self._running.get(visitor) is stop:
+                del self._running[visitor]
 
     def stop(self, request: gr.Request) -> None:
         """The end of a visitor's work, if there is one."""
         if (stop := self._running.get(str(request.session_hash))) is not None:
+            stop.set()
+
+    def let_go(self, request: gr.Request) -> None:
+        """The end of a visitor's work, if there is one, of which nobody waits for anything: another may begin."""
+        if (stop := self._running.pop(str(request.session_hash), None)) is not None:
+            stop.let_go = True
             stop.set()
 
 

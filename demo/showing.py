@@ -163,6 +163,8 @@ class Handlers:
     @errors_shown
     def on_removed(self, event: gr.EventData, session: Session[Shown]):
         """An example less."""
+        if getattr(event, "of", len(session.value.examples)) != len(session.value.examples):
+            return session, gr.skip()  # the second click on one that went
         gone = pick(session.value.examples, event.index)
         shown = self.ask(
             session, lambda shown: replace(shown, examples=tuple(e for e in shown.examples if e is not gone))

@@ -53,7 +53,7 @@
     const alike = () => [...root.querySelectorAll(selector || own.tagName)].filter((one) => selector || kind(one) === which);
     const place = own ? alike().indexOf(own) : -1;
     draw();
-    if (place < 0) return;
+    if (place < 0 || own.isConnected) return;
     const all = alike();
     all[Math.min(place, all.length - 1)]?.focus({ preventScroll: true });
   };

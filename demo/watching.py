@@ -164,10 +164,11 @@ class Handlers:
     runs: Runs = field(default_factory=lambda: Runs("A video is being looked at"))
 
     @errors_shown
-    def on_upload(self, upload: Upload):
-        """Another video; nothing is looked for yet."""
+    def on_upload(self, upload: Upload, request: gr.Request):
+        """Another video; nothing is looked for yet, and no more in the one before."""
         clip = take_clip(*upload)
-        return clip, {**clip_value(clip), "note": READY}, stage_files([])
+        self.runs.let_go(request)
+        return clip, {**clip_value(clip), "note": READY}, stage_files([]), HIDDEN
 
     @errors_shown
     def on_find(
@@ -218,12 +219,15 @@ class Handlers:
                 settings = {"fps": fps, "threshold": threshold, "overlap": overlap}
                 said_s = 0.0
                 for watched in watch(detector, clip, queries, **settings, to=path, stop=stop):
-                    if time.monotonic() - said_s > LIVE_S:
+                    if not stop.let_go and time.monotonic() - said_s > LIVE_S:
                         said_s = time.monotonic()
                         yield gr.skip(), live_value(clip, watched), *same
             except Exception:
-                yield gr.skip(), clip_value(clip), gr.skip(), HIDDEN
+                yield gr.skip(), gr.skip() if stop.let_go else clip_value(clip), gr.skip(), HIDDEN
                 raise
+            if stop.let_go:  # another video is there by now
+                yield *[gr.skip()] * 3, HIDDEN
+                return
             normal = self.models.detector(chosen.value).image_size
             px = None if detector.image_size == normal else detector.image_size
             call = Call(self.models.source(chosen.value), names, threshold, overlap, px)
@@ -240,7 +244,7 @@ def wire(page: Page, on: Handlers, chosen: gr.State) -> None:
     """Which event calls which handler."""
     shown = [page.clip, page.downloads]
     busy = {**BUSY, "show_progress_on": page.clip}
-    page.upload.upload(on.on_upload, [page.upload], [page.state, *shown], **busy)
+    page.upload.upload(on.on_upload, [page.upload], [page.state, *shown, page.stop], **busy)
     asks = [page.threshold, page.rate, page.detail.overlap, page.detail.size, chosen]
     found = [page.made, *shown, page.stop]
     gr.on([page.find.click, page.names.submit], on.on_find, [page.names, page.state, *asks], found, **busy)

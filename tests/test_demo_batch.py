@@ -79,6 +79,17 @@ def test_photos_come_one_after_another_and_what_is_none_is_named_and_left_out(ta
     assert strip.on_marks(session, 0.3, 0.5)[1] == {"photos": 4, "forms": list(FORMS)}
 
 
+def test_a_photo_that_is_added_while_another_comes_is_asked_for(tab, uploads):
+    """Though as many are to come as before: the page asks after each turn."""
+    _, strip, session = tab
+    _, before = strip.on_photos(uploads[1:3], session)
+    strip.on_next(session)  # its answer is on its way
+    _, after = strip.on_photos([uploads[3]], session, add=True)
+    assert before["waiting"] == after["waiting"] == 1 and before["turn"] != after["turn"]
+    _, same = strip.on_photos([uploads[4]], session, add=True)
+    assert same["turn"] == after["turn"]  # not twice while the next one comes
+
+
 def test_one_that_is_none_leaves_the_photo_that_is_there(tab, uploads):
     _, strip, session = tab
     strip.on_photos([uploads[1]], session)

@@ -61,7 +61,7 @@ def test_several_photos_stand_in_a_strip_and_leave_as_a_zip(page, tmp_path):
     until(page, f"{ITEMS} == 3")
     page.click("#name-camera .owl-open")
     until(page, "!document.querySelector('#name-camera .owl-take').disabled")
-    page.click("#name-camera .owl-take")
+    page.locator("#name-camera .owl-take").evaluate("one => { one.click(); one.click(); }")  # one picture
     page.locator("#name-batch .owl-item", has_text="camera ").wait_for()
     page.get_by_text("4 photos, ").wait_for()
     page.click(".owl-theme")
@@ -167,8 +167,25 @@ def test_the_camera_shows_the_thing_and_what_to_look_in(page):
 
 def test_a_camera_that_is_not_given_is_said(page):
     go_to(page, "Video")
+    page.evaluate(SLOW_CAMERA)
+    page.click("#video-camera .owl-open")
+    go_to(page, "Search")
+    page.evaluate("goOn()")
+    until(page, "window.given?.getTracks().every((one) => one.readyState == 'ended')")  # it does not stay on unseen
+    go_to(page, "Video")
+    assert page.is_visible("#video-camera .owl-open")
     refused = "async () => { throw new DOMException('no', 'NotAllowedError'); }"
     page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {refused}; }}")
     page.click("#video-camera .owl-open")
     page.get_by_text("Allow it for this page").wait_for()
     assert page.is_visible("#video-camera .owl-open") and page.is_hidden("#video-camera .owl-take")
+
+
+# A camera that starts when ``goOn`` is called.
+SLOW_CAMERA = """() => {
+  const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (wanted) => {
+    await new Promise((started) => { window.goOn = started; });
+    return (window.given = await real(wanted));
+  };
+}"""

@@ -136,6 +136,12 @@ def test_a_visitor_runs_one_work_at_a_time_and_stops_only_that():
     runs.stop(mine)
     with runs.begun(mine) as again:
         assert not again.is_set()
+        runs.let_go(mine)
+        with runs.begun(mine) as newer:
+            assert again.is_set() and again.let_go and not newer.is_set()
+    with runs.begun(mine) as last, pytest.raises(Refused), runs.begun(mine):
+        pass
+    assert not last.is_set()
 
 
 @pytest.mark.parametrize("names", [[], ["a cat", 'it\'s a "dog"']])
@@ -160,12 +166,16 @@ def test_a_run_shows_its_stop_and_leaves_nothing_half_done(detector, video, monk
     with pytest.warns(UserWarning, match="First choose a video"):
         assert list(on.on_find("a cat", None, *asked)) == []
     assert [step[1] for step in on.on_try(*asked)][-1] == "a cat" and clips.sample().name == "cat.mp4"
-    clip, *_ = on.on_upload(Upload(str(video), "a/b & c.mp4"))
+    clip, *_ = on.on_upload(Upload(str(video), "a/b & c.mp4"), asked[-1])
     first, *_, last = on.on_find("a cat", clip, *asked)
     assert first[-1]["visible"] and not last[-1]["visible"]
     folder, value, files, _ = last
     assert value["video"]["path"] == f"{folder.name}/b & c.boxes.mp4"
     assert [file["name"] for file in files["files"]] == ["b & c.boxes.mp4", "b & c.jsonl"]
+    steps = on.on_find("a cat", clip, *asked)
+    assert next(steps)[1]["frame"] == clip.src
+    on.on_upload(Upload(str(video), "another.mp4"), asked[-1])
+    assert [step[-1]["visible"] for step in steps] == [False]  # nothing of the one before is shown any more
     monkeypatch.setattr(detector.model, "encode_image", None)
     with pytest.warns(UserWarning, match="a fault of the program"):
         *_, last = on.on_find("a cat", clip, *asked)
