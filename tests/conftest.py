@@ -1,5 +1,6 @@
 """Fixtures that many tests share: a model of a few thousand parameters, and a picture made on the spot."""
 
+import gc
 import os
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from owl_swin.detector import Detector
 from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 
+gc.disable()  # while thousands of tests are collected, of which nothing goes; until pytest_collection_finish
 torch.set_num_threads(1)
 os.environ["OWL_SWIN_TEXT_CACHE"] = "off"  # also of programs that tests start: nothing of a test stays on the machine
 
@@ -91,3 +93,8 @@ LONG = (
 def pytest_collection_modifyitems(items):
     order = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported and collected stays to the end: not to be gone through again and again
+    gc.enable()

@@ -207,13 +207,13 @@ def test_errors_of_the_pages_themselves_are_problem_documents(pages, method, pat
     assert isinstance(problem["detail"], str) and len(answer.text) < 2000
 
 
-def events(server, function: int, values: list) -> list[dict]:
+def events(client: httpx.Client, function: int, values: list) -> list[dict]:
     """What a page hears of an event, from its start to its end."""
     session = {"session_hash": f"visitor-{function}-{time.monotonic_ns()}"}
     asked = {"data": values, "fn_index": function, **session}
-    assert httpx.post(f"{server.url}/gradio_api/queue/join", json=asked, timeout=30).status_code == 200
+    assert client.post("/gradio_api/queue/join", json=asked).status_code == 200
     heard = []
-    with httpx.stream("GET", f"{server.url}/gradio_api/queue/data", params=session, timeout=30) as stream:
+    with client.stream("GET", "/gradio_api/queue/data", params=session) as stream:
         for line in stream.iter_lines():
             if line.startswith("data:"):
                 heard.append(json.loads(line[5:]))
@@ -234,11 +234,11 @@ HOSTILE_FILES = {
 
 
 def test_hostile_uploads_are_refused_by_every_button_and_the_server_lives(detector):
-    with running(detector, demo=build_demo) as server:
-        config = httpx.get(f"{server.url}/config", timeout=30).json()
+    with running(detector, demo=build_demo) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        config = client.get("/config").json()
         parts = {one["id"]: one for one in config["components"]}
         files = [("files", file) for file in HOSTILE_FILES.items()]
-        sent = httpx.post(f"{server.url}/gradio_api/upload", files=files, timeout=30)
+        sent = client.post("/gradio_api/upload", files=files)
         assert sent.status_code == 200, sent.text
         folder = import_module("owl_swin.demo.app").UPLOADS.name
         assert all(Path(path).resolve().is_relative_to(Path(folder).resolve()) for path in sent.json())
@@ -248,11 +248,11 @@ def test_hostile_uploads_are_refused_by_every_button_and_the_server_lives(detect
             for paths in [*([path] for path in sent.json()), ["/etc/passwd"], sent.json()]:
                 if len(paths) > 1 and not takes_many(parts, button):
                     continue
-                heard = events(server, button["id"], [value_of(parts[part], paths) for part in button["inputs"]])
+                heard = events(client, button["id"], [value_of(parts[part], paths) for part in button["inputs"]])
                 assert heard[-1]["msg"] == "process_completed"
                 for inside in ("Traceback", "site-packages", "root:x:", folder):
                     assert inside not in json.dumps(heard), (button, paths)
-        found = httpx.post(f"{server.url}/v1/detect", files={"images": PICTURE}, data={"query": "cat"}, timeout=30)
+        found = client.post("/v1/detect", files={"images": PICTURE}, data={"query": "cat"})
         assert found.status_code == 200
 
 

@@ -22,6 +22,7 @@ class Proxy:
 
     def __init__(self, target: str):
         self._target, self.outside = target, []
+        self._client = httpx.AsyncClient(timeout=60, trust_env=False, verify=False)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -37,10 +38,7 @@ class Proxy:
         host = dict(scope["headers"])[b"host"]
         headers += [(b"x-forwarded-host", host), (b"x-forwarded-proto", b"http")]
         url = f"{self._target}{path.removeprefix(ROOT)}?{scope['query_string'].decode()}"
-        async with (
-            httpx.AsyncClient(timeout=60, trust_env=False) as client,
-            client.stream(scope["method"], url, headers=headers, content=body) as answer,
-        ):
+        async with self._client.stream(scope["method"], url, headers=headers, content=body) as answer:
             await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.headers.raw})
             async for part in answer.aiter_raw():
                 await send({"type": "http.response.body", "body": part, "more_body": True})
