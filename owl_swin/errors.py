@@ -13,6 +13,9 @@ OwlSwinError (a ValueError)
 └── MissingExtraError a part of the program whose optional dependency is not installed
 """
 
+import reprlib
+from itertools import islice
+
 
 class OwlSwinError(ValueError):
     """Root of the errors above; its text is one sentence for a person.
@@ -74,9 +77,30 @@ class MissingExtraError(OwlSwinError):
         return type(self), self._made_of
 
 
+class _Short(reprlib.Repr):
+    """Writes no more of lists within lists than a sentence holds: a kilobyte of YAML can stand for a billion of them,
+    and a number can have more digits than Python writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 70
+        self.maxstring = self.maxlong = self.maxother = 10**9
+
+    def repr_dict(self, x: dict, level: int) -> str:
+        """A dict in its own order."""
+        if level <= 0:
+            return "{...}"
+        pairs = (f"{self.repr1(key, level - 1)}: {self.repr1(x[key], level - 1)}" for key in islice(x, self.maxdict))
+        return "{" + ", ".join([*pairs, *["..."] * (len(x) > self.maxdict)]) + "}"
+
+
 def brief(value: object, limit: int = 200) -> str:
     """How a wrong value stands in a sentence: as Python writes it, but not the megabytes of a picture."""
     if isinstance(value, (bytes, bytearray, memoryview)) and len(value) > limit:
         return f"{len(value)} bytes"
-    text = repr(value)
+    try:
+        text = _Short().repr(value)
+    except ValueError:
+        text = f"{type(value).__name__} of thousands of digits"
     return text if len(text) <= limit else text[:limit] + "…"

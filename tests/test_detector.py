@@ -441,6 +441,8 @@ def test_classes_of_both_kinds_are_refused(detector, picture, names, sentence):
         (["cat", ""], ("{}",), "must name something"),
         (["cat"], (), "every template must hold {}"),
         (["cat"], ("a photo",), "every template must hold {}"),
+        (["cat"], (5,), "every template must hold {}"),
+        (None, ("{}",), "names must be a list of texts, Exemplars or Queries, got NoneType"),
     ],
 )
 def test_names_and_templates_that_mean_nothing_are_refused(detector, picture, names, templates, sentence):

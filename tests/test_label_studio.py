@@ -141,3 +141,15 @@ def test_a_picture_that_label_studio_does_not_serve_is_refused(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(OwlSwinError, match="does not lie below"):
         label_studio_tasks(report.pictures, made_by="scripted", root=tmp_path / "other")
+
+
+def test_an_address_that_is_none_costs_its_task_alone(read):
+    value = {"x": 10, "y": 10, "width": 20, "height": 20, "rectanglelabels": ["cat"]}
+    huge = {**value, "width": 10**400}
+    tasks = [
+        {"data": {"image": image}, "annotations": [{"result": [{"type": "rectanglelabels", "value": one}]}]}
+        for image, one in (("http://[::1/b.png", value), ("a.png", value), ("a.png", huge))
+    ]
+    scenes = read(*tasks)
+    assert [len(scene.boxes) for scene in scenes.scenes] == [1, 0]
+    assert len(scenes.broken) == 2

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from owl_swin.errors import DataError
+from owl_swin.errors import ArchiveError, DataError
+from owl_swin.index.lock import lock_file, only_writer
 from owl_swin.locks import hold_lock
 
 
@@ -55,3 +56,16 @@ def test_who_waits_gets_the_lock_when_it_is_given_back(tmp_path):
 def test_a_lock_that_cannot_be_made_is_said(tmp_path):
     with pytest.raises(DataError, match="No such file or directory"), lock(tmp_path / "gone" / "lock"):
         pass
+
+
+def test_the_lock_of_an_archive_elsewhere_lies_in_no_folder_of_somebody_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = lock_file("s3://bucket/archive")
+    with only_writer("s3://bucket/archive", wait=False):
+        assert mine.parent.stat().st_mode & 0o777 == 0o700
+    mine.unlink()
+    mine.parent.rename(tmp_path / "theirs")
+    mine.parent.symlink_to("theirs")
+    with pytest.raises(ArchiveError, match="is not this user's own folder"), only_writer("s3://bucket/a", wait=False):
+        pass
+    assert list((tmp_path / "theirs").iterdir()) == []

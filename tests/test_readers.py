@@ -1,5 +1,6 @@
 """Readers of detection sets: LVIS, Pascal VOC, YOLO, Visual Genome; EXIF turns, synonyms, every kind of breakage."""
 
+import itertools
 import logging
 import re
 
@@ -16,7 +17,7 @@ from owl_swin.data.naming import find_classes, place_pictures, spoken_names
 from owl_swin.data.pictures import load_pictures
 from owl_swin.data.scene import Scene
 from owl_swin.data.scenes import load_scenes
-from owl_swin.errors import ConfigError, DataError
+from owl_swin.errors import ConfigError, DataError, brief
 from owl_swin.image import open_image
 
 
@@ -613,6 +614,41 @@ def test_a_file_of_lists_within_lists_is_one_sentence(tmp_path, kind):
         load_scenes(DataConfig(kind, str(tmp_path / "deep.json")))
     with pytest.raises(DataError, match="lists within lists, deeper than can be read"):
         guess_kind(str(tmp_path / "deep.json"))
+
+
+HUGE = 10**400  # JSON holds it, a float does not
+
+
+@pytest.mark.parametrize("wrong", [{"bbox": [1, 2, HUGE, 4]}, {"bbox": None, "segmentation": [[1, 2, HUGE, 9, 5, 5]]}])
+def test_a_number_beyond_all_floats_costs_its_box_alone(tmp_path, wrong):
+    scenes = load_scenes(DataConfig("coco", coco_set(tmp_path, [box(), box() | wrong, box(area=HUGE, category=2)])))
+    assert len(scenes.broken) == 1 and len(scenes.scenes[0].boxes) == 2
+
+
+@pytest.mark.parametrize("key", ["names", "path", "train"])
+def test_a_yaml_whose_aliases_stand_for_billions_is_one_short_sentence(tmp_path, key):
+    bomb = "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghijkl"))
+    said = {"names": "[cat]", "path": ".", "train": "images"} | {key: "*l"}
+    lines = [f"a: &a [x, x]\n{bomb}", *(f"{one}: {value}" for one, value in said.items())]
+    (tmp_path / "data.yaml").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="must be a text, got") as caught:
+        load_scenes(DataConfig("yolo", str(tmp_path / "data.yaml")))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "value, shown",
+    [
+        pytest.param(10**5000, "int of thousands of digits", id="many digits"),
+        ({"b": [1, (2,)], "a": {3}}, "{'b': [1, (2,)], 'a': {3}}"),
+        ([[[[1]]]], "[[[[...]]]]"),
+        (list(range(1000)), repr(list(range(1000)))[:200] + "…"),
+        ("x" * 500, "'" + "x" * 199 + "…"),
+        (b"x" * 500, "500 bytes"),
+    ],
+)
+def test_a_wrong_value_is_written_in_short(value, shown):
+    assert brief(value) == shown
 
 
 def test_ids_are_said_as_the_file_has_them(tmp_path):

@@ -28,7 +28,7 @@ def reading(path: str | Path, form: str) -> Iterator[None]:
         raise DataError(f"{path}: not {form} ({error})") from None
     except OSError as error:
         raise DataError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from None
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
         raise DataError(f"{path}: not {form} (problem with {error})") from None
 
 

@@ -1,6 +1,7 @@
 """COCO detection form, and LVIS, Objects365 and Open Images in it: one reader for training and evaluation."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,7 +247,7 @@ def _in_fractions(annotation: Any) -> bool:
     """Whether the box can only be fractions of a picture: whole numbers may be the pixel in the corner."""
     try:
         x, y, w, h = (float(value) for value in annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return False
     whole = x.is_integer() and y.is_integer() and w.is_integer() and h.is_integer()
     return not whole and min(x, y) >= 0 and max(x + w, y + h) <= LARGEST_FRACTION
@@ -260,7 +261,7 @@ def _bbox(
     xywh = given or _around(annotation.get("segmentation"))
     try:
         x, y, w, h = (float(value) for value in xywh)  # type: ignore[union-attr]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return f"not four numbers {given}"
     wh = stated_size(image)
     box = cut_box((x, y, x + w, y + h), wh)
@@ -283,7 +284,7 @@ def _around(segmentation: Any) -> tuple[float, float, float, float] | None:
         parts = [segmentation] if flat else segmentation
         polygons = [np.array(polygon, dtype=float).reshape(-1, 2) for polygon in parts]
         points = np.concatenate(polygons)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if len(points) < 3:
         return None
@@ -301,10 +302,10 @@ def _around_mask(mask: dict[str, Any]) -> tuple[float, float, float, float] | No
         height, width = mask["size"]
         encoded = frPyObjects(mask, height, width) if isinstance(mask["counts"], list) else mask
         x, y, w, h = toBbox([encoded])[0].tolist()
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError):
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError):
         return None
     return (x, y, w, h) if w and h else None
 
 
 def _is_area(given: Any) -> bool:
-    return isinstance(given, (int, float)) and 0 <= given < float("inf")
+    return isinstance(given, (int, float)) and 0 <= given <= sys.float_info.max

@@ -88,7 +88,7 @@ def _boxes(
         return  # a choice, a relation, a text
     try:
         box = _box(value, result, source)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         box = None
     for label in labels:
         if box is None and kind not in ("rectanglelabels", "polygonlabels"):
@@ -124,7 +124,10 @@ def _size(value: Mapping[str, Any], result: Mapping[str, Any], source: Path) -> 
 
 def _path_of(text: str) -> str:
     """The path in what Label Studio calls a picture by: a path, an address, or its own address of a local file."""
-    address = urlsplit(text) if "://" in text or text.startswith("/data/") else None
+    try:
+        address = urlsplit(text) if "://" in text or text.startswith("/data/") else None
+    except ValueError:  # it is no address, whatever it looks like
+        address = None
     if address is None:
         return text
     local = parse_qs(address.query).get("d")

@@ -46,7 +46,7 @@ def _polygons(segmentation: Any) -> list[list[float]]:
     flat = not any(isinstance(part, (list, tuple)) for part in segmentation)
     try:
         polygons = [[float(n) for n in part] for part in ([segmentation] if flat else segmentation)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError("a polygon must be numbers [x, y, x, y, …]") from None
     if not all(np.isfinite(polygon).all() and len(polygon) % 2 == 0 for polygon in polygons):
         raise DataError("a polygon must be finite numbers [x, y, x, y, …]")

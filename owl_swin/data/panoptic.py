@@ -63,7 +63,7 @@ def _add(
             boxes.broken.append(f"{where}: {problem}")
             return
         x, y, w, h = (float(value) for value in segment["bbox"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         boxes.broken.append(f"{where}: a segment not in the panoptic form (problem with {error})")
         return
     mask = None if source is None else LabelledPart(source, number)

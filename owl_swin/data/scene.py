@@ -217,7 +217,7 @@ def cut_box(xyxy: Sequence[Any], wh: tuple[float, float] | None) -> tuple[float,
     """The box cut to a picture of ``wh``, or why it is none: "not four numbers" or "empty box"."""
     try:
         x0, y0, x1, y1 = (float(value) for value in xyxy)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return "not four numbers"
     if not all(math.isfinite(value) for value in (x0, y0, x1, y1)):
         return "not four numbers"

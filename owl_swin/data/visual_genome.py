@@ -48,7 +48,7 @@ def _add(boxes: BoxList, entry: Any, where: str, rows: dict[str, int]) -> None:
     try:
         x, y, w, h = (float(value) for value in values)
         corners: tuple[float, ...] = (x, y, x + w, y + h)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         corners = ()
     for name in names:
         boxes.add(where, rows.setdefault(name, len(rows)), corners, as_given=values)

@@ -65,9 +65,16 @@ def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path]]:
     if places is None:
         known = [key for key in ("train", "val", "valid", "test") if content.get(key)]
         raise DataError(f"{path}: has no split {split!r}; it has {', '.join(known) or 'none'}")
-    root = path.parent / str(content.get("path") or "")
+    root = path.parent / _text(path, "path", content.get("path") or "")
     root = root if root.is_dir() else path.parent  # "path" may speak of another machine
-    return classes, [_resolved(root, str(place)) for place in (places if isinstance(places, list) else [places])]
+    listed = places if isinstance(places, list) else [places]
+    return classes, [_resolved(root, _text(path, split, place)) for place in listed]
+
+
+def _text(path: Path, key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{path}: {key} must be a text, got {brief(value)}")
+    return value
 
 
 def _classes(path: Path, names: Any) -> dict[int, str]:

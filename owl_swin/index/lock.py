@@ -1,8 +1,10 @@
 """One writer an archive: a lock that the kernel takes back when its process ends, however it ends."""
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +32,8 @@ def only_writer(uri: str, *, wait: bool, waiting: Callable[[str], None] | None =
     path = lock_file(uri)
     try:
         path.parent.mkdir(mode=0o700 if "://" in uri else 0o777, parents=True, exist_ok=True)
+        if "://" in uri:
+            _check_own(path.parent)
     except OSError as error:
         raise _unwritable(uri, error) from None
     lock = hold_lock(
@@ -43,6 +47,14 @@ def only_writer(uri: str, *, wait: bool, waiting: Callable[[str], None] | None =
     )
     with lock:
         yield
+
+
+def _check_own(folder: Path) -> None:
+    """Refuses a folder, at a place where all users write, that is another's, or a link: what is written there would go
+    where they choose."""
+    found = folder.lstat()
+    if hasattr(os, "getuid") and (not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid()):
+        raise PermissionError(errno.EPERM, f"{folder} is not this user's own folder")
 
 
 def _unwritable(uri: str, error: OSError) -> ArchiveError:
