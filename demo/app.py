@@ -124,7 +124,7 @@ def main() -> None:
 
     detector = load(sources[0])
     index = RegionIndex.open(arguments.index, detector) if arguments.index else None
-    blocks = build_demo(detector, index=index, folders=True, choice=Models(detector, sources, load))
+    blocks = build_demo(detector, index=index, folders=True, choice=Models(detector, sources, load, served=False))
     blocks.launch(
         server_name="127.0.0.1",
         server_port=arguments.port,

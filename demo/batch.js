@@ -4,6 +4,7 @@
   "use strict";
   if (window.owlBatch) return; // every piece brings this script
   const { make, moveOf, refocused } = window.owlShared;
+  const REST_MS = 200; // between photos that are asked for
   const plain = (value) => JSON.parse(JSON.stringify(value || {}));
   const button = (text, className, action) => {
     const node = make("button", className, text);
@@ -57,9 +58,16 @@
       if (i === index) one.setAttribute("aria-pressed", "true");
       else one.removeAttribute("aria-pressed");
     });
+    // At once, as the answer may take a moment; of keys that are held down the last counts.
+    let [picked, later] = [0, 0];
     const show = (index) => {
-      press(index); // at once, as the answer may take a moment
-      trigger("picked", { index, name: heads()[index].title });
+      press(index);
+      const name = heads()[index].title;
+      clearTimeout(later);
+      later = setTimeout(() => {
+        picked = Date.now();
+        trigger("picked", { index, name });
+      }, Math.max(0, picked + REST_MS - Date.now()));
     };
     const drawItems = (value) => {
       const place = strip.scrollLeft;

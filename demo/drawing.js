@@ -125,13 +125,20 @@
   // A patch, by a click or with the arrow keys. Tells: "pointed" {x, y}, in [0, 1].
   window.owlShared.pointing = (stage) => {
     const { frame, trigger, at } = stage;
+    let told = ""; // a key that is held down asks for the same again until the answer is there
+    stage.came = () => { told = ""; };
+    const point = (x, y) => {
+      if (told === `${x} ${y}`) return;
+      told = `${x} ${y}`;
+      trigger("pointed", { x, y });
+    };
     frame.tabIndex = 0;
     frame.setAttribute("role", "application");
     frame.setAttribute("aria-label", "Photo cut in windows: click a patch, or move with the arrow keys");
     frame.addEventListener("click", (event) => {
       if (!stage.value.src) return;
       const [x, y] = at(event);
-      trigger("pointed", { x: x / stage.value.width, y: y / stage.value.height });
+      point(x / stage.value.width, y / stage.value.height);
     });
     frame.addEventListener("keydown", (event) => {
       const move = moveOf(event);
@@ -139,10 +146,10 @@
       event.preventDefault();
       const [x0, y0, x1, y1] = stage.value.cell;
       const [dx, dy] = [move[0] * (x1 - x0), move[1] * (y1 - y0)];
-      trigger("pointed", {
-        x: clamp(((x0 + x1) / 2 + dx) / stage.value.width, 0, 0.999999),
-        y: clamp(((y0 + y1) / 2 + dy) / stage.value.height, 0, 0.999999),
-      });
+      point(
+        clamp(((x0 + x1) / 2 + dx) / stage.value.width, 0, 0.999999),
+        clamp(((y0 + y1) / 2 + dy) / stage.value.height, 0, 0.999999),
+      );
     });
   };
 })();

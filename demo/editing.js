@@ -268,6 +268,7 @@
       } else if (turned && boxes().length) {
         const place = chosen ? boxes().indexOf(chosen) + turned : turned > 0 ? 0 : -1;
         choose(boxes().at(place % boxes().length));
+        svg.querySelector(".owl-chosen")?.scrollIntoView({ block: "nearest", inline: "nearest" });
       } else if ((event.key === "Delete" || event.key === "Backspace") && chosen) {
         take();
       } else if (event.key === "Enter" && chosen) {

@@ -171,5 +171,10 @@ def stage_files(
     return {**value, "note": note} if note else value
 
 
+def where_served(files: dict[str, Any], served: bool) -> dict[str, Any]:
+    """The row of downloads without the request to a server, where none answers beside the pages."""
+    return files if served else {**files, "copies": [one for one in files["copies"] if one["label"] != "curl"]}
+
+
 def _stem(photo: Named) -> str:
     return photo.name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]

@@ -353,9 +353,10 @@ def wire(page: Page, on: Handlers, chosen: gr.State) -> Callable[[Any], None]:
     look_at(page.upload.upload, on.on_upload, [page.upload, page.looked, chosen], [page.looked])
     if page.samples is not None:
         look_at(page.samples.picked, on.on_sample, [page.looked, chosen], [page.looked])
-    page.photo.pointed(on.on_pointed, asks, changed, trigger_mode="always_last", **QUIET)
-    page.blocks.picked(on.on_block, asks, changed, **QUIET)
-    page.before.click(on.on_before, asks, changed, **QUIET)
-    page.after.click(on.on_after, asks, changed, **QUIET)
+    each = {"trigger_mode": "multiple"}
+    page.photo.pointed(on.on_pointed, asks, changed, **each, **QUIET)
+    page.blocks.picked(on.on_block, asks, changed, **each, **QUIET)
+    page.before.click(on.on_before, asks, changed, **each, **QUIET)
+    page.after.click(on.on_after, asks, changed, **each, **QUIET)
     look_at.again([page.view.change, page.head.release])
     return look_at.after(on.on_model, [page.looked, chosen], [page.looked])

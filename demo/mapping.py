@@ -13,7 +13,7 @@ from owl_swin import Detector, EncodedImage, Query, QueryEmbeddings, QueryError,
 from owl_swin.demo import zoom
 from owl_swin.demo.asking import check_count, split_names
 from owl_swin.demo.examples import MOST_EXAMPLES, THING, Box, Example
-from owl_swin.demo.exports import query_file, stage_files
+from owl_swin.demo.exports import query_file, stage_files, where_served
 from owl_swin.demo.map_files import MapCall, copies, downloads
 from owl_swin.demo.mapping_layout import NO_PHOTO, NO_SOURCE, PLACEHOLDER, Page, layout
 from owl_swin.demo.models import Models
@@ -224,12 +224,14 @@ class Handlers:
     @errors_shown
     def on_view(self, session: Session[Mapped], threshold: float):
         """The map as the settings are now."""
-        return show(self.detector, session.value, threshold, self.models.source())
+        stage_, files_ = show(self.detector, session.value, threshold, self.models.source())
+        return stage_, where_served(files_, self.models.served)
 
     @errors_shown
     def on_wanted(self, event: gr.EventData, session: Session[Mapped], threshold: float):
         """The downloads with one that is made now."""
-        return fetch(self.detector, session.value, threshold, self.models.source(), str(event.label))
+        files_ = fetch(self.detector, session.value, threshold, self.models.source(), str(event.label))
+        return where_served(files_, self.models.served)
 
 
 def build(models: Models) -> None:
@@ -251,12 +253,13 @@ def wire(page: Page, on: Handlers) -> None:
         "concurrency_id": "map-shown",
         "concurrency_limit": 1,
     }  # what is added is what was drawn before
-    look(source.add.click, partial(on.on_add, True), given, listed, **in_order)
-    look(source.add_not.click, partial(on.on_add, False), given, listed, **in_order)
-    look(source.examples.removed, on.on_removed, [state], listed, trigger_mode="multiple")
-    source.upload.upload(on.on_source, [source.upload, state], [state, source.photo], **QUIET)
-    source.photo.drawn(on.on_drawn, [state], [state], trigger_mode="multiple", **in_order, **QUIET)
+    each, once = {"trigger_mode": "multiple"}, {"trigger_mode": "once"}
+    look(source.add.click, partial(on.on_add, True), given, listed, **in_order, **once)
+    look(source.add_not.click, partial(on.on_add, False), given, listed, **in_order, **once)
+    look(source.examples.removed, on.on_removed, [state], listed)
+    source.upload.upload(on.on_source, [source.upload, state], [state, source.photo], **each, **QUIET)
+    source.photo.drawn(on.on_drawn, [state], [state], **each, **in_order, **QUIET)
     look.again(moved(page.threshold))
-    page.downloads.wanted(on.on_wanted, viewed, page.downloads, trigger_mode="always_last", **QUIET)
+    page.downloads.wanted(on.on_wanted, viewed, page.downloads, **each, **QUIET)
     zoom.wire(page.photo, state, lambda mapped: mapped.photo)
     zoom.wire(source.photo, state, lambda mapped: mapped.drawn_on)

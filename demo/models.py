@@ -44,8 +44,17 @@ class Models:
     """Models to choose among, called by their labels: files and folders by the last part of their paths. The first is
     loaded and stays; of the others MOST_LOADED stay in memory, whoever chose them."""
 
-    def __init__(self, first: Detector, sources: Sequence[str] = (), load: Callable[[str], Detector] | None = None):
-        """``sources`` are what ``load`` takes, the first where ``first`` came from; with none there is no choice."""
+    def __init__(
+        self,
+        first: Detector,
+        sources: Sequence[str] = (),
+        load: Callable[[str], Detector] | None = None,
+        *,
+        served: bool = True,
+    ):
+        """``sources`` are what ``load`` takes, the first where ``first`` came from; with none there is no choice.
+        ``served``: beside the pages the server's calls answer."""
+        self.served = served
         own = first.name.removeprefix("owl_swin_")
         self._sources = dict(zip(_labels(sources), sources, strict=True)) or {own: own}
         self._load = load or Detector.from_pretrained
@@ -145,7 +154,8 @@ def follow_link(choice: Choice, chips: gr.HTML) -> None:
             raise Refused("No such model", f"The link asks for {label[:100]!r}, and here there is {', '.join(labels)}.")
         return label if label and choice.field is not None else gr.skip()
 
-    chips.linked(on_link, None, choice.chosen if choice.field is None else choice.field, **QUIET)
+    chosen = choice.chosen if choice.field is None else choice.field
+    chips.linked(on_link, None, chosen, trigger_mode="multiple", **QUIET)
 
 
 def size_choices(sizes: dict[str, Detector]) -> Any:

@@ -15,7 +15,17 @@ from owl_swin.demo.asking import Question, note_of_nothing, split_names
 from owl_swin.demo.batch import Rest
 from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Example
-from owl_swin.demo.exports import TOP_K, Call, copies, downloads, edited_copies, note_on, query_file, stage_files
+from owl_swin.demo.exports import (
+    TOP_K,
+    Call,
+    copies,
+    downloads,
+    edited_copies,
+    note_on,
+    query_file,
+    stage_files,
+    where_served,
+)
 from owl_swin.demo.models import Choice, Models, size_choices
 from owl_swin.demo.naming_layout import Page, layout
 from owl_swin.demo.outlines import paths_of
@@ -313,7 +323,7 @@ class Handlers:
         size = None if chosen == normal.image_size else chosen
         source = self.models.source(named.asked.model)
         stage_, chips_, files_ = show(normal, named, threshold, overlap, size, source, whole)
-        return stage_, {**chips_, "model": named.asked.model}, files_
+        return stage_, {**chips_, "model": named.asked.model}, where_served(files_, self.models.served)
 
     @errors_shown
     def on_view(self, session: Session[Named], threshold: float, overlap: float):
@@ -351,10 +361,11 @@ def wire(page: Page, on: Handlers, chosen: gr.State) -> Callable[[Any], None]:
     look([page.find.click, page.names.submit], on.on_find, [page.names, state], [page.names, state])
     look(page.load.upload, on.on_load, [page.load, state], [state])
     look(page.chips.linked, on.on_link, [state, page.threshold], [page.threshold, state])
-    look(page.chips.removed, on.on_removed, [state], [state], trigger_mode="multiple")
+    look(page.chips.removed, on.on_removed, [state], [state])
     look(page.photo.liked, on.on_liked, [state], [state])
-    look(detail.size.input, on.on_size, [state, detail.size], [state, batch.strip])
-    look(page.outlines.switch.input, on.on_outlines, [state, page.outlines.switch], [state, batch.strip])
+    set_ = {"trigger_mode": "always_last"}
+    look(detail.size.input, on.on_size, [state, detail.size], [state, batch.strip], **set_)
+    look(page.outlines.switch.input, on.on_outlines, [state, page.outlines.switch], [state, batch.strip], **set_)
     page.downloads.wanted(on.on_wanted, viewed, page.downloads, trigger_mode="always_last", **QUIET)
     if page.samples is not None:
         look(page.samples.picked, on.on_sample, [state], [state, batch.strip])

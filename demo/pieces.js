@@ -260,7 +260,8 @@
     });
     // Pages that are not served by https may not write to the clipboard: there the text is selected to be copied.
     const copy = async (one) => {
-      const text = one.copy.replace(/ ORIGIN(\/v1\/\w+\s*)$/, ` ${location.origin}$1`); // the last word of curl
+      const here = `${location.origin}${location.pathname.replace(/\/+$/, "")}`; // the server may stand below an address
+      const text = one.copy.replace(/ ORIGIN(\/v1\/\w+\s*)$/, (_, call) => ` ${here}${call}`); // the last word of curl
       said.replaceChildren();
       try {
         await navigator.clipboard.writeText(text);

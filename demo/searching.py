@@ -253,8 +253,9 @@ def wire_photos(state: gr.State, photos: Photos, wanted: Wanted, results: Result
     """What fills an archive, or turns to another."""
     found = found_of(state, wanted, results)
     added = [photos.stop, photos.progress, photos.stats, *found]
-    photos.files.upload(on.on_files, [photos.files, state], added, **QUIET)
-    photos.folder_files.upload(on.on_files, [photos.folder_files, state], added, **QUIET)
+    each = {**QUIET, "trigger_mode": "multiple"}
+    photos.files.upload(on.on_files, [photos.files, state], added, **each)
+    photos.folder_files.upload(on.on_files, [photos.folder_files, state], added, **each)
     if photos.folder is not None and photos.index is not None:
         gr.on([photos.index.click, photos.folder.submit], on.on_folder, [photos.folder, state], added, **QUIET)
     if photos.tried is not None:
@@ -267,11 +268,12 @@ def wire_photos(state: gr.State, photos: Photos, wanted: Wanted, results: Result
 def wire_search(state: gr.State, wanted: Wanted, results: Results, on: Handlers) -> None:
     """What searches, and what is looked at of the answer."""
     found = found_of(state, wanted, results)
+    each = {"trigger_mode": "multiple"}
     busy = {**BUSY, "show_progress_on": results.matches}
-    gr.on([wanted.find.click, wanted.text.submit], on.on_text, [wanted.text, state], found, **busy)
-    source_busy = {**BUSY, "show_progress_on": wanted.source}
+    gr.on([wanted.find.click, wanted.text.submit], on.on_text, [wanted.text, state], found, **each, **busy)
+    source_busy = {**BUSY, **each, "show_progress_on": wanted.source}
     wanted.upload.upload(on.on_source, [wanted.upload, state], [state, wanted.source], **source_busy)
-    wanted.source.drawn(on.on_drawn, [state], [state], trigger_mode="multiple", **QUIET)
+    wanted.source.drawn(on.on_drawn, [state], [state], **each, **QUIET)
     wanted.like.click(on.on_example, [state], found, **busy)
     results.like.click(on.on_like, [state], found, **busy)
     results.back.click(on.on_back, [state], found, **busy)
@@ -282,8 +284,8 @@ def wire_search(state: gr.State, wanted: Wanted, results: Results, on: Handlers)
     changed = [*moved(wanted.threshold), per_photo.release, exact.input, *typed]
     asks = [state, wanted.threshold, *wanted.filters]
     gr.on(changed, on.on_settings, asks, found, trigger_mode="always_last", **in_turn("search-view"))
-    results.matches.picked(on.on_picked, [state], [state, results.photo], **QUIET)
+    results.matches.picked(on.on_picked, [state], [state, results.photo], **each, **QUIET)
     zoom.wire(wanted.source, state, lambda searched: searched.source)
     zoom.wire(results.photo, state, looked_at)
-    offered_ = results.photo.asked(offered, None, wanted.threshold, **QUIET)
-    offered_.then(on.on_settings, asks, found, **{**busy, **in_turn("search-view")})
+    offered_ = results.photo.asked(offered, None, wanted.threshold, **each, **QUIET)
+    offered_.then(on.on_settings, asks, found, trigger_mode="always_last", **{**busy, **in_turn("search-view")})

@@ -87,7 +87,9 @@ class Answers:
     """How a tab asks its photo, which may take long, and then shows the answer as its settings are by then: ``show``
     gets what is ``viewed``, fills what is ``shown``, and runs in turn under a ``name``; ``busy`` says that it works.
 
-    A threshold that is moved meanwhile would else be forgotten: what asks began with the one before.
+    A threshold that is moved meanwhile would else be forgotten: what asks began with the one before. Of events that
+    come while the last is at work Gradio would drop all ("once") or do the first again ("always_last", which is right
+    where pieces say what is wanted, and not the event): here each is done, unless ``trigger_mode`` says otherwise.
     """
 
     show: Callable[..., Any]
@@ -99,8 +101,12 @@ class Answers:
     def __call__(self, events: Any, ask: Callable[..., Any], given: list[Any], kept: list[Any], **options: Any) -> None:
         """``ask`` gets what is ``given`` and fills what is ``kept``, which is nothing of the answer."""
         on = partial(gr.on, events) if isinstance(events, list) else events
+        options = {"trigger_mode": "multiple", **options}
         asked = on(ask, given, kept, **BUSY, show_progress_on=self.busy, **options)
-        asked.then(self.show, self.viewed, self.shown, **in_turn(self.name))
+        self._shown(asked)
+
+    def _shown(self, after: Any) -> None:
+        after.then(self.show, self.viewed, self.shown, trigger_mode="always_last", **in_turn(self.name))
 
     def after(self, ask: Callable[..., Any], given: list[Any], kept: list[Any]) -> Callable[[Any], None]:
         """The same following an event that is not there yet."""
@@ -112,7 +118,7 @@ class Answers:
 
     def offered(self, event: Any, threshold: gr.Slider) -> None:
         """The threshold that the note under a photo offers, taken."""
-        event(offered, None, threshold, **QUIET).then(self.show, self.viewed, self.shown, **in_turn(self.name))
+        self._shown(event(offered, None, threshold, trigger_mode="multiple", **QUIET))
 
 
 def offered(event: gr.EventData) -> float:

@@ -258,16 +258,16 @@ def source_of(shown: Shown) -> Photo:
 def wire_source(state: gr.State, source: Source, on: Handlers) -> None:
     """What happens in the left column alone: photos to draw on, and the box."""
     drawn = [state, source.photo, *source.fields]
-    busy = {**BUSY, "show_progress_on": source.photo}
+    each = {"trigger_mode": "multiple"}
+    busy = {**BUSY, **each, "show_progress_on": source.photo}
     source.upload.upload(on.on_source_upload, [source.upload, state], drawn, **busy)
-    # "multiple": of two corners clicked in quick succession, neither may be dropped; "always_last" repeats the first.
-    source.photo.drawn(on.on_drawn, [state], [state, *source.fields], trigger_mode="multiple", **QUIET)
+    source.photo.drawn(on.on_drawn, [state], [state, *source.fields], **each, **QUIET)
     typed = [event for field in source.fields for event in (field.submit, field.blur)]
-    gr.on(typed, on.on_numbers, [state, *source.fields], [state, source.photo], **QUIET)
-    source.examples.picked(on.on_picked, [state], drawn, **QUIET)
+    gr.on(typed, on.on_numbers, [state, *source.fields], [state, source.photo], trigger_mode="always_last", **QUIET)
+    source.examples.picked(on.on_picked, [state], drawn, **each, **QUIET)
     zoom.wire(source.photo, state, lambda shown: shown.source)
     if source.samples is not None:
-        source.samples.picked(on.on_sample, [state], drawn, **QUIET)
+        source.samples.picked(on.on_sample, [state], drawn, **each, **QUIET)
 
 
 def wire_answers(
@@ -279,18 +279,20 @@ def wire_answers(
     viewed = [state, target.threshold, detail.overlap, target.view]
     look = Answers(on.on_view, viewed, [target.photo, target.downloads], target.photo, "show-view")
     listed = [state, source.examples]
-    look(source.add.click, lambda session: on.on_add(True, session), [state], listed)
-    look(source.add_not.click, lambda session: on.on_add(False, session), [state], listed)
-    look(source.examples.removed, on.on_removed, [state], listed, trigger_mode="multiple")
+    set_, once = {"trigger_mode": "always_last"}, {"trigger_mode": "once"}
+    look(source.add.click, lambda session: on.on_add(True, session), [state], listed, **once)
+    look(source.add_not.click, lambda session: on.on_add(False, session), [state], listed, **once)
+    look(source.examples.removed, on.on_removed, [state], listed)
     look(target.upload.upload, on.on_target, [target.upload, state], [state])
-    look(target.same.click, on.on_same, [state], [state])
+    look(target.same.click, on.on_same, [state], [state], **once)
     worded = [source.words.submit, source.words.blur, source.weight.release]
-    look(worded, on.on_words, [state, source.words, source.weight], [state])
-    look(detail.size.input, on.on_size, [state, detail.size], [state])
-    look(target.outlines.switch.input, on.on_outlines, [state, target.outlines.switch], [state])
+    look(worded, on.on_words, [state, source.words, source.weight], [state], **set_)
+    look(detail.size.input, on.on_size, [state, detail.size], [state], **set_)
+    look(target.outlines.switch.input, on.on_outlines, [state, target.outlines.switch], [state], **set_)
     target.downloads.wanted(on.on_wanted, viewed, target.downloads, trigger_mode="always_last", **QUIET)
     if tried is not None:
-        look(tried.click, on.on_try, [state], [state, source.photo, *source.fields, source.examples, detail.size])
+        tries = [state, source.photo, *source.fields, source.examples, detail.size]
+        look(tried.click, on.on_try, [state], tries, **once)
     edited = {"trigger_mode": "multiple", **in_turn("show-view")}
     target.photo.edited(on.on_edited, viewed, [state, target.photo, target.downloads], **edited)
     look.again([*moved(target.threshold, detail.overlap), target.view.change])

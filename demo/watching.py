@@ -96,7 +96,11 @@ def build(choice: Choice) -> Callable[[Any], None]:
     page, models = layout(choice.models.sizes()), choice.models
     wire(page, Handlers(models), choice.chosen)
     return lambda event: event.then(
-        lambda chosen: size_choices(models.sizes(chosen.value)), choice.chosen, page.detail.size, **QUIET
+        lambda chosen: size_choices(models.sizes(chosen.value)),
+        choice.chosen,
+        page.detail.size,
+        trigger_mode="always_last",
+        **QUIET,
     )
 
 
@@ -244,7 +248,7 @@ def wire(page: Page, on: Handlers, chosen: gr.State) -> None:
     """Which event calls which handler."""
     shown = [page.clip, page.downloads]
     busy = {**BUSY, "show_progress_on": page.clip}
-    page.upload.upload(on.on_upload, [page.upload], [page.state, *shown, page.stop], **busy)
+    page.upload.upload(on.on_upload, [page.upload], [page.state, *shown, page.stop], trigger_mode="multiple", **busy)
     asks = [page.threshold, page.rate, page.detail.overlap, page.detail.size, chosen]
     found = [page.made, *shown, page.stop]
     gr.on([page.find.click, page.names.submit], on.on_find, [page.names, page.state, *asks], found, **busy)

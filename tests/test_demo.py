@@ -29,6 +29,7 @@ from owl_swin.demo import (  # noqa: E402
     exports,
     filling,
     inside,
+    models,
     naming,
     results,
     searching,
@@ -76,8 +77,25 @@ def test_the_file_starts_from_a_checkout(monkeypatch, capsys, tmp_path):
     assert "--index" in capsys.readouterr().out
 
 
-def test_the_memory_of_visitors_is_bounded_mounted_or_launched(detector, monkeypatch):
-    mounted = gr.routes.App.create_app(app.build_demo(detector))
+@pytest.fixture(scope="module")
+def blocks(masked_detector):
+    return app.build_demo(masked_detector)
+
+
+def test_no_click_is_lost_or_repeated_while_the_one_before_is_at_work(blocks):
+    """Gradio drops what comes meanwhile ("once"), or does the first again in the place of the last ("always_last")."""
+    wired = list(blocks.fns.values())
+    assert {one.trigger_mode for one in wired if one.collects_event_data} == {"multiple"}
+    assert {one.name: one.trigger_mode for one in wired if one.name in ("on_size", "on_outlines", "on_words")} == {
+        "on_size": "always_last",  # what they set is asked for, not told
+        "on_outlines": "always_last",
+        "on_words": "always_last",
+    }
+    assert not [one.name for one in wired if one.trigger_after is not None and one.trigger_mode == "once"]
+
+
+def test_the_memory_of_visitors_is_bounded_mounted_or_launched(blocks, detector, monkeypatch):
+    mounted = gr.routes.App.create_app(blocks)
     assert mounted.state_holder.capacity == app.SESSIONS
     launched = {}
     monkeypatch.setattr(gr.Blocks, "launch", lambda blocks, **options: launched.update(options))
@@ -279,6 +297,14 @@ def test_copied_code_gives_what_stands_on_the_page(detector, photo, tmp_path, mo
     )
     assert_alike(answer, found)
     assert words[2] == 'images=@"blocks.png"'
+    assert "./-v.png" in shlex.split(exports.as_command(replace(photo, name="-v.png"), call))  # no option
+
+
+def test_the_call_of_a_server_is_only_given_where_one_answers(detector, photo):
+    for served in (True, False):
+        on = naming.Handlers(models.Models(detector, served=served))
+        *_, files, _, _ = on.on_view(Session(named(detector, photo, "a cat")), 0.02, 0.7)
+        assert ("curl" in [one["label"] for one in files["copies"]]) is served
 
 
 def test_nothing_found_says_how_near_it_was_and_what_to_do(detector, photo):
