@@ -98,3 +98,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     gc.freeze()  # what was imported and collected stays to the end: not to be gone through again and again
     gc.enable()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # or libraries complain at the end that something of theirs is left

@@ -141,13 +141,14 @@ def unfold(page, title: str, inside: str) -> None:
 def inaccessible(page, *, colours: bool = True, structure: bool = True) -> list[str]:
     """What axe-core finds in what is seen that is against WCAG 2.2 (A and AA) or good practice, but for trifles: of its
     ``colours``, and of the ``structure``, which another look of the same page need not be searched for again."""
-    if axe is None:
+    if axe is None or not (colours or structure):
         return []
     if not page.evaluate("Boolean(window.axe)"):
         page.evaluate(axe.AXE_SCRIPT)
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
     only = {"type": "tag", "values": tags} if structure else {"type": "rule", "values": ["color-contrast"]}
-    options = {"resultTypes": ["violations"], "runOnly": only, "rules": {"color-contrast": {"enabled": colours}}}
+    rules = {"color-contrast": {"enabled": colours}}
+    options = {"resultTypes": ["violations"], "runOnly": only, "rules": rules, "preload": False}
     found = page.evaluate("options => axe.run(document, options)", options)["violations"]
     serious = [one for one in found if one["impact"] in ("moderate", "serious", "critical")]
     return [f"{one['help']}: {node['html'][:200]}" for one in serious for node in one["nodes"]]
