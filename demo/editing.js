@@ -229,7 +229,9 @@
     const end = (event) => {
       if (zoomed.fingers.up(event) || !drag) return;
       const { kind, mark, box, moved, from } = drag;
+      const of = String(stage.of);
       leave();
+      if (String(stage.of) !== of) return; // it was drawn on the photo before
       if (!moved) return choose(armed ? null : pickNext(from));
       if (Math.min(box[2] - box[0], box[3] - box[1]) * scale() < SMALLEST_PX) return stage.redraw();
       armed = false;
@@ -255,6 +257,12 @@
     root.addEventListener("click", (event) => {
       const row = on && event.target.closest(".owl-table tbody tr");
       if (row && !event.target.closest("button")) choose(boxes()[Number(row.dataset.box)] || null);
+    });
+
+    root.addEventListener("keydown", (event) => {
+      if (!on || event.key !== "Enter" || !event.target.matches(".owl-table tbody tr")) return;
+      event.preventDefault();
+      choose(boxes()[Number(event.target.dataset.box)] || null);
     });
 
     // --- Keys ---

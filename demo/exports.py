@@ -177,4 +177,4 @@ def where_served(files: dict[str, Any], served: bool) -> dict[str, Any]:
 
 
 def _stem(photo: Named) -> str:
-    return photo.name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return photo.name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] or "photo"

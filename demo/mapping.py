@@ -162,8 +162,9 @@ class Handlers:
     def on_upload(self, upload: Upload, session: Session[Mapped], text: str):
         """Another photo."""
         photo = take_photo(*upload)
-        text = text.strip() or ("" if session.value.shown else FIRST)
-        return *self.ask(session, lambda mapped: mapped.named(self.detector, text).of(self.detector, photo)), text
+        given = text.strip() or ("" if session.value.shown else FIRST)
+        asked = self.ask(session, lambda mapped: mapped.named(self.detector, given).of(self.detector, photo))
+        return *asked, gr.skip() if text.strip() else given  # others may stand there by now
 
     @errors_shown
     def on_sample(self, event: gr.EventData, session: Session[Mapped]):

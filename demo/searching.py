@@ -181,7 +181,7 @@ class Handlers:
     @errors_shown
     def on_text(self, text: str, session: Session[Searched]):
         """A search by name."""
-        return self.ask(session, lambda now: ask_text(self.detector, now, text))
+        return leaving_text(self.ask(session, lambda now: ask_text(self.detector, now, text)))
 
     @errors_shown
     def on_example(self, session: Session[Searched]):

@@ -312,6 +312,7 @@
       const before = state;
       state = JSON.parse(JSON.stringify(props.value || {}));
       const there = Boolean(state.src);
+      const chose = there && document.activeElement === empty;
       root.classList.toggle("owl-there", there);
       empty.replaceChildren(make("strong", "", state.title || ""), make("span", "", state.text || ""));
       if (there && before.src !== state.src) photo.src = state.src;
@@ -323,6 +324,7 @@
       drawMarks();
       drawTable();
       drawNote();
+      if (chose) (frame.tabIndex < 0 ? zooms.querySelector("button:enabled") : frame)?.focus({ preventScroll: true });
     };
 
     const at = (event) => {

@@ -59,6 +59,7 @@ def test_a_name_gives_boxes_a_table_and_files(page, photos, detector, monkeypatc
         page.click("#name-stage .owl-empty")
     chooser.value.set_files(photos / "blocks0.png")
     page.wait_for_selector("#name-stage .owl-there")
+    until(page, "document.activeElement.closest('#name-stage .owl-zooms')")  # keys go on from there
     upload(page, "name-upload", {"name": "no photo & such.png", "mimeType": "image/png", "buffer": b"no picture"})
     page.get_by_text("no photo & such.png: not a picture").wait_for()
     assert page.locator("#name-stage .owl-there").count() == 1 and page.locator("#name-stage .error").count() == 0

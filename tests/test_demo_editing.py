@@ -147,7 +147,7 @@ def test_a_found_box_that_is_edited_stays_so_whatever_the_threshold(page):
     page.locator("#name-stage tbody tr").first.click()
     button(page, "Delete").click()
     until(page, "n => document.querySelectorAll('#name-stage .owl-box').length === n", len(before) - 1)
-    page.locator("#name-stage tbody tr").first.click()
+    page.locator("#name-stage tbody tr").first.press("Enter")
     page.fill("#name-stage .owl-edit-name", "a lynx")
     page.keyboard.press("Enter")
     _, x, y, width, height = before[1]
