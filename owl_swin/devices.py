@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from owl_swin.errors import ConfigError
+from owl_swin.errors import ConfigError, first_line
 from owl_swin.runtimes.network import GraphNetwork
 
 logger = logging.getLogger("owl_swin")
@@ -62,7 +62,7 @@ def pick_device(device: str | torch.device = "auto", network: Any = None) -> tor
     try:
         return torch.empty(0, device=torch.device(device)).device
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"device {device!r} cannot be used here: {first_line(error)}") from None
 
 
 def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

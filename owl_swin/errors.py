@@ -95,6 +95,12 @@ class _Short(reprlib.Repr):
         return "{" + ", ".join([*pairs, *["..."] * (len(x) > self.maxdict)]) + "}"
 
 
+def first_line(error: object) -> str:
+    """The beginning of what an error says, which may be pages; one that says nothing is called by its kind."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return brief(text)[1:-1] if len(text) > 200 else text
+
+
 def brief(value: object, limit: int = 200) -> str:
     """How a wrong value stands in a sentence: as Python writes it, but not the megabytes of a picture."""
     if isinstance(value, (bytes, bytearray, memoryview)) and len(value) > limit:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 from torch import Tensor
 
-from owl_swin.errors import ImageError, MissingExtraError
+from owl_swin.errors import ImageError, MissingExtraError, first_line
 from owl_swin.frame import HW, Crop, Frame, crop_hw
 from owl_swin.image import (
     MAX_PIXELS,
@@ -296,7 +296,7 @@ class RegionPicture:
             with rasterio.Env(**GDAL_SETTINGS):
                 yield
         except (RasterioError, MemoryError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+            reason = first_line(error.__cause__ or error)
             raise ImageError(f"the picture is damaged or cut off ({reason})", of=self.name) from None
 
 

@@ -34,7 +34,7 @@ def hold_lock(
         return
     while True:
         try:
-            handle = open(path, "a+")  # noqa: SIM115
+            handle = open(path, "a+", opener=_open_itself)  # noqa: SIM115
         except OSError as error:
             raise failed(error) from None
         with handle:
@@ -63,6 +63,11 @@ def hold_lock(
                 if remove:
                     path.unlink(missing_ok=True)
             return
+
+
+def _open_itself(path: str, flags: int) -> int:
+    """Opens a file, and not what a link of its name leads to: what a lock says of its holder would replace that."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _holder(path: Path) -> str:

@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from owl_swin.errors import CheckpointError, ConfigError, brief
-from owl_swin.families.hub import first_line
+from owl_swin.errors import CheckpointError, ConfigError, brief, first_line
 from owl_swin.families.owl_swin import save_checkpoint, settings_of
 from owl_swin.families.weights import WEIGHTS
 from owl_swin.files import make_folder, read_text, write_json, write_text

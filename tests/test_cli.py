@@ -87,6 +87,11 @@ def test_the_help_of_each_command_holds_an_example(owl_swin, command):
     assert f"Example: owl-swin {command} " in " ".join(run.out.split())
 
 
+def test_the_version_is_one_line(owl_swin):
+    run = owl_swin("--version")
+    assert (run.code, run.out, run.err) == (0, f"owl-swin {version('owl_swin')}\n", "")
+
+
 def test_without_arguments_the_commands_are_listed(owl_swin):
     run = owl_swin()
     for command in COMMANDS:

@@ -69,3 +69,11 @@ def test_the_lock_of_an_archive_elsewhere_lies_in_no_folder_of_somebody_else(tmp
     with pytest.raises(ArchiveError, match="is not this user's own folder"), only_writer("s3://bucket/a", wait=False):
         pass
     assert list((tmp_path / "theirs").iterdir()) == []
+
+
+def test_a_lock_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "lock").symlink_to("mine")
+    with pytest.raises(DataError), lock(tmp_path / "lock"):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"

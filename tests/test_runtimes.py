@@ -390,6 +390,15 @@ def test_an_export_that_fails_leaves_nothing_and_one_that_succeeds_replaces_anot
     assert not list(folder.glob("*.xml")) and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_folder_that_was_named_from_another_place_is_found(folders, tmp_path, monkeypatch):
+    copied(folders["onnx"], tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    loaded = Detector.from_pretrained("out")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert loaded.encode_queries(["a dog"]).query_embeds.shape[0] == 1
+
+
 def test_a_folder_with_other_files_is_left_alone(tiny_model, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OwlSwinError, match="the folder holds other files; name a new one"):

@@ -3,10 +3,12 @@
 import io
 import logging
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
-from owl_swin.cli.printing import OneLine, drop_stdout, open_streams, say
+from owl_swin.cli.printing import OneLine, drop_stdout, emit_line, open_streams, say
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import near_name
 
@@ -18,6 +20,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        emit_line(f"owl-swin {version('owl_swin')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _for_all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and end.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 def main() -> None:

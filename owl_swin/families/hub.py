@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from owl_swin.errors import CheckpointError, brief
+from owl_swin.errors import CheckpointError, first_line
 from owl_swin.families.weights import INDEX, PICKLES, WEIGHTS, pickled_weights
 from owl_swin.files import near_name
 
@@ -194,9 +194,3 @@ def near_published(text: str) -> str | None:
 
 def _at(revision: str | None) -> str:
     return f" at {revision!r}" if revision else ""
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of what an error says, which may be pages."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return brief(text)[1:-1] if len(text) > 200 else text

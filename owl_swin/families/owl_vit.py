@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owl_swin.errors import CheckpointError
+from owl_swin.errors import CheckpointError, first_line
 from owl_swin.families.owl_preprocess import CLIP_MEAN, CLIP_STD, Owlv2Preprocess, OwlVitPreprocess
 from owl_swin.families.weights import load_tensors, read_folder
 from owl_swin.files import read_json
@@ -161,7 +161,7 @@ class FolderTokenizer:
             self._encode.no_padding()
             self._encode.no_truncation()
         except Exception as error:  # a damaged file: whatever its reader raises
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise CheckpointError(f"its tokenizer cannot be read ({reason})", of=folder) from None
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from owl_swin.errors import CheckpointError
+from owl_swin.errors import CheckpointError, first_line
 from owl_swin.families.picture_settings import PictureSettings, of_timm, of_torchvision
 
 # What the endings of the authors' file names say, and what timm calls the same weights.
@@ -44,7 +44,7 @@ def fetch_from_library(name: str) -> FromLibrary:
     try:
         return {"torchvision": _from_torchvision, "timm": _from_timm}[library](model)
     except Exception as error:  # each library fails with errors of its own and of its HTTP client
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"{name}: {library} cannot provide these weights ({reason})") from None
 
 

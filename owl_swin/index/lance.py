@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -42,6 +43,8 @@ KEEP_VERSIONS = timedelta(hours=1)
 # one column of records is quicker than reading a dozen columns.
 READ = ("record", "vector")
 TABLES = ("pictures", "pending", "uploads", "regions")
+# Where in its own source an error of LanceDB came up.
+RUST_PLACE = re.compile(r",? ?/[^ ,]+\.rs:[0-9]+:[0-9]+")
 
 
 class LanceStore:
@@ -302,7 +305,8 @@ class LanceStore:
         except ArchiveError:
             raise
         except Exception as error:  # its errors are OSError, ValueError, RuntimeError, ArrowException, …
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            text = RUST_PLACE.sub("", " ".join(str(error).split()))
+            reason = text[:300] or type(error).__name__
             raise ArchiveError(f"{self.uri}: the archive cannot be {done} ({reason})") from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from owl_swin.errors import CheckpointError, ConfigError, QueryError
+from owl_swin.errors import CheckpointError, ConfigError, QueryError, first_line
 from owl_swin.frame import FRAME_MULTIPLE, HW
 from owl_swin.models.network import Spec
 from owl_swin.runtimes.spec import ExportSpec, read_spec
@@ -33,7 +33,8 @@ class GraphNetwork:
     """
 
     def __init__(self, folder: Path, open_graph: Callable[[Path], Graph]):
-        self._folder, self._open_graph = folder, open_graph
+        # Graphs are read when they are needed, wherever the process has gone by then.
+        self._folder, self._open_graph = folder.absolute(), open_graph
         self._export: ExportSpec = read_spec(folder)
         self._graphs: dict[str, Graph] = {}
         self._lock = Lock()
@@ -109,7 +110,7 @@ class GraphNetwork:
                 try:
                     self._graphs[name] = self._open_graph(self._folder / name)
                 except (OSError, RuntimeError, ValueError) as error:
-                    reason = str(error).strip().splitlines()[0]
+                    reason = first_line(error)
                     raise CheckpointError(f"cannot be read ({reason})", of=self._folder / name) from None
             return self._graphs[name]
 

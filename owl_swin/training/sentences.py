@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owl_swin.detector import Detector
-from owl_swin.errors import DataError
+from owl_swin.errors import DataError, first_line
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def teacher_embeddings(folder: str | Path, texts: Sequence[str], *, batch_size: 
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: no sentence encoder here ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{folder}: no sentence encoder here ({first_line(error)})") from None
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = torch.empty(len(texts), model.config.hidden_size)
     for start in range(0, len(order), batch_size):
