@@ -160,7 +160,7 @@ def test_one_batch_is_learned_by_heart(tmp_path):
     batch = next(b for b in map(task.batch, range(50)) if 1 in map(len, b.labels) and max(map(len, b.labels)) > 2)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     course = []
-    for _ in range(200):
+    for _ in range(120):
         parts = task.losses(model, model.encode_patches, batch)
         optimizer.zero_grad()
         parts["loss"].backward()
@@ -527,7 +527,7 @@ def alignment_sets(folder):
 
 
 def test_alignment_learns_and_names_the_pictures(tmp_path):
-    settings = align_settings(tmp_path, alignment_sets(tmp_path)[:1], steps=120, log_every=5, align_size=96)
+    settings = align_settings(tmp_path, alignment_sets(tmp_path)[:1], steps=80, log_every=5, align_size=96)
     folder = train(train_config(settings))
     lines = metrics(folder)
     assert lines[-1]["loss"] < lines[0]["loss"] / 2
