@@ -14,7 +14,6 @@ from owl_swin.detector import Detector
 from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 
-gc.disable()  # while thousands of tests are collected, of which nothing goes; until pytest_collection_finish
 torch.set_num_threads(1)
 os.environ["OWL_SWIN_TEXT_CACHE"] = "off"  # also of programs that tests start: nothing of a test stays on the machine
 
@@ -95,9 +94,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
-def pytest_collection_finish():
-    gc.freeze()  # what was imported and collected stays to the end: not to be gone through again and again
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Nothing of thousands of tests goes while they are collected, nor before the end: garbage is not sought in them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_sessionfinish():
