@@ -96,7 +96,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Nothing of thousands of tests goes while they are collected, nor before the end: garbage is not sought in them."""
+    """Garbage is not sought among the tests while they are collected, nor later: none of them goes before the end."""
     gc.disable()
     try:
         return (yield)
