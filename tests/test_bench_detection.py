@@ -103,7 +103,7 @@ def test_the_exponent_is_the_slope(power):
 
 def test_a_system_that_cannot_run_is_said_and_the_others_go_on():
     with Workers(rounds=1, device="cpu", tiny=True, progress=lambda _: None) as workers:
-        rows = workers.measure([Job("no such system"), Job("OWLv2 B/16", (-1, 64)), Job("OWLv2 B/16")])
+        rows = workers.measure([Job("no such system"), Job("Swin-T timm", (-1, 64)), Job("OWLv2 B/16")])
     assert "no system is called 'no such system'" in rows[0]["error"]
     assert "error" in rows[1] and "ms" not in rows[1]
     assert rows[2]["ms"] > 0 and rows[2]["hw"][0] == rows[2]["hw"][1] > 0  # its own size
