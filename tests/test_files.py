@@ -268,7 +268,7 @@ def test_nothing_else_in_the_package_writes_files():
     package = Path(owl_swin.__file__).parent
     rooms = {str(path.relative_to(package)): writing_calls(path.read_text()) for path in package.rglob("*.py")}
     # A lock, lines that are added while a run goes on, a file that lives as long as a request, and what a video writes
-    # into the files that files.growing_file names when it is done; and the null device, in the place of a closed stderr.
+    # into the files that files.growing_file names when it is done; and the null device for a stderr that was closed.
     apart = {"files.py", "labelling/journal.py", "locks.py", "training/journal.py", "server/serving.py"}
     apart |= {"cli/video.py", "video_output.py", "cli/printing.py"}
     assert {room: calls for room, calls in rooms.items() if calls and room not in apart} == {}
