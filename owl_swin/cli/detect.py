@@ -169,7 +169,7 @@ def detect(
 
     tiles = options.make_tiles(tile, overlap)
     limits = DetectOptions(
-        nms_iou="model" if nms_iou is None else None if nms_iou == 1 else nms_iou,
+        nms_iou="model" if nms_iou is None else nms_iou,
         box_voting=box_voting,
         nms_across=nms_across,
         objectness=objectness,

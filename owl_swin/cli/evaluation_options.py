@@ -123,8 +123,8 @@ def label_values(names: Path | None, ignore: list[int] | None, nothing: int | No
 
 
 def checked_nms(value: float | None) -> "NmsIou":
-    """The overlap as detection takes it: 1 keeps all boxes, None leaves it to the model."""
-    return "model" if value is None else None if value == 1 else value
+    """The overlap as detection takes it; None leaves it to the model."""
+    return "model" if value is None else value
 
 
 def show_progress(done: int, total: int) -> None:
