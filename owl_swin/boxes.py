@@ -44,7 +44,7 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union [N] of xyxy boxes [N, 4], row by row."""
+    """Intersection over union [...] of xyxy boxes [..., 4] with those in the same place; shapes are broadcast."""
     intersection, union = _intersection_union(a, b)
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 

@@ -122,3 +122,16 @@ def test_every_system_gives_something(name):
 def test_sizes_that_mean_nothing_are_refused(sizes):
     ran = CliRunner().invoke(app, ["bench", "detect", "--sizes", sizes])
     assert isinstance(ran.exception, ConfigError) or ran.exit_code == 2
+
+
+def test_a_part_that_fails_leaves_what_was_measured_before(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise ConfigError("no names to ask")
+
+    monkeypatch.setattr("owl_swin.bench.detection.cost_of_queries", fails)
+    monkeypatch.setattr(Workers, "measure", lambda self, jobs: [{"system": job.system} for job in jobs])
+    monkeypatch.setattr("owl_swin.bench.detection.exponent", lambda rows: None)
+    out = tmp_path / "out.json"
+    ran = CliRunner().invoke(app, ["bench", "detect", "--quick", "--device", "cpu", "--json", str(out)])
+    assert ran.exit_code != 0
+    assert [row["system"] for row in json.loads(out.read_text())["peers"]][:1] == ["owl_swin T"]

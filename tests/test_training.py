@@ -22,25 +22,23 @@ from training_data import (
     write_captions,
     write_labelled,
 )
+from training_runs import ALONE, model_of
 
 from owl_swin import Detector
 from owl_swin.boxes import pairwise_iou
 from owl_swin.cli.main import main
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.data.config import DataConfig
-from owl_swin.errors import CheckpointError, ConfigError, DataError
+from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import OptimConfig, TrainConfig
-from owl_swin.training.distributed import Process
 from owl_swin.training.initial import copy_pooled_to_class_head, load_init
-from owl_swin.training.loop import _prefetched, train
+from owl_swin.training.loop import train
 from owl_swin.training.tasks.align import AlignTask, _shares
 from owl_swin.training.tasks.detect import DetectTask
 from owl_swin.training.views import random_theta, random_views
-
-ALONE = Process(0, 1, torch.device("cpu"))
 
 
 def metrics(folder):
@@ -57,15 +55,6 @@ def assert_same_state(one, other):
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         assert torch.equal(value, theirs[key]), key
-
-
-def model_of(settings):
-    """The model that a run starts from."""
-    torch.manual_seed(0)
-    model = OwlSwin(read_toml(settings["model"], ModelConfig))
-    for path in settings["init"]:
-        load_init(model, path)
-    return model
 
 
 # --- Detection -----------------------------------------------------------------------------------------------------
@@ -387,28 +376,6 @@ def test_scenes_without_boxes_have_a_loss_and_a_gradient(tmp_path):
     parts["loss"].backward()
     assert parts["l1"] == parts["giou"] == 0 and parts["class"] > 0 and parts["objectness"] > 0
     assert model.class_head.embed.weight.grad.isfinite().all()
-
-
-def test_prefetched_batches_come_in_order():
-    class Counting:
-        def batch(self, step):
-            return step * 10
-
-    assert list(_prefetched(Counting(), 3, 8)) == [30, 40, 50, 60, 70]
-    assert list(_prefetched(Counting(), 3, 3)) == []
-
-
-def test_an_error_in_a_batch_comes_where_the_batch_is_asked_for():
-    class Failing:
-        def batch(self, step):
-            if step == 1:
-                raise DataError("no such picture")
-            return step
-
-    batches = _prefetched(Failing(), 0, 3)
-    assert next(batches) == 0
-    with pytest.raises(DataError, match="no such picture"):
-        next(batches)
 
 
 # --- Settings and starting weights ---------------------------------------------------------------------------------

@@ -9,20 +9,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from training_data import align_settings, detect_settings, to_toml, train_config, write_labelled
+from training_runs import ALONE, model_of
 
 from owl_swin.cli import training as command
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TeacherConfig
-from owl_swin.training.distributed import Process
 from owl_swin.training.initial import blended, load_init
 from owl_swin.training.loop import train
 from owl_swin.training.tasks.detect import DetectTask
 from owl_swin.training.teacher import TeacherHead, distillation_losses, teacher_maps
 from owl_swin.training.texts import PROMPTS, TextBank, prompted
 
-ALONE = Process(0, 1, torch.device("cpu"))
 SMALL_TEACHER = "mobilenetv3_small_050"
 
 
@@ -107,14 +106,6 @@ def test_a_free_classifier_helps_and_stays_behind(tmp_path):
 
 
 # --- Texts ---------------------------------------------------------------------------------------------------------
-
-
-def model_of(settings):
-    torch.manual_seed(0)
-    model = OwlSwin(read_toml(settings["model"], ModelConfig))
-    for source in settings["init"]:
-        load_init(model, source)
-    return model
 
 
 def test_every_name_in_every_prompt_is_a_way_to_say_a_class(tmp_path):

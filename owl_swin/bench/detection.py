@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,13 @@ def benchmark_detection(
     device: str = "cpu",
     tiny: bool = False,
     progress: Progress = lambda _: None,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Latency beside other systems, cost of pixels and of queries, share of the machine's arithmetic, and start-up.
 
     ``quick`` measures fewer sizes, peers and rounds. ``sizes`` (height, width) replace those of the table, ``systems``
-    (names of bench.systems) restrict what is compared. ``tiny``: small networks, to try the benchmark itself.
+    (names of bench.systems) restrict what is compared. ``tiny``: small networks, to try the benchmark itself. ``keep``
+    is given what there is after each part, so that a part that fails takes no other with it.
     """
     rounds = rounds or (1 if quick else 3)
     if rounds < 1:
@@ -69,6 +71,7 @@ def benchmark_detection(
         first, second = ((224, 224), 8), ((256, 256) if tiny else (768, 768), 1)
         result["encoders"] = [workers.measure([Job(name, hw, n) for name in encoders]) for hw, n in (first, second)]
         workers.release(encoders)
+        keep(result)
         result["sizes"] = [
             workers.measure([Job(name, hw, n) for name in own])
             for n in ((1,) if quick else (1, 8))
@@ -85,11 +88,14 @@ def benchmark_detection(
         if place.type == "cuda":
             batches = [(n, dtype) for n in (1, 8, 32) for dtype in ("float32", "bfloat16")]
             result["cuda"] = workers.measure([Job("owl_swin T", (640, 640), n, dtype) for n, dtype in batches])
+    keep(result)
     progress("queries")
     result["queries"] = cost_of_queries(QUERIES[:3] if tiny else QUERIES, rounds=max(3, rounds), device=device)
+    keep(result)
     progress("share of the machine's arithmetic")
     result["roofline"] = roofline(place, tiny=tiny)
     result["roofline"]["share_in_openvino"] = share_of_graph(result)
+    keep(result)
     progress("start-up")
     result["startup"] = start_up(1 if quick else 3)
     result["ratios"] = ratios(result)

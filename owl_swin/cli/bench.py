@@ -73,6 +73,7 @@ def detect(
         device=str(pick_device(device)),
         tiny=tiny,
         progress=note,
+        keep=lambda found: None if json_out is None else write_json(json_out, found),
     )
     if json_out is not None:
         write_json(json_out, result)

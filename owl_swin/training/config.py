@@ -231,6 +231,8 @@ class TrainConfig:
     fixed texts alone teach a young encoder slowly. ``logit_scale`` is the inverse temperature to start the alignment
     at (0: as the weights have it); against a sentence encoder's near names 30 learned twice as fast as CLIP's 14.
     ``cache_gib`` is the memory, of each process, for decoded pictures of all detection sets.
+    ``workers`` processes make the batches, each a whole one with a cache of its own (0: a thread of the run does): a
+    graphics card learns faster than one processor core paints.
     ``shard`` says how several processes share the model. ``preview_every`` steps, a picture of what
     the model finds is drawn (0: never). ``blend`` mixes the weights that the run started from into the result: 0 is
     the trained model alone, 1 the old one (WiSE-FT, arXiv:2109.01903).
@@ -250,6 +252,7 @@ class TrainConfig:
     steps: int = 1000
     batch_size: int = 64
     accumulate: int = 1
+    workers: int = 0
     image_size: int = 64
     precision: str = "float32"
     contrast: str = "softmax"
@@ -302,5 +305,7 @@ class TrainConfig:
                 f"probe.test_data must be one set for each of the {len(self.data)} of data, got "
                 f"{len(self.probe.test_data)}"
             )
+        if self.workers < 0:
+            raise ConfigError(f"workers must be 0 (a thread of the run) or more, got {self.workers}")
         if self.seed < 0:
             raise ConfigError(f"seed must be 0 or more, got {self.seed}")

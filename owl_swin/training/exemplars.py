@@ -7,12 +7,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from owl_swin.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from owl_swin.boxes import clip, cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
 from owl_swin.data.scenes import Scene, Scenes, readable
-from owl_swin.exemplar import patch_of_box
+from owl_swin.exemplar import NEARLY_BEST, patch_of_box
 from owl_swin.frame import EXEMPLAR_MARGIN, exemplar_frame, normalise
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
 from owl_swin.training.views import jitter_colours
+from owl_swin.types import ImageEmbeddings
 
 # Surroundings of a crop, in shares of the box's longer side: what a query has, changed by this factor at most.
 MARGIN_CHANGE = 2.0
@@ -92,4 +93,25 @@ def encode_exemplars(model: OwlSwin, encode_patches, batch: ExemplarBatch) -> Te
     pixels = normalise(jitter_colours(batch.pixels.to(device).float() / 255, batch.colours))
     images = encode_from_patches(model, encode_patches(pixels), (pixels.shape[2], pixels.shape[3]))
     boxes = xyxy_to_cxcywh(batch.boxes.to(device))
+    if device.type != "cpu":
+        return embeds_of_boxes(images, boxes)
     return torch.stack([patch_of_box(images[k], box) for k, box in enumerate(boxes)])
+
+
+def embeds_of_boxes(images: ImageEmbeddings, boxes: Tensor) -> Tensor:
+    """``patch_of_box`` of K pictures, each with its box [K, 4], at once: [K, E]. A graphics card waits at each look at
+    a single one."""
+    with torch.no_grad():
+        predicted, wanted = clip(cxcywh_to_xyxy(images.pred_boxes), (1, 1)), cxcywh_to_xyxy(boxes)[:, None]
+        overlap = paired_iou(predicted, wanted)  # [K, P]
+        best = overlap.amax(1, keepdim=True)
+        place = boxes[:, :2].clamp(0, 1 - 1e-6) * boxes.new_tensor(images.grid_hw[::-1])
+        on_it = place[:, 1].long() * images.grid_hw[1] + place[:, 0].long()
+        patches = torch.arange(overlap.shape[1], device=boxes.device)
+        # Where no box of the picture touches it, the patch that it lies on stands for it.
+        candidates = torch.where(best > 0, overlap >= NEARLY_BEST * best, patches == on_it[:, None])
+        objectness = images.objectness_logits.masked_fill(~candidates, -torch.inf)
+        candidates &= objectness == objectness.amax(1, keepdim=True)
+        ordinary = (images.class_embeds @ images.class_embeds.mean(1)[:, :, None])[:, :, 0]
+        picked = ordinary.masked_fill(~candidates, torch.inf).argmin(1)
+    return images.class_embeds[torch.arange(len(picked), device=picked.device), picked]

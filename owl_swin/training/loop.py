@@ -1,7 +1,5 @@
 """The training loop: any task, one process or many; resumable to the bit."""
 
-import queue
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -15,11 +13,12 @@ from torch import Tensor, nn
 from owl_swin.config import ModelConfig, read_toml, to_mapping
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import make_folder, remove_parts, write_image
+from owl_swin.training.batches import prefetched
 from owl_swin.training.config import OptimConfig, TrainConfig
 from owl_swin.training.distributed import Process, mean_over_processes, share, share_average, started_process, whole
 from owl_swin.training.initial import blended
 from owl_swin.training.journal import Journal
-from owl_swin.training.optim import average_of, build_optimizer, freeze, set_learning_rate
+from owl_swin.training.optim import average_of, build_optimizer, clip_gradients, freeze, set_learning_rate
 from owl_swin.training.state import RunState, check_settings, load_state, only_run, save_state
 from owl_swin.training.streams import stream_seed
 from owl_swin.training.tasks import Task
@@ -40,6 +39,7 @@ class LoopConfig:
     optim: OptimConfig
     seed: int = 0
     accumulate: int = 1
+    workers: int = 0
     precision: str = "float32"
     shard: str = "ddp"
     blend: float = 0.0
@@ -130,7 +130,6 @@ def run_task(
     state_path = output / STATE
     first = load_state(state_path, run, settings=settings, allow_changes=allow_changes) if state_path.exists() else 0
     last = max(first, config.steps if stop_after is None else min(config.steps, first + stop_after))
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     def save(step: int) -> None:
         save_state(state_path, run, step=step, settings=settings, process=process)
@@ -147,7 +146,7 @@ def run_task(
     saved = time.monotonic()
     # Drawn before the thread that draws the others starts: a set is read by one thread at a time.
     sample = task.batch(0) if config.preview_every else None
-    batches = _prefetched(task, first * config.accumulate, last * config.accumulate)
+    batches = prefetched(task, first * config.accumulate, last * config.accumulate, workers=config.workers)
     with journal() as book:
         for step in range(first, last):
             torch.manual_seed(stream_seed(config.seed, step, process.rank))
@@ -158,7 +157,7 @@ def run_task(
                     f"step {step}: the loss is {losses['loss'].item()}; lower the learning rates and go on from "
                     f"the last checkpoint in {output}"
                 )
-            norm = whole(torch.nn.utils.clip_grad_norm_(trained, config.optim.clip_norm))
+            norm = whole(clip_gradients(model, optimizer, config.optim.clip_norm))
             optimizer.step()
             optimizer.zero_grad()
             average.update_parameters(model)
@@ -216,35 +215,3 @@ def _due(saved: float, minutes: float, process: Process) -> bool:
     flag = torch.tensor(float(due), device=process.device)
     torch.distributed.broadcast(flag, 0)
     return bool(flag)
-
-
-def _prefetched(task: Task, first: int, last: int, *, ahead: int = 3) -> Iterator[Any]:
-    """Batches in order, made by a thread while the ones before are learned from."""
-    ready: queue.Queue = queue.Queue(maxsize=ahead)
-    stop = threading.Event()
-
-    def work() -> None:
-        item: tuple[Any, Exception | None]
-        for index in range(first, last):
-            try:
-                item = (task.batch(index), None)
-            except Exception as error:  # raised again where the batch is asked for
-                item = (None, error)
-            while not stop.is_set():
-                try:
-                    ready.put(item, timeout=1)
-                    break
-                except queue.Full:
-                    continue
-            if stop.is_set() or item[1] is not None:
-                return
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        for _ in range(first, last):
-            batch, error = ready.get()
-            if error is not None:
-                raise error
-            yield batch
-    finally:
-        stop.set()

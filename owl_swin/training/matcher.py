@@ -14,6 +14,8 @@ from torch import Tensor
 from owl_swin.boxes import cxcywh_to_xyxy, pairwise_giou, pairwise_iou
 
 EPSILON = 1e-8
+# Of "aligned": patches of a box, the power of the overlap in the agreement, and the least weight of a patch.
+ALIGNED_TOP_K, ALIGNED_BETA, LEAST_WEIGHT = 9, 4.0, 0.1
 
 
 class Match(NamedTuple):
@@ -99,9 +101,9 @@ def aligned_match(
     target_labels: Tensor,
     target_boxes: Tensor,
     *,
-    top_k: int = 9,
+    top_k: int = ALIGNED_TOP_K,
     alpha: float = 1.0,
-    beta: float = 4.0,
+    beta: float = ALIGNED_BETA,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs (patch [M], target [M]) and weights [M]: for each target the ``top_k`` patches inside it that agree best.
 
@@ -129,7 +131,7 @@ def aligned_match(
     targets = owner.indices[patches]
     own = agreement[patches, targets]
     most = torch.zeros(len(target_boxes), device=logits.device).scatter_reduce(0, targets, own, "amax")
-    return patches, targets, (own / most[targets]).clamp(min=0.1)
+    return patches, targets, (own / most[targets]).clamp(min=LEAST_WEIGHT)
 
 
 def _hungarian(centres, logits, boxes, target_labels, target_boxes, settings: FocalSettings) -> Match:

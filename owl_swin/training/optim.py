@@ -71,6 +71,21 @@ def build_optimizer(model: nn.Module, config: OptimConfig, extra: nn.Module | No
     )
 
 
+def clip_gradients(model: nn.Module, optimizer: torch.optim.Optimizer, most: float) -> Tensor:
+    """Clips the norm of all gradients that ``optimizer`` follows to ``most``; returns what it was before.
+
+    Those of a published stem are clipped apart: without normalisations in it they are several times as large as all
+    others, which would hardly move if both shared one limit.
+    """
+    stem = {id(p) for name, p in model.named_parameters() if part_of(name) == "stem"}
+    parts: dict[bool, list[Tensor]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parts.setdefault(id(parameter) in stem, []).append(parameter)
+    norms = [torch.nn.utils.clip_grad_norm_(own, most) for own in parts.values()]
+    return torch.stack(norms).square().sum().sqrt() if len(norms) > 1 else norms[0]
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, steps: int) -> float:
     """Linear warm-up, then a cosine from the peak to ``final_lr`` of it. Returns the factor on the peak."""
     warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
 from owl_swin.scoring import raw_logits
 from owl_swin.training.augment import Canvas, mosaic
+from owl_swin.training.batch_losses import LEAST_QUALITY, detection_losses, pad_scenes
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
 from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, encode_exemplars, stack
@@ -30,9 +31,10 @@ from owl_swin.training.naming import DenseNames, name_loss
 from owl_swin.training.preview import draw_preview
 from owl_swin.training.sampling import SceneSampler
 from owl_swin.training.streams import stream_seed
-from owl_swin.training.tasks.align import AlignBatch, AlignTask
+from owl_swin.training.tasks.align import AlignTask
+from owl_swin.training.tasks.detect_batch import DetectBatch
 from owl_swin.training.tasks.image import ImageTask
-from owl_swin.training.taught import TaughtBatch, TaughtWeights, embed_loss, image_embed_loss, taught_batch
+from owl_swin.training.taught import TaughtWeights, embed_loss, image_embed_loss, taught_batch
 from owl_swin.training.texts import TextBank, prompted
 from owl_swin.training.true_masks import TrueMasks
 from owl_swin.training.views import jitter_colours
@@ -40,30 +42,6 @@ from owl_swin.types import ImageEmbeddings
 
 # Height and width of a batch in fractions of image_size: square, landscape, portrait.
 SHAPES = ((1.0, 1.0), (0.7, 1.0), (1.0, 0.7))
-LEAST_QUALITY = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class DetectBatch:
-    """``pixels [B, 3, H, W]`` uint8; a list item a scene: ``boxes [G, 4]`` cxcywh in [0, 1], ``labels [G]``, columns of
-    the batch's Q classes, and ``scores [G]`` (0: a vague box); ``asked``: for each scene the columns [q] that count in
-    it, in order; ``classes [Q]`` of the bank and how they are said this time, ``texts [Q]`` rows of it; ``colours
-    [B, 3]`` uniform numbers. ``exemplars`` show things of some of these classes, as columns. ``taught`` is what a
-    teacher thinks of the boxes and scenes, ``masks`` the true masks of each scene, ``index`` the batch's own."""
-
-    pixels: Tensor
-    boxes: list[Tensor]
-    labels: list[Tensor]
-    scores: list[Tensor]
-    asked: list[Tensor]
-    classes: Tensor
-    texts: Tensor
-    colours: Tensor
-    align: AlignBatch | None
-    exemplars: ExemplarBatch | None = None
-    taught: TaughtBatch | None = None
-    masks: Sequence[TrueMasks] = ()
-    index: int = 0
 
 
 class DetectTask(ImageTask):
@@ -84,6 +62,9 @@ class DetectTask(ImageTask):
         self.config, self.model, self.process = config, model, process
         self.boxes_learn = any(config.optim.rest)
         self.masks_learn = model.masks is not None and config.optim.masks > 0
+        # A processor is quicker scene by scene, with nothing padded; what masks and teachers say is of single boxes.
+        apart = process.device.type == "cpu" or self.masks_learn or taught is not None
+        self.together = config.detect.matching == "aligned" and not apart
         if not (self.boxes_learn or self.masks_learn):
             raise ConfigError(
                 f"optim: only masks_lr is above 0, and {config.model} has no mask branch; add [masks] to it, or set "
@@ -256,17 +237,17 @@ class DetectTask(ImageTask):
         with torch.autocast(device.type, enabled=False):  # a logit needs more than the 3 digits of bfloat16
             if self.naming is not None and stem_map is not None:
                 said = self.naming.read(stem_map)
-            pictures = one_by_one(images)
-            scenes, logits = [], []
-            for i in range(len(pixels)):
-                own_logits, scene = self._matched(pictures[i], centres, texts, batch, i)
-                scenes.append(scene)
-                logits.append(own_logits)
-            total = centres.new_zeros(())
-            if self.boxes_learn:
-                total = self._box_losses(
-                    parts, images, pictures, scenes, logits, centres, texts, exemplars, batch, said
-                )
+            pictures, scenes = [], []
+            if self.together:
+                parts = self._losses_together(images, centres, texts, exemplars, batch)
+            else:
+                pictures = one_by_one(images)
+                matched = [self._matched(own, centres, texts, batch, i) for i, own in enumerate(pictures)]
+                scenes = [scene for _, scene in matched]
+                if self.boxes_learn:
+                    logits = [own for own, _ in matched]
+                    parts = self._losses_by_scene(pictures, scenes, logits, centres, texts, exemplars, batch)
+            total = self._weighted(parts, images, batch, said) if self.boxes_learn else centres.new_zeros(())
             if self.masks_learn:
                 taught = branch_losses(
                     pictures, scenes, batch.masks, plain, centres, texts, exemplars, progress, self.config
@@ -314,10 +295,21 @@ class DetectTask(ImageTask):
         unsure = all_boxes[vague], columns[vague], vague.nonzero()[:, 0]
         return logits, MatchedScene(asked, rare, boxes, names, rows, match, *unsure)
 
-    def _box_losses(
+    def _losses_together(
         self,
-        parts: dict[str, Tensor],
         images: ImageEmbeddings,
+        centres: Tensor,
+        texts: Tensor,
+        exemplars: tuple[Tensor, Tensor] | None,
+        batch: DetectBatch,
+    ) -> dict[str, Tensor]:
+        """Class, box, objectness and name losses, each a mean over the scenes, which are matched and asked at once."""
+        rare = self.name_weights[batch.classes]
+        scenes = pad_scenes(batch.boxes, batch.labels, batch.scores, batch.asked, rare, centres.device)
+        return detection_losses(images, scenes, centres, texts, exemplars, self.config.detect)
+
+    def _losses_by_scene(
+        self,
         pictures: list[ImageEmbeddings],
         scenes: list[MatchedScene],
         logits: list[Tensor],
@@ -325,15 +317,19 @@ class DetectTask(ImageTask):
         texts: Tensor,
         exemplars: tuple[Tensor, Tensor] | None,
         batch: DetectBatch,
-        said: Tensor | None,
-    ) -> Tensor:
-        """Adds class, box, objectness and name losses to ``parts``; returns their weighted sum."""
-        settings = self.config.detect
+    ) -> dict[str, Tensor]:
+        """The same, one scene after another."""
         lost = [
             self._scene_losses(pictures[i], scene, logits[i], centres, texts, exemplars, batch, i)
             for i, scene in enumerate(scenes)
         ]
-        parts |= {name: torch.stack([own[name] for own in lost]).mean() for name in lost[0]}
+        return {name: torch.stack([own[name] for own in lost]).mean() for name in lost[0]}
+
+    def _weighted(
+        self, parts: dict[str, Tensor], images: ImageEmbeddings, batch: DetectBatch, said: Tensor | None
+    ) -> Tensor:
+        """The weighted sum of ``parts``, and of what teachers say, which is added to them."""
+        settings = self.config.detect
         weights = {
             "class": settings.class_weight,
             "name": settings.name_weight,

@@ -1,0 +1,118 @@
+"""Batches are the same whoever makes them, come in order, and say what is wrong where they are asked for."""
+
+import dataclasses
+import os
+import signal
+
+import pytest
+import torch
+from training_data import align_settings, detect_settings, train_config, write_captions
+from training_runs import ALONE, model_of
+
+from owl_swin.errors import ConfigError, DataError, OwlSwinError
+from owl_swin.training.batches import packed, prefetched, unpacked
+from owl_swin.training.loop import train
+from owl_swin.training.tasks.align import AlignTask
+from owl_swin.training.tasks.detect import DetectTask
+
+
+def leaves(value):
+    """All that is in a batch, one after another."""
+    if dataclasses.is_dataclass(value):
+        return [leaf for field in dataclasses.fields(value) for leaf in leaves(getattr(value, field.name))]
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value]
+
+
+def assert_same(one, other):
+    ours, theirs = leaves(one), leaves(other)
+    assert len(ours) == len(theirs)
+    for mine, its in zip(ours, theirs, strict=True):
+        assert type(mine) is type(its)
+        if isinstance(mine, torch.Tensor):
+            assert mine.dtype == its.dtype and torch.equal(mine, its)
+        else:
+            assert mine == its
+
+
+class Counting:
+    def batch(self, step):
+        return step * 10
+
+
+class Failing:
+    def batch(self, step):
+        if step == 1:
+            raise DataError("no such picture", of="a.png")
+        return step
+
+
+class Dying:
+    def batch(self, step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_order(workers):
+    assert list(prefetched(Counting(), 3, 8, workers=workers)) == [30, 40, 50, 60, 70]
+    assert list(prefetched(Counting(), 3, 3, workers=workers)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_batch_comes_where_the_batch_is_asked_for(workers):
+    batches = prefetched(Failing(), 0, 3, workers=workers)
+    assert next(batches) == 0
+    with pytest.raises(DataError) as raised:
+        next(batches)
+    assert str(raised.value) == "a.png: no such picture"
+
+
+def test_a_process_that_is_killed_is_told_in_a_sentence():
+    batches = prefetched(Dying(), 0, 3, workers=1)
+    with pytest.raises(OwlSwinError, match=r"a process that makes batches ended .* fewer workers") as raised:
+        list(batches)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["detect", "align"])
+def test_what_a_process_makes_is_what_the_run_would(tmp_path, kind):
+    if kind == "detect":
+        settings = detect_settings(tmp_path, detect={"mosaic": [0.5, 0.5], "exemplars": 2})
+        task = DetectTask(train_config(settings), model_of(settings), ALONE)
+    else:
+        pictures = {"kind": "captions", "path": str(write_captions(tmp_path / "captions")), "size": 32}
+        settings = align_settings(tmp_path, [pictures])
+        config = train_config(settings)
+        task = AlignTask(config, model_of(settings), config.data, 8, ALONE)
+    for index, batch in enumerate(prefetched(task, 1, 4, workers=2), start=1):
+        assert_same(batch, task.batch(index))
+
+
+def test_large_tensors_stay_as_they_are_and_small_ones_come_back():
+    large, small = torch.zeros(1 << 21, dtype=torch.uint8), torch.arange(3)
+    there = packed([large, (small, "text", None)])
+    assert there[0] is large and not isinstance(there[1][0], torch.Tensor)
+    assert_same(unpacked(there), [large, (small, "text", None)])
+
+
+def test_a_run_with_workers_learns_what_a_run_without_does(tmp_path):
+    ends = []
+    for workers in (0, 2):
+        settings = detect_settings(tmp_path / str(workers), steps=3, workers=workers)
+        ends.append(train(train_config(settings)) / "metrics.jsonl")
+    lines = [[line.partition('"steps_per_s"')[0] for line in path.read_text().splitlines()] for path in ends]
+    assert lines[0] == lines[1] and len(lines[0]) > 0
+
+
+def test_workers_where_no_process_can_fork_are_refused(monkeypatch):
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(ConfigError, match="set workers = 0"):
+        prefetched(Counting(), 0, 3, workers=2)
+
+
+def test_less_than_no_workers_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="workers must be 0"):
+        train_config(detect_settings(tmp_path) | {"workers": -1})
