@@ -191,8 +191,8 @@ class CalibrationConfig:
 class ModelConfig:
     """One whole model. ``embed_dim`` is the size of the space that images, patches and queries share.
 
-    ``nms_iou`` and ``box_voting`` are what suits its boxes, where a caller of detection says nothing else. ``masks``
-    None: the model finds boxes only.
+    ``nms_iou``, ``box_voting`` and ``rivals`` are what suits it, where a caller of detection says nothing else.
+    ``masks`` None: the model finds boxes only.
     """
 
     name: str = "owl_swin_tiny"
@@ -200,6 +200,7 @@ class ModelConfig:
     image_size: int = 640
     nms_iou: float = 0.5
     box_voting: bool = False
+    rivals: float = 0.0
     image: SwinConfig = field(default_factory=SwinConfig)
     text: TextConfig = field(default_factory=TextConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
@@ -222,6 +223,8 @@ class ModelConfig:
             raise ConfigError(f"image_size must be at least 32 pixels, got {self.image_size}")
         if not 0 <= self.nms_iou <= 1:
             raise ConfigError(f"nms_iou must lie in [0, 1], got {self.nms_iou}")
+        if not 0 <= self.rivals <= 1:
+            raise ConfigError(f"rivals must lie in [0, 1], got {self.rivals}")
 
     @property
     def exemplar_stride(self) -> int:

@@ -79,9 +79,9 @@ class Detector(Embedder):
 
         Boxes are xyxy pixels of the upright picture. Nothing found is an empty Detections, whose ``best`` says what a
         lower threshold would show. What DetectOptions holds can be given here too: ``threshold``, ``nms_iou``,
-        ``nms_across``, ``box_voting``, ``objectness``, ``max_detections`` (or ``top_k``), ``masks``. ``image_size`` is
-        that of the constructor and ``tiles`` those of prepare(), for this picture alone: then it may be huge, and a
-        thing that a seam cuts is one.
+        ``nms_across``, ``box_voting``, ``rivals``, ``objectness``, ``max_detections`` (or ``top_k``), ``masks``.
+        ``image_size`` is that of the constructor and ``tiles`` those of prepare(), for this picture alone: then it may
+        be huge, and a thing that a seam cuts is one.
         """
         if isinstance(image, (list, tuple)):
             raise QueryError(f"detect takes one picture, got a list of {len(image)}; call detect_batch for several")
@@ -252,7 +252,8 @@ class Detector(Embedder):
         queries, options = asked
         if queries is None:  # boxes of any two things would vote
             options = replace(options, box_voting=False)
-        return find_in_views(views, lambda patches: self._logits(patches, queries), names_of(queries), options)
+        texts = [] if queries is None else [route == "text" for route in queries.routes]
+        return find_in_views(views, lambda patches: self._logits(patches, queries), names_of(queries), options, texts)
 
     def _logits(self, patches: ImageEmbeddings, queries: QueryEmbeddings | None) -> Tensor:
         """Logits [P, Q]; without queries, [P, 1]: the objectness of every patch."""

@@ -51,6 +51,7 @@ SETTINGS = (
     "batch_size",
     "nms_iou",
     "box_voting",
+    "rivals",
     "nms_across",
     "objectness",
     "image_size",
@@ -128,7 +129,9 @@ class ZeroShotObjectDetectionPipeline:
         if settings.get("image_size") is not None:
             detector = detector.with_image_size(settings["image_size"])
         options = {
-            key: settings[key] for key in ("nms_iou", "box_voting", "nms_across", "objectness") if key in settings
+            key: settings[key]
+            for key in ("nms_iou", "box_voting", "rivals", "nms_across", "objectness")
+            if key in settings
         }
         return detector.detect_batch(
             [_opened(picture, settings.get("timeout")) for picture, _ in asked],

@@ -24,12 +24,16 @@ DEFAULT_THRESHOLD = 0.2
 DEFAULT_NMS_IOU = 0.5
 # Boxes of one query that overlap a kept one by so much say where its sides are.
 VOTERS_IOU = 0.5
-# Pairs of a kept box and a voter that are weighed at a time: some 100 bytes each.
+# Boxes that overlap by so much are of one thing, which has one of the names that compete for it.
+RIVALS_IOU = 0.7
+# Pairs of a kept box and a voter or rival that are weighed at a time: some 100 bytes each.
 VOTES_AT_ONCE = 2**21
 
 Threshold = float | Sequence[float] | Mapping[str, float]
 # An overlap, None (nothing is suppressed), or what the model's own spec says.
 NmsIou = float | None | Literal["model"]
+# A share of a score, or what the model's own spec says.
+Rivals = float | Literal["model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,9 @@ class DetectOptions:
     also of two queries; None keeps all; "model": what suits the model. ``objectness``: lowest objectness in [0, 1]
     of a patch that may answer. ``max_detections`` are the best ones of a picture. ``masks``: also which pixels of its
     box each thing has. ``box_voting``: the boxes around a kept one have a say in where its sides are (None: as suits
-    the model; never without queries, nor where nothing is suppressed).
+    the model; never without queries, nor where nothing is suppressed). ``rivals``: an answer to a text goes where the
+    score of another text for the same thing, times this share, is higher; 0 lets all stay, "model": as suits the model.
+    So a cat is not called a dog too, and by 0.5 stays "a pet" if that scores half of "a cat".
     """
 
     threshold: Threshold = DEFAULT_THRESHOLD
@@ -51,6 +57,7 @@ class DetectOptions:
     nms_across: bool = False
     masks: bool = False
     box_voting: bool | None = None
+    rivals: Rivals = "model"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", _checked_threshold(self.threshold))
@@ -66,11 +73,17 @@ class DetectOptions:
                 raise QueryError(f"{name} must be True or False, got {brief(getattr(self, name))}")
         if self.box_voting is not None and not isinstance(self.box_voting, bool):
             raise QueryError(f"box_voting must be True, False or None, got {brief(self.box_voting)}")
+        if not (isinstance(self.rivals, str) and self.rivals == "model"):
+            check_fraction("rivals", self.rivals)
 
     def of_model(self, spec: Spec) -> "DetectOptions":
-        """The same, with the model's own suppression and voting in place of what is left to it."""
-        voting = spec.box_voting if self.box_voting is None else self.box_voting
-        return replace(self, nms_iou=spec.nms_iou if self.nms_iou == "model" else self.nms_iou, box_voting=voting)
+        """The same, with the model's own suppression, voting and rivals in place of what is left to it."""
+        return replace(
+            self,
+            nms_iou=spec.nms_iou if self.nms_iou == "model" else self.nms_iou,
+            box_voting=spec.box_voting if self.box_voting is None else self.box_voting,
+            rivals=spec.rivals if self.rivals == "model" else self.rivals,
+        )
 
     @property
     def suppressing_iou(self) -> float | None:
@@ -78,6 +91,11 @@ class DetectOptions:
         two boxes overlap by more."""
         iou = DEFAULT_NMS_IOU if isinstance(self.nms_iou, str) else self.nms_iou
         return None if iou is None or iou >= 1 else float(iou)
+
+    @property
+    def rival_share(self) -> float:
+        """``rivals`` as a number, also where no model has been asked; 0 where nothing is suppressed."""
+        return 0.0 if isinstance(self.rivals, str) or self.suppressing_iou is None else float(self.rivals)
 
     @property
     def n_candidates(self) -> int:
@@ -110,6 +128,7 @@ class DetectSettings(TypedDict, total=False):
     nms_across: bool
     masks: bool
     box_voting: bool | None
+    rivals: Rivals
     top_k: int
 
 
@@ -118,7 +137,8 @@ def said_suppression(spec: Spec, nms_iou: NmsIou) -> str:
     chosen = DetectOptions(nms_iou=nms_iou).of_model(spec)
     if chosen.suppressing_iou is None:
         return "no NMS"
-    return f"NMS {chosen.nms_iou}" + (" with box voting" if chosen.box_voting else "")
+    voting = " with box voting" if chosen.box_voting else ""
+    return f"NMS {chosen.nms_iou}{voting}" + (f", rivals {chosen.rivals}" if chosen.rival_share else "")
 
 
 def detect_options(options: DetectOptions | None = None, settings: Mapping[str, Any] | None = None) -> DetectOptions:
@@ -146,12 +166,18 @@ def options_per_image(options: DetectOptions, names: Sequence[Sequence[str]]) ->
 
 
 def find_detections(
-    logits: Tensor, boxes_xyxy_px: Tensor, names: Sequence[str], image_hw: HW, options: DetectOptions
+    logits: Tensor,
+    boxes_xyxy_px: Tensor,
+    names: Sequence[str],
+    image_hw: HW,
+    options: DetectOptions,
+    texts: Sequence[bool] = (),
 ) -> Detections:
     """Every (patch, query) pair whose score reaches its threshold, best first.
 
     ``logits [P, Q]``, and the boxes [P, 4] of the patches, clipped to the picture. A patch may answer several queries;
-    a logit of -inf never answers, nor does a box that lies outside the picture.
+    a logit of -inf never answers, nor does a box that lies outside the picture. ``texts`` [Q] says which queries are
+    texts, which compete for a thing (empty: none does).
     """
     thresholds = options.thresholds(names).to(logits)
     inside = area(boxes_xyxy_px) > 0
@@ -173,11 +199,32 @@ def find_detections(
         order = order[: options.n_candidates]
         groups = torch.zeros_like(labels) if options.nms_across else labels
         order = order[not_suppressed(boxes[order], scores[order], groups[order], options.suppressing_iou)]
+        if options.rival_share and sum(texts) > 1:
+            compete = torch.tensor(texts, device=logits.device)
+            best_rivals = rival_scores(logits, boxes_xyxy_px, patches[order], labels[order], compete)
+            order = order[~compete[labels[order]] | (scores[order] >= options.rival_share * best_rivals)]
     order = order[: options.max_detections]
     boxes, scores, labels, patches = boxes[order], scores[order], labels[order], patches[order]
     if options.box_voting and options.suppressing_iou is not None:
         boxes = voted_boxes(logits, boxes_xyxy_px, patches, labels)
     return Detections(boxes, scores, labels, tuple(names), image_hw, patches, best)
+
+
+def rival_scores(logits: Tensor, boxes: Tensor, patches: Tensor, labels: Tensor, compete: Tensor) -> Tensor:
+    """Of the answers ``patches [K]`` for the queries ``labels [K]``, the highest score [K] that another of the queries
+    which ``compete [Q]`` has for the same thing: of all patches whose boxes [P, 4] overlap the answer's by RIVALS_IOU,
+    whether it passed or not (``logits [P, Q]``), so no threshold changes it."""
+    step = max(1, VOTES_AT_ONCE // max(1, len(boxes)))
+    highest = []
+    for patch, label in zip(patches.split(step), labels.split(step), strict=True):
+        same = pairwise_iou(boxes[patch], boxes) >= RIVALS_IOU  # [k, P]
+        near = same.any(0).nonzero()[:, 0]
+        first = logits[near].masked_fill(~compete, -torch.inf).topk(2, dim=1)
+        # Of two queries the best that is not the answer's own.
+        own = first.indices[None, :, 0] == label[:, None]
+        other = torch.where(own, first.values[None, :, 1], first.values[None, :, 0])
+        highest.append(other.masked_fill(~same[:, near], -torch.inf).amax(1).sigmoid())
+    return torch.cat(highest) if highest else logits.new_zeros(0)
 
 
 def voted_boxes(logits: Tensor, boxes: Tensor, patches: Tensor, labels: Tensor) -> Tensor:

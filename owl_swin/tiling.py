@@ -114,10 +114,12 @@ def find_in_views(
     logits_of: Callable[[ImageEmbeddings], Tensor],
     names: Sequence[str],
     options: DetectOptions,
+    texts: Sequence[bool] = (),
 ) -> Detections:
     """What is found in a picture of which each view, with its number, is looked at alone and then dropped.
 
-    ``logits_of`` gives [P, Q] of a view. The patches of the result are counted through the views by their numbers.
+    ``logits_of`` gives [P, Q] of a view, ``texts`` says which of the queries are texts. The patches of the result are
+    counted through the views by their numbers.
     """
     found: dict[int, FoundInView] = {}
     for number, view in views:
@@ -125,7 +127,7 @@ def find_in_views(
         if options.objectness is not None:
             keep = view.embeddings.objectness_logits.sigmoid() >= options.objectness
             logits = logits.masked_fill(~keep[:, None], -torch.inf)
-        one = find_detections(logits, boxes, names, view.frame.image_hw, options)
+        one = find_detections(logits, boxes, names, view.frame.image_hw, options, texts)
         if options.masks:
             one = replace(one, masks=masks_in_view(view, one.patches, one.boxes))
         found[number] = FoundInView(one, view.frame.crop_xyxy, len(boxes))

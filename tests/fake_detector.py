@@ -16,7 +16,7 @@ class FakeDetector:
     A mask is the left half of its box. What exemplars it was shown is kept.
     """
 
-    spec = SimpleNamespace(has_masks=True, nms_iou=0.5, box_voting=False)
+    spec = SimpleNamespace(has_masks=True, nms_iou=0.5, box_voting=False, rivals=0.0)
 
     def __init__(self, told):
         self.told = told

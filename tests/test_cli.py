@@ -367,6 +367,7 @@ def test_of_a_batch_the_good_pictures_come_out_and_the_code_tells(detect, photos
         (["--threshold", "-0.5"], "threshold must lie in [0, 1], got -0.5"),
         (["--threshold", "1.5"], "threshold must lie in [0, 1], got 1.5"),
         (["--nms-iou", "nan"], "nms_iou must be a number in [0, 1], got nan"),
+        (["--rivals", "2"], "rivals must be a number in [0, 1], got 2.0"),
         (["--objectness", "7"], "objectness must be a number in [0, 1], got 7.0"),
         (["--top-k", "0"], "top_k must be a whole number, at least 1, got 0"),
         (["--device", "gpu"], "device 'gpu' cannot be used here"),

@@ -17,7 +17,7 @@ from owl_swin.errors import QueryError
 from owl_swin.frame import Frame
 from owl_swin.models.network import Spec
 from owl_swin.nms import not_suppressed
-from owl_swin.postprocess import DetectOptions, detect_options, find_detections, said_suppression
+from owl_swin.postprocess import DetectOptions, detect_options, find_detections, rival_scores, said_suppression
 
 SPEC = Spec("any", "owl_swin", 3, "f" * 64, 64, 32, True, True, True, False, 9.0, CalibrationConfig(), 1.0)
 
@@ -347,18 +347,89 @@ def test_votes_are_weighed_in_pieces(monkeypatch):
     assert len(vote(threshold=0.99, nms_iou=0.5, box_voting=True)) == 0
 
 
+RIVALS = ([0.9, 0.3], [0.8, 0.2], [0.1, 0.6])
+
+
+def rivals(scores=RIVALS, texts=(True, True), boxes=BOXES, **settings):
+    """What (name, patch) is left."""
+    options = detect_options(DetectOptions(nms_iou=0.5, threshold=0.05), settings)
+    pixels = FRAME.to_image(boxes)
+    found = find_detections(logits(*scores), pixels, NAMES, FRAME.image_hw, options, texts)
+    return [(NAMES[label], patch) for label, patch in zip(found.labels.tolist(), found.patches.tolist(), strict=True)]
+
+
+def test_a_thing_has_no_second_name_of_a_far_lower_score():
+    everything = [("cat", 0), ("dog", 2), ("dog", 0), ("cat", 2)]
+    assert rivals(rivals=0.0) == everything
+    assert rivals(rivals=0.1) == everything  # a ninth of 0.9 is less than 0.3 and 0.1
+    assert rivals(rivals=0.32) == [("cat", 0), ("dog", 2), ("dog", 0)]  # 0.1 is less than 0.32 of 0.6
+    assert rivals(rivals=0.35) == [("cat", 0), ("dog", 2)]
+
+
+def test_a_rival_is_another_patch_of_the_thing_or_none_at_all():
+    # The dog's own patch says nothing of a cat, but one whose box overlaps it by 0.8 does.
+    assert rivals([[0.9, 0.01], [0.01, 0.4], [0.01, 0.01]], rivals=0.5) == [("cat", 0)]
+    apart = BOXES.clone()
+    apart[1] = BOXES[2]
+    assert rivals([[0.9, 0.01], [0.01, 0.4], [0.01, 0.01]], boxes=apart, rivals=0.5) == [("cat", 0), ("dog", 1)]
+
+
+def test_names_that_fit_nearly_as_well_stay():
+    assert rivals([[0.9, 0.8], [0.1, 0.1], [0.01, 0.01]], rivals=0.5) == [("cat", 0), ("dog", 0)]
+    same = [[0.6, 0.6], [0.1, 0.1], [0.01, 0.01]]
+    assert rivals(same, rivals=1.0) == [("cat", 0), ("dog", 0)]
+
+
+def test_a_rival_counts_though_it_does_not_reach_its_own_threshold():
+    assert rivals(rivals=0.4, threshold=[0.95, 0.05]) == [("dog", 2)]
+
+
+@pytest.mark.parametrize("texts", [(True, False), (False, True), (False, False), ()])
+def test_only_texts_compete(texts):
+    assert rivals(rivals=1.0, texts=texts) == [("cat", 0), ("dog", 2), ("dog", 0), ("cat", 2)]
+
+
+def test_where_nothing_is_suppressed_nothing_competes():
+    assert len(rivals(rivals=1.0, nms_iou=None)) == len(rivals(rivals=0.0, nms_iou=None)) > 4
+    assert said_suppression(dataclasses.replace(SPEC, rivals=0.4), None) == "no NMS"
+
+
+def test_rivals_are_found_in_pieces(monkeypatch):
+    scores = torch.rand(40, 5, generator=torch.Generator().manual_seed(0))
+    boxes = BOXES_XYXY_PX.repeat(14, 1)[:40] + torch.rand(40, 4, generator=torch.Generator().manual_seed(1))
+    patches, labels = torch.arange(40), torch.arange(40) % 5
+    compete = torch.tensor([True, True, False, True, True])
+    whole = rival_scores(scores.logit(), boxes, patches, labels, compete)
+    for k in range(40):
+        near = torchvision.ops.box_iou(boxes[k : k + 1], boxes)[0] >= 0.7
+        others = [q for q in range(5) if compete[q] and q != k % 5]
+        assert whole[k] == pytest.approx(float(scores[near][:, others].max()), abs=1e-6)
+    monkeypatch.setattr("owl_swin.postprocess.VOTES_AT_ONCE", 90)
+    assert_close(rival_scores(scores.logit(), boxes, patches, labels, compete), whole)
+
+
 @pytest.mark.parametrize(
     "given, overlap, voting", [({}, 0.3, True), ({"nms_iou": None, "box_voting": False}, None, False)]
 )
 def test_what_is_left_to_the_model_is_its_own(given, overlap, voting):
-    spec = dataclasses.replace(SPEC, nms_iou=0.3, box_voting=True)
+    spec = dataclasses.replace(SPEC, nms_iou=0.3, box_voting=True, rivals=0.4)
     chosen = DetectOptions(**given).of_model(spec)
-    assert (chosen.nms_iou, chosen.box_voting) == (overlap, voting)
-    said = "NMS 0.3 with box voting" if overlap else "no NMS"
+    assert (chosen.nms_iou, chosen.box_voting, chosen.rivals) == (overlap, voting, 0.4)
+    said = "NMS 0.3 with box voting, rivals 0.4" if overlap else "no NMS"
     assert said_suppression(spec, given.get("nms_iou", "model")) == said
 
 
-@pytest.mark.parametrize("wrong", [{"nms_iou": "some"}, {"box_voting": 1}, {"nms_iou": True + 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"nms_iou": "some"},
+        {"rivals": "some"},
+        {"rivals": -1},
+        {"rivals": None},
+        {"box_voting": 1},
+        {"nms_iou": True + 1},
+    ],
+)
 def test_suppression_that_means_nothing_is_refused(wrong):
     with pytest.raises(QueryError, match=next(iter(wrong))):
         DetectOptions(**wrong)

@@ -329,6 +329,7 @@ def test_an_export_says_that_it_has_one_precision_and_computes_on_the_processor(
         (lambda said: said | {"preprocess": {"kind": "fisheye"}}, "does not say what a model needs"),
         (lambda said: said | {"network": said["network"] | {"box_voting": "no"}}, "'box_voting' must be bool"),
         (lambda said: said | {"network": said["network"] | {"nms_iou": 7}}, "nms_iou must be a number"),
+        (lambda said: said | {"network": said["network"] | {"rivals": -1.0}}, "rivals must be a number"),
         (lambda said: said | {"runtime": "tensorrt"}, "tensorrt"),
     ],
 )
@@ -343,10 +344,10 @@ def test_a_folder_of_another_version_or_damaged_is_refused(folders, tmp_path, ch
 def test_a_folder_that_was_written_before_models_said_how_boxes_vote_is_read(folders, tmp_path):
     folder = copied(folders["onnx"], tmp_path)
     said = json.loads((folder / "spec.json").read_text())
-    older = {key: value for key, value in said["network"].items() if key not in ("nms_iou", "box_voting")}
+    older = {key: value for key, value in said["network"].items() if key not in ("nms_iou", "box_voting", "rivals")}
     (folder / "spec.json").write_text(json.dumps(said | {"network": older}))
     spec = Detector.from_pretrained(folder).spec
-    assert (spec.nms_iou, spec.box_voting) == (0.5, False)
+    assert (spec.nms_iou, spec.box_voting, spec.rivals) == (0.5, False, 0)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])

@@ -313,6 +313,7 @@ def test_every_form_field_is_documented(app):
         "masks",
         "nms_iou",
         "box_voting",
+        "rivals",
         "nms_across",
         "objectness",
         "top_k",

@@ -80,6 +80,14 @@ def detect(
             show_default="what suits the model",
         ),
     ] = None,
+    rivals: Annotated[
+        float | None,
+        typer.Option(
+            help="An answer to a text goes where another text's score for the same thing, times this, is higher; 0 "
+            "lets all stay.",
+            show_default="what suits the model",
+        ),
+    ] = None,
     nms_across: Annotated[
         bool, typer.Option("--nms-across", help="Boxes of different queries compete too: one thing, one box.")
     ] = False,
@@ -171,6 +179,7 @@ def detect(
     limits = DetectOptions(
         nms_iou="model" if nms_iou is None else nms_iou,
         box_voting=box_voting,
+        rivals="model" if rivals is None else rivals,
         nms_across=nms_across,
         objectness=objectness,
         max_detections=top_k,

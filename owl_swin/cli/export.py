@@ -58,12 +58,16 @@ def export(
     box_voting: Annotated[
         bool | None, typer.Option(help="Whether boxes that detection suppresses have a say in where its sides are.")
     ] = None,
+    rivals: Annotated[
+        float | None,
+        typer.Option(help="A text's answer goes where another text's score for the same thing, times this, is higher."),
+    ] = None,
     figures: Annotated[Path, typer.Option(help="Folder of the JSON results that the card names.")] = Path(
         "runs/figures"
     ),
 ) -> None:
-    """Write a model as one small file with its card. --image-size, --nms-iou and --box-voting say how it is used where
-    nothing else is asked for.
+    """Write a model as one small file with its card. --image-size, --nms-iou, --box-voting and --rivals say how it is
+    used where nothing else is asked for.
 
     Example: owl-swin export runs/detect --to my_model.safetensors --card configs/model/nano_card.toml
 
@@ -71,7 +75,7 @@ def export(
     """
     from owl_swin.frame import check_image_size
 
-    given_by = {"image_size": image_size, "nms_iou": nms_iou, "box_voting": box_voting}
+    given_by = {"image_size": image_size, "nms_iou": nms_iou, "box_voting": box_voting, "rivals": rivals}
     changes = {name: value for name, value in given_by.items() if value is not None}
     if image_size is not None:
         check_image_size(image_size)

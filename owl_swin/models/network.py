@@ -22,8 +22,8 @@ class Spec:
     ``fingerprint`` names its weights; ``image_size`` is the longer side in pixels that it was made for and ``stride``
     the side of a patch; ``any_size`` is False where only one size fits. ``search_norm``: no patch has a vector
     (scale · embedding, scale · shift) longer than this, or few have.
-    ``alignment_scale`` is the inverse temperature of pictures and texts in classification. ``nms_iou`` and
-    ``box_voting`` are what detection takes where its caller says nothing else.
+    ``alignment_scale`` is the inverse temperature of pictures and texts in classification. ``nms_iou``,
+    ``box_voting`` and ``rivals`` are what detection takes where its caller says nothing else.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Spec:
     alignment_scale: float
     nms_iou: float = 0.5
     box_voting: bool = False
+    rivals: float = 0.0
 
 
 class Network(Protocol):

@@ -60,6 +60,7 @@ class OwlSwin(nn.Module):
             alignment_scale=float(self.alignment_log_scale.detach().exp().clamp(max=100)),
             nms_iou=config.nms_iou,
             box_voting=config.box_voting,
+            rivals=config.rivals,
         )
 
     def encode_patches(self, pixels: Tensor) -> Tensor:

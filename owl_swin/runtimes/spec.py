@@ -106,6 +106,7 @@ def read_spec(folder: Path) -> ExportSpec:
         made = PREPROCESSES[given.pop("kind")]
         network = from_mapping(Spec, said["network"], where=SPEC)
         check_fraction("nms_iou", network.nms_iou)
+        check_fraction("rivals", network.rivals)
         spec = ExportSpec(
             runtime=str(said["runtime"]),
             precision=str(said["precision"]),

@@ -45,6 +45,7 @@ FORM_FIELDS: dict[str, Callable[[str], Any]] = {
     "threshold": float,
     "nms_iou": _number_or_model,
     "box_voting": _yes_or_no,
+    "rivals": _number_or_model,
     "nms_across": _yes_or_no,
     "objectness": float,
     "top_k": int,

@@ -143,6 +143,11 @@ class DetectIn(TiledBody):
         description="Whether the boxes that a better one suppresses have a say in where its sides are. Left out: what "
         "suits the model.",
     )
+    rivals: Fraction | Literal["model"] = Field(
+        "model",
+        description="An answer to a text goes where another text's score for the same thing, times this, is higher; 0 "
+        "lets all stay. Left out: what suits the model.",
+    )
     nms_across: bool = Field(False, description="Also of boxes of two queries only the best stays.")
     objectness: Fraction | None = Field(None, description="Lowest objectness of a patch that may answer.")
     top_k: int = Field(300, ge=1, description="Most boxes of a picture.")

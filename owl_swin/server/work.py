@@ -69,7 +69,7 @@ def _add_finding(app: FastAPI, serving: Serving) -> None:
             check_has_masks(detector.spec)
             if fields.top_k > MOST_MASKS:
                 raise Problem("invalid_request", f"#/top_k: at most {MOST_MASKS} boxes a picture with masks")
-        names = ("threshold", "nms_iou", "box_voting", "nms_across", "objectness", "top_k", "masks")
+        names = ("threshold", "nms_iou", "box_voting", "rivals", "nms_across", "objectness", "top_k", "masks")
         options = {name: getattr(fields, name) for name in names}
 
         async def task(work: Work) -> Task:
