@@ -199,15 +199,35 @@ def find_detections(
         order = order[: options.n_candidates]
         groups = torch.zeros_like(labels) if options.nms_across else labels
         order = order[not_suppressed(boxes[order], scores[order], groups[order], options.suppressing_iou)]
-        if options.rival_share and sum(texts) > 1:
-            compete = torch.tensor(texts, device=logits.device)
-            best_rivals = rival_scores(logits, boxes_xyxy_px, patches[order], labels[order], compete)
-            order = order[~compete[labels[order]] | (scores[order] >= options.rival_share * best_rivals)]
+        if options.rival_share and sum(texts) > 1 and len(order):
+            order = _unrivalled(logits, boxes_xyxy_px, (patches, labels, scores), order, texts, options)
     order = order[: options.max_detections]
     boxes, scores, labels, patches = boxes[order], scores[order], labels[order], patches[order]
     if options.box_voting and options.suppressing_iou is not None:
         boxes = voted_boxes(logits, boxes_xyxy_px, patches, labels)
     return Detections(boxes, scores, labels, tuple(names), image_hw, patches, best)
+
+
+def _unrivalled(
+    logits: Tensor,
+    boxes: Tensor,
+    answers: tuple[Tensor, Tensor, Tensor],
+    order: Tensor,
+    texts: Sequence[bool],
+    options: DetectOptions,
+) -> Tensor:
+    """Of ``order``, the places of answers (patches, labels, scores) from the best on, those that no rival outdoes, as
+    many as are asked for."""
+    compete = torch.tensor(texts, device=logits.device)
+    kept, count = [], 0
+    for part in order.split(options.max_detections):
+        patches, labels, scores = (values[part] for values in answers)
+        rivals = rival_scores(logits, boxes, patches, labels, compete)
+        kept.append(part[~compete[labels] | (scores >= options.rival_share * rivals)])
+        count += len(kept[-1])
+        if count >= options.max_detections:
+            break
+    return torch.cat(kept)
 
 
 def rival_scores(logits: Tensor, boxes: Tensor, patches: Tensor, labels: Tensor, compete: Tensor) -> Tensor:
@@ -224,7 +244,7 @@ def rival_scores(logits: Tensor, boxes: Tensor, patches: Tensor, labels: Tensor,
         own = first.indices[None, :, 0] == label[:, None]
         other = torch.where(own, first.values[None, :, 1], first.values[None, :, 0])
         highest.append(other.masked_fill(~same[:, near], -torch.inf).amax(1).sigmoid())
-    return torch.cat(highest) if highest else logits.new_zeros(0)
+    return torch.cat(highest)
 
 
 def voted_boxes(logits: Tensor, boxes: Tensor, patches: Tensor, labels: Tensor) -> Tensor:

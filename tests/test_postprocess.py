@@ -394,6 +394,20 @@ def test_where_nothing_is_suppressed_nothing_competes():
     assert said_suppression(dataclasses.replace(SPEC, rivals=0.4), None) == "no NMS"
 
 
+@pytest.mark.parametrize("nms_iou", [0.5, None])
+def test_where_nothing_passes_nothing_competes(nms_iou):
+    assert rivals(rivals=0.5, threshold=0.99, nms_iou=nms_iou) == []
+    away = FRAME.from_image(torch.tensor([[300.0, 300, 400, 400]] * 3))
+    assert rivals(rivals=0.5, boxes=away, nms_iou=nms_iou) == []
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_what_a_rival_outdoes_takes_no_place_of_others(most):
+    assert rivals(rivals=0.35, top_k=most) == [("cat", 0), ("dog", 2)][:most]
+    swapped = ([0.9, 0.3], [0.8, 0.2], [0.25, 0.26])  # the second best answer is outdone
+    assert rivals(swapped, rivals=0.5, top_k=most) == [("cat", 0), ("dog", 2), ("cat", 2)][:most]
+
+
 def test_rivals_are_found_in_pieces(monkeypatch):
     scores = torch.rand(40, 5, generator=torch.Generator().manual_seed(0))
     boxes = BOXES_XYXY_PX.repeat(14, 1)[:40] + torch.rand(40, 4, generator=torch.Generator().manual_seed(1))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import skimage
 
-from owl_swin import Detector
+from owl_swin import Detector, Exemplar
 
 pytestmark = pytest.mark.numeric
 
@@ -29,3 +29,13 @@ def test_it_names_what_is_in_the_photo_and_nothing_that_is_not_there(shipped, ph
 def test_the_same_photo_gives_the_same_answer(shipped):
     first, second = (shipped.detect(PHOTOS / "camera.png", ["a person"], threshold=0.1).to_dicts() for _ in range(2))
     assert first == second
+
+
+def test_a_cat_is_no_dog_but_may_be_what_was_shown(shipped):
+    def found(rivals):
+        shown = Exemplar(PHOTOS / "chelsea.png", (5, 5, 410, 298), name="my cat")
+        return {one.name for one in shipped.detect(PHOTOS / "chelsea.png", ["a cat", "a dog", shown], rivals=rivals)}
+
+    assert found(0.0) == {"a cat", "a dog", "my cat"}
+    assert found(0.6) == {"a cat", "my cat"}
+    assert found(1.0) == {"a cat", "my cat"}  # a name and an exemplar never compete
