@@ -1,9 +1,15 @@
 """Batches are the same whoever makes them, come in order, and say what is wrong where they are asked for."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_data import align_settings, detect_settings, train_config, write_captions
@@ -72,7 +78,7 @@ def test_an_error_in_a_batch_comes_where_the_batch_is_asked_for(workers):
 
 def test_a_process_that_is_killed_is_told_in_a_sentence():
     batches = prefetched(Dying(), 0, 3, workers=1)
-    with pytest.raises(OwlSwinError, match=r"a process that makes batches ended .* fewer workers") as raised:
+    with pytest.raises(OwlSwinError, match=r"a process that makes batches ended.*fewer workers") as raised:
         list(batches)
     assert "\n" not in str(raised.value)
 
@@ -91,11 +97,55 @@ def test_what_a_process_makes_is_what_the_run_would(tmp_path, kind):
         assert_same(batch, task.batch(index))
 
 
-def test_large_tensors_stay_as_they_are_and_small_ones_come_back():
-    large, small = torch.zeros(1 << 21, dtype=torch.uint8), torch.arange(3)
-    there = packed([large, (small, "text", None)])
-    assert there[0] is large and not isinstance(there[1][0], torch.Tensor)
-    assert_same(unpacked(there), [large, (small, "text", None)])
+def test_tensors_travel_as_arrays_and_come_back():
+    batch = [torch.arange(3), (torch.zeros(2, 2, dtype=torch.uint8), "text", None)]
+    there = packed(batch)
+    assert isinstance(there[0], np.ndarray) and isinstance(there[1][0], np.ndarray)
+    assert_same(unpacked(there), batch)
+
+
+def test_batches_that_nobody_asks_for_any_more_leave_no_process():
+    before = set(multiprocessing.active_children())
+    batches = prefetched(Counting(), 0, 100, workers=2)
+    assert next(batches) == 0 and len(set(multiprocessing.active_children()) - before) == 2
+    batches.close()
+    for child in set(multiprocessing.active_children()) - before:
+        child.join(20)
+    assert set(multiprocessing.active_children()) <= before
+
+
+KILLED = """
+import multiprocessing, os, signal
+from owl_swin.training.batches import prefetched
+
+class Counting:
+    def batch(self, step):
+        return step
+
+batches = prefetched(Counting(), 0, 100, workers=3)
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_of_a_run_that_is_killed_end_too():
+    pids = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, timeout=60).stdout.split()
+    assert len(pids) == 3
+    for _ in range(200):
+        alive = [pid for pid in pids if Path(f"/proc/{int(pid)}/cmdline").exists() and _runs(int(pid))]
+        if not alive:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"still there: {alive}")
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie that nobody has asked after."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_run_with_workers_learns_what_a_run_without_does(tmp_path):

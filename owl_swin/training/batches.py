@@ -2,22 +2,24 @@
 
 import dataclasses
 import multiprocessing
+import os
 import queue
+import signal
 import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from owl_swin.errors import ConfigError, OwlSwinError
 from owl_swin.training.tasks import Task
 
-# Of each worker, batches that wait to be learned from.
-AHEAD_OF_WORKER = 2
-# A tensor of more bytes travels between processes as shared memory, of which each piece costs a file.
-SHARED_BYTES = 1 << 20
+# Of each worker, batches that are made or wait to be learned from.
+AHEAD = 2
 
 
 def prefetched(task: Task, first: int, last: int, *, workers: int = 0) -> Iterator[Any]:
@@ -30,48 +32,51 @@ def prefetched(task: Task, first: int, last: int, *, workers: int = 0) -> Iterat
 
 
 def _by_processes(task: Task, first: int, last: int, workers: int) -> Iterator[Any]:
-    loader = DataLoader(
-        _Batches(task, first, last),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=packed,
-        prefetch_factor=AHEAD_OF_WORKER,
-        multiprocessing_context="fork",  # what the task has read already is shared, not read again
-        generator=torch.Generator(),  # a seed is drawn from it, and none from the numbers that the model draws
-    )
+    # No DataLoader: its handler of processes that end stays in the program for ever.
+    context = multiprocessing.get_context("fork")  # what the task has read already is shared, not read again
+    pool = ProcessPoolExecutor(workers, context, initializer=_adopt, initargs=(task,))
     try:
-        for batch in loader:
-            if isinstance(batch, Exception):
-                raise batch
+        ahead = deque(pool.submit(_made, index) for index in range(first, min(last, first + AHEAD * workers)))
+        for index in range(first, last):
+            batch = ahead.popleft().result()
+            if index + AHEAD * workers < last:
+                ahead.append(pool.submit(_made, index + AHEAD * workers))
             yield unpacked(batch)
-    except RuntimeError as error:
-        if "worker" not in str(error):
-            raise
+    except BrokenProcessPool:
         raise OwlSwinError(
-            f"a process that makes batches ended ({str(error).splitlines()[0]}); memory is what they most often lack: "
-            "set fewer workers, or a smaller cache_gib, which each of them fills"
+            "a process that makes batches ended; memory is what they most often lack: set fewer workers, or a smaller "
+            "cache_gib, which each of them fills"
         ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-class _Batches(Dataset):
-    """The batches of a task as a DataLoader takes them."""
+# In a worker, whose batches it makes.
+_adopted: list[Task] = []
 
-    def __init__(self, task: Task, first: int, last: int):
-        self.task, self.first, self.last = task, first, last
 
-    def __len__(self) -> int:
-        return self.last - self.first
+def _adopt(task: Task) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends its workers
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+    _adopted.append(task)
 
-    def __getitem__(self, place: int) -> Any:
-        try:
-            return self.task.batch(self.first + place)
-        except Exception as error:  # raised again where the batch is asked for, without a loader's words around it
-            return error
+
+def _end_with_the_run() -> None:
+    """A run that is killed cannot end its workers."""
+    run = multiprocessing.parent_process()
+    if run is not None:
+        run.join()
+        os._exit(1)
+
+
+def _made(index: int) -> Any:
+    return packed(_adopted[-1].batch(index))
 
 
 def packed(batch: Any) -> Any:
-    """A batch with its small tensors as arrays, which travel as bytes: a file for each would be too many."""
-    return _mapped(batch, lambda x: x.numpy() if isinstance(x, torch.Tensor) and x.nbytes <= SHARED_BYTES else x)
+    """A batch with arrays in place of its tensors: those would travel between processes as a file each."""
+    return _mapped(batch, lambda x: x.numpy() if isinstance(x, torch.Tensor) else x)
 
 
 def unpacked(batch: Any) -> Any:
