@@ -41,7 +41,8 @@ ARGUMENTS = [
 ]
 # Where pictures of the pages are left, by `make screenshots`.
 SCREENS = os.environ.get("OWL_SWIN_SCREENS", "")
-WAIT_MS = 20_000
+# Longer than any page takes: on a machine with other work, indexing six photos has taken more than twenty seconds.
+WAIT_MS = 60_000
 
 
 @contextmanager
