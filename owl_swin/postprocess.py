@@ -47,7 +47,7 @@ class DetectOptions:
     box each thing has. ``box_voting``: the boxes around a kept one have a say in where its sides are (None: as suits
     the model; never without queries, nor where nothing is suppressed). ``rivals``: an answer to a text goes where the
     score of another text for the same thing, times this share, is higher; 0 lets all stay, "model": as suits the model.
-    So a cat is not called a dog too, and by 0.5 stays "a pet" if that scores half of "a cat".
+    So a cat is seldom called a dog too, and by 0.5 stays "a pet" if that scores half of "a cat".
     """
 
     threshold: Threshold = DEFAULT_THRESHOLD

@@ -41,7 +41,7 @@ ARGUMENTS = [
 ]
 # Where pictures of the pages are left, by `make screenshots`.
 SCREENS = os.environ.get("OWL_SWIN_SCREENS", "")
-# Longer than any page takes: on a machine with other work, indexing six photos has taken more than twenty seconds.
+# Longer than any page takes: on a busy machine three tests gave up after twenty seconds.
 WAIT_MS = 60_000
 
 

@@ -255,7 +255,9 @@ def test_outlines_follow_the_switch_the_mouse_and_what_is_edited(page, masked_de
     until(page, "() => !document.querySelector('#name-stage .owl-edits button:nth-last-of-type(2)').disabled")
     page.keyboard.press("Control+z")
     until(page, f"{PATHS} === {many}")
-    page.wait_for_timeout(1000)  # the server still hears of the undo, and what it answers would set the switch back
+    page.wait_for_timeout(
+        1000
+    )  # an answer to the undo may still be on its way; pressed at once, the switch was once still on a minute later
     switch.click()
     until(page, f"{PATHS} === 0")
 

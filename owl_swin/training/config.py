@@ -21,6 +21,7 @@ class OptimConfig:
     published stem, which is no part of "image" here, and ``masks_lr`` that of the mask branch (None: as the heads).
     Where only the mask branch learns, nothing else is computed than what it learns from.
 
+    ``clip_norm`` is the largest norm of the gradients of a published stem, and apart from these of all others.
     Of a stem that learns, ``stem_part = "pointwise"`` trains what is cheap to train: the layers that look at one pixel,
     after the map of stride 4. The rest stays as published: on processors, gradients of depthwise kernels take longer
     than all others together.
