@@ -4,13 +4,16 @@ import contextlib
 import math
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from owl_swin import Detections, Detector, EncodedImage, QueryEmbeddings, QueryError
-from owl_swin.demo.edits import By, Edits, read_edit
+from owl_swin.demo.edits import By, Edit, Edits, read_edit, told_by
 from owl_swin.demo.outlines import Paths
 from owl_swin.demo.photos import Photo, meant
+from owl_swin.demo.refusals import errors_shown
 
 # Below this a score says nothing; sliders end here.
 FLOOR = 0.01
@@ -79,16 +82,25 @@ class Question:
         """The same photo, of which nothing was asked with that model yet; what was edited stays."""
         return replace(self, model=model, size="", queries=None, done=False, look=Look())
 
-    def edited(self, event: Any) -> "Question":
-        """With an edit that the page tells; one of another photo, as was there a moment ago, changes nothing."""
-        if self.photo is None or not meant(self.photo, event):
+    def edited(self, event: Any, told: Edit) -> "Question":
+        """With an edit that an event of the page tells; one of another photo, as was there a moment ago, changes nothing,
+        nor does one that was heard of before."""
+        if self.photo is None or not meant(self.photo, event) or told.number <= self.edits.number:
             return self
         hw = (self.photo.height, self.photo.width)
-        return replace(self, edits=read_edit(self.edits, event, hw, self.look.finder))
+        return replace(self, edits=read_edit(self.edits, told, hw, self.look.finder))
 
-    def heard(self, event: Any) -> "Question":
+    def heard(self, told: Edit) -> "Question":
         """With the page's number of an edit, whatever became of it: the page then shows what there is."""
-        return replace(self, edits=replace(self.edits, number=int(event.number)))
+        return replace(self, edits=replace(self.edits, number=max(self.edits.number, told.number)))
+
+
+def edit(event: Any, change: Callable[[Callable[[Question], Question]], Any]) -> None:
+    """Does the edits that an event of the page tells, each if it can be; ``change`` puts what a step makes of the
+    question in its place."""
+    for told in told_by(event):
+        errors_shown(change)(partial(Question.edited, event=event, told=told))
+        change(partial(Question.heard, told=told))
 
 
 def split_names(text: str) -> list[str]:

@@ -12,8 +12,9 @@
   const HANDLES = [[0, 0], [0.5, 0], [1, 0], [1, 0.5], [1, 1], [0.5, 1], [0, 1], [0, 0.5]];
   const HELP = "Drag a box to move it, its handles to size it; drag beside it for a new one. Keys: Page Up and Page Down choose, arrows move, Shift with arrows sizes, Enter makes a box, Delete takes it away, Ctrl+Z undoes, Escape lets go.";
 
-  // Tells: "edited" {number, was, now} with boxes {label, box, hand}: was null is a new one, now null one that goes; or
-  // {number, undo: true}, or {number, reset: true}. The value that answers has the number of the last one in "edited".
+  // Tells: "edited" {edits}, each {number, was, now} with boxes {label, box, hand}: was null is a new one, now null one
+  // that goes; or {number, undo: true}, or {number, reset: true}. The value that answers has the number of the last one in
+  // "edited". What is told at once may come in another order: so each telling holds all that no answer has heard of yet.
   window.owlShared.editing = (stage) => {
     const { root, frame, svg, labels, scroll, zooms, trigger, at, rectangle, handle, zoomed } = stage;
     let on = false;
@@ -22,6 +23,7 @@
     let armed = false; // the next drag makes a box wherever it begins
     let unsent = null; // {was, now} of keys that are still pressed
     let [sent, sentAt] = [0, 0];
+    let unheard = []; // what was told and no answer has heard of
 
     // --- The row below the photo ---
     const button = (words, title, action) => {
@@ -104,9 +106,10 @@
     const plain = (mark) => mark && { label: mark.label, box: mark.box.map((x) => Math.round(x * 100) / 100), hand: mark.hand || null };
     const tell = (what) => {
       if (!what.was && !what.now) send();
-      [sent, sentAt] = [sent + 1, Date.now()];
+      [sent, sentAt] = [Math.max(sent, stage.value.edited ?? 0) + 1, Date.now()];
+      unheard.push({ number: sent, was: null, now: null, undo: false, reset: false, ...what });
       showBar();
-      trigger("edited", { number: sent, was: null, now: null, undo: false, reset: false, of: stage.of, ...what });
+      trigger("edited", { edits: [...unheard], of: stage.of });
     };
     const send = () => {
       if (!unsent) return;
@@ -162,10 +165,12 @@
       const now = stage.value;
       if (!now.src) turn(false);
       const same = before.src === now.src && before.width === now.width && before.height === now.height;
+      unheard = unheard.filter((one) => one.number > (now.edited ?? 0));
       if (same && behind() && Date.now() - sentAt < WAIT_MS + (unsent ? WAIT_MS : 0)) {
         [now.boxes, now.names] = [before.boxes, before.names];
         return;
       }
+      unheard = [];
       if (!same) [chosen, unsent] = [null, null];
       if (chosen) chosen = again(chosen);
     };

@@ -68,19 +68,40 @@ class Edits:
         return replace(self.before[-1], before=self.before[:-1], number=self.number) if self.before else self
 
 
-def read_edit(edits: Edits, event: Any, image_hw: tuple[int, int], by: By | None) -> Edits:
-    """The edits with what the page tells ("edited" in editing.js); a box that means nothing raises QueryError."""
-    if event.undo:
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What the page tells of one edit ("edited" in editing.js): boxes as it has them, or that the last edit, or all, is
+    taken back."""
+
+    number: int
+    was: Any = None
+    now: Any = None
+    undo: bool = False
+    reset: bool = False
+
+
+def told_by(event: Any) -> list[Edit]:
+    """The edits that the page tells, in the order in which they were made; what is none raises QueryError."""
+    try:
+        edits = [Edit(int(one["number"]), one["was"], one["now"], one["undo"], one["reset"]) for one in event.edits]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise QueryError("an edit must have its number, its boxes, and whether it takes others back") from None
+    return sorted(edits, key=lambda one: one.number)
+
+
+def read_edit(edits: Edits, told: Edit, image_hw: tuple[int, int], by: By | None) -> Edits:
+    """The edits with one more; a box that means nothing raises QueryError."""
+    if told.undo:
         edits = edits.undone()
-    elif event.reset:
+    elif told.reset:
         edits = edits.changed((), ())
     else:
-        was, now = _mark(event.was, image_hw), _mark(event.now, image_hw)
+        was, now = _mark(told.was, image_hw), _mark(told.now, image_hw)
         if now is not None and not now.hand:
             raise QueryError("a box made by hand must say which it is")
         if was is not None or now is not None:
             edits = edits.put(was, now, by)
-    return replace(edits, number=int(event.number))
+    return replace(edits, number=told.number)
 
 
 def _mark(told: Any, image_hw: tuple[int, int]) -> Mark | None:

@@ -11,7 +11,7 @@ import gradio as gr
 
 from owl_swin import Detections, Detector
 from owl_swin.demo import batching, models, zoom
-from owl_swin.demo.asking import Question, note_of_nothing, split_names
+from owl_swin.demo.asking import Question, edit, note_of_nothing, split_names
 from owl_swin.demo.batch import Rest
 from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Example
@@ -255,8 +255,7 @@ class Handlers:
     @errors_shown
     def on_edited(self, event: gr.EventData, session: Session[Named], *view: float):
         """A box moved, named, drawn or taken away."""
-        errors_shown(session.change)(lambda named: replace(named, asked=named.asked.edited(event)))
-        session.change(lambda named: replace(named, asked=named.asked.heard(event)))
+        edit(event, lambda step: session.change(lambda named: replace(named, asked=step(named.asked))))
         return session, *self.on_view(session, *view)
 
     @errors_shown

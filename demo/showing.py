@@ -8,7 +8,7 @@ import gradio as gr
 
 from owl_swin import Detector, draw_heat_map
 from owl_swin.demo import zoom
-from owl_swin.demo.asking import Question, answer, note_of_nothing
+from owl_swin.demo.asking import Question, answer, edit, note_of_nothing
 from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Box, Example, Shown, box_of, numbers, search, with_example
 from owl_swin.demo.exports import OUTLINED, downloads, edited_copies, query_file, stage_files
@@ -225,8 +225,7 @@ class Handlers:
     @errors_shown
     def on_edited(self, event: gr.EventData, session: Session[Shown], *view: Any):
         """A box moved, named, drawn or taken away."""
-        errors_shown(session.change)(lambda shown: replace(shown, target=shown.target.edited(event)))
-        session.change(lambda shown: replace(shown, target=shown.target.heard(event)))
+        edit(event, lambda step: session.change(lambda shown: replace(shown, target=step(shown.target))))
         return session, *self.on_view(session, *view)
 
     @errors_shown

@@ -129,7 +129,8 @@ def test_boxes_edited_by_hand_stay_with_their_photo_and_are_in_the_zip(tab, uplo
     on, strip, session = tab
     come(strip, session, *uploads[1:3])
     drawn = {"box": [1, 1, 20, 20], "label": "a bird", "hand": "h1"}
-    edit = gr.EventData(None, {"was": None, "now": drawn, "undo": False, "reset": False, "number": 7})
+    edit = {"was": None, "now": drawn, "undo": False, "reset": False, "number": 7}
+    edit = gr.EventData(None, {"edits": [edit]})
     on.on_edited(edit, session, 0.02, 0.5)
     n_boxes = badges(strip, session)[0].split()[0]
     strip.on_picked(click(session, 1), session)

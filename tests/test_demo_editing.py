@@ -255,11 +255,39 @@ def test_outlines_follow_the_switch_the_mouse_and_what_is_edited(page, masked_de
     until(page, "() => !document.querySelector('#name-stage .owl-edits button:nth-last-of-type(2)').disabled")
     page.keyboard.press("Control+z")
     until(page, f"{PATHS} === {many}")
-    page.wait_for_timeout(
-        1000
-    )  # an answer to the undo may still be on its way; pressed at once, the switch was once still on a minute later
     switch.click()
     until(page, f"{PATHS} === 0")
+
+
+def test_an_undo_that_overtakes_what_it_undoes_on_its_way_to_the_server_is_done_after_it(page):
+    drag(page, (20, 20), (80, 60))
+    there = ("a cat", 20, 20, 80, 60)
+    page.fill("#name-stage .owl-edit-name", there[0])
+    page.keyboard.press("Enter")
+    has(page, there)
+    held, told = [], []
+
+    def late(route):
+        data = route.request.post_data or ""
+        told.extend([data] if '"undo"' in data else [])
+        if len(told) == 1 and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/queue/join*", late)
+    page.focus("#name-stage .owl-frame")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Control+z")  # tells what the arrow did, and then this
+    has(page, there)
+    assert len(told) == 2 and len(held) == 1
+    with page.expect_response("**/queue/join*"):
+        held[0].continue_()
+    page.unroute("**/queue/join*")
+    set_slider(page, "name-threshold", 0.99)  # whose answer comes after that to what was late
+    set_slider(page, "name-threshold", 1)
+    has(page, there)
+    assert_annotated(page, [(*there, None)])
 
 
 # A point of the screen that lies in a path, and in none that lies over it.

@@ -7,7 +7,6 @@ import json
 import math
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +15,9 @@ from picture_files import noise
 gr = pytest.importorskip("gradio")
 
 from owl_swin import Detections, QueryError, draw_detections, to_fiftyone, to_yolo  # noqa: E402
-from owl_swin.demo import edits, naming, terms  # noqa: E402
+from owl_swin.demo import edits, examples, naming, showing, showing_layout, terms  # noqa: E402
 from owl_swin.demo.asking import Question  # noqa: E402
-from owl_swin.demo.edits import Edits, Mark, annotate, read_edit  # noqa: E402
+from owl_swin.demo.edits import Edit, Edits, Mark, annotate, read_edit  # noqa: E402
 from owl_swin.demo.models import Models  # noqa: E402
 from owl_swin.demo.photos import take_photo  # noqa: E402
 from owl_swin.demo.session import Session  # noqa: E402
@@ -40,8 +39,8 @@ def shown(result: Detections) -> list:
     return [(one.name, one.box_xyxy, None if math.isnan(one.score) else round(one.score, 2)) for one in result]
 
 
-def event(number=1, was=None, now=None, undo=False, reset=False):
-    return SimpleNamespace(number=number, was=was, now=now, undo=undo, reset=reset)
+def event(number=1, was=None, now=None, undo=False, reset=False) -> Edit:
+    return Edit(number, was, now, undo, reset)
 
 
 def told(name, box, hand=None) -> dict:
@@ -60,14 +59,37 @@ def test_an_edit_of_another_photo_or_one_that_is_refused_is_heard_and_changes_no
     session = Session(naming.Named(Question(take_photo(noise(60, 90), "here.png"))))
     now = {"was": None, "now": told("a cat", CAT, "h1"), "undo": False, "reset": False}
 
-    def edited(number: int, **more) -> dict:
-        return on.on_edited(gr.EventData(None, {**now, "number": number, **more}), session, 0.2, 0.5)[1]
+    def edited(number: int, of=None, **more) -> dict:
+        event = gr.EventData(None, {"edits": [{**now, "number": number, **more}], "of": of})
+        return on.on_edited(event, session, 0.2, 0.5)[1]
 
     assert edited(1, of=["gone.png", 90, 60])["edited"] == 1 and not session.value.asked.edits
     with pytest.warns(UserWarning, match="four numbers"):
         assert edited(2, now=told("a cat", [math.nan] * 4, "h1"))["edited"] == 2
     assert not session.value.asked.edits
     assert edited(3, of=["here.png", 90, 60])["edited"] == 3 and len(session.value.asked.edits.drawn) == 1
+
+
+@pytest.mark.parametrize("tab", [naming, showing])
+def test_edits_that_come_in_another_order_or_twice_are_done_once_in_the_order_in_which_they_were_made(tab, detector):
+    question = Question(take_photo(noise(60, 90), "here.png"))
+    on = tab.Handlers(Models(detector))
+    session = Session(naming.Named(question) if tab is naming else examples.Shown(target=question))
+    view = (0.2, 0.5) if tab is naming else (0.2, 0.5, showing_layout.BOXES)
+    drawn = {"number": 1, "was": None, "now": told("a cat", CAT, "h1"), "undo": False, "reset": False}
+    moved = {**drawn, "number": 2, "was": drawn["now"], "now": told("a cat", DOG, "h1")}
+    undone = {"number": 3, "was": None, "now": None, "undo": True, "reset": False}
+
+    def come(*edits) -> tuple:
+        on.on_edited(gr.EventData(None, {"edits": list(edits)}), session, *view)
+        now = (session.value.asked if tab is naming else session.value.target).edits
+        return now.number, [one.box_xyxy for one in now.drawn]
+
+    assert come(drawn, undone, moved) == (3, [tuple(CAT)])
+    assert come(drawn) == come(moved, drawn) == (3, [tuple(CAT)])
+    with pytest.warns(UserWarning, match="its number"):
+        come({"number": "x"})
+    assert come() == (3, [tuple(CAT)])
 
 
 def test_what_is_not_edited_stays_as_it_was_found():
@@ -144,7 +166,7 @@ def test_boxes_stay_in_the_photo_and_are_bounded_in_number(monkeypatch):
 
 def test_another_photo_has_no_edits_and_their_numbers_go_on():
     photo = take_photo(noise(60, 90), "blocks.png")
-    question = Question(photo).edited(event(7, None, told("x", CAT, "h1")))
+    question = Question(photo).edited(None, event(7, None, told("x", CAT, "h1")))
     assert question.edits.drawn and question.of(photo).edits == Edits(number=7)
 
 
@@ -152,7 +174,7 @@ def test_every_form_holds_the_edited_boxes_and_says_that_they_have_no_score(dete
     photo = take_photo(noise(60, 90), "blocks.png")
     named = naming.ask(detector, naming.Named(Question(photo), terms.with_names(detector, (), ["a cat"])))
     first = naming.find(detector, named, 0.02, 0.5)[0]
-    asked = named.asked.edited(event(1, told(first.name, first.box_xyxy), told("bird, small", CAT, "h1")))
+    asked = named.asked.edited(None, event(1, told(first.name, first.box_xyxy), told("bird, small", CAT, "h1")))
     stage, _, given = naming.show(detector, replace(named, asked=asked), 0.02, 0.5)
     n = len(stage["boxes"])
     assert stage["boxes"][-1] == {

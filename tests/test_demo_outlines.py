@@ -5,7 +5,7 @@ import re
 import shlex
 import threading
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +23,7 @@ from owl_swin.cli.main import app as cli  # noqa: E402
 from owl_swin.demo import batch, exports, naming, showing, showing_layout, terms  # noqa: E402
 from owl_swin.demo.asking import Question  # noqa: E402
 from owl_swin.demo.bundles import Answered, write_bundle  # noqa: E402
-from owl_swin.demo.edits import read_edit  # noqa: E402
+from owl_swin.demo.edits import Edit, read_edit  # noqa: E402
 from owl_swin.demo.examples import Example, Shown  # noqa: E402
 from owl_swin.demo.models import Models  # noqa: E402
 from owl_swin.demo.outlines import MOST_POINTS, path_of, paths_of  # noqa: E402
@@ -116,6 +116,11 @@ def text_of(on, session, label: str, *view) -> str:
     return next(one["text"] for one in value["files"] if one["label"] == label)
 
 
+def edits_of(**one) -> SimpleNamespace:
+    """What the page tells of one edit."""
+    return SimpleNamespace(edits=[asdict(Edit(**one))])
+
+
 def test_the_switch_adds_outlines_and_the_photo_is_encoded_with_masks_once(masked_detector, photo, encoded):
     on = naming.Handlers(Models(masked_detector))
     session = Session(naming.Named(Question(photo), terms.with_names(masked_detector, (), ["a cat"])))
@@ -159,7 +164,7 @@ def test_downloads_hold_the_masks_and_a_box_that_was_moved_has_none(tab):
     before = on.on_view(session, 0.02, 0.5)[0]["boxes"]
     was = {**before[0], "hand": None}
     now = {**was, "box": [1, 2, 30, 40], "hand": "h1"}
-    event = SimpleNamespace(number=1, was=was, now=now, undo=False, reset=False)
+    event = edits_of(number=1, was=was, now=now)
     _, stage, *_ = on.on_edited(event, session, 0.02, 0.5)
     assert [mark.get("outline") for mark in stage["boxes"]] == [*(one.get("outline") for one in before[1:]), None]
     found = naming.find(on.models.detector(), session.value, 0.02, 0.5)
@@ -178,15 +183,13 @@ def test_downloads_hold_the_masks_and_a_box_that_was_moved_has_none(tab):
     copied = on.on_wanted(session, 0.02, 0.5)["copies"]
     assert json.loads(copied[1]["copy"])["detections"][-1] == moved
     renamed = {**before[1], "hand": None}
-    event = SimpleNamespace(
-        number=2, was=renamed, now={**renamed, "label": "a lynx", "hand": "h2"}, undo=False, reset=False
-    )
+    event = edits_of(number=2, was=renamed, now={**renamed, "label": "a lynx", "hand": "h2"})
     lynx = on.on_edited(event, session, 0.02, 0.5)[1]["boxes"][-1]
     assert (lynx["label"], lynx["outline"]) == ("a lynx", before[1]["outline"])  # its box is the same
     *_, row = json.loads(text_of(on, session, "JSON", 0.02, 0.5))["detections"]
     assert row["segmentation"] == found.masks.rle_of(1) and row["score"] is None
     session.change(lambda named: replace(named, asked=replace(named.asked, edits=named.asked.edits.undone())))
-    undone = SimpleNamespace(number=3, was=None, now=None, undo=True, reset=False)
+    undone = edits_of(number=3, undo=True)
     assert on.on_edited(undone, session, 0.02, 0.5)[1]["boxes"] == before
 
 
@@ -265,15 +268,13 @@ def test_what_is_shown_by_example_is_outlined_too(masked_detector, photo, encode
 
 def test_a_box_drawn_where_nothing_was_found_has_no_mask(masked_detector, photo):
     drawn = {"label": "a bird", "box": [1, 2, 30, 40], "hand": "h1"}
-    event = SimpleNamespace(number=1, was=None, now=drawn, undo=False, reset=False)
+    edit = Edit(number=1, now=drawn)
     question = Question(photo, outlines=True)
     on = naming.Handlers(Models(masked_detector))
     session = Session(naming.Named(question, terms.with_names(masked_detector, (), ["a cat"])))
     on.ask(
         session,
-        lambda named: replace(
-            named, asked=replace(named.asked, edits=read_edit(question.edits, event, (60, 90), None))
-        ),
+        lambda named: replace(named, asked=replace(named.asked, edits=read_edit(question.edits, edit, (60, 90), None))),
     )
     (mark,) = on.on_view(session, 1.0, 0.5)[0]["boxes"]
     assert mark["label"] == "a bird" and "outline" not in mark
