@@ -83,8 +83,8 @@ class Question:
         return replace(self, model=model, size="", queries=None, done=False, look=Look())
 
     def edited(self, event: Any, told: Edit) -> "Question":
-        """With an edit that an event of the page tells; one of another photo, as was there a moment ago, changes nothing,
-        nor does one that was heard of before."""
+        """With an edit that an event of the page tells; one of another photo, as was there a moment ago, and one that
+        was heard of before change nothing."""
         if self.photo is None or not meant(self.photo, event) or told.number <= self.edits.number:
             return self
         hw = (self.photo.height, self.photo.width)
