@@ -94,13 +94,16 @@ def write_json(path: Path, value: Any, *, what: str = "the file", indent: int | 
     write_text(path, json.dumps(value, indent=indent) + "\n", what=what)
 
 
-def write_image(path: Path, image: Image.Image, *, what: str = "the picture", quality: int = 90) -> None:
-    """Writes ``image`` in the form that the ending of ``path`` names, one of IMAGE_FORMS."""
+def write_image(
+    path: Path, image: Image.Image, *, what: str = "the picture", quality: int = 90, comment: bytes = b""
+) -> None:
+    """Writes ``image`` in the form that the ending of ``path`` names, one of IMAGE_FORMS; a JPEG can hold a
+    ``comment``."""
     form = IMAGE_FORMS.get(path.suffix.lower())
     if form is None:
         raise OwlSwinError(f"{path}: the name of {what} must end in {', '.join(IMAGE_FORMS)}")
     content = io.BytesIO()
-    image.save(content, form, quality=quality)
+    image.save(content, form, quality=quality, comment=comment)
     write_bytes(path, content.getvalue(), what=what)
 
 

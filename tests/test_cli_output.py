@@ -269,6 +269,35 @@ def test_a_set_in_voc_form_is_read_again(detect, photos, tmp_path):  # noqa: F81
     assert [scene.source.name for scene in scenes.scenes] == ["0.png", "1.png"]
 
 
+@pytest.mark.parametrize(("form", "label"), [("yolo", "labels/0.txt"), ("voc", "Annotations/0.xml")])
+def test_labels_that_somebody_made_are_not_written_over(detect, photos, tmp_path, form, label):  # noqa: F811
+    mine = tmp_path / "set" / label
+    mine.parent.mkdir(parents=True)
+    mine.write_text("by hand")
+    asked = [photos[0], "--query", "cat", "--format", form]
+    assert_one_sentence(detect(*asked, "--to", tmp_path / "set"), "are not of this command and could be written over")
+    assert mine.read_text() == "by hand"
+    assert [path for path in (tmp_path / "set").rglob("*") if path.is_file()] == [mine]
+    for threshold in ("0.02", "0.9"):  # what it wrote itself it may
+        assert detect(*asked, "--to", tmp_path / "out", "--threshold", threshold).code == 0
+    assert (
+        "by hand"
+        != (tmp_path / "out" / label).read_text()
+        == detect(*asked, "--to", tmp_path / "new", "--threshold", "0.9").out + (tmp_path / "new" / label).read_text()
+    )
+
+
+@pytest.mark.parametrize("queries", ["dog", "dog,cat"])
+def test_labels_keep_the_names_of_their_numbers(detect, photos, tmp_path, queries):  # noqa: F811
+    asked = ["--format", "yolo", "--to", tmp_path / "set"]
+    assert detect(photos[0], "--queries", "cat,dog", *asked).code == 0
+    there = (tmp_path / "set" / "data.yaml").read_text()
+    assert_one_sentence(detect(photos[1], "--queries", queries, *asked), "numbers other names, or in another order")
+    assert (tmp_path / "set" / "data.yaml").read_text() == there
+    assert not (tmp_path / "set" / "labels" / "1.txt").exists()
+    assert detect(photos[1], "--queries", "cat,dog", *asked).code == 0
+
+
 def test_pictures_of_one_name_do_not_share_a_label_file(detect, folder):  # noqa: F811
     (folder / "sub" / "b.png").write_bytes(PNG)
     run = detect("b.png", "sub/b.png", "--query", "cat", "--format", "yolo", "--to", "out")

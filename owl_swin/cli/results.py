@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from owl_swin.addresses import is_url
 from owl_swin.cli.printing import emit, note, printable, say
 from owl_swin.cli.table import table_lines
+from owl_swin.errors import OwlSwinError
 from owl_swin.files import make_folder, make_folder_of, write_bytes, write_image, write_text
 from owl_swin.formats import CocoSet, to_csv, to_record, to_voc, to_yolo, yolo_data
 from owl_swin.label_studio import to_label_studio
@@ -40,6 +42,8 @@ class Format(StrEnum):
 WITH_MASKS = (Format.JSONL, Format.COCO, Format.LABEL_STUDIO, Format.YOLO)
 # These are a file a picture, in a folder that --to names.
 PER_PICTURE = (Format.YOLO, Format.VOC)
+# Stands in the file of each drawing.
+DRAWN = b"drawn by owl-swin"
 
 
 class Results(Protocol):
@@ -93,10 +97,19 @@ class Collected:
 
 
 class PerPicture:
-    """A file a picture in a folder, at once."""
+    """A file a picture in a folder, at once. Where such files are that another hand made, which may be all that
+    somebody drew, it raises OwlSwinError: they would be written over."""
 
     def __init__(self, form: Callable[[str, "Detections"], str], folder: Path, suffix: str):
         make_folder(folder)
+        mark = folder.parent / f".{folder.name}-by-owl-swin"
+        if not mark.exists():
+            if any(path.suffix == suffix for path in folder.iterdir()):
+                raise OwlSwinError(
+                    f"{folder}: the {suffix} files there are not of this command and could be written over; name "
+                    "another folder for --to"
+                )
+            write_text(mark, f"owl-swin detect made all {suffix} files of {folder.name}/ and may write over them.\n")
         self._form, self._folder, self._suffix = form, folder, suffix
         self._names = FreeNames()
 
@@ -153,9 +166,14 @@ def make_results(
     assert to is not None, "a file a picture needs a folder"
     if form is Format.VOC:
         return PerPicture(to_voc, to / "Annotations", ".xml")
-    labels = PerPicture(lambda _, found: to_yolo(found), to / "labels", ".txt")
-    write_text(to / "data.yaml", yolo_data(names))
-    return labels
+    data, labels = to / "data.yaml", yolo_data(names)
+    if data.is_file() and data.read_bytes() != labels.encode():
+        raise OwlSwinError(
+            f"{data}: numbers other names, or in another order, for the labels beside it; name another folder for --to"
+        )
+    per_picture = PerPicture(lambda _, found: to_yolo(found), to / "labels", ".txt")
+    write_text(data, labels)
+    return per_picture
 
 
 def _write(path: Path, text: str) -> None:
@@ -179,7 +197,8 @@ def _table(results: Sequence[tuple[str, "Detections"]], explain: bool, nothing: 
 
 
 class Drawings:
-    """Pictures with their boxes drawn in, as JPEG in a folder, named after the pictures."""
+    """Pictures with their boxes drawn in, as JPEG in a folder, named after the pictures. A drawing of before is written
+    over; another picture of that name, which may be all there is of it, is not."""
 
     def __init__(self, folder: Path):
         make_folder(folder)
@@ -195,11 +214,20 @@ class Drawings:
             self._save(f"{stem}-heat-{number + 1}", draw_heat_map(image, scores, title=found.names[number]))
 
     def _save(self, stem: str, drawing: "Image.Image") -> str:
-        name = self._names.take(stem)
-        path = self._folder / f"{name}.jpg"
-        write_image(path, drawing, what="the drawing", quality=92)
+        path = self._folder / f"{(name := self._names.take(stem))}.jpg"
+        while path.is_file() and not _is_drawing(path):
+            path = self._folder / f"{(name := self._names.take(stem))}.jpg"
+        write_image(path, drawing, what="the drawing", quality=92, comment=DRAWN)
         note(f"wrote {path}")
         return name
+
+
+def _is_drawing(path: Path) -> bool:
+    from PIL import Image
+
+    with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(path) as image:
+        return image.info.get("comment") == DRAWN
+    return False
 
 
 class FreeNames:
