@@ -66,7 +66,7 @@ COCO := --annotations $(D)/coco/test.json --images $(D)/coco/images
 FOD := --annotations $(D)/fod/test.json --images $(D)/fod/images
 AQUARIUM := --annotations $(D)/aquarium/test.json --images $(D)/aquarium/images
 PLATES := --annotations $(D)/license_plates/test.json --images $(D)/license_plates/images
-TINY := --annotations $(D)/tiny_imagenet/manifest.json --image-size 64
+TINY := --annotations $(D)/tiny_imagenet/manifest.json
 figures: $(VENV)/.dev
 	$(EVAL) detect --model $(MODEL) $(COCO) --json $(FIGURES)/coco.json
 	$(EVAL) detect --model $(MODEL) $(COCO) --classes person --json $(FIGURES)/coco_person.json
@@ -80,9 +80,9 @@ figures: $(VENV)/.dev
 	$(EVAL) oneshot --model $(MODEL) $(PLATES) --json $(FIGURES)/license_plates_oneshot.json
 	$(EVAL) absence --model $(MODEL) $(COCO) --json $(FIGURES)/absence.json
 	$(EVAL) calibrate --model $(MODEL) $(COCO) --plot $(FIGURES)/reliability.png --json $(FIGURES)/calibration.json
-	$(EVAL) classify --model $(MODEL) $(TINY) --json $(FIGURES)/tiny_all.json
-	$(EVAL) classify --model $(MODEL) $(TINY) --pictures trained --json $(FIGURES)/tiny_trained.json
-	$(EVAL) classify --model $(MODEL) $(TINY) --pictures heldout --among heldout --json $(FIGURES)/tiny_heldout.json
+	$(EVAL) classify --model $(MODEL) $(TINY) --image-size 128 --json $(FIGURES)/tiny_all.json
+	$(EVAL) classify --model $(MODEL) $(TINY) --image-size 128 --pictures trained --json $(FIGURES)/tiny_trained.json
+	$(EVAL) classify --model $(MODEL) $(TINY) --image-size 128 --pictures heldout --among heldout --json $(FIGURES)/tiny_heldout.json
 	$(EVAL) classify --model $(MODEL) --annotations $(D)/grocery/test.json --images $(D)/grocery/images --json $(FIGURES)/grocery.json
 	$(EVAL) classify --model $(MODEL) --annotations $(D)/grocery/test.json --images $(D)/grocery/images --examples $(D)/grocery/iconic.json --json $(FIGURES)/grocery_iconic.json
 	$(EVAL) retrieve --model $(MODEL) --annotations $(D)/flickr8k --json $(FIGURES)/retrieval.json
@@ -134,7 +134,7 @@ forgetting: $(VENV)/.dev
 	  $(EVAL) detect --model $$run $(COCO) --json $$name.coco.json && \
 	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_TRAINED)" --json $$name.fod.json && \
 	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_HELDOUT)" --json $$name.heldout.json && \
-	  $(EVAL) classify --model $$run $(TINY) --pictures heldout --among heldout --json $$name.tiny.json || exit 1; \
+	  $(EVAL) classify --model $$run $(TINY) --image-size 64 --pictures heldout --among heldout --json $$name.tiny.json || exit 1; \
 	done
 
 # What learning masks does to boxes: the shipped model, fine-tuned with its mask branch and by the same run without it.

@@ -503,6 +503,21 @@ def test_alignment_learns_and_names_the_pictures(tmp_path):
     assert answers == list(NAMES)
 
 
+def test_whole_pictures_learn_names_alone_and_all_else_stays_to_the_bit(tmp_path):
+    optim = {"image_lr": 0.0, "heads_lr": 0.0, "pool_lr": 1e-2, "warmup_steps": 1}
+    settings = align_settings(tmp_path, alignment_sets(tmp_path), steps=20, log_every=5, align_size=64, optim=optim)
+    before = model_of(settings).state_dict()
+    folder = train(train_config(settings))
+    lines = metrics(folder)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    after = load_file(folder / "state.safetensors")
+    moved = {name for name, value in before.items() if not torch.equal(after[f"model.{name}"], value)}
+    assert moved == {"image_projection.weight", "image_projection.bias", "alignment_log_scale"}
+    assert all(
+        torch.equal(after.get(f"ema.{name}", value), value) for name, value in before.items() if name not in moved
+    )
+
+
 def test_a_resumed_alignment_run_is_the_same_to_the_bit(tmp_path):
     settings = align_settings(tmp_path, alignment_sets(tmp_path))
     straight = train(train_config(settings | {"output": str(tmp_path / "straight")}))
@@ -574,6 +589,8 @@ def test_random_views_are_crops_of_their_own_picture():
     "optim, message",
     [
         ({"image_lr": 0.0, "heads_lr": 0.0}, "nothing would be trained"),
+        ({"image_lr": 0.0, "heads_lr": 0.0, "pool_lr": 1e-3}, "taught by task = 'align'"),
+        ({"pool_lr": -1.0}, "pool_lr must be 0"),
     ],
 )
 def test_learning_rates_that_would_do_nothing_are_refused(optim, message):

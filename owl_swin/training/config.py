@@ -13,12 +13,14 @@ PRECISIONS = ("float32", "bfloat16")
 CONTRASTS = ("softmax", "sigmoid")
 SHARDS = ("ddp", "fsdp")
 STEM_PARTS = ("all", "pointwise")
+RATES = "image_lr, stem_lr, text_lr, heads_lr, masks_lr and pool_lr"
 
 
 @dataclass(frozen=True, slots=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay. A learning rate of 0 freezes its part; ``stem_lr`` is that of a
-    published stem, which is no part of "image" here, and ``masks_lr`` that of the mask branch (None: as the heads).
+    published stem, which is no part of "image" here, ``masks_lr`` that of the mask branch, and ``pool_lr`` that of the
+    embedding of whole pictures: its projection, and the temperature of its alignment (None: both as the heads).
     Where only the mask branch learns, nothing else is computed than what it learns from.
 
     ``clip_norm`` is the largest norm of the gradients of a published stem, and apart from these of all others.
@@ -33,6 +35,7 @@ class OptimConfig:
     text_lr: float = 0.0
     heads_lr: float = 5e-4
     masks_lr: float | None = None
+    pool_lr: float | None = None
     weight_decay: float = 0.05
     betas: tuple[float, ...] = (0.9, 0.98)
     warmup_steps: int = 500
@@ -41,8 +44,8 @@ class OptimConfig:
     ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if not all(0 <= rate < math.inf for rate in (*self.rest, self.masks)):
-            raise ConfigError("optim.image_lr, stem_lr, text_lr, heads_lr and masks_lr must be 0 (frozen) or more")
+        if not all(0 <= rate < math.inf for rate in (*self.rest, self.masks, self.pool)):
+            raise ConfigError(f"optim.{RATES} must be 0 (frozen) or more")
         if self.stem_part not in STEM_PARTS:
             raise ConfigError(f"optim.stem_part must be one of {', '.join(STEM_PARTS)}, got {self.stem_part!r}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -54,13 +57,18 @@ class OptimConfig:
 
     @property
     def rest(self) -> tuple[float, ...]:
-        """The learning rates of all but the mask branch."""
+        """The learning rates of all but the mask branch and the embedding of whole pictures."""
         return self.image_lr, self.stem_lr, self.text_lr, self.heads_lr
 
     @property
     def masks(self) -> float:
         """The learning rate of the mask branch."""
         return self.heads_lr if self.masks_lr is None else self.masks_lr
+
+    @property
+    def pool(self) -> float:
+        """The learning rate of the embedding of whole pictures."""
+        return self.heads_lr if self.pool_lr is None else self.pool_lr
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,14 +293,14 @@ class TrainConfig:
             raise ConfigError(f"shard must be one of {', '.join(SHARDS)}, got {self.shard!r}")
         if not 0 <= self.blend <= 1:
             raise ConfigError(f"blend must lie in 0 (the trained weights) to 1 (the old ones), got {self.blend}")
-        if not any((*self.optim.rest, self.optim.masks)):
-            raise ConfigError(
-                "optim.image_lr, stem_lr, text_lr, heads_lr and masks_lr are all 0: nothing would be trained"
-            )
-        if self.task != "detect" and not any(self.optim.rest):
+        if not any((*self.optim.rest, self.optim.masks, self.optim.pool)):
+            raise ConfigError(f"optim.{RATES} are all 0: nothing would be trained")
+        if self.task != "detect" and not any((*self.optim.rest, self.optim.pool)):
             raise ConfigError(
                 f"optim: task = {self.task!r} teaches no masks; a rate other than masks_lr must be above 0"
             )
+        if self.task == "detect" and not any((*self.optim.rest, self.optim.masks)):
+            raise ConfigError("optim: only pool_lr is above 0; whole pictures alone are taught by task = 'align'")
         if not self.cache_gib >= 0:
             raise ConfigError(f"cache_gib must be 0 (keep no decoded pictures) or more, got {self.cache_gib}")
         if self.preview_every and (self.task != "detect" or self.shard == "fsdp"):

@@ -13,13 +13,15 @@ TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to: "stem", "image", "text", "masks" or "heads"."""
+    """The part of the model that a parameter belongs to: "stem", "image", "text", "masks", "pool" or "heads"."""
     if name.startswith("image_encoder.stem."):
         return "stem"
     if name.startswith("image_encoder."):
         return "image"
     if name.startswith("masks."):
         return "masks"
+    if name.startswith("image_projection.") or name == "alignment_log_scale":
+        return "pool"
     return "text" if name.startswith("text_encoder.") else "heads"
 
 
@@ -31,6 +33,7 @@ def learning_rates(config: OptimConfig) -> dict[str, float]:
         "text": config.text_lr,
         "heads": config.heads_lr,
         "masks": config.masks,
+        "pool": config.pool,
     }
 
 
@@ -59,6 +62,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, extra: nn.Module | No
         part = part_of(name)
         if parameter.requires_grad and rates[part] > 0:
             decayed = parameter.ndim > 1 and "bias_table" not in name and "embedding" not in name
+            part = "heads" if part == "pool" and config.pool_lr is None else part  # so that older runs go on
             groups.setdefault((part, decayed), []).append(parameter)
     return torch.optim.AdamW(
         [
