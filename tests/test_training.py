@@ -590,6 +590,7 @@ def test_random_views_are_crops_of_their_own_picture():
     [
         ({"image_lr": 0.0, "heads_lr": 0.0}, "nothing would be trained"),
         ({"image_lr": 0.0, "heads_lr": 0.0, "pool_lr": 1e-3}, "taught by task = 'align'"),
+        ({"image_lr": 0.0, "heads_lr": 0.0, "pool_lr": 1e-3, "masks_lr": 1e-3}, "taught by task = 'align'"),
         ({"pool_lr": -1.0}, "pool_lr must be 0"),
     ],
 )

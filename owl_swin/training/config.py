@@ -299,8 +299,8 @@ class TrainConfig:
             raise ConfigError(
                 f"optim: task = {self.task!r} teaches no masks; a rate other than masks_lr must be above 0"
             )
-        if self.task == "detect" and not any((*self.optim.rest, self.optim.masks)):
-            raise ConfigError("optim: only pool_lr is above 0; whole pictures alone are taught by task = 'align'")
+        if self.task == "detect" and self.optim.pool and not any(self.optim.rest):
+            raise ConfigError("optim: whole pictures (pool_lr) without boxes and names are taught by task = 'align'")
         if not self.cache_gib >= 0:
             raise ConfigError(f"cache_gib must be 0 (keep no decoded pictures) or more, got {self.cache_gib}")
         if self.preview_every and (self.task != "detect" or self.shard == "fsdp"):
