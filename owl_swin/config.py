@@ -122,6 +122,8 @@ class HeadsConfig:
     ``box_form``: "patch" predicts centre and size in units of the stride, relative to the patch; "owl" adds logits
     to a prior over the whole picture (arXiv:2205.06230). ``upsample`` brings coarser stages to the grid: "repeat" gives
     all patches under a coarse one the same, "expand" a projection for each of their places (arXiv:2105.05537).
+    ``blocks`` more let neighbours speak to one another before class, box and objectness are read of them; masks and
+    the embedding of the whole picture are made of the patches before.
     """
 
     width: int = 256
@@ -129,6 +131,7 @@ class HeadsConfig:
     stages: tuple[int, ...] = (3, 4)
     box_form: str = "patch"
     upsample: str = "repeat"
+    blocks: int = 0
 
     def __post_init__(self) -> None:
         if self.upsample not in UPSAMPLES:
@@ -137,6 +140,8 @@ class HeadsConfig:
             raise ConfigError(f"heads.box_form must be one of {', '.join(BOX_FORMS)}, got {self.box_form!r}")
         if self.width < 1:
             raise ConfigError(f"heads.width must be at least 1, got {self.width}")
+        if self.blocks < 0:
+            raise ConfigError(f"heads.blocks must not be negative, got {self.blocks}")
         if not self.stages or min(self.stages) < 1:
             raise ConfigError(f"heads.stages are counted from 1, got {self.stages}")
 

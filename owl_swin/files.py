@@ -97,14 +97,30 @@ def write_json(path: Path, value: Any, *, what: str = "the file", indent: int | 
 def write_image(
     path: Path, image: Image.Image, *, what: str = "the picture", quality: int = 90, comment: bytes = b""
 ) -> None:
-    """Writes ``image`` in the form that the ending of ``path`` names, one of IMAGE_FORMS; a JPEG can hold a
-    ``comment``."""
+    """Writes ``image`` in the form that the ending of ``path`` names, one of IMAGE_FORMS; JPEG and PNG can hold a
+    ``comment``, which ``image_comment`` reads."""
     form = IMAGE_FORMS.get(path.suffix.lower())
     if form is None:
         raise OwlSwinError(f"{path}: the name of {what} must end in {', '.join(IMAGE_FORMS)}")
     content = io.BytesIO()
-    image.save(content, form, quality=quality, comment=comment)
+    settings: dict[str, Any] = {"quality": quality}
+    if comment and form == "PNG":
+        from PIL.PngImagePlugin import PngInfo
+
+        settings["pnginfo"] = PngInfo()
+        settings["pnginfo"].add_text("Comment", comment.decode())
+    elif form == "JPEG":
+        settings["comment"] = comment
+    image.save(content, form, **settings)
     write_bytes(path, content.getvalue(), what=what)
+
+
+def image_comment(path: Path) -> bytes:
+    """The comment that ``write_image`` wrote into a JPEG or PNG; empty where there is none, or no picture."""
+    with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(path) as image:
+        comment = image.info.get("comment" if image.format == "JPEG" else "Comment", b"")
+        return comment if isinstance(comment, bytes) else str(comment).encode()
+    return b""
 
 
 def write_safetensors(

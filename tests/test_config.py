@@ -83,7 +83,7 @@ def test_a_config_cannot_be_edited():
     [
         ("embed_dimm = 3", "unknown key 'embed_dimm'; did you mean 'embed_dim'?"),
         ("[image]\ndepth = [2, 2]", "unknown key 'image.depth'; did you mean 'image.depths'?"),
-        ("[heads]\nzzz = 1", "unknown key 'heads.zzz'; known are box_form, stages, stride, upsample, width"),
+        ("[heads]\nzzz = 1", "unknown key 'heads.zzz'; known are blocks, box_form, stages, stride, upsample, width"),
         ("embed_dim = '512'", "'embed_dim' must be int, got '512'"),
         ("embed_dim = 5.5", "'embed_dim' must be int, got 5.5"),
         ("embed_dim = true", "'embed_dim' must be int, got True"),
@@ -171,6 +171,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, name, con
         (HeadsConfig(), {"stages": (0, 4)}, "counted from 1"),
         (HeadsConfig(), {"box_form": "polar"}, "must be one of patch, owl, got 'polar'"),
         (ModelConfig(), {"heads": HeadsConfig(stages=(3, 5))}, "the encoder has 4 stages"),
+        (HeadsConfig(), {"blocks": -1}, "heads.blocks must not be negative, got -1"),
         (ModelConfig(), {"heads": HeadsConfig(stride=8)}, r"one of heads.stages \[16, 32\], got 8"),
         (ModelConfig(), {"embed_dim": 0}, "at least 1"),
         (ModelConfig(), {"image_size": 31}, "at least 32"),

@@ -1,32 +1,38 @@
 """The OWL heads: fusion of stages on one grid, box forms, class embeddings, objectness, and the score of a query."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import TINY, make_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from owl_swin.config import HeadsConfig, SwinConfig
+from owl_swin.config import HeadsConfig, MasksConfig, SwinConfig
+from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.heads import (
     INITIAL_SCALE,
     INITIAL_SHIFT,
     BoxHead,
     ClassHead,
+    HeadBlock,
     ObjectnessHead,
     PatchFusion,
     cell_centres,
     grid_prior,
 )
-from owl_swin.models.owl_swin import encode_from_patches
+from owl_swin.models.owl_swin import OwlSwin, encode_from_patches
 from owl_swin.scoring import raw_logits
+from owl_swin.training.initial import load_init
 from owl_swin.types import ImageEmbeddings
 
 pytestmark = pytest.mark.numeric
 
 ENCODER = SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), window_size=4)
 WIDTH = 6
+READ_OF_BLOCKS = ("class_embeds", "pred_boxes", "objectness_logits")
 
 
 def stage_maps(height, width, batch=1):
@@ -84,6 +90,45 @@ def test_convolution_of_the_fusion_sees_the_eight_neighbours():
     expected = torch.zeros(5, 5, dtype=torch.bool)
     expected[1:4, 1:4] = True
     assert torch.equal(changed, expected)
+
+
+# --- Blocks --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_block_starts_as_the_identity_and_sees_three_patches_far_each_way():
+    block, patches = HeadBlock(WIDTH), torch.randn(1, 9, 9, WIDTH)
+    assert torch.equal(block(patches), patches)
+    torch.nn.init.normal_(block.reduce.weight)
+    before = block(patches)
+    patches[0, 4, 4] += torch.randn(WIDTH)
+    changed = (block(patches) != before).any(-1)[0]
+    expected = torch.zeros(9, 9, dtype=torch.bool)
+    expected[1:8, 1:8] = True
+    assert torch.equal(changed, expected)
+
+
+@torch.no_grad()
+def test_blocks_are_for_class_box_and_objectness_alone(tmp_path):
+    without = make_tiny_model(config=replace(TINY, masks=MasksConfig(dim=8, width=16)))
+    save_checkpoint(tmp_path / "without.safetensors", without, {})
+    with_blocks = OwlSwin(replace(without.config, heads=replace(TINY.heads, blocks=2))).eval()
+    given = load_init(with_blocks, str(tmp_path / "without.safetensors"))
+    own = with_blocks.state_dict().keys() - given
+    assert {name.rpartition(".")[0].partition(".")[0] for name in own} == {"head_blocks"}
+    load_init(without, str(tmp_path / "without.safetensors"))  # both in the digits of the file
+    pixels = torch.randn(1, 3, 96, 64)
+    before, after = without.encode_with_masks(pixels), with_blocks.encode_with_masks(pixels)
+    for name in READ_OF_BLOCKS:
+        assert_close(getattr(after, name), getattr(before, name))  # a trained model goes on from what it knows
+    for block in with_blocks.head_blocks:
+        torch.nn.init.normal_(block.reduce.weight)
+    after = with_blocks.encode_with_masks(pixels)
+    assert not any(torch.allclose(getattr(after, name), getattr(before, name)) for name in READ_OF_BLOCKS)
+    assert_close(after.image_embed, before.image_embed)
+    assert_close(after.masks.mask_embeds, before.masks.mask_embeds)
+    assert_close(after.masks.pixel_embeds, before.masks.pixel_embeds)
+    assert_close(after.masks.dense.class_embeds, before.masks.dense.class_embeds)
 
 
 # --- Boxes ---------------------------------------------------------------------------------------------------------

@@ -30,7 +30,9 @@ def names_by_group(model, optimizer):
     [
         ("image_encoder.patch_embed.weight", "image"),
         ("text_encoder.tower.ln_final.weight", "text"),
-        ("fusion.mix.weight", "heads"),
+        ("fusion.mix.weight", "fusion"),
+        ("head_blocks.0.expand.weight", "heads"),
+        ("masks.mix.weight", "masks"),
         ("image_projection.weight", "pool"),
         ("alignment_log_scale", "pool"),
     ],
@@ -45,7 +47,7 @@ def test_every_trained_parameter_is_in_one_group_with_the_rate_of_its_part(model
     assert set(groups) == {(rate, decay) for rate in (1e-3, 2e-3, 3e-3) for decay in (0.1, 0.0)}
     everything = [name for names in groups.values() for name in names]
     assert sorted(everything) == sorted(name for name, _ in model.named_parameters())
-    rates = {"image": 1e-3, "text": 2e-3, "heads": 3e-3, "pool": 3e-3}
+    rates = {"image": 1e-3, "text": 2e-3, "heads": 3e-3, "fusion": 3e-3, "pool": 3e-3}
     assert all(rate == rates[part_of(name)] for (rate, _), names in groups.items() for name in names)
 
 
@@ -65,9 +67,9 @@ def test_matrices_decay_and_biases_norms_tables_and_embeddings_do_not(model):
 def test_a_rate_of_zero_freezes_its_part(model):
     optimizer = build_optimizer(model, OptimConfig(image_lr=0.0, text_lr=0.0, heads_lr=1e-3))
     for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == (part_of(name) in ("heads", "pool"))
+        assert parameter.requires_grad == (part_of(name) in ("heads", "fusion", "pool"))
     names = [name for group in names_by_group(model, optimizer).values() for name in group]
-    assert {part_of(name) for name in names} == {"heads", "pool"}
+    assert {part_of(name) for name in names} == {"heads", "fusion", "pool"}
 
 
 def test_what_embeds_whole_pictures_has_a_rate_of_its_own(model):
@@ -78,6 +80,13 @@ def test_what_embeds_whole_pictures_has_a_rate_of_its_own(model):
     assert {group["peak_lr"] for group in optimizer.param_groups} == {1e-3}
     build_optimizer(model, OptimConfig(pool_lr=0.0))
     assert not model.image_projection.weight.requires_grad and model.class_head.embed.weight.requires_grad
+
+
+def test_heads_alone_learn_where_the_patches_that_they_read_are_frozen(model):
+    optimizer = build_optimizer(model, OptimConfig(image_lr=0.0, fusion_lr=0.0, heads_lr=1e-3, pool_lr=0.0))
+    names = [name for group in names_by_group(model, optimizer).values() for name in group]
+    assert {name.partition(".")[0] for name in names} == {"class_head", "box_head", "objectness_head"}
+    assert all(p.requires_grad == (name in names) for name, p in model.named_parameters())
 
 
 def test_parts_train_again_when_their_rate_is_not_zero(model):

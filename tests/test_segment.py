@@ -145,6 +145,35 @@ def test_a_model_of_the_hub_comes_with_how_it_sees_pictures(model, monkeypatch, 
     assert segmenter.settings == PictureSettings((64, 64), resampling=Image.Resampling.BILINEAR)
 
 
+def test_maps_of_another_hand_are_not_written_over(model, photos, tmp_path):
+    out = tmp_path / "maps"
+    out.mkdir()
+    noise(40, 90).convert("L").save(out / "turned.png")  # an annotator's map of the same picture
+    (out / "turned-2.json").write_text('{"shapes": []}')  # as LabelMe names what it drew in one
+    noise(40, 90).save(out / "turned-3-drawn.jpg")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    for _ in range(2):  # its own of before it writes over
+        result = run("segment", photos / "turned.png", "--model", model, "--save", out, "--device", "cpu")
+        assert result.exit_code == 0
+        assert {path: path.read_bytes() for path in before} == before
+        new = {path.name for path in out.iterdir()} - {path.name for path in before}
+        assert new == {"turned-3.png", "turned-3.json", "turned-3-drawn-2.jpg"}
+    assert Image.open(out / "turned-3.png").mode == "P"
+
+
+@pytest.mark.parametrize("theirs", ["panoptic.json", "panoptic/turned.png"])
+def test_a_panoptic_set_of_another_hand_is_not_written_over(model, photos, tmp_path, theirs):
+    command = ("segment", photos / "turned.png", "--model", model, "--format", "coco-panoptic", "--device", "cpu")
+    for _ in range(2):  # its own of before it writes over
+        assert run(*command, "--save", tmp_path / "ours").exit_code == 0
+    (tmp_path / "set" / "panoptic").mkdir(parents=True)
+    mine = tmp_path / "set" / theirs
+    mine.write_text('{"annotations": [], "info": {"description": "by hand"}}')
+    result = run(*command, "--save", tmp_path / "set")
+    assert isinstance(result.exception, OwlSwinError) and "is no set of this command" in str(result.exception)
+    assert "by hand" in mine.read_text() and sum(path.is_file() for path in (tmp_path / "set").rglob("*")) == 1
+
+
 def test_photos_are_not_overwritten_by_their_maps(model, photos):
     result = run("segment", photos / "strip.png", "--model", model, "--save", photos)
     assert isinstance(result.exception, OwlSwinError)

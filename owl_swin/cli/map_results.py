@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import typer
 
 from owl_swin.cli.printing import note, say
-from owl_swin.cli.results import FreeNames, stem_of
-from owl_swin.files import make_folder, write_image, write_json
+from owl_swin.cli.results import MADE_HERE, FreeNames, may_be_written, stem_of
+from owl_swin.errors import OwlSwinError
+from owl_swin.files import make_folder, read_json, write_image, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +54,8 @@ def closing(maps: Maps) -> Iterator[None]:
 
 
 class PngMaps:
-    """A map with a palette, its legend and a drawing for each picture."""
+    """A map with a palette, its legend and a drawing for each picture. Those of before are written over; files of that
+    name which another hand made, as an annotator's of the same picture, are not."""
 
     def __init__(self, folder: Path):
         self._folder, self._names = folder, FreeNames()
@@ -63,13 +65,19 @@ class PngMaps:
         from owl_swin.map_formats import to_label_image, to_legend
         from owl_swin.render import draw_semantic_map
 
-        name = self._names.take(stem_of(source))
-        write_image(self._folder / f"{name}.png", to_label_image(found), what="the map")
+        name = self._names.take(stem_of(source), self._is_free)
+        write_image(self._folder / f"{name}.png", to_label_image(found), what="the map", comment=MADE_HERE)
         write_json(self._folder / f"{name}.json", {"image": source, "map": f"{name}.png", **to_legend(found)})
         picture = shown(DRAWN)
         drawing = draw_semantic_map(picture, found.resized((picture.height, picture.width)))
-        write_image(self._folder / f"{self._names.take(f'{name}-drawn')}.jpg", drawing, what="the drawing")
+        drawn = self._names.take(f"{name}-drawn", lambda name: may_be_written(self._folder / f"{name}.jpg"))
+        write_image(self._folder / f"{drawn}.jpg", drawing, what="the drawing", comment=MADE_HERE)
         note(f"wrote {self._folder / name}.png")
+
+    def _is_free(self, name: str) -> bool:
+        """A legend is of the map beside it, and goes with it."""
+        path = self._folder / f"{name}.png"
+        return may_be_written(path) and (path.is_file() or not path.with_suffix(".json").exists())
 
     def close(self) -> None:
         """Everything is written."""
@@ -81,7 +89,8 @@ class PanopticMaps:
     def __init__(self, folder: Path, names: Sequence[str]):
         from owl_swin.map_formats import panoptic_categories
 
-        self._folder, self._names = folder, FreeNames()
+        self._folder, self._names, self._path = folder, FreeNames(), folder / f"{PANOPTIC}.json"
+        _check_ours(self._path)
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         self._categories = panoptic_categories(names)
@@ -93,14 +102,33 @@ class PanopticMaps:
 
         name = f"{self._names.take(stem_of(source))}.png"
         image, segments = to_panoptic_image(found)
-        write_image(self._folder / PANOPTIC / name, image, what="the map")
+        write_image(self._folder / PANOPTIC / name, image, what="the map", comment=MADE_HERE)
         number, (height, width) = len(self._images) + 1, found.image_hw
         self._images.append({"id": number, "file_name": source, "width": width, "height": height})
         self._annotations.append({"image_id": number, "file_name": name, "segments_info": segments})
 
     def close(self) -> None:
         """Writes the JSON."""
-        path = self._folder / "panoptic.json"
-        content = {"images": self._images, "annotations": self._annotations, "categories": self._categories}
-        write_json(path, content, indent=None)
-        note(f"wrote {path}")
+        content = {
+            "info": {"description": MADE_HERE.decode()},
+            "images": self._images,
+            "annotations": self._annotations,
+            "categories": self._categories,
+        }
+        write_json(self._path, content, indent=None)
+        note(f"wrote {self._path}")
+
+
+def _check_ours(panoptic: Path) -> None:
+    """Refuses a folder that holds a panoptic set of another hand, which may be all that somebody drew."""
+    try:
+        ours = read_json(panoptic)["info"]["description"] == MADE_HERE.decode()
+    except FileNotFoundError:
+        folder = panoptic.with_suffix("")
+        ours = not folder.is_dir() or all(may_be_written(path) for path in folder.glob("*.png"))
+    except (OSError, ValueError, LookupError, TypeError):
+        ours = False
+    if not ours:
+        raise OwlSwinError(
+            f"{panoptic}: is no set of this command and would be written over; name another folder for --save"
+        )

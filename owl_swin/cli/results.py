@@ -3,7 +3,6 @@
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -15,7 +14,7 @@ from owl_swin.addresses import is_url
 from owl_swin.cli.printing import emit, note, printable, say
 from owl_swin.cli.table import table_lines
 from owl_swin.errors import OwlSwinError
-from owl_swin.files import make_folder, make_folder_of, write_bytes, write_image, write_text
+from owl_swin.files import image_comment, make_folder, make_folder_of, write_bytes, write_image, write_text
 from owl_swin.formats import CocoSet, to_csv, to_record, to_voc, to_yolo, yolo_data
 from owl_swin.label_studio import to_label_studio
 
@@ -42,8 +41,8 @@ class Format(StrEnum):
 WITH_MASKS = (Format.JSONL, Format.COCO, Format.LABEL_STUDIO, Format.YOLO)
 # These are a file a picture, in a folder that --to names.
 PER_PICTURE = (Format.YOLO, Format.VOC)
-# Stands in the file of each drawing.
-DRAWN = b"drawn by owl-swin"
+# Stands in the file of each picture that is written here, as a comment.
+MADE_HERE = b"drawn by owl-swin"
 
 
 class Results(Protocol):
@@ -214,20 +213,16 @@ class Drawings:
             self._save(f"{stem}-heat-{number + 1}", draw_heat_map(image, scores, title=found.names[number]))
 
     def _save(self, stem: str, drawing: "Image.Image") -> str:
-        path = self._folder / f"{(name := self._names.take(stem))}.jpg"
-        while path.is_file() and not _is_drawing(path):
-            path = self._folder / f"{(name := self._names.take(stem))}.jpg"
-        write_image(path, drawing, what="the drawing", quality=92, comment=DRAWN)
+        name = self._names.take(stem, lambda name: may_be_written(self._folder / f"{name}.jpg"))
+        path = self._folder / f"{name}.jpg"
+        write_image(path, drawing, what="the drawing", quality=92, comment=MADE_HERE)
         note(f"wrote {path}")
         return name
 
 
-def _is_drawing(path: Path) -> bool:
-    from PIL import Image
-
-    with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(path) as image:
-        return image.info.get("comment") == DRAWN
-    return False
+def may_be_written(picture: Path) -> bool:
+    """Whether no file is lost where a picture is written: none is there, or one of ours."""
+    return not picture.is_file() or image_comment(picture) == MADE_HERE
 
 
 class FreeNames:
@@ -239,10 +234,10 @@ class FreeNames:
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
-    def take(self, stem: str) -> str:
-        """The stem, or the stem and a number."""
+    def take(self, stem: str, is_free: Callable[[str], bool] = lambda name: True) -> str:
+        """The stem, or the stem and a number; ``is_free`` says whether a name may be taken at all."""
         name, number = stem, 1
-        while (key := unicodedata.normalize("NFC", name).casefold()) in self._taken:
+        while (key := unicodedata.normalize("NFC", name).casefold()) in self._taken or not is_free(name):
             number += 1
             name = f"{stem}-{number}"
         self._taken.add(key)

@@ -13,6 +13,8 @@ INITIAL_SHIFT = -0.6
 INITIAL_SCALE = 10.0
 # Largest box side in strides (exp of this): more than any picture has.
 MAX_LOG_SIZE = math.log(1e3)
+# Side in patches of what a head block looks at, and how much wider it is inside than its patches.
+BLOCK_KERNEL, BLOCK_EXPANSION = 7, 2
 
 
 class PatchFusion(nn.Module):
@@ -62,6 +64,26 @@ class PatchFusion(nn.Module):
         assert fused is not None
         mixed = self.mix(self.mix_norm(fused).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.norm(fused + F.gelu(mixed))
+
+
+class HeadBlock(nn.Module):
+    """A residual block of ConvNeXt (arXiv:2201.03545), patches [B, h, w, D] → the same: each looks at its neighbours.
+
+    It starts as the identity, so that a trained model may be given blocks and go on from what it knows.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, BLOCK_KERNEL, padding=BLOCK_KERNEL // 2, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, BLOCK_EXPANSION * width)
+        self.reduce = nn.Linear(BLOCK_EXPANSION * width, width)
+        nn.init.zeros_(self.reduce.weight)
+        nn.init.zeros_(self.reduce.bias)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        seen = self.depthwise(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return patches + self.reduce(F.gelu(self.expand(self.norm(seen))))
 
 
 class ClassHead(nn.Module):

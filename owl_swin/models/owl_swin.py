@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from owl_swin.attention import BlockAttention
 from owl_swin.config import ModelConfig
-from owl_swin.models.heads import BoxHead, ClassHead, ObjectnessHead, PatchFusion
+from owl_swin.models.heads import BoxHead, ClassHead, HeadBlock, ObjectnessHead, PatchFusion
 from owl_swin.models.hybrid import HybridSwin
 from owl_swin.models.masks import MaskBranch
 from owl_swin.models.network import Spec, fingerprint
@@ -30,6 +30,7 @@ class OwlSwin(nn.Module):
         self.image_encoder = SwinEncoder(config.image) if config.image.stem == "patch" else HybridSwin(config.image)
         self.fusion = PatchFusion(config.image, config.heads)
         self.image_projection = nn.Linear(width, config.embed_dim)
+        self.head_blocks = nn.Sequential(*(HeadBlock(width) for _ in range(config.heads.blocks)))
         self.class_head = ClassHead(width, config.embed_dim)
         self.box_head = BoxHead(width, config.heads.box_form)
         self.objectness_head = ObjectnessHead(width)
@@ -112,7 +113,7 @@ def encode_from_patches(model: OwlSwin, patches: Tensor, model_hw: tuple[int, in
     """The heads on fused patches [B, h, w, D] of pictures of ``model_hw`` pixels."""
     grid_hw = (patches.shape[1], patches.shape[2])
     stride = model.config.heads.stride
-    flat = patches.flatten(1, 2)  # [B, P, D]
+    flat = model.head_blocks(patches).flatten(1, 2)  # [B, P, D]
     class_embeds, shift, scale = model.class_head(flat)
     return ImageEmbeddings(
         image_embed=model.pool(patches),

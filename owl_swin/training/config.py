@@ -13,15 +13,16 @@ PRECISIONS = ("float32", "bfloat16")
 CONTRASTS = ("softmax", "sigmoid")
 SHARDS = ("ddp", "fsdp")
 STEM_PARTS = ("all", "pointwise")
-RATES = "image_lr, stem_lr, text_lr, heads_lr, masks_lr and pool_lr"
+RATES = "image_lr, stem_lr, text_lr, fusion_lr, heads_lr, masks_lr and pool_lr"
 
 
 @dataclass(frozen=True, slots=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay. A learning rate of 0 freezes its part; ``stem_lr`` is that of a
-    published stem, which is no part of "image" here, ``masks_lr`` that of the mask branch, and ``pool_lr`` that of the
-    embedding of whole pictures: its projection, and the temperature of its alignment (None: both as the heads).
-    Where only the mask branch learns, nothing else is computed than what it learns from.
+    published stem, which is no part of "image" here, ``fusion_lr`` that of the patches that heads, masks and whole
+    pictures are made of, ``masks_lr`` that of the mask branch, and ``pool_lr`` that of the embedding of whole pictures:
+    its projection, and the temperature of its alignment (None: each as the heads). Where only the mask branch learns,
+    nothing else is computed than what it learns from.
 
     ``clip_norm`` is the largest norm of the gradients of a published stem, and apart from these of all others.
     Of a stem that learns, ``stem_part = "pointwise"`` trains what is cheap to train: the layers that look at one pixel,
@@ -34,6 +35,7 @@ class OptimConfig:
     stem_part: str = "all"
     text_lr: float = 0.0
     heads_lr: float = 5e-4
+    fusion_lr: float | None = None
     masks_lr: float | None = None
     pool_lr: float | None = None
     weight_decay: float = 0.05
@@ -58,7 +60,12 @@ class OptimConfig:
     @property
     def rest(self) -> tuple[float, ...]:
         """The learning rates of all but the mask branch and the embedding of whole pictures."""
-        return self.image_lr, self.stem_lr, self.text_lr, self.heads_lr
+        return self.image_lr, self.stem_lr, self.text_lr, self.fusion, self.heads_lr
+
+    @property
+    def fusion(self) -> float:
+        """The learning rate of the fusion of stages."""
+        return self.heads_lr if self.fusion_lr is None else self.fusion_lr
 
     @property
     def masks(self) -> float:

@@ -13,13 +13,14 @@ TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to: "stem", "image", "text", "masks", "pool" or "heads"."""
+    """The part of the model that a parameter belongs to: "stem", "image", "text", "fusion", "masks", "pool" or
+    "heads"."""
     if name.startswith("image_encoder.stem."):
         return "stem"
     if name.startswith("image_encoder."):
         return "image"
-    if name.startswith("masks."):
-        return "masks"
+    if name.startswith(("masks.", "fusion.")):
+        return name.partition(".")[0]
     if name.startswith("image_projection.") or name == "alignment_log_scale":
         return "pool"
     return "text" if name.startswith("text_encoder.") else "heads"
@@ -32,6 +33,7 @@ def learning_rates(config: OptimConfig) -> dict[str, float]:
         "stem": config.stem_lr,
         "text": config.text_lr,
         "heads": config.heads_lr,
+        "fusion": config.fusion,
         "masks": config.masks,
         "pool": config.pool,
     }
@@ -56,14 +58,15 @@ def build_optimizer(model: nn.Module, config: OptimConfig, extra: nn.Module | No
     """
     freeze(model, config)
     rates = learning_rates(config)
+    # Parts that follow the heads share their groups, so that older runs go on.
+    followers = {part for part, own in (("pool", config.pool_lr), ("fusion", config.fusion_lr)) if own is None}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     named = [*model.named_parameters(), *([] if extra is None else extra.named_parameters(prefix="extra"))]
     for name, parameter in named:
         part = part_of(name)
         if parameter.requires_grad and rates[part] > 0:
             decayed = parameter.ndim > 1 and "bias_table" not in name and "embedding" not in name
-            part = "heads" if part == "pool" and config.pool_lr is None else part  # so that older runs go on
-            groups.setdefault((part, decayed), []).append(parameter)
+            groups.setdefault(("heads" if part in followers else part, decayed), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "peak_lr": rates[part], "weight_decay": config.weight_decay if decayed else 0.0}
