@@ -95,7 +95,7 @@ def write_json(path: Path, value: Any, *, what: str = "the file", indent: int | 
 
 
 def write_image(
-    path: Path, image: Image.Image, *, what: str = "the picture", quality: int = 90, comment: bytes = b""
+    path: Path, image: Image.Image, *, what: str = "the picture", quality: int = 90, comment: str = ""
 ) -> None:
     """Writes ``image`` in the form that the ending of ``path`` names, one of IMAGE_FORMS; JPEG and PNG can hold a
     ``comment``, which ``image_comment`` reads."""
@@ -108,9 +108,9 @@ def write_image(
         from PIL.PngImagePlugin import PngInfo
 
         settings["pnginfo"] = PngInfo()
-        settings["pnginfo"].add_text("Comment", comment.decode())
+        settings["pnginfo"].add_text("Comment", comment)
     elif form == "JPEG":
-        settings["comment"] = comment
+        settings["comment"] = comment.encode()
     image.save(content, form, **settings)
     write_bytes(path, content.getvalue(), what=what)
 

@@ -21,7 +21,7 @@ FILES = {
 FLOORS = [
     {"errors", "types", "detections", "masks", "query_file", "attention", "formats", "label_studio", "boxes", "nms"}
     | {"files", "frame", "orientation", "addresses", "tiff", "locks", "video_source"}
-    | {"semantic_map", "map_formats", "rle"},
+    | {"semantic_map", "map_formats", "rle", "made_here"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge", "text_cache"},
     {"models"},
     {

@@ -8,7 +8,7 @@ from PIL import Image
 
 from owl_swin.cli.main import app
 from owl_swin.data.paste import find_cutouts, paste_scenes
-from owl_swin.errors import DataError, ImageError
+from owl_swin.errors import DataError, ImageError, OwlSwinError
 from owl_swin.rle import decode_rle
 
 COLOURS = {"red mug": (255, 0, 0), "blue cup": (0, 0, 255)}
@@ -97,6 +97,18 @@ def test_the_command_writes_a_set_that_training_reads(cutouts, photographs, tmp_
     ran = CliRunner().invoke(app, [*arguments, "--without", "red mug"])
     assert ran.exit_code == 0, ran.output
     assert load_scenes(DataConfig("coco", str(tmp_path / "set" / "annotations.json"))).names == [["blue cup"]]
+
+
+@pytest.mark.parametrize("theirs", ["annotations.json", "images/000000.jpg"])
+def test_a_set_of_another_hand_is_not_written_over(theirs, cutouts, photographs, tmp_path):
+    folder = tmp_path / "set"
+    (folder / "images").mkdir(parents=True)
+    (folder / theirs).write_text('{"images": [], "annotations": [], "categories": []}')
+    before = (folder / theirs).read_text()
+    with pytest.raises(OwlSwinError, match="could be written over; name another folder for --to"):
+        paste_scenes(find_cutouts(cutouts), [photographs / "grey.png"], folder, pictures=1)
+    assert (folder / theirs).read_text() == before
+    assert [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()] == [theirs]
 
 
 @pytest.mark.parametrize("wrong", ["absent", "names", "empty"])

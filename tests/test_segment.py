@@ -170,7 +170,9 @@ def test_a_panoptic_set_of_another_hand_is_not_written_over(model, photos, tmp_p
     mine = tmp_path / "set" / theirs
     mine.write_text('{"annotations": [], "info": {"description": "by hand"}}')
     result = run(*command, "--save", tmp_path / "set")
-    assert isinstance(result.exception, OwlSwinError) and "is no set of this command" in str(result.exception)
+    assert isinstance(result.exception, OwlSwinError) and "are not of this command and could be written over" in str(
+        result.exception
+    )
     assert "by hand" in mine.read_text() and sum(path.is_file() for path in (tmp_path / "set").rglob("*")) == 1
 
 

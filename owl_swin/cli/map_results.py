@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import typer
 
 from owl_swin.cli.printing import note, say
-from owl_swin.cli.results import MADE_HERE, FreeNames, may_be_written, stem_of
-from owl_swin.errors import OwlSwinError
-from owl_swin.files import make_folder, read_json, write_image, write_json
+from owl_swin.cli.results import FreeNames, stem_of
+from owl_swin.files import make_folder, write_image, write_json
+from owl_swin.made_here import MADE_HERE, check_set_may_be_written, coco_info, may_be_written
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,7 +90,7 @@ class PanopticMaps:
         from owl_swin.map_formats import panoptic_categories
 
         self._folder, self._names, self._path = folder, FreeNames(), folder / f"{PANOPTIC}.json"
-        _check_ours(self._path)
+        check_set_may_be_written(self._path, folder / PANOPTIC, option="--save")
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         self._categories = panoptic_categories(names)
@@ -110,25 +110,10 @@ class PanopticMaps:
     def close(self) -> None:
         """Writes the JSON."""
         content = {
-            "info": {"description": MADE_HERE.decode()},
+            "info": coco_info(),
             "images": self._images,
             "annotations": self._annotations,
             "categories": self._categories,
         }
         write_json(self._path, content, indent=None)
         note(f"wrote {self._path}")
-
-
-def _check_ours(panoptic: Path) -> None:
-    """Refuses a folder that holds a panoptic set of another hand, which may be all that somebody drew."""
-    try:
-        ours = read_json(panoptic)["info"]["description"] == MADE_HERE.decode()
-    except FileNotFoundError:
-        folder = panoptic.with_suffix("")
-        ours = not folder.is_dir() or all(may_be_written(path) for path in folder.glob("*.png"))
-    except (OSError, ValueError, LookupError, TypeError):
-        ours = False
-    if not ours:
-        raise OwlSwinError(
-            f"{panoptic}: is no set of this command and would be written over; name another folder for --save"
-        )

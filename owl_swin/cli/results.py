@@ -14,9 +14,10 @@ from owl_swin.addresses import is_url
 from owl_swin.cli.printing import emit, note, printable, say
 from owl_swin.cli.table import table_lines
 from owl_swin.errors import OwlSwinError
-from owl_swin.files import image_comment, make_folder, make_folder_of, write_bytes, write_image, write_text
+from owl_swin.files import make_folder, make_folder_of, write_bytes, write_image, write_text
 from owl_swin.formats import CocoSet, to_csv, to_record, to_voc, to_yolo, yolo_data
 from owl_swin.label_studio import to_label_studio
+from owl_swin.made_here import MADE_HERE, may_be_written
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,8 +42,6 @@ class Format(StrEnum):
 WITH_MASKS = (Format.JSONL, Format.COCO, Format.LABEL_STUDIO, Format.YOLO)
 # These are a file a picture, in a folder that --to names.
 PER_PICTURE = (Format.YOLO, Format.VOC)
-# Stands in the file of each picture that is written here, as a comment.
-MADE_HERE = b"drawn by owl-swin"
 
 
 class Results(Protocol):
@@ -218,11 +217,6 @@ class Drawings:
         write_image(path, drawing, what="the drawing", quality=92, comment=MADE_HERE)
         note(f"wrote {path}")
         return name
-
-
-def may_be_written(picture: Path) -> bool:
-    """Whether no file is lost where a picture is written: none is there, or one of ours."""
-    return not picture.is_file() or image_comment(picture) == MADE_HERE
 
 
 class FreeNames:

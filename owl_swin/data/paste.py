@@ -10,6 +10,7 @@ from PIL import Image
 from owl_swin.errors import DataError, ImageError
 from owl_swin.files import make_folder, read_json, write_image, write_json
 from owl_swin.image import open_image
+from owl_swin.made_here import MADE_HERE, check_set_may_be_written, coco_info
 from owl_swin.rle import encode_rle
 
 # Height of a pasted thing as a share of the photograph's shorter side.
@@ -31,7 +32,8 @@ def paste_scenes(
     """Writes ``pictures`` scenes of 1 to ``most_things`` cut-outs and their COCO file; returns the file.
 
     ``cutouts`` are pictures with transparency and their names. Things are scaled, mirrored half the time, and may cover
-    one another; boxes and masks are of what can be seen. The same seed gives the same scenes.
+    one another; boxes and masks are of what can be seen. The same seed gives the same scenes. A set of before is
+    written over; one of another hand raises OwlSwinError.
     """
     if not cutouts or not photographs:
         raise DataError(f"pasting needs cut-outs and photographs, got {len(cutouts)} and {len(photographs)}")
@@ -39,6 +41,8 @@ def paste_scenes(
     rows = {name: i + 1 for i, name in enumerate(names)}
     images: list[dict] = []
     annotations: list[dict] = []
+    target = folder / "annotations.json"
+    check_set_may_be_written(target, folder / "images", option="--to")
     make_folder(folder / "images")
     for index in range(pictures):
         rng = random.Random(seed * 1_000_003 + index)
@@ -52,7 +56,7 @@ def paste_scenes(
             owner[mask] = len(placed)
             placed.append((name, int(mask.sum())))
         file_name = f"{index:06d}.jpg"
-        write_image(folder / "images" / file_name, canvas, quality=92)
+        write_image(folder / "images" / file_name, canvas, quality=92, comment=MADE_HERE)
         images.append({"id": index + 1, "file_name": file_name, "width": canvas.width, "height": canvas.height})
         for place, (name, pixels) in enumerate(placed):
             ys, xs = np.nonzero(owner == place)
@@ -71,8 +75,7 @@ def paste_scenes(
                     }
                 )
     categories = [{"id": row, "name": name} for name, row in rows.items()]
-    target = folder / "annotations.json"
-    content = {"images": images, "annotations": annotations, "categories": categories}
+    content = {"info": coco_info(), "images": images, "annotations": annotations, "categories": categories}
     write_json(target, content, what="the annotations", indent=None)
     return target
 
