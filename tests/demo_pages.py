@@ -139,6 +139,18 @@ def unfold(page, title: str, inside: str) -> None:
         page.locator(inside).locator("visible=true").first.wait_for()
 
 
+def fill(page, field: str, text: str) -> None:
+    """Types into the field with that id, and again where it is gone: Gradio fills a field anew a moment after a tab or
+    a fold has brought it, which is before anybody could have typed."""
+    selector = f"#{field} textarea, #{field} input"
+    for _ in range(100):
+        page.fill(selector, text)
+        page.wait_for_timeout(100)
+        if page.input_value(selector) == text:
+            return
+    raise AssertionError(f"#{field} does not keep {text!r}")
+
+
 def inaccessible(page, *, colours: bool = True, structure: bool = True) -> list[str]:
     """What axe-core finds in what is seen that is against WCAG 2.2 (A and AA) or good practice, but for trifles: of its
     ``colours``, and of the ``structure``, which another look of the same page need not be searched for again."""

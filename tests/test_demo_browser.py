@@ -18,6 +18,7 @@ from demo_pages import (  # noqa: E402
     NEEDS_BROWSER,
     count,
     drop,
+    fill,
     go_to,
     inaccessible,
     keep_picture,
@@ -273,12 +274,12 @@ def test_a_threshold_moved_while_the_model_works_holds_for_its_answer(page, phot
 
 def test_a_folder_is_indexed_and_searched(page, photos):
     go_to(page, "Search")
-    page.fill("#search-folder textarea, #search-folder input", str(photos))
+    fill(page, "search-folder", str(photos))
     page.click("#search-index")
     page.get_by_text("3 of 3 photos").wait_for()
     page.get_by_text("3 photos and").wait_for()
     set_slider(page, "search-threshold", 0)
-    page.fill("#search-text textarea, #search-text input", "a cat")
+    fill(page, "search-text", "a cat")
     page.keyboard.press("Enter")
     page.wait_for_selector("#search-photo .owl-box")
     assert page.locator("#search-results .owl-item").count() > 3
@@ -295,7 +296,7 @@ def test_a_folder_is_indexed_and_searched(page, photos):
     until(page, f"{field} == 'a cat'")
     set_slider(page, "search-threshold", 1)
     page.locator("#search-photo").get_by_text("Nothing reaches the threshold").wait_for()  # without another click
-    page.fill("#search-folder textarea, #search-folder input", "")
+    fill(page, "search-folder", "")
     page.click("#search-index")
     page.get_by_text("write the path of a folder").wait_for()  # and not: the folder that the demo was started in
 
@@ -360,7 +361,7 @@ def test_zoomed_into_a_photo_shows_its_own_pixels_on_each_tab(page, tmp_path):
     upload(page, "search-files", tmp_path / "fine & large.png")
     page.get_by_text("photos and").wait_for()
     set_slider(page, "search-threshold", 0)
-    page.fill("#search-text textarea, #search-text input", "fine")
+    fill(page, "search-text", "fine")
     page.keyboard.press("Enter")
     page.locator("#search-results .owl-item button", has_text="fine & large.png").first.click()
     until(page, "document.querySelector('#search-photo img').alt.endsWith('fine & large.png')")
@@ -407,7 +408,7 @@ def test_the_served_pages_name_things_and_turn_between_archives(browser, masked_
         page.get_by_text("3 photos and").wait_for()
         upload(page, "search-folder-upload", tmp_path / "texts")
         page.get_by_text("there is no picture among these files").wait_for()
-        page.fill("#search-text textarea, #search-text input", "a cat")
+        fill(page, "search-text", "a cat")
         page.keyboard.press("Enter")
         page.wait_for_selector("#search-photo .owl-box")  # the server's archive is still there
         (tmp_path / "texts" / "day 1").mkdir()

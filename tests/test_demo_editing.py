@@ -8,7 +8,7 @@ from picture_files import encode, noise
 
 pytest.importorskip("playwright.sync_api")
 
-from demo_pages import NEEDS_BROWSER, opened, set_slider, until, upload
+from demo_pages import NEEDS_BROWSER, fill, opened, set_slider, until, upload
 
 pytestmark = NEEDS_BROWSER
 WIDTH, HEIGHT = 180, 120
@@ -21,7 +21,7 @@ def page(browser, masked_detector, tmp_path_factory):
     with opened(browser, masked_detector) as page:
         upload(page, "name-upload", photo)
         page.wait_for_selector("#name-stage .owl-there")
-        page.fill("#name-text textarea, #name-text input", "a cat")
+        fill(page, "name-text", "a cat")
         page.keyboard.press("Enter")
         page.wait_for_selector("#name-chips .owl-chip")
         page.get_by_role("button", name="Edit boxes").locator("visible=true").click()
@@ -154,7 +154,7 @@ def test_a_found_box_that_is_edited_stays_so_whatever_the_threshold(page):
     lynx = ("a lynx", x, y, x + width, y + height)
     set_slider(page, "name-threshold", 1)
     has(page, lynx)
-    page.fill("#name-text textarea, #name-text input", "a tree")  # another name
+    fill(page, "name-text", "a tree")  # another name
     page.keyboard.press("Enter")
     page.get_by_text("a tree", exact=True).wait_for()
     has(page, lynx)

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 pytest.importorskip("gradio")
-from demo_pages import NEEDS_BROWSER, go_to, opened, set_slider, until, upload
+from demo_pages import NEEDS_BROWSER, fill, go_to, opened, set_slider, until, upload
 
 from owl_swin import Detector, Exemplar, Query, QueryError
 from owl_swin.cli.main import app as cli
@@ -174,7 +174,7 @@ def page(browser, colours):
 def test_the_mouse_over_an_area_says_what_it_is(page, scene, tmp_path):
     scene.save(tmp_path / "scene.png")
     go_to(page, "Map it")
-    page.fill("#map-text textarea, #map-text input", "sky, green, red")
+    fill(page, "map-text", "sky, green, red")
     upload(page, "map-upload", tmp_path / "scene.png")
     until(page, "document.querySelectorAll('#map-stage .owl-legend button').length === 3")
     until(page, "document.querySelector('#map-stage .owl-map').dataset.drawn")
@@ -213,7 +213,7 @@ def test_the_mouse_over_an_area_says_what_it_is(page, scene, tmp_path):
             255,
         ]
     page.get_by_text("Show it where words do not say it").click()
-    page.fill("#map-name textarea, #map-name input", "a wall")
+    fill(page, "map-name", "a wall")
     frame = page.locator("#map-source .owl-frame")
     frame.scroll_into_view_if_needed()
     place = frame.bounding_box()

@@ -9,7 +9,7 @@ from picture_files import encode, noise
 pytest.importorskip("av")
 pytest.importorskip("playwright.sync_api")
 
-from demo_pages import NEEDS_BROWSER, count, drop, go_to, keep_picture, opened, set_slider, until, upload
+from demo_pages import NEEDS_BROWSER, count, drop, fill, go_to, keep_picture, opened, set_slider, until, upload
 from test_demo_browser import TABS, photograph
 from videos import make_video, moving
 
@@ -34,7 +34,7 @@ LOOKED_AT = "document.querySelector('#name-stage img').alt"
 
 def test_several_photos_stand_in_a_strip_and_leave_as_a_zip(page, tmp_path):
     go_to(page, "Name it")
-    page.fill("#name-text textarea, #name-text input", "a cat")
+    fill(page, "name-text", "a cat")
     page.keyboard.press("Enter")
     bad = {"name": "no & photo.png", "mimeType": "image/png", "buffer": b"no picture"}
     upload(page, "name-upload", photo("a.png", 1), bad, photo("b & <b>.png", 2), photo("a.png", 3))
@@ -108,7 +108,7 @@ def test_a_video_is_looked_at_by_keys_and_its_things_are_gone_to(page, tmp_path)
     upload(page, "video-upload", {"name": "no & video.mp4", "mimeType": "video/mp4", "buffer": b"#EXTM3U\na.mp4\n"})
     page.get_by_text("no & video.mp4: not a video").wait_for()
     page.fill("#video-threshold input[type=number]", "0.02")
-    page.fill("#video-text textarea, #video-text input", "a cat")
+    fill(page, "video-text", "a cat")
     page.keyboard.press("Enter")
     page.wait_for_selector("#video-stage .owl-things tbody tr")
     player = "document.querySelector('#video-stage video')"
