@@ -36,6 +36,8 @@ from owl_swin.demo.settings import (
 from owl_swin.demo.showing_layout import EMPTY, HEAT, NO_SOURCE, NO_TARGET, Source, Target, layout_source, layout_target
 
 INSTEAD = "add another example, or words for it"
+# Of events in turn: what is added is what was drawn or typed before.
+BOX = "show-box"
 
 
 def show_target(
@@ -257,12 +259,13 @@ def source_of(shown: Shown) -> Photo:
 def wire_source(state: gr.State, source: Source, on: Handlers) -> None:
     """What happens in the left column alone: photos to draw on, and the box."""
     drawn = [state, source.photo, *source.fields]
-    each = {"trigger_mode": "multiple"}
+    each: dict[str, Any] = {"trigger_mode": "multiple"}
     busy = {**BUSY, **each, "show_progress_on": source.photo}
     source.upload.upload(on.on_source_upload, [source.upload, state], drawn, **busy)
-    source.photo.drawn(on.on_drawn, [state], [state, *source.fields], **each, **QUIET)
+    source.photo.drawn(on.on_drawn, [state], [state, *source.fields], **each, **in_turn(BOX))
     typed = [event for field in source.fields for event in (field.submit, field.blur)]
-    gr.on(typed, on.on_numbers, [state, *source.fields], [state, source.photo], trigger_mode="always_last", **QUIET)
+    boxed = [state, source.photo]
+    gr.on(typed, on.on_numbers, [state, *source.fields], boxed, trigger_mode="always_last", **in_turn(BOX))
     source.examples.picked(on.on_picked, [state], drawn, **each, **QUIET)
     zoom.wire(source.photo, state, lambda shown: shown.source)
     if source.samples is not None:
@@ -279,8 +282,9 @@ def wire_answers(
     look = Answers(on.on_view, viewed, [target.photo, target.downloads], target.photo, "show-view")
     listed = [state, source.examples]
     set_, once = {"trigger_mode": "always_last"}, {"trigger_mode": "once"}
-    look(source.add.click, lambda session: on.on_add(True, session), [state], listed, **once)
-    look(source.add_not.click, lambda session: on.on_add(False, session), [state], listed, **once)
+    added: dict[str, Any] = {**once, "concurrency_id": BOX, "concurrency_limit": 1}
+    look(source.add.click, lambda session: on.on_add(True, session), [state], listed, **added)
+    look(source.add_not.click, lambda session: on.on_add(False, session), [state], listed, **added)
     look(source.examples.removed, on.on_removed, [state], listed)
     look(target.upload.upload, on.on_target, [target.upload, state], [state])
     look(target.same.click, on.on_same, [state], [state], **once)

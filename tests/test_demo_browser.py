@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,9 @@ from demo_pages import (  # noqa: E402
 )
 
 from owl_swin import CheckpointError, Detector, RegionIndex  # noqa: E402
+from owl_swin.demo import showing  # noqa: E402
 from owl_swin.demo.models import Models  # noqa: E402
+from owl_swin.demo.photos import meant  # noqa: E402
 
 pytestmark = NEEDS_BROWSER
 TABS = ("Name it", "Show it", "Map it", "Video", "Search", "Inside Swin")
@@ -123,7 +126,7 @@ def has_box(page, box) -> None:
     )
 
 
-def test_a_box_drawn_by_mouse_is_looked_for(page, photos):
+def test_a_box_drawn_by_mouse_is_looked_for(page, photos, monkeypatch):
     go_to(page, "Show it")
     unfold(page, "Type the box, or add words", "#show-words")
     upload(page, "show-source-upload", photos / "blocks0.png")
@@ -149,6 +152,18 @@ def test_a_box_drawn_by_mouse_is_looked_for(page, photos):
     has_box(page, [150, 20, 170, 50])
     page.keyboard.press("ArrowLeft")  # 2 % of the width
     has_box(page, [146.4, 20, 166.4, 50])
+    with monkeypatch.context() as slowly:
+        slowly.setattr(showing, "meant", lambda *told: time.sleep(0.5) or meant(*told))
+        page.keyboard.press("ArrowLeft")
+        page.click("#show-add")  # before the server has taken in what was drawn
+        page.wait_for_selector("#show-examples .owl-item")
+        has_box(page, [142.8, 20, 162.8, 50])
+    frame.press("ArrowLeft")
+    has_box(page, [139.2, 20, 159.2, 50])
+    page.locator("#show-examples .owl-item > button").first.click()
+    has_box(page, [142.8, 20, 162.8, 50])
+    page.locator("#show-examples .owl-remove").click()
+    until(page, f"{count('#show-examples .owl-item')} == 0")
     page.fill("#show-xmin input", "40")
     page.press("#show-xmin input", "Enter")
     until(page, "document.querySelector('#show-source .owl-draft').getAttribute('x') == 40")
