@@ -284,6 +284,21 @@ def test_labels_that_somebody_made_are_not_written_over(detect, photos, tmp_path
     assert (tmp_path / "out" / label).read_text() == (tmp_path / "new" / label).read_text()
 
 
+@pytest.mark.parametrize(("form", "label"), [("yolo", "labels/0.txt"), ("voc", "Annotations/0.xml")])
+def test_labels_that_somebody_corrected_are_not_written_over(detect, photos, tmp_path, form, label):  # noqa: F811
+    asked = [photos[0], "--query", "cat", "--format", form, "--to", tmp_path / "set"]
+    assert detect(*asked, "--threshold", "0.02").code == 0
+    ours = tmp_path / "set" / label
+    corrected = ours.read_text() + "\n"
+    ours.write_text(corrected)
+    later = ours.stat().st_mtime + 60
+    os.utime(ours, (later, later))
+    assert_one_sentence(detect(*asked), f"{ours}: was changed since it was written and could be written over")
+    assert ours.read_text() == corrected
+    ours.unlink()
+    assert detect(*asked, "--threshold", "0.02").code == 0 and ours.read_text() + "\n" == corrected
+
+
 @pytest.mark.parametrize("queries", ["dog", "dog,cat"])
 def test_labels_keep_the_names_of_their_numbers(detect, photos, tmp_path, queries):  # noqa: F811
     asked = ["--format", "yolo", "--to", tmp_path / "set"]

@@ -1,6 +1,7 @@
 """Where the detections of a call go: to stdout or a file as they come, or at the end, or one file a picture."""
 
 import json
+import os
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -42,6 +43,8 @@ class Format(StrEnum):
 WITH_MASKS = (Format.JSONL, Format.COCO, Format.LABEL_STUDIO, Format.YOLO)
 # These are a file a picture, in a folder that --to names.
 PER_PICTURE = (Format.YOLO, Format.VOC)
+# A label file that is younger than what says that it is ours, by more than clocks differ, was changed by somebody.
+LATER_S = 1.0
 
 
 class Results(Protocol):
@@ -95,19 +98,29 @@ class Collected:
 
 
 class PerPicture:
-    """A file a picture in a folder, at once. Where such files are that another hand made, which may be all that
-    somebody drew, it raises OwlSwinError: they would be written over."""
+    """A file a picture in a folder, at once. Where such files are that another hand made or corrected, which may be all
+    that somebody drew, it raises OwlSwinError: they would be written over."""
 
     def __init__(self, form: Callable[[str, "Detections"], str], folder: Path, suffix: str):
         make_folder(folder)
-        mark = folder.parent / f".{folder.name}-by-owl-swin"
-        if not mark.exists():
-            if any(path.suffix == suffix for path in folder.iterdir()):
+        self._mark = folder.parent / f".{folder.name}-by-owl-swin"
+        there = [path for path in folder.iterdir() if path.suffix == suffix]
+        if self._mark.exists():
+            until = self._mark.stat().st_mtime + LATER_S
+            corrected = sorted(path.name for path in there if path.stat().st_mtime > until)
+            if corrected:
                 raise OwlSwinError(
-                    f"{folder}: the {suffix} files there are not of this command and could be written over; name "
+                    f"{folder / corrected[0]}: was changed since it was written and could be written over; name "
                     "another folder for --to"
                 )
-            write_text(mark, f"owl-swin detect made all {suffix} files of {folder.name}/ and may write over them.\n")
+        elif there:
+            raise OwlSwinError(
+                f"{folder}: the {suffix} files there are not of this command and could be written over; name another "
+                "folder for --to"
+            )
+        else:
+            made = f"owl-swin detect made all {suffix} files of {folder.name}/ that are older than this one"
+            write_text(self._mark, f"{made}, and may write over them.\n")
         self._form, self._folder, self._suffix = form, folder, suffix
         self._names = FreeNames()
 
@@ -118,6 +131,7 @@ class PerPicture:
         if free != stem:
             say(f"{name}: goes to {free}{self._suffix}, since another picture is called {stem} too")
         write_text(self._folder / f"{free}{self._suffix}", self._form(name, found))
+        os.utime(self._mark)
 
     def close(self) -> None:
         """Everything is written."""
