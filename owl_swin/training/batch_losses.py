@@ -14,7 +14,7 @@ from owl_swin.boxes import cxcywh_to_xyxy, paired_iou
 from owl_swin.scoring import raw_logits
 from owl_swin.training.config import DetectConfig
 from owl_swin.training.losses import box_losses, focal_loss
-from owl_swin.training.matcher import ALIGNED_BETA, ALIGNED_TOP_K, EPSILON, LEAST_WEIGHT
+from owl_swin.training.matcher import PatchTargets, aligned_targets
 from owl_swin.training.naming import name_loss
 from owl_swin.types import ImageEmbeddings
 
@@ -90,43 +90,6 @@ def _merged(boxes: Tensor, names: Tensor, there: Tensor) -> tuple[Tensor, Tensor
     return merged, (first == own) & there
 
 
-@dataclass(frozen=True, slots=True)
-class PatchTargets:
-    """What each patch answers for: the box ``owners [B, P]`` with weight ``weights [B, P]`` (0: none), and the IoU of
-    its own box with that, ``overlaps [B, P]``."""
-
-    owners: Tensor
-    weights: Tensor
-    overlaps: Tensor
-
-
-@torch.no_grad()
-def match_aligned(scenes: PaddedScenes, centres: Tensor, logits: Tensor, boxes: Tensor) -> PatchTargets:
-    """``matcher.aligned_match`` of all scenes: ``centres [P, 2]``, ``logits [B, P, q]``, ``boxes [B, P, 4]``."""
-    batch, patches = logits.shape[:2]
-    if not scenes.boxes.shape[1]:
-        nothing = logits.new_zeros(batch, patches)
-        return PatchTargets(nothing.long(), nothing, nothing)
-    labels = scenes.names.transpose(1, 2)  # [B, q, G]
-    probability = logits.sigmoid() @ labels / labels.sum(1, keepdim=True).clamp(min=1)  # [B, P, G]
-    overlap = paired_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(scenes.boxes)[:, None])
-    agreement = (probability * overlap**ALIGNED_BETA).clamp(min=EPSILON)
-    distance = (centres[None, :, None] - scenes.boxes[:, None, :, :2]).abs()  # [B, P, G, 2]
-    inside = (distance <= scenes.boxes[:, None, :, 2:] / 2).all(-1)
-    nearest = distance.square().sum(-1).argmin(1, keepdim=True)
-    inside = inside.scatter(1, nearest, True) & scenes.there[:, None]
-    nearness = -(distance / scenes.boxes[:, None, :, 2:].clamp(min=EPSILON)).square().sum(-1)
-    ranking = torch.where(inside, agreement.log() + 1e-3 * nearness, -torch.inf)
-    best = ranking.topk(min(ALIGNED_TOP_K, patches), dim=1)
-    chosen = torch.zeros_like(inside).scatter(1, best.indices, best.values.isfinite())
-    owner = torch.where(chosen, overlap + 1e-6 * nearness.exp(), -1.0).max(2)
-    answers, targets = owner.values >= 0, owner.indices
-    own = agreement.gather(2, targets[:, :, None])[:, :, 0] * answers
-    most = own.new_zeros(batch, scenes.boxes.shape[1]).scatter_reduce(1, targets, own, "amax")
-    weights = (own / most.gather(1, targets).clamp(min=EPSILON)).clamp(min=LEAST_WEIGHT) * answers
-    return PatchTargets(targets, weights, overlap.gather(2, targets[:, :, None])[:, :, 0])
-
-
 def detection_losses(
     images: ImageEmbeddings,
     scenes: PaddedScenes,
@@ -139,7 +102,7 @@ def detection_losses(
     "exemplar". ``texts [Q, E]`` and ``exemplars`` (embeddings [K, E], columns [K]) are of the batch's classes."""
     asked_texts = texts[scenes.asked]  # [B, q, E]
     logits = raw_logits(images, asked_texts)
-    match = match_aligned(scenes, centres, logits, images.pred_boxes)
+    match = aligned_targets(centres, logits, images.pred_boxes, scenes.names, scenes.boxes, scenes.there)
     batch = len(logits)
     count = match.weights.sum(1).clamp(min=1)  # [B]
     answers = match.weights > 0

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from owl_swin.boxes import cxcywh_to_xyxy, pairwise_giou, pairwise_iou
+from owl_swin.boxes import cxcywh_to_xyxy, paired_iou, pairwise_giou
 
 EPSILON = 1e-8
 # Of "aligned": patches of a box, the power of the overlap in the agreement, and the least weight of a patch.
@@ -93,45 +93,50 @@ def centre_match(centres: Tensor, target_boxes: Tensor, *, radius: float = 0.35)
     return patches, owner.indices[patches]
 
 
-@torch.no_grad()
-def aligned_match(
-    centres: Tensor,
-    logits: Tensor,
-    boxes: Tensor,
-    target_labels: Tensor,
-    target_boxes: Tensor,
-    *,
-    top_k: int = ALIGNED_TOP_K,
-    alpha: float = 1.0,
-    beta: float = ALIGNED_BETA,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs (patch [M], target [M]) and weights [M]: for each target the ``top_k`` patches inside it that agree best.
+class PatchTargets(NamedTuple):
+    """What each patch answers for: the box ``owners [B, P]`` with weight ``weights [B, P]`` (0: none), and the IoU of
+    its own box with that, ``overlaps [B, P]``."""
 
-    Agreement is probability^alpha * IoU^beta. A patch that several targets want goes to the one it overlaps most. The
-    best patch of a target has weight 1, the others weigh as much less as they agree less (but at least 0.1, so that
-    all learn while nothing agrees yet); a target without a patch centre inside it takes the nearest one.
+    owners: Tensor
+    weights: Tensor
+    overlaps: Tensor
+
+
+@torch.no_grad()
+def aligned_targets(
+    centres: Tensor, logits: Tensor, boxes: Tensor, names: Tensor, target_boxes: Tensor, there: Tensor
+) -> PatchTargets:
+    """For each box of B scenes the patches inside it that agree best, at most ALIGNED_TOP_K.
+
+    ``centres [P, 2]``, ``logits [B, P, q]``, ``boxes [B, P, 4]``; ``names [B, G, q]`` of ``target_boxes [B, G, 4]``, of
+    which those that are not ``there [B, G]`` fill scenes up. Agreement is probability · IoU^ALIGNED_BETA. A patch that
+    several boxes want goes to the one it overlaps most. The best patch of a box has weight 1, the others weigh as much
+    less as they agree less (but at least LEAST_WEIGHT, so that all learn while nothing agrees yet); a box without a
+    patch centre inside it takes the nearest one.
     """
-    if not len(target_boxes):
-        empty = torch.empty(0, dtype=torch.long, device=logits.device)
-        return empty, empty, logits.new_empty(0)
-    labels = target_labels.to(logits)
-    probability = logits.float().sigmoid() @ labels.T / labels.sum(1).clamp(min=1)  # [P, G]
-    overlap = pairwise_iou(cxcywh_to_xyxy(boxes.float()), cxcywh_to_xyxy(target_boxes))  # [P, G]
-    agreement = (probability**alpha * overlap**beta).clamp(min=EPSILON)
-    distance = (centres[:, None] - target_boxes[None, :, :2]).abs()  # [P, G, 2]
-    inside = (distance <= target_boxes[None, :, 2:] / 2).all(-1)
-    inside[distance.square().sum(-1).argmin(0), torch.arange(len(target_boxes), device=logits.device)] = True
+    batch, patches = logits.shape[:2]
+    if not target_boxes.shape[1]:
+        nothing = logits.new_zeros(batch, patches)
+        return PatchTargets(nothing.long(), nothing, nothing)
+    labels = names.transpose(1, 2)  # [B, q, G]
+    probability = logits.sigmoid() @ labels / labels.sum(1, keepdim=True).clamp(min=1)  # [B, P, G]
+    overlap = paired_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(target_boxes)[:, None])
+    agreement = (probability * overlap**ALIGNED_BETA).clamp(min=EPSILON)
+    distance = (centres[None, :, None] - target_boxes[:, None, :, :2]).abs()  # [B, P, G, 2]
+    inside = (distance <= target_boxes[:, None, :, 2:] / 2).all(-1)
+    nearest = distance.square().sum(-1).argmin(1, keepdim=True)
+    inside = inside.scatter(1, nearest, True) & there[:, None]
     # Where nothing agrees yet, what is nearer to the middle goes first.
-    nearness = -(distance / target_boxes[None, :, 2:].clamp(min=EPSILON)).square().sum(-1)
+    nearness = -(distance / target_boxes[:, None, :, 2:].clamp(min=EPSILON)).square().sum(-1)
     ranking = torch.where(inside, agreement.log() + 1e-3 * nearness, -torch.inf)
-    best = ranking.topk(min(top_k, len(ranking)), dim=0)
-    chosen = torch.zeros_like(inside).scatter_(0, best.indices, best.values.isfinite())
-    owner = torch.where(chosen, overlap + 1e-6 * nearness.exp(), -1.0).max(1)
-    patches = (owner.values >= 0).nonzero()[:, 0]
-    targets = owner.indices[patches]
-    own = agreement[patches, targets]
-    most = torch.zeros(len(target_boxes), device=logits.device).scatter_reduce(0, targets, own, "amax")
-    return patches, targets, (own / most[targets]).clamp(min=LEAST_WEIGHT)
+    best = ranking.topk(min(ALIGNED_TOP_K, patches), dim=1)
+    chosen = torch.zeros_like(inside).scatter(1, best.indices, best.values.isfinite())
+    owner = torch.where(chosen, overlap + 1e-6 * nearness.exp(), -1.0).max(2)
+    answers, targets = owner.values >= 0, owner.indices
+    own = agreement.gather(2, targets[:, :, None])[:, :, 0] * answers
+    most = own.new_zeros(batch, target_boxes.shape[1]).scatter_reduce(1, targets, own, "amax")
+    weights = (own / most.gather(1, targets).clamp(min=EPSILON)).clamp(min=LEAST_WEIGHT) * answers
+    return PatchTargets(targets, weights, overlap.gather(2, targets[:, :, None])[:, :, 0])
 
 
 def _hungarian(centres, logits, boxes, target_labels, target_boxes, settings: FocalSettings) -> Match:
@@ -141,7 +146,11 @@ def _hungarian(centres, logits, boxes, target_labels, target_boxes, settings: Fo
 
 
 def _aligned(centres, logits, boxes, target_labels, target_boxes, settings: FocalSettings) -> Match:
-    return Match(*aligned_match(centres, logits, boxes, target_labels, target_boxes))
+    there = torch.ones(1, len(target_boxes), dtype=torch.bool, device=logits.device)
+    scene = logits.float()[None], boxes.float()[None], target_labels.float()[None], target_boxes[None]
+    owners, weights, _ = (found[0] for found in aligned_targets(centres, *scene, there))
+    patches = weights.nonzero()[:, 0]
+    return Match(patches, owners[patches], weights[patches])
 
 
 def _centre(centres, logits, boxes, target_labels, target_boxes, settings: FocalSettings) -> Match:
