@@ -153,8 +153,10 @@ def test_a_box_drawn_by_mouse_is_looked_for(page, photos, monkeypatch):
     page.keyboard.press("ArrowLeft")  # 2 % of the width
     has_box(page, [146.4, 20, 166.4, 50])
     with monkeypatch.context() as slowly:
-        slowly.setattr(showing, "meant", lambda *told: time.sleep(0.5) or meant(*told))
+        came = threading.Event()
+        slowly.setattr(showing, "meant", lambda *told: came.set() or time.sleep(0.5) or meant(*told))
         page.keyboard.press("ArrowLeft")
+        assert came.wait(20)
         page.click("#show-add")  # before the server has taken in what was drawn
         page.wait_for_selector("#show-examples .owl-item")
         has_box(page, [142.8, 20, 162.8, 50])
