@@ -159,7 +159,9 @@ def test_options_that_mean_nothing_get_one_sentence(asked, sentence):
 def test_whatever_is_written_is_a_query_or_one_sentence(argument):
     for asked in (QueryOptions(like=[argument]), QueryOptions(["cat"], negative=[argument])):
         try:
-            (query,) = make_queries(asked)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))  # "-" reads it
+                (query,) = make_queries(asked)
         except OwlSwinError as error:
             assert str(error)
         else:
