@@ -105,6 +105,7 @@ def _register() -> None:
     app.command("serve")(serve.serve)
     app.command("train")(training.train)
     app.command("paste")(training.paste)
+    app.command("signs")(training.signs)
     app.command("distil")(distil.distil)
     app.command("distil-text")(training.distil_text)
     app.add_typer(evaluate.app, name="eval")

@@ -1,4 +1,4 @@
-"""`owl-swin train | paste | distil-text`: making models."""
+"""`owl-swin train | paste | signs | distil-text`: making models."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -78,12 +78,21 @@ def paste(
     cutouts: Annotated[
         Path, typer.Argument(help="Folder of RGBA pictures called after what they show, or a JSON list.")
     ],
-    on: Annotated[Path, typer.Option(help="Folder of photographs to paste on.")],
+    on: Annotated[list[Path], typer.Option(help="Folder of photographs to paste on; repeat it.")],
     to: Annotated[Path, typer.Option(help="Folder to write annotations.json and images/ to.")],
     pictures: Annotated[int, typer.Option(help="How many scenes.", min=1)] = 100,
     names: Annotated[str | None, typer.Option(help="Only these names, separated by commas.")] = None,
     without: Annotated[str | None, typer.Option(help="Not these names, separated by commas.")] = None,
     most_things: Annotated[int, typer.Option(help="At most so many things in a scene.", min=1)] = 4,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEAST,MOST",
+            help="Longer side of a thing as a share of the photograph's, as 0.04,0.4. None: heights of 0.15 to 0.6 of "
+            "its shorter side.",
+        ),
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Longer side in pixels of pictures, at most.", min=1)] = 320,
     seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
 ) -> None:
     """Make a detection set out of cut-outs: paste them on photographs, with boxes.
@@ -92,16 +101,63 @@ def paste(
     """
     from owl_swin.data.paste import find_cutouts, paste_scenes
 
-    if not on.is_dir():
-        raise OwlSwinError(f"{on}: not a folder of photographs")
-    photographs = sorted(path for path in on.iterdir() if is_picture_name(path))
+    photographs = _pictures_of(on)
     wanted, unwanted = (
         [name.strip() for name in (given or "").split(",") if name.strip()] for given in (names, without)
     )
     found = find_cutouts(cutouts, wanted, without=unwanted)
     make_folder(to)
-    made = paste_scenes(found, photographs, to, pictures=pictures, most_things=most_things, seed=seed)
+    made = paste_scenes(
+        found,
+        photographs,
+        to,
+        pictures=pictures,
+        most_things=most_things,
+        longer_side_px=image_size,
+        sizes=_two_shares(sizes),
+        seed=seed,
+    )
     emit_line(str(made))
+
+
+def signs(
+    to: Annotated[Path, typer.Option(help="Folder to write the cut-outs to, new or without pictures.")],
+    count: Annotated[int, typer.Option(help="How many cut-outs.", min=1)] = 1000,
+    posters: Annotated[
+        list[Path] | None, typer.Option(help="Folder of photographs: each fourth is a part of one of them; repeat it.")
+    ] = None,
+    fonts: Annotated[Path | None, typer.Option(help="Folder of TrueType fonts. None: Pillow's own font.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same cut-outs.")] = 0,
+) -> None:
+    """Make cut-outs of signs with writing, and of posters, for `owl-swin paste`.
+
+    Example: owl-swin signs --to signs --count 3000
+    """
+    from owl_swin.data.signs import make_signs
+
+    letters = [] if fonts is None else sorted(fonts.glob("*.ttf"))
+    if fonts is not None and not letters:
+        raise OwlSwinError(f"{fonts}: not a folder of TrueType fonts (.ttf)")
+    photographs = _pictures_of(posters or [])
+    emit_line(str(make_signs(to, count=count, photographs=photographs, fonts=letters, seed=seed)))
+
+
+def _pictures_of(folders: list[Path]) -> list[Path]:
+    """The pictures of all of them, in the order of their names."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise OwlSwinError(f"{folder}: not a folder of photographs")
+    return [path for folder in folders for path in sorted(folder.iterdir()) if is_picture_name(path)]
+
+
+def _two_shares(given: str | None) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    try:
+        least, most = (float(part) for part in given.split(","))
+    except ValueError:
+        raise OwlSwinError(f"--sizes must be two numbers with a comma, as 0.04,0.4, got {given!r}") from None
+    return least, most
 
 
 def distil_text(

@@ -1,5 +1,6 @@
 """Makes a detection set out of named cut-outs: on photographs, with their boxes and masks (arXiv:1708.01642)."""
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from owl_swin.made_here import MADE_HERE, check_set_may_be_written, coco_info
 from owl_swin.rle import encode_rle
 
 # Height of a pasted thing as a share of the photograph's shorter side.
-SIZES = (0.15, 0.6)
+HEIGHTS = (0.15, 0.6)
+CUTOUT_SUFFIXES = (".png", ".webp")
 # A thing of which less than this share of its pixels stays visible behind later ones gets no box.
 LEAST_VISIBLE = 0.5
 
@@ -27,14 +29,20 @@ def paste_scenes(
     pictures: int,
     most_things: int = 4,
     longer_side_px: int = 320,
+    sizes: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> Path:
     """Writes ``pictures`` scenes of 1 to ``most_things`` cut-outs and their COCO file; returns the file.
 
     ``cutouts`` are pictures with transparency and their names. Things are scaled, mirrored half the time, and may cover
-    one another; boxes and masks are of what can be seen. The same seed gives the same scenes. A set of before is
-    written over; one of another hand raises OwlSwinError.
+    one another; boxes and masks are of what can be seen. ``sizes``, each above 0 and at most 1, are the smallest and
+    the largest longer side of a thing as a share of the photograph's, and between them a thing of twice the size is as
+    likely as one of half; None: heights of 0.15 to 0.6 of its shorter side. Photographs are scaled down to
+    ``longer_side_px``. The same seed gives the same scenes. A set of before is written over; one of another hand raises
+    OwlSwinError.
     """
+    if sizes is not None and not 0 < sizes[0] <= sizes[1] <= 1:
+        raise DataError(f"sizes must be two numbers above 0 and at most 1, the smaller first, got {sizes}")
     if not cutouts or not photographs:
         raise DataError(f"pasting needs cut-outs and photographs, got {len(cutouts)} and {len(photographs)}")
     names = sorted({name for _, name in cutouts})
@@ -52,7 +60,7 @@ def paste_scenes(
         placed: list[tuple[str, int]] = []
         for _ in range(rng.randint(1, most_things)):
             path, name = rng.choice(cutouts)
-            mask = _paste(canvas, _read_cutout(path), rng)
+            mask = _paste(canvas, _read_cutout(path), rng, sizes)
             owner[mask] = len(placed)
             placed.append((name, int(mask.sum())))
         file_name = f"{index:06d}.jpg"
@@ -93,7 +101,7 @@ def find_cutouts(folder: Path, names: Sequence[str] = (), *, without: Sequence[s
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: not a list of named cut-outs (problem with {error})") from None
     elif folder.is_dir():
-        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".webp"))
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in CUTOUT_SUFFIXES)
         found = [(p, p.stem.split("-")[0].replace("_", " ").strip()) for p in files]
     else:
         raise DataError(f"{folder}: neither a folder of cut-outs nor a JSON file that lists them")
@@ -115,10 +123,16 @@ def _read_cutout(path: Path) -> Image.Image:
     return cutout.crop(box)
 
 
-def _paste(canvas: Image.Image, cutout: Image.Image, rng: random.Random) -> np.ndarray:
+def _paste(
+    canvas: Image.Image, cutout: Image.Image, rng: random.Random, sizes: tuple[float, float] | None
+) -> np.ndarray:
     """Pastes in place at a random place and size; returns which pixels [H, W] it covers."""
-    tall = rng.uniform(*SIZES) * min(canvas.size)
-    scale = min(tall / cutout.height, canvas.width / cutout.width)
+    if sizes is None:
+        scale = rng.uniform(*HEIGHTS) * min(canvas.size) / cutout.height
+    else:
+        share = math.exp(rng.uniform(*map(math.log, sizes)))
+        scale = share * max(canvas.size) / max(cutout.size)
+    scale = min(scale, canvas.width / cutout.width, canvas.height / cutout.height)
     width, height = max(1, round(cutout.width * scale)), max(1, round(cutout.height * scale))
     thing = cutout.resize((width, height), Image.Resampling.LANCZOS)
     if rng.random() < 0.5:
