@@ -237,6 +237,17 @@ def test_the_fill_of_windows_has_no_influence(shifted, monkeypatch):
     assert block(x, plan).equal(expected)
 
 
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_can_be_looked_at_in_fewer_digits(padding, dtype):
+    config = SwinConfig(embed_dim=8, depths=(2, 2, 1, 1), num_heads=(1, 2, 2, 2), window_size=4, padding=padding)
+    encoder, pixels = randomise(SwinEncoder(config)), torch.randn(1, 3, 50, 70)
+    exact = encoder.attention(pixels)
+    rounded = encoder.to(dtype).attention(pixels.to(dtype))
+    for mine, own in zip(rounded, exact, strict=True):
+        assert_close(mine.weights.float(), own.weights, atol=0.1, rtol=0)
+
+
 # --- The encoder as users meet it ----------------------------------------------------------------------------------
 
 

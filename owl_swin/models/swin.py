@@ -123,11 +123,10 @@ class SwinBlock(nn.Module):
 
     def attention(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """What the block attends to in a map [B, H, W, C]: [B, W, heads, N, N]."""
-        windows = self.norm1(cut_windows(x, plan))
+        windows = cut_windows(x, plan)
         count = windows.shape[1]
-        valid = plan.of(plan.valid, 0, count)
         bias = plan.of(self.attn.biases(plan), 0, count)
-        return self.attn.weights(windows if valid is None else windows * valid, bias)
+        return self.attn.weights(self._normed(windows, plan.of(plan.valid, 0, count)), bias)
 
     def _normed(self, windows: Tensor, valid: Tensor | None) -> Tensor:
         normed = self.norm1(windows)
