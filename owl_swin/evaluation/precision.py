@@ -107,7 +107,7 @@ def resampled_ap50(
     The same pictures are drawn for every set of rows, so differences between rows can be judged draw by draw.
     """
     place = {record["id"]: i for i, record in enumerate(truth["images"])}
-    n_images = len(place)
+    n_images, numbers = len(place), _numbers(truth["images"])
     times = resampled_weights(n_images, draws)
     hits = _hits(truth, rows, max_detections, lvis, by)
     out = np.full((len(times), len(truth["categories"])), np.nan)
@@ -115,7 +115,8 @@ def resampled_ap50(
     for a in counted_boxes(truth):
         boxes[a["category_id"]][place[a["image_id"]]] += 1
     for column, category in enumerate(truth["categories"]):
-        own = sorted(hits.get(category["id"], []), key=lambda row: -row[0])
+        # Of equal scores the picture of the smaller id goes first, as the library has it.
+        own = sorted(hits.get(category["id"], []), key=lambda row: (-row[0], numbers[row[2]]))
         hit = np.array([row[1] for row in own], dtype=float)
         where = np.array([place[row[2]] for row in own], dtype=int)
         for draw, weights in enumerate(times):
