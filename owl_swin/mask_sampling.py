@@ -44,21 +44,25 @@ def joined_masks(masks: BoxMasks, boxes_px: Tensor, members: Sequence[Sequence[i
     """Masks of boxes [K, 4] each of which is put together of some of ``masks``: what any of them has of it."""
     if not members:
         return BoxMasks(masks.logits[:0], boxes_px, masks.image_hw)
-    whole = torch.tensor([k for k, own in enumerate(members) for _ in own], device=boxes_px.device)
-    member = torch.tensor([i for own in members for i in own], device=boxes_px.device)
-    boxes, own = boxes_px[whole].double(), masks.boxes_px[member].double()
+    whole = torch.tensor([k for k, own in enumerate(members) for _ in own])
+    member = torch.tensor([i for own in members for i in own])
+    # On the CPU: not every device has float64.
+    boxes, own = boxes_px.cpu().double()[whole], masks.boxes_px.cpu().double()[member]
     sizes, own_sizes = boxes[:, 2:] - boxes[:, :2], (own[:, 2:] - own[:, :2]).clamp(min=1e-6)
     side = masks.logits.shape[-1]
     side = min(MOST_SIDE, max(side, round(float(side * (sizes / own_sizes).max()))))
-    places = (torch.arange(side, device=boxes.device, dtype=torch.float64) + 0.5) / side
+    places = (torch.arange(side, dtype=torch.float64) + 0.5) / side
     x, y = (  # [M, S] each, in [0, 1] of the member's box
         (boxes[:, i, None] + places * sizes[:, i, None] - own[:, i, None]) / own_sizes[:, i, None] for i in (0, 1)
+    )
+    x, y, unseen_x, unseen_y, whole, member = (
+        values.to(boxes_px.device) for values in (x.float(), y.float(), _outside(x), _outside(y), whole, member)
     )
     joined = masks.logits.new_full((len(boxes_px), side, side), -MOST_LOGIT, dtype=torch.float32)
     step = max(1, LOGITS_AT_ONCE // side**2)
     for rows in torch.arange(len(member)).split(step):
-        logits = sampled(masks.logits[member[rows], None].float(), x[rows].float(), y[rows].float())
-        unseen = _outside(x[rows])[:, None, :] | _outside(y[rows])[:, :, None]
+        logits = sampled(masks.logits[member[rows], None].float(), x[rows], y[rows])
+        unseen = unseen_x[rows, None, :] | unseen_y[rows, :, None]
         logits = logits.masked_fill(unseen, -MOST_LOGIT)
         joined.scatter_reduce_(0, whole[rows, None, None].expand_as(logits), logits, "amax")
     return BoxMasks(joined, boxes_px, masks.image_hw)

@@ -139,11 +139,12 @@ class OwlVit(nn.Module):
 
         What the heads read has, after its LayerNorm, features of mean 0 and deviation 1 before gain and bias.
         """
-        gain, bias = self.layer_norm.weight.double(), self.layer_norm.bias.double()
+        # On the CPU: not every device has float64.
+        gain, bias = self.layer_norm.weight.cpu().double(), self.layer_norm.bias.cpu().double()
         highest = []
         for head in (self.class_head.logit_scale, self.class_head.logit_shift):
-            weight = head.weight[0].double()
-            mean = float(weight @ bias + head.bias.double()[0])
+            weight = head.weight[0].cpu().double()
+            mean = float(weight @ bias + head.bias.cpu().double()[0])
             reach = SEARCH_DEVIATIONS * float((weight * gain).norm())
             highest.append((mean, reach))
         (scale_mean, scale_reach), (shift_mean, shift_reach) = highest
