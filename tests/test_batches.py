@@ -76,8 +76,9 @@ def test_an_error_in_a_batch_comes_where_the_batch_is_asked_for(workers):
     assert str(raised.value) == "a.png: no such picture"
 
 
-def test_a_process_that_is_killed_is_told_in_a_sentence():
-    batches = prefetched(Dying(), 0, 3, workers=1)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_process_that_is_killed_is_told_in_a_sentence(workers):
+    batches = prefetched(Dying(), 0, 3, workers=workers)
     with pytest.raises(OwlSwinError, match=r"a process that makes batches ended.*fewer workers") as raised:
         list(batches)
     assert "\n" not in str(raised.value)
@@ -112,6 +113,24 @@ def test_batches_that_nobody_asks_for_any_more_leave_no_process():
     for child in set(multiprocessing.active_children()) - before:
         child.join(20)
     assert set(multiprocessing.active_children()) <= before
+
+
+def ignores(pid, sig):
+    (mask,) = [line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigIgn" in line]
+    return int(mask, 16) >> (sig - 1) & 1
+
+
+def test_a_signal_to_all_processes_of_a_run_is_for_the_run_alone():
+    """Ctrl-C comes from the terminal to all of them, SIGTERM from a cluster."""
+    before = set(multiprocessing.active_children())
+    batches = prefetched(Counting(), 0, 100, workers=2)
+    assert next(batches) == 0
+    for child in set(multiprocessing.active_children()) - before:
+        while not ignores(child.pid, signal.SIGHUP):  # it may have just begun
+            time.sleep(0.01)
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(child.pid, sig)
+    assert list(batches) == [10 * step for step in range(1, 100)]
 
 
 KILLED = """

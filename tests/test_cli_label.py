@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import pytest
 from picture_files import encode, noise
@@ -10,6 +11,7 @@ from test_cli import owl_swin  # noqa: F401
 
 from owl_swin.errors import DataError
 from owl_swin.locks import hold_lock
+from owl_swin.teachers.detector import DetectorTeacher
 
 
 @pytest.fixture
@@ -48,6 +50,21 @@ def test_a_folder_becomes_a_set_that_can_be_looked_at_and_trained_on(label, owl_
     assert json.loads(about.out)["boxes"] == len(made["annotations"])
     again = label("Photos", "--to", "labels.json", "--queries", "names.txt", "--sheet", "sheet.jpg")
     assert again.out.endswith("1 skipped, 2 labelled before\n")
+
+
+def test_a_stopped_run_says_that_the_same_command_goes_on(label, photos, monkeypatch):
+    find = DetectorTeacher.find
+
+    def stopped(teacher, pictures, *more):
+        signal.raise_signal(signal.SIGTERM)
+        return find(teacher, pictures, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectorTeacher, "find", stopped)
+        run = label("Photos", "--to", "labels.json", "--queries", "names.txt")
+    assert run.code == 143 and run.out == ""
+    assert run.err == "owl-swin: stopped; the same command goes on from here\n"
+    assert label("Photos", "--to", "labels.json", "--queries", "names.txt").code == 0
 
 
 def test_captions_name_what_is_looked_for(label, photos):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -499,7 +500,8 @@ def test_a_full_disk_is_one_sentence(model_file, folder, command):
 
 
 @pytest.mark.parametrize("form", ["table", "coco", "csv"])
-def test_ctrl_c_leaves_what_is_finished(detect, photos, monkeypatch, form):  # noqa: F811
+@pytest.mark.parametrize("sig, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_leave_what_is_finished(detect, photos, monkeypatch, form, sig, code):  # noqa: F811
     from owl_swin.cli import detect as command
 
     opened = []
@@ -507,12 +509,12 @@ def test_ctrl_c_leaves_what_is_finished(detect, photos, monkeypatch, form):  # n
     def open_picture(source, **settings):
         opened.append(source)
         if len(opened) > 9:
-            raise KeyboardInterrupt
+            signal.raise_signal(sig)
         return module.open_picture(source, **settings)
 
     monkeypatch.setattr(command, "open_picture", open_picture)
     run = detect(*photos, "--query", "cat", "--format", form)
-    assert run.code == 130
+    assert run.code == code
     assert run.err == "owl-swin: stopped after 8 of 10 pictures\n"
     shown = [row["file_name"] for row in json.loads(run.out)["images"]] if form == "coco" else run.out
     assert all(str(photo) in shown for photo in photos[:8])

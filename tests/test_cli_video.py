@@ -9,6 +9,7 @@ from test_cli import assert_one_sentence, owl_swin  # noqa: F401
 from videos import SeesColours, make_video, moving
 
 from owl_swin.detector import Detector
+from owl_swin.signals import Terminated
 from owl_swin.video_output import VideoWriter
 
 
@@ -86,17 +87,18 @@ def test_what_was_found_before_a_video_is_cut_off_is_written(detect, cut, video,
     assert len(frames_of(tmp_path / "drawn" / "moving.mp4")) == 12
 
 
-def test_ctrl_c_keeps_what_was_found(detect, video, tmp_path, monkeypatch):
+@pytest.mark.parametrize("raised, code", [(KeyboardInterrupt, 130), (Terminated(143), 143)])
+def test_ctrl_c_and_sigterm_keep_what_was_found(detect, video, tmp_path, monkeypatch, raised, code):
     add = VideoWriter.add
 
     def interrupted(writer, image, time_s):
         if time_s > 0.35:
-            raise KeyboardInterrupt
+            raise raised
         add(writer, image, time_s)
 
     monkeypatch.setattr(VideoWriter, "add", interrupted)
     run = detect(video, "--format", "jsonl", "--to", tmp_path / "found.jsonl", "--save", tmp_path / "drawn")
-    assert run.code == 130 and "stopped after 4 frames" in run.err
+    assert run.code == code and "stopped after 4 frames" in run.err
     assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 5
     assert frames_of(tmp_path / "drawn" / "moving.mp4") == [0, 0.1, 0.2, 0.3]
 

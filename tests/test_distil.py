@@ -352,7 +352,7 @@ def test_the_embedding_loss_is_one_less_the_cosine_of_what_is_known():
 
 def test_boxes_that_are_merged_keep_what_was_said_of_the_first(place):
     settings = detect_settings(place / "train")
-    task = DetectTask(train_config(settings), start_model(train_config(settings), torch.device("cpu")), ALONE)
+    task = DetectTask(train_config(settings), start_model(train_config(settings), torch.device("cpu"))[0], ALONE)
     batch = task.batch(0)
     task.taught = TaughtWeights(1.0, 0.0)
     boxes = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.41, 0.4], [0.2, 0.2, 0.2, 0.2]])

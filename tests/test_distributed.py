@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 import torch
 import torch.distributed.run
 from processes import forked
+from safetensors import safe_open
 from safetensors.torch import load_file
 from training_data import TINY_MODEL, align_settings, detect_settings, to_toml, write_captions, write_labelled
 
+from owl_swin.cli.main import main
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import ConfigError
 from owl_swin.models.owl_swin import OwlSwin
@@ -41,20 +44,24 @@ def start(toml: Path, **env: str) -> BaseProcess:
     return process
 
 
+def places(processes: int) -> list[dict[str, str]]:
+    """What `torchrun` would say to each of so many processes."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
 def run(folder: Path, settings: dict, processes: int = 1) -> Path:
     """The run's folder after all processes have ended well."""
     folder.mkdir(parents=True, exist_ok=True)
     toml = folder / "run.toml"
     settings = settings | {"output": str(folder / "run"), "device": "cpu"}
     toml.write_text(to_toml(settings))
-    if processes == 1:
-        started = [start(toml)]
-    else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        started = [start(toml, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(processes)]
+    started = [start(toml, **env) for env in places(processes)]
     for process in started:
         process.join(240)
     assert [process.exitcode for process in started] == [0] * processes
@@ -136,6 +143,42 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path, processes):
     metrics.parent.mkdir(exist_ok=True)
     with open(metrics, "a") as file:
         file.write('{"step": 7, "lo')
+    gone_on = run(folder, settings, processes)
+    assert losses(gone_on) == losses(straight)
+    ours, theirs = (load_file(path / "state.safetensors") for path in (gone_on, straight))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def _command(toml: str, env: dict[str, str], said: str) -> None:
+    os.environ.update(env)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    sys.argv = ["owl-swin", "train", toml]
+    main()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_gets_sigterm_keeps_every_step_and_goes_on_to_the_bit(tmp_path, processes):
+    """Of several processes one alone gets it: all end after the same step."""
+    settings = detect_settings(tmp_path, steps=40, batch_size=1)
+    straight = run(tmp_path / "straight", settings, processes)
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    toml, said = folder / "run.toml", folder / "said"
+    toml.write_text(to_toml(settings | {"output": str(folder / "run"), "device": "cpu"}))
+    started = [forked.Process(target=_command, args=(str(toml), env, str(said))) for env in places(processes)]
+    for process in started:
+        process.start()
+    metrics = folder / "run" / "metrics.jsonl"
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        assert all(process.is_alive() for process in started)
+        time.sleep(0.01)
+    started[-1].terminate()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [143] * processes
+    assert said.read_text().count("owl-swin: stopped; the same command goes on from the last checkpoint\n") == 1
+    with safe_open(folder / "run" / "state.safetensors", "pt") as file:
+        assert int(file.metadata()["step"]) == len(losses(folder / "run")) < 40
     gone_on = run(folder, settings, processes)
     assert losses(gone_on) == losses(straight)
     ours, theirs = (load_file(path / "state.safetensors") for path in (gone_on, straight))

@@ -20,7 +20,7 @@ FILES = {
 # From the ground up; rooms of one floor may know one another, but not in a circle.
 FLOORS = [
     {"errors", "types", "detections", "masks", "query_file", "attention", "formats", "label_studio", "boxes", "nms"}
-    | {"files", "frame", "orientation", "addresses", "tiff", "locks", "video_source"}
+    | {"files", "frame", "orientation", "addresses", "tiff", "locks", "signals", "video_source"}
     | {"semantic_map", "map_formats", "rle", "made_here"},
     {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge", "text_cache"},
     {"models"},

@@ -266,14 +266,14 @@ def test_what_each_place_shows_starts_as_what_its_box_holds(tmp_path):
     from owl_swin.training.tasks.image import start_model
 
     settings = with_masks(tmp_path)
-    model = start_model(train_config(settings), torch.device("cpu"))
+    model, _ = start_model(train_config(settings), torch.device("cpu"))
     assert torch.equal(model.masks.dense_head.embed.weight, model.class_head.embed.weight)
     with torch.no_grad():
         model.masks.dense_head.embed.weight.add_(1)
     from owl_swin.families.owl_swin import save_checkpoint
 
     save_checkpoint(tmp_path / "own.safetensors", model, {"name": "own"}, exact=True)
-    again = start_model(train_config(settings | {"init": [str(tmp_path / "own.safetensors")]}), torch.device("cpu"))
+    again, _ = start_model(train_config(settings | {"init": [str(tmp_path / "own.safetensors")]}), torch.device("cpu"))
     assert torch.equal(again.masks.dense_head.embed.weight, model.masks.dense_head.embed.weight)
 
 

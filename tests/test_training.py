@@ -417,6 +417,7 @@ def test_an_unknown_key_gets_a_suggestion(tmp_path, key, where, suggestion):
         ({"optim": {"clip_norm": 0.0}}, "optim.clip_norm must be above 0"),
         ({"shard": "zero"}, "shard must be one of ddp, fsdp"),
         ({"blend": 1.5}, "blend must lie in 0"),
+        ({"blend": 0.5}, "blend goes back to the weights of init, which names none"),
         ({"cache_gib": -1.0}, "cache_gib must be 0"),
         ({"task": "align", "preview_every": 5}, "preview_every draws boxes"),
         ({"detect": {"scales": []}}, "detect.scales must be positive"),

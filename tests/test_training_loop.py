@@ -2,15 +2,18 @@
 
 import json
 import os
+import signal
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import write_safetensors
+from owl_swin.signals import Terminated, raised_signals
 from owl_swin.training import journal
 from owl_swin.training.config import OptimConfig
 from owl_swin.training.distributed import Process
@@ -24,12 +27,13 @@ ALONE = Process(0, 1, torch.device("cpu"))
 class Line:
     """y = 2x + 1, learned by one number and a bias that only training has."""
 
-    def __init__(self, fails: Exception | None = None):
+    def __init__(self, fails: Exception | None = None, *, signalled: tuple[tuple[int, int], ...] = ()):
+        """``signalled`` are signals that come in the middle of a step: (step, signal)."""
         torch.manual_seed(0)
         self.model = nn.Linear(1, 1, bias=False)
         self.extra = nn.ModuleDict({"bias": nn.Linear(1, 1, bias=True)})
         self.evaluated: list[bool] = []
-        self.fails = fails
+        self.fails, self.signalled, self.steps = fails, signalled, 0
 
     def batch(self, index):
         return torch.randn(16, 1, generator=torch.Generator().manual_seed(index))
@@ -37,6 +41,10 @@ class Line:
     def step_losses(self, batch):
         if self.fails is not None:
             raise self.fails
+        for step, sig in self.signalled:
+            if step == self.steps:
+                signal.raise_signal(sig)
+        self.steps += 1
         answer = self.model(batch) + self.extra["bias"](0 * batch) + 0.01 * torch.randn(())  # what a step draws counts
         return {"loss": ((answer - 2 * batch - 1) ** 2).mean()}
 
@@ -151,6 +159,67 @@ def test_a_run_stopped_at_any_step_of_any_write_goes_on_to_the_bit(tmp_path, mon
     for file in ("state.safetensors", "line.safetensors"):
         ours, theirs = load_file(folder / file), load_file(straight / file)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+# --- Signals -------------------------------------------------------------------------------------------------------
+
+
+def step_of(folder):
+    with safe_open(folder / "state.safetensors", "pt") as file:
+        return int(file.metadata()["step"])
+
+
+@pytest.mark.parametrize(
+    "sig, raised, code",
+    [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, Terminated, 143), (signal.SIGHUP, Terminated, 129)],
+)
+def test_a_run_that_is_asked_to_end_keeps_every_step_and_goes_on_to_the_bit(tmp_path, capfd, sig, raised, code):
+    straight = run_task(Line(), loop_config(tmp_path / "straight", steps=6, log_every=1), ALONE, {})
+    config = loop_config(tmp_path / "run", steps=6, log_every=1)
+    with raised_signals(), pytest.raises(raised) as ended:
+        run_task(Line(signalled=((3, sig),)), config, ALONE, {})
+    assert getattr(ended.value, "code", None) == code
+    assert step_of(tmp_path / "run") == 4 and (tmp_path / "run" / "line.safetensors").exists()
+    assert "owl-swin: stopping after this step" in capfd.readouterr().err
+    folder = run_task(Line(), config, ALONE, {})
+    assert lines(folder) == lines(straight)
+    for file in ("state.safetensors", "line.safetensors"):
+        ours, theirs = load_file(folder / file), load_file(straight / file)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_what_a_shell_has_the_run_ignore_does_not_stop_it(tmp_path, name):
+    """As of `owl-swin train RUN.toml &` in a script, and of `nohup`."""
+    sig = getattr(signal, name)
+    before = signal.signal(sig, signal.SIG_IGN)
+    try:
+        run_task(Line(signalled=((1, sig),)), loop_config(tmp_path, steps=3), ALONE, {})
+    finally:
+        signal.signal(sig, before)
+    assert step_of(tmp_path) == 3
+
+
+def test_a_second_ctrl_c_does_not_wait_but_under_torchrun_which_passes_the_first_one_on(tmp_path, monkeypatch):
+    twice = ((2, signal.SIGINT), (2, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run_task(Line(signalled=twice), loop_config(tmp_path / "alone", steps=6), ALONE, {})
+    assert not (tmp_path / "alone" / "state.safetensors").exists()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(KeyboardInterrupt):
+        run_task(Line(signalled=twice), loop_config(tmp_path / "launched", steps=6), ALONE, {})
+    assert step_of(tmp_path / "launched") == 3
+
+
+def test_a_second_sigterm_as_timeout_sends_it_disturbs_nothing(tmp_path):
+    with raised_signals(), pytest.raises(Terminated):
+        run_task(Line(signalled=((2, signal.SIGTERM), (2, signal.SIGTERM))), loop_config(tmp_path, steps=6), ALONE, {})
+    assert step_of(tmp_path) == 3
+    with raised_signals():
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # while what was at work closes
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # --- Progress ------------------------------------------------------------------------------------------------------

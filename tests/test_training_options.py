@@ -14,11 +14,13 @@ from training_runs import ALONE, model_of
 from owl_swin.cli import training as command
 from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import CheckpointError, ConfigError
+from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TeacherConfig
-from owl_swin.training.initial import blended, load_init
+from owl_swin.training.initial import blended, load_init, old_weights
 from owl_swin.training.loop import train
 from owl_swin.training.tasks.detect import DetectTask
+from owl_swin.training.tasks.image import start_model
 from owl_swin.training.teacher import TeacherHead, distillation_losses, teacher_maps
 from owl_swin.training.texts import PROMPTS, TextBank, prompted
 
@@ -171,28 +173,87 @@ def test_every_matching_learns(tmp_path, matching):
     assert sum(line["loss"] for line in lines[-3:]) < sum(line["loss"] for line in lines[:3])
 
 
-def test_blending_gives_weights_between_the_old_and_the_trained(tmp_path):
-    settings = detect_settings(tmp_path, steps=3)
-    start = model_of(settings).state_dict()
-    kinds = {}
-    for share in (0.0, 0.25, 1.0):
-        config = replace(train_config(settings | {"output": str(tmp_path / f"run{share}")}), blend=share)
-        kinds[share] = load_file(train(config) / "model.safetensors")
+# --- Blending ------------------------------------------------------------------------------------------------------
+
+
+def whole_start(tmp_path, **changes):
+    """A run whose ``init`` is a whole model, to the last digit; and that model."""
+    settings = detect_settings(tmp_path, **changes)
+    start = model_of(settings)
+    save_checkpoint(tmp_path / "start.safetensors", start, {"name": "start"}, exact=True)
+    return settings | {"init": [str(tmp_path / "start.safetensors")]}, start.state_dict()
+
+
+def test_a_run_that_has_ended_is_given_another_share_without_training(tmp_path, capsys):
+    settings, start = whole_start(tmp_path, steps=3)
+    toml, run = tmp_path / "run.toml", Path(settings["output"])
+    toml.write_text(to_toml(settings))
     key = "image_encoder.norm.weight"
-    trained = load_file(tmp_path / "run0.0" / "state.safetensors")[f"ema.{key}"]
+    command.train(toml)
+    state, metrics_before = load_file(run / "state.safetensors"), (run / "metrics.jsonl").read_text()
+    trained = state[f"ema.{key}"]
     assert not torch.equal(trained, start[key])
-    for share, tensors in kinds.items():
-        torch.testing.assert_close(tensors[key].float(), torch.lerp(trained, start[key], share), atol=2e-3, rtol=2e-3)
+    for share in (0.25, 1.0, 0.0):
+        command.train(toml, blend=share)
+        result = load_file(run / "model.safetensors")[key].float()
+        torch.testing.assert_close(result, torch.lerp(trained, start[key], share), atol=2e-3, rtol=2e-3)
+    assert (run / "metrics.jsonl").read_text() == metrics_before
+    after = load_file(run / "state.safetensors")
+    assert after.keys() == state.keys() and all(torch.equal(after[name], state[name]) for name in state)
     assert blended({"a": torch.zeros(1)}, {"a": torch.ones(1)}, 0.3)["a"] == pytest.approx(0.3)
 
 
+def test_what_the_start_did_not_give_stays_as_trained(tmp_path):
+    """A text tower alone is given: what the image side began with is noise, of which there is nothing to keep."""
+    settings = detect_settings(tmp_path, steps=2, blend=1.0)
+    folder = train(train_config(settings))
+    trained = load_file(folder / "state.safetensors")["ema.image_encoder.norm.weight"]
+    result = load_file(folder / "model.safetensors")["image_encoder.norm.weight"].float()
+    torch.testing.assert_close(result, trained, atol=2e-3, rtol=2e-3)
+    assert not torch.equal(result, torch.ones_like(result))
+
+
+def test_new_head_blocks_go_back_to_the_identity(tmp_path):
+    settings, _ = whole_start(tmp_path, steps=3)
+    model = Path(settings["model"])
+    model.write_text(model.read_text() + "blocks = 1\n")
+    with_blocks, given = start_model(train_config(settings), torch.device("cpu"))
+    assert {name for name in with_blocks.state_dict() if name not in given and "head_blocks" not in name} == set()
+    back = old_weights(with_blocks, given)
+    assert {name for name in back if name.startswith("head_blocks.")} == {
+        "head_blocks.0.reduce.weight",
+        "head_blocks.0.reduce.bias",
+    }
+    folder = train(replace(train_config(settings), blend=1.0))
+    assert load_file(folder / "state.safetensors")["ema.head_blocks.0.reduce.weight"].any()  # it has learned
+    result = load_checkpoint(folder / "model.safetensors")[0]
+    old = load_checkpoint(tmp_path / "start.safetensors")[0]
+    pixels = torch.rand(1, 3, 64, 96)
+    ours, theirs = result.encode_image(pixels), old.encode_image(pixels)
+    torch.testing.assert_close(ours.pred_boxes, theirs.pred_boxes, atol=5e-3, rtol=5e-3)
+
+
+def test_a_blend_knows_its_start_again(tmp_path):
+    """Else a file that was replaced, or a later version's own weights, would be mixed in without a word."""
+    settings, start = whole_start(tmp_path, steps=2)
+    train(train_config(settings), stop_after=1)
+    save_file({name: value + 1 for name, value in start.items()}, settings["init"][0])
+    before = (Path(settings["output"]) / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="blend goes back to the weights that the run began with"):
+        train(replace(train_config(settings), blend=0.5))
+    assert (Path(settings["output"]) / "model.safetensors").read_bytes() == before
+    train(train_config(settings))  # without a blend they do not count any more
+    with pytest.raises(ConfigError, match="blend goes back"):
+        train(replace(train_config(settings), blend=0.5))
+
+
 def test_the_command_line_may_name_another_folder_and_share(tmp_path, capsys):
-    settings = detect_settings(tmp_path, steps=1)
+    settings, given = whole_start(tmp_path, steps=1)
     toml, elsewhere = tmp_path / "run.toml", tmp_path / "elsewhere"
     toml.write_text(to_toml(settings))
     command.train(toml, blend=1.0, output=elsewhere)
     assert capsys.readouterr().out == f"{elsewhere}\n"
-    start = model_of(settings).state_dict()["image_encoder.norm.weight"]
+    start = given["image_encoder.norm.weight"]
     kept = load_file(elsewhere / "model.safetensors")["image_encoder.norm.weight"].float()
     torch.testing.assert_close(kept, start, atol=2e-3, rtol=2e-3)
     assert not Path(settings["output"]).exists()

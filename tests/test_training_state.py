@@ -163,7 +163,16 @@ def test_other_settings_are_named_and_taken_on_purpose_only(path, caplog, change
 
 
 def test_settings_that_change_nothing_learned_may_change(path):
-    for name in ("output", "device", "log_every", "checkpoint_minutes", "tensorboard", "preview_every", "blend"):
+    for name in (
+        "output",
+        "device",
+        "log_every",
+        "checkpoint_minutes",
+        "tensorboard",
+        "preview_every",
+        "blend",
+        "workers",
+    ):
         assert load_state(path, make_run(), settings=SETTINGS | {name: "another"}) == 3
     assert load_state(path, make_run(), settings=SETTINGS | {"new_in_this_version": 1}) == 3
 

@@ -21,6 +21,7 @@ from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.files import make_folder_of
 from owl_swin.image import is_picture_name
 from owl_swin.label_studio import label_studio_address, label_studio_interface
+from owl_swin.signals import STOPPED
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -271,10 +272,10 @@ class _Run:
                     else:
                         self._tiled(sources[start], self.tiles)
                     progress.show(self.done + self.failed)
-        except KeyboardInterrupt:
+        except STOPPED:
             self.results.close()
             say(f"stopped after {self.done} of {len(sources)} pictures")
-            raise typer.Exit(130) from None
+            raise
         self.results.close()
         if self.without > MOST_NOTES:
             say(f"nothing in {self.without - MOST_NOTES} more pictures")

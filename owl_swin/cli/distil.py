@@ -7,7 +7,7 @@ import typer
 
 from owl_swin.cli.evaluation_options import show_progress
 from owl_swin.cli.pictures import find_picture_files
-from owl_swin.cli.printing import emit_line, say
+from owl_swin.cli.printing import emit_line, said_when_stopped, say
 from owl_swin.errors import OwlSwinError, QueryError
 
 # Notes on pictures that could not be read, one a picture; more are counted.
@@ -104,11 +104,8 @@ def distil(
     settings |= {key: value for key, value in given.items() if value is not None}
     config = from_mapping(StudentConfig, settings, where="the settings" if recipe is None else str(recipe))
     what = Distillation(tuple(sources), teacher, tuple(dict.fromkeys(names)), others)
-    try:
+    with said_when_stopped("stopped; the same command goes on from here"):
         done = run(what, config, stop_after=stop_after, allow_changes=allow_changes, progress=show_progress)
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
     if not done.first:
         return
     for sentence in done.broken[:MOST_NOTES]:

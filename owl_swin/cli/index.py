@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from owl_swin.cli import options
-from owl_swin.cli.printing import LINE_S, emit_line, note, printable, say
+from owl_swin.cli.printing import LINE_S, emit_line, note, printable, said_when_stopped, say
 from owl_swin.errors import QueryError
 from owl_swin.index.match import IndexProgress, IndexReport
 from owl_swin.index.store import NoArchiveError
@@ -92,7 +92,8 @@ def index(
                 from owl_swin.index.cluster import ray_engine
 
                 encode = ray_engine(detector, regions, address=ray_address, workers=workers)
-            with _Progress(str(folder)) as progress:
+            kept = "stopped; what is in the archive stays, and the same command goes on from there"
+            with said_when_stopped(kept), _Progress(str(folder)) as progress:
                 report = archive.add_folder(
                     folder, progress=progress.show, regions=regions, engine=encode, wait=wait, waiting=waiting
                 )

@@ -10,7 +10,7 @@ import typer
 from owl_swin.addresses import is_url
 from owl_swin.cli import options
 from owl_swin.cli.pictures import STDIN, find_picture_files
-from owl_swin.cli.printing import Progress, emit_line, note, say
+from owl_swin.cli.printing import Progress, emit_line, note, said_when_stopped, say
 from owl_swin.errors import ImageError, OwlSwinError, QueryError
 from owl_swin.files import IMAGE_FORMS, make_folder_of, write_image, write_text
 from owl_swin.label_studio import label_studio_address, label_studio_interface
@@ -111,12 +111,8 @@ def label(
     placed: dict[str, Any] = {"device": device, "dtype": dtype, "image_size": image_size}
     teachers = [load_teacher(one, tiles=tiles, **placed) for one in teacher or ("nano",)]
     model = _joined(teachers, flip, scale, agree)
-    try:
-        with Progress(len(sources)) as progress:
-            report = label_pictures(sources, to, model, space, chosen, root=root, progress=progress.show)
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
+    with said_when_stopped("stopped; the same command goes on from here"), Progress(len(sources)) as progress:
+        report = label_pictures(sources, to, model, space, chosen, root=root, progress=progress.show)
     _say_report(to, report, len(sources))
     if label_studio is not None:
         tasks = label_studio_tasks(report.pictures, made_by=model.name, root=label_studio_root)

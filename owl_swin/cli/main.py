@@ -11,6 +11,7 @@ import typer
 from owl_swin.cli.printing import OneLine, drop_stdout, emit_line, open_streams, say
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import near_name
+from owl_swin.signals import raised_signals
 
 app = typer.Typer(
     name="owl-swin",
@@ -48,7 +49,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         try:
-            app()
+            with raised_signals():
+                app()
         finally:
             sys.stdout.flush()  # what cannot be written is found out here, not while Python ends
     except OwlSwinError as error:

@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import typer
-
 from owl_swin.cli.printing import note, say
 from owl_swin.cli.results import FreeNames, stem_of
 from owl_swin.files import make_folder, write_image, write_json
 from owl_swin.made_here import MADE_HERE, check_set_may_be_written, coco_info, may_be_written
+from owl_swin.signals import STOPPED
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,13 +42,13 @@ class Maps(Protocol):
 
 @contextmanager
 def closing(maps: Maps) -> Iterator[None]:
-    """Writes what is finished, also where Ctrl-C ends the command."""
+    """Writes what is finished, also where Ctrl-C or SIGTERM ends the command."""
     try:
         yield
-    except KeyboardInterrupt:
+    except STOPPED:
         maps.close()
         say("stopped; the maps that are finished are written")
-        raise typer.Exit(130) from None
+        raise
     maps.close()
 
 

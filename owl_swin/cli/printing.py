@@ -6,9 +6,11 @@ import logging
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from owl_swin.errors import OwlSwinError
+from owl_swin.signals import STOPPED
 
 # Seconds between two lines of progress where stderr is no terminal.
 LINE_S = 10.0
@@ -44,6 +46,17 @@ def note(text: str) -> None:
 def say(sentence: str) -> None:
     """One line on stderr, after the program's name: what went wrong, or what to know."""
     note(f"owl-swin: {sentence}")
+
+
+@contextmanager
+def said_when_stopped(sentence: str) -> Iterator[None]:
+    """Says what is left when Ctrl-C or SIGTERM ends the work within; of the processes of `torchrun` the first does."""
+    try:
+        yield
+    except STOPPED:
+        if os.environ.get("RANK", "0") == "0":
+            say(sentence)
+        raise
 
 
 def emit(text: str) -> None:

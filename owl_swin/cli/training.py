@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from owl_swin.cli.printing import emit_line, note, say
+from owl_swin.cli.printing import emit_line, note, said_when_stopped, say
 from owl_swin.cli.table import table_lines
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import make_folder
 from owl_swin.image import is_picture_name
+
+STOPPED_RUN = "stopped; the same command goes on from the last checkpoint"
 
 if TYPE_CHECKING:
     from owl_swin.training.config import TrainConfig
@@ -47,7 +49,9 @@ def train(
     if settings.task == "probe":
         _probe(settings, stop_after is not None or blend is not None)
         return
-    emit_line(str(run(settings, stop_after=stop_after, allow_changes=allow_changes)))
+    with said_when_stopped(STOPPED_RUN):
+        folder = run(settings, stop_after=stop_after, allow_changes=allow_changes)
+    emit_line(str(folder))
 
 
 def _probe(settings: "TrainConfig", with_steps: bool) -> None:
@@ -174,4 +178,7 @@ def distil_text(
     from owl_swin.training.distil_text import distil as run
     from owl_swin.training.tasks.text import DistilConfig
 
-    emit_line(str(run(read_toml(config, DistilConfig), allow_changes=allow_changes)))
+    settings = read_toml(config, DistilConfig)
+    with said_when_stopped(STOPPED_RUN):
+        folder = run(settings, allow_changes=allow_changes)
+    emit_line(str(folder))

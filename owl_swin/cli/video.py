@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-import typer
-
 from owl_swin.cli.printing import LINE_S, emit, note, printable, say
 from owl_swin.cli.results import Format, FreeNames, stem_of
 from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.files import growing_file, make_folder, make_folder_of
 from owl_swin.formats import CORNERS, to_video_record
+from owl_swin.signals import STOPPED
 from owl_swin.video_source import is_video, shown_source
 
 if TYPE_CHECKING:
@@ -86,9 +85,9 @@ class VideoRun:
                 self.best, self.n_frames, self.n_found = None, 0, 0
                 try:
                     self._one(source, write, path)
-                except KeyboardInterrupt:
+                except STOPPED:
                     say(f"{shown_source(source)}: stopped after {self.n_frames} frames")
-                    raise typer.Exit(130) from None
+                    raise
                 except ImageError as error:
                     say(str(error))
                     failed += 1
@@ -121,7 +120,7 @@ class VideoRun:
                         writer = writer or stack.enter_context(video_writer(path))
                         ids = frame.track_ids if self.wanted.track else None
                         writer.add(draw_detections(frame.image, frame.found, track_ids=ids), frame.time_s)
-            except (ImageError, KeyboardInterrupt) as error:
+            except (ImageError, *STOPPED) as error:
                 ended = error  # what was found before it is kept
         if path is not None and writer is not None:
             note(f"wrote {path}")
@@ -148,11 +147,11 @@ def _output(to: Path | None) -> Iterator[Callable[[str], object]]:
     if to is None:
         yield emit
         return
-    stopped: typer.Exit | None = None
+    stopped: BaseException | None = None
     with growing_file(to, what="the output") as part, _text_file(part) as file:
         try:
             yield file.write
-        except typer.Exit as error:
+        except STOPPED as error:
             stopped = error
     if stopped is not None:
         raise stopped

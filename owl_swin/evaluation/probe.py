@@ -52,8 +52,8 @@ def run_probe(config: TrainConfig) -> list[Report]:
             raise ConfigError("task = 'probe' runs in one process; start it without torchrun")
         tests = config.probe.test_data or [_part(one, config.probe.test) for one in config.data]
         sets = [_parts(one, test) for one, test in zip(config.data, tests, strict=True)]
-        model = start_model(config, process.device).eval()
-        kept = _features(config, model, [part for train, test, _ in sets for part in (train, test)], folder)
+        model, _ = start_model(config, process.device)
+        kept = _features(config, model.eval(), [part for train, test, _ in sets for part in (train, test)], folder)
     reports: list[Report] = []
     layers: dict[str, Tensor] = {}
     for i, (data, (train, test, notes)) in enumerate(zip(config.data, sets, strict=True)):

@@ -7,22 +7,24 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
 import torch
 
 from owl_swin.errors import ConfigError, OwlSwinError
+from owl_swin.signals import TERMINATING
 from owl_swin.training.tasks import Task
 
 # Of each worker, batches that are made or wait to be learned from.
 AHEAD = 2
 
 
-def prefetched(task: Task, first: int, last: int, *, workers: int = 0) -> Iterator[Any]:
+def prefetched(task: Task, first: int, last: int, *, workers: int = 0) -> Generator[Any]:
     """The batches from ``first`` to before ``last``, the same whoever makes them."""
     if workers == 0 or first == last:
         return _by_thread(task, first, last)
@@ -31,10 +33,11 @@ def prefetched(task: Task, first: int, last: int, *, workers: int = 0) -> Iterat
     return _by_processes(task, first, last, workers)
 
 
-def _by_processes(task: Task, first: int, last: int, workers: int) -> Iterator[Any]:
+def _by_processes(task: Task, first: int, last: int, workers: int) -> Generator[Any]:
     # No DataLoader: its handler of processes that end stays in the program for ever.
     context = multiprocessing.get_context("fork")  # what the task has read already is shared, not read again
-    pool = ProcessPoolExecutor(workers, context, initializer=_adopt, initargs=(task,))
+    hears, ends = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, initializer=_adopt, initargs=(task, hears, ends))
     try:
         ahead = deque(pool.submit(_made, index) for index in range(first, min(last, first + AHEAD * workers)))
         for index in range(first, last):
@@ -43,31 +46,36 @@ def _by_processes(task: Task, first: int, last: int, workers: int) -> Iterator[A
                 ahead.append(pool.submit(_made, index + AHEAD * workers))
             yield unpacked(batch)
     except BrokenProcessPool:
+        ends.close()  # before the pool waits for the others
         raise OwlSwinError(
             "a process that makes batches ended; memory is what they most often lack: set fewer workers, or a smaller "
             "cache_gib, which each of them fills"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+        ends.close()
+        hears.close()
 
 
 # In a worker, whose batches it makes.
 _adopted: list[Task] = []
 
 
-def _adopt(task: Task) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends its workers
+def _adopt(task: Task, hears: Connection, ends: Connection) -> None:
+    # A terminal sends Ctrl-C, and a cluster SIGTERM, to all processes of a run; it alone decides when they end.
+    for sig in (signal.SIGINT, *TERMINATING):
+        signal.signal(sig, signal.SIG_IGN)
+    ends.close()  # open in the run alone
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_the_run, daemon=True).start()
+    threading.Thread(target=_end_with_the_run, args=(hears,), daemon=True).start()
     _adopted.append(task)
 
 
-def _end_with_the_run() -> None:
-    """A run that is killed cannot end its workers."""
+def _end_with_the_run(hears: Connection) -> None:
+    """The other end of the pipe closes when the run ends its workers; a run that is killed cannot do even that."""
     run = multiprocessing.parent_process()
-    if run is not None:
-        run.join()
-        os._exit(1)
+    wait([hears] if run is None else [hears, run.sentinel])
+    os._exit(1)
 
 
 def _made(index: int) -> Any:
@@ -93,7 +101,7 @@ def _mapped(value: Any, change: Any) -> Any:
     return change(value)
 
 
-def _by_thread(task: Task, first: int, last: int, *, ahead: int = 3) -> Iterator[Any]:
+def _by_thread(task: Task, first: int, last: int, *, ahead: int = 3) -> Generator[Any]:
     ready: queue.Queue = queue.Queue(maxsize=ahead)
     stop = threading.Event()
 

@@ -250,8 +250,9 @@ class TrainConfig:
     ``workers`` processes make the batches, each a whole one with a cache of its own (0: a thread of the run does): a
     graphics card learns faster than one processor core paints.
     ``shard`` says how several processes share the model. ``preview_every`` steps, a picture of what
-    the model finds is drawn (0: never). ``blend`` mixes the weights that the run started from into the result: 0 is
-    the trained model alone, 1 the old one (WiSE-FT, arXiv:2109.01903).
+    the model finds is drawn (0: never). ``blend`` mixes the weights that ``init`` gave into the result: 0 is the
+    trained model alone, 1 the old one (WiSE-FT, arXiv:2109.01903). Parameters that ``init`` did not give stay as
+    trained, but that new head blocks go back to the identity. A run that has ended may be given another share.
     """
 
     task: str
@@ -300,6 +301,8 @@ class TrainConfig:
             raise ConfigError(f"shard must be one of {', '.join(SHARDS)}, got {self.shard!r}")
         if not 0 <= self.blend <= 1:
             raise ConfigError(f"blend must lie in 0 (the trained weights) to 1 (the old ones), got {self.blend}")
+        if self.blend and not self.init:
+            raise ConfigError("blend goes back to the weights of init, which names none; set blend = 0, or init")
         if not any((*self.optim.rest, self.optim.masks, self.optim.pool)):
             raise ConfigError(f"optim.{RATES} are all 0: nothing would be trained")
         if self.task != "detect" and not any((*self.optim.rest, self.optim.pool)):

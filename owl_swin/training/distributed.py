@@ -101,6 +101,15 @@ def mean_over_processes(values: dict[str, Tensor], process: Process) -> dict[str
     return dict(zip(names, (flat / process.world).tolist(), strict=True))
 
 
+def largest_of_processes(value: int, process: Process) -> int:
+    """The largest of the whole numbers that the processes have; all must ask at once."""
+    if process.world == 1:
+        return value
+    largest = torch.tensor(int(value), device=process.device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that is sliced over processes, put together; all processes must ask at once. Others as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

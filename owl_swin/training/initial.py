@@ -1,7 +1,8 @@
 """Weights to start from, and mixing them back in at the end."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import torch
@@ -121,8 +122,29 @@ def start_masks(model: OwlSwin, given: set[str]) -> None:
         model.masks.dense_head.load_state_dict(model.class_head.state_dict())
 
 
+def old_weights(model: OwlSwin, given: Set[str]) -> dict[str, Tensor]:
+    """The parameters that a blend takes back to where they are now, before any step; ``given`` are the names of those
+    that weights to start from held.
+
+    What began at random is not among them, since a mean of weights and noise is no model. A block that is new between
+    heads that are not goes back to the identity: its last layer, which began at zero, is among them.
+    """
+    last_layers = {f"head_blocks.{name}" for name, _ in model.head_blocks.named_parameters() if ".reduce." in name}
+    back = given | last_layers if any(name.startswith("class_head.") for name in given) else given
+    return {name: p.detach() for name, p in model.named_parameters() if name in back}
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """By which the same names and values are known again: hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {list(tensor.shape)};".encode())
+        digest.update(tensor.cpu().float().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
 @torch.no_grad()
-def blended(trained: dict[str, Tensor], old: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+def blended(trained: dict[str, Tensor], old: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """Weights between the trained and the old ones: ``share`` 0 is all trained, 1 all old."""
     mixed = {
         key: torch.lerp(trained[key].float(), value.to(trained[key].device).float(), share)

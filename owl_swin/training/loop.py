@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,20 +11,33 @@ import torch
 from torch import Tensor, nn
 
 from owl_swin.config import ModelConfig, read_toml, to_mapping
-from owl_swin.errors import OwlSwinError
+from owl_swin.errors import ConfigError, OwlSwinError
 from owl_swin.files import make_folder, remove_parts, write_image
+from owl_swin.signals import HeldSignal, held_signals
 from owl_swin.training.batches import prefetched
 from owl_swin.training.config import OptimConfig, TrainConfig
-from owl_swin.training.distributed import Process, mean_over_processes, share, share_average, started_process, whole
-from owl_swin.training.initial import blended
+from owl_swin.training.distributed import (
+    Process,
+    largest_of_processes,
+    mean_over_processes,
+    share,
+    share_average,
+    started_process,
+    whole,
+)
+from owl_swin.training.initial import blended, digest_of, old_weights
 from owl_swin.training.journal import Journal
 from owl_swin.training.optim import average_of, build_optimizer, clip_gradients, freeze, set_learning_rate
-from owl_swin.training.state import RunState, check_settings, load_state, only_run, save_state
+from owl_swin.training.state import START, RunState, check_settings, check_start, load_state, only_run, save_state
 from owl_swin.training.streams import stream_seed
 from owl_swin.training.tasks import Task
 from owl_swin.training.tasks.build import build_task
+from owl_swin.training.tasks.image import start_model
 
 STATE = "state.safetensors"
+STOPPING = (
+    "owl-swin: stopping after this step, to write a checkpoint; a second Ctrl-C loses the steps since the last one"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +97,26 @@ def train(config: TrainConfig, *, stop_after: int | None = None, allow_changes: 
     The folder then holds ``state.safetensors`` (to go on), ``model.safetensors`` (the averaged weights, to use) and
     ``metrics.jsonl`` (a line every ``log_every`` steps). A run goes on with the settings that it began with, or with
     others where ``allow_changes`` says so. Under `torchrun` the processes share the work.
+
+    On Ctrl-C, SIGTERM or SIGHUP it finishes its step and writes all three before the signal takes its course.
     """
+    if config.task == "probe":
+        raise ConfigError("task = 'probe' trains no model: evaluation.probe.run_probe, or `owl-swin train`, runs it")
     with started_process(config.device) as process:
         settings = begin_run(config, process, allow_changes)
         with only_run(Path(config.output), process):
-            task = build_task(config, process)
+            model, given = start_model(config, process.device)
+            task = build_task(config, model, process)
+            old = old_weights(model, given)
+            settings[START] = check_start(Path(config.output) / STATE, digest_of(old), blend=config.blend > 0)
             return run_task(
-                task, LoopConfig.of(config), process, settings, stop_after=stop_after, allow_changes=allow_changes
+                task,
+                LoopConfig.of(config),
+                process,
+                settings,
+                old=old,
+                stop_after=stop_after,
+                allow_changes=allow_changes,
             )
 
 
@@ -112,15 +138,19 @@ def run_task(
     process: Process,
     settings: Mapping[str, Any],
     *,
+    old: Mapping[str, Tensor] | None = None,
     stop_after: int | None = None,
     allow_changes: bool = False,
 ) -> Path:
-    """Trains a task to its end, from where its folder's state says; ``settings`` are what a later call must repeat."""
+    """Trains a task to its end, from where its folder's state says; ``settings`` are what a later call must repeat.
+
+    The result goes back to ``old``, parameters by name, by the share ``config.blend``; the state does not.
+    """
     output, model = Path(config.output), task.model
+    old = {name: p.clone() for name, p in (old or {}).items()} if config.blend else {}
     make_folder(output)
     if process.first:
         remove_parts(output)
-    old = {name: p.detach().clone() for name, p in model.named_parameters()} if config.blend else {}
     task.extra.to(process.device)
     freeze(model, config.optim)
     average = share_average(average_of(model, config.optim.ema_decay), process, config.shard)
@@ -147,7 +177,8 @@ def run_task(
     # Drawn before the thread that draws the others starts: a set is read by one thread at a time.
     sample = task.batch(0) if config.preview_every else None
     batches = prefetched(task, first * config.accumulate, last * config.accumulate, workers=config.workers)
-    with journal() as book:
+    done = first
+    with held_signals(STOPPING if process.first else "") as held, closing(batches), journal() as book:
         for step in range(first, last):
             torch.manual_seed(stream_seed(config.seed, step, process.rank))
             factor = set_learning_rate(optimizer, config.optim, step, config.steps)
@@ -174,10 +205,13 @@ def run_task(
                 if picture is not None:
                     write_image(output / f"found-{step + 1}.jpg", picture)
                     book.picture(step, picture)
+            done = step + 1
+            if _to_stop(held, process):
+                break
             if _due(saved, config.checkpoint_minutes, process):
-                save(step + 1)
+                save(done)
                 saved = time.monotonic()
-    save(last)
+        save(done)
     return output
 
 
@@ -209,9 +243,10 @@ def _is_turn(step: int, every: int) -> bool:
 
 def _due(saved: float, minutes: float, process: Process) -> bool:
     """Whether it is time to save: the first process's clock decides for all."""
-    due = time.monotonic() - saved > 60 * minutes
-    if process.world == 1:
-        return due
-    flag = torch.tensor(float(due), device=process.device)
-    torch.distributed.broadcast(flag, 0)
-    return bool(flag)
+    return bool(largest_of_processes(process.first and time.monotonic() - saved > 60 * minutes, process))
+
+
+def _to_stop(held: HeldSignal, process: Process) -> bool:
+    """Whether any process was sent a signal to end; then all end by it, after the same step."""
+    held.number = largest_of_processes(held.number, process)
+    return held.number > 0

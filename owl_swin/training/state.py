@@ -20,10 +20,12 @@ from owl_swin.training.distributed import Process, sliced_like, whole
 
 logger = logging.getLogger("owl_swin")
 
+# In a state's settings, the digest of the weights that the run began with.
+START = "start"
 # What changes nothing that is learned: where files lie, what is shown and kept, and the arithmetic's place.
 FREE_SETTINGS = frozenset(
     {"output", "model", "init", "blend", "device", "compile", "shard", "tensorboard", "preview_every", "log_every"}
-    | {"checkpoint_minutes", "cache_gib"}
+    | {"checkpoint_minutes", "cache_gib", "workers", START}
 )
 # A damaged file may hold anything.
 MALFORMED = (RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError)
@@ -132,14 +134,7 @@ def check_settings(path: Path, settings: Mapping[str, Any], *, allow_changes: bo
     """
     if not path.exists():
         return 0
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        step, begun = int(metadata["step"]), json.loads(metadata["settings"])
-        if step < 0 or not isinstance(begun, dict):
-            raise ValueError(f"step {step}, settings {begun!r:.40}")
-    except (*MALFORMED, OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not the state of a training run ({_short(error)})") from None
+    step, begun = _step_and_settings(path)
     changes = list(_changes(begun, settings))
     if step >= max(begun.get("steps", 0), settings.get("steps", 0)):
         changes = [change for change in changes if change[0] != "steps"]  # finished under both
@@ -153,6 +148,33 @@ def check_settings(path: Path, settings: Mapping[str, Any], *, allow_changes: bo
         f"{path.parent}: this run began with other settings: {said}; set them back, give this run a folder of its own, "
         "or go on with the new ones by --allow-changes"
     )
+
+
+def check_start(path: Path, start: str, *, blend: bool) -> str:
+    """The digest of the weights that a run began with: that of its state, or ``start`` where there is none yet.
+
+    Where other weights have come into their place, they are no longer what ``blend`` goes back to: raises ConfigError.
+    """
+    begun = str(_step_and_settings(path)[1].get(START, start)) if path.exists() else start
+    if blend and begun != start:
+        raise ConfigError(
+            f"{path.parent}: blend goes back to the weights that the run began with, and init names others now; put "
+            "those back, or set blend = 0"
+        )
+    return begun
+
+
+def _step_and_settings(path: Path) -> tuple[int, dict[str, Any]]:
+    """Finished steps, and settings as the run began with; reads no tensor."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        step, begun = int(metadata["step"]), json.loads(metadata["settings"])
+        if step < 0 or not isinstance(begun, dict):
+            raise ValueError(f"step {step}, settings {begun!r:.40}")
+    except (*MALFORMED, OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not the state of a training run ({_short(error)})") from None
+    return step, begun
 
 
 def _changes(begun: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -17,8 +17,9 @@ from owl_swin.training.config import TrainConfig
 from owl_swin.training.initial import load_init, start_masks
 
 
-def start_model(config: TrainConfig, device: torch.device) -> OwlSwin:
-    """The model of a run's configuration with the weights that it starts from."""
+def start_model(config: TrainConfig, device: torch.device) -> tuple[OwlSwin, set[str]]:
+    """The model of a run's configuration with the weights that it starts from, and the names of those tensors that
+    ``init`` gave; the others began at random or as their layer does."""
     torch.manual_seed(config.seed)
     model = OwlSwin(read_toml(config.model, ModelConfig)).to(device)
     given: set[str] = set()
@@ -27,7 +28,7 @@ def start_model(config: TrainConfig, device: torch.device) -> OwlSwin:
     start_masks(model, given)
     if config.logit_scale:
         nn.init.constant_(model.alignment_log_scale, math.log(config.logit_scale))
-    return model
+    return model, given
 
 
 class ImageTask:
