@@ -161,6 +161,30 @@ def test_a_run_stopped_at_any_step_of_any_write_goes_on_to_the_bit(tmp_path, mon
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+class Exploding(Line):
+    """Its loss is finite at ``step``, and the gradient is not: that of a square root at zero."""
+
+    step = 3
+
+    def step_losses(self, batch):
+        losses = super().step_losses(batch)
+        if self.steps == self.step + 1:
+            losses["loss"] = losses["loss"] + (0 * self.model.weight).sum().sqrt()
+        return losses
+
+
+@pytest.mark.parametrize("minutes, advice", [(0.0, r"go on with --allow-changes from the last"), (5.0, "begin again$")])
+def test_gradients_that_are_not_finite_reach_no_checkpoint(tmp_path, minutes, advice):
+    """They made all weights NaN, and these were kept before the next step's loss told."""
+    config = loop_config(tmp_path, steps=6, checkpoint_minutes=minutes)
+    with pytest.raises(OwlSwinError, match=rf"^step 3: the loss is \S+ and .*gradient nan; lower .* {advice}"):
+        run_task(Exploding(), config, ALONE, {})
+    state = tmp_path / "state.safetensors"
+    assert state.exists() == (minutes == 0)
+    if state.exists():
+        assert step_of(tmp_path) == 3 and all(tensor.isfinite().all() for tensor in load_file(state).values())
+
+
 # --- Signals -------------------------------------------------------------------------------------------------------
 
 

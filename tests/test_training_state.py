@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from training_data import detect_settings, train_config
+from training_data import align_settings, detect_settings, train_config, write_captions
 
 from owl_swin.cli.main import app
 from owl_swin.errors import CheckpointError, ConfigError, OwlSwinError
@@ -206,6 +206,41 @@ def test_another_model_file_of_the_same_shapes_is_named(tmp_path):
     model.write_text(model.read_text().replace("drop_path_rate = 0.05", "drop_path_rate = 0.4"))
     with pytest.raises(ConfigError, match=r"model_config\.image\.drop_path_rate 0\.05 \(now 0\.4\)"):
         train(train_config(settings))
+
+
+def test_labels_that_have_changed_since_are_told_and_taken_on_purpose_only(tmp_path):
+    """The run went on with other boxes and names than it began with, without a word."""
+    settings = detect_settings(tmp_path, steps=3)
+    train(train_config(settings), stop_after=1)
+    path = Path(settings["data"][0]["path"])
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] += 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ConfigError, match=r"sets\[0\] '12 pictures, 18 boxes, 4 names, .*' \(now '12 pictures, 18 boxes, 4"
+    ):
+        train(train_config(settings))
+    train(train_config(settings), allow_changes=True)
+    path.write_text(json.dumps(content | {"annotations": content["annotations"][1:]}))
+    train(train_config(settings))  # at its end nothing is learned any more; --blend may still be chosen
+
+
+def test_a_set_without_a_box_is_trained_on_with_a_warning(tmp_path, caplog):
+    settings = detect_settings(tmp_path, steps=1)
+    path = Path(settings["data"][0]["path"])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    train(train_config(settings))
+    assert "shapes.json: holds no box: all that its pictures show is background" in caplog.text
+
+
+def test_captions_that_have_changed_since_are_told_too(tmp_path):
+    def settings(n):
+        pictures = {"kind": "captions", "path": str(write_captions(tmp_path / "captions", n)), "size": 32}
+        return train_config(align_settings(tmp_path, [pictures], steps=2))
+
+    train(settings(8), stop_after=1)
+    with pytest.raises(ConfigError, match=r"sets\[0\] '8 pictures, .*' \(now '9 pictures"):
+        train(settings(9))
 
 
 # --- The journal ---------------------------------------------------------------------------------------------------

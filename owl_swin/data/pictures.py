@@ -1,5 +1,6 @@
 """Small labelled and captioned pictures, decoded once and held in memory as uint8, for alignment."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,6 +52,11 @@ class Pictures:
     texts: list[list[str]]
     captioned: bool = False
     broken: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """Counts of what was read, and a digest of labels and texts."""
+        digest = hashlib.sha256(repr((self.labels.tolist(), self.texts)).encode("utf-8", "surrogatepass"))
+        return f"{len(self.labels)} pictures, {len(self.texts)} names or captions, {digest.hexdigest()[:8]}"
 
 
 def load_pictures(config: DataConfig) -> Pictures:

@@ -1,7 +1,9 @@
 """A picture with boxes and names, a set of them, and the checks that every reader of boxes shares."""
 
+import hashlib
 import logging
 import math
+import os
 import struct
 import threading
 import warnings
@@ -131,6 +133,19 @@ class Scenes:
             sheet = open_annotated(scene)
             self.cache.keep(key, sheet)
         return sheet if scene.tile is None else sheet.crop(scene.tile)
+
+    def summary(self) -> str:
+        """Counts of what was read, and a digest of names, files, boxes and labels."""
+        digest = hashlib.sha256(repr(self.names).encode("utf-8", "surrogatepass"))
+        for scene in self.scenes:
+            digest.update(os.fsencode(scene.source.name) + repr(scene.tile).encode())
+            for part in (scene.boxes, scene.labels, scene.unknown, scene.vague_boxes, scene.vague_labels):
+                digest.update(part.tobytes())
+            for optional in (scene.negatives, scene.scores):
+                digest.update(b"-" if optional is None else optional.tobytes())
+        boxes = sum(len(scene.labels) for scene in self.scenes)
+        counts = f"{len(self.scenes)} pictures, {boxes} boxes, {len(self.names)} names"
+        return f"{counts}, {digest.hexdigest()[:8]}"
 
     def unreadable(self) -> DataError:
         """What to raise when no picture of the set can be read."""

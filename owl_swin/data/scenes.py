@@ -1,5 +1,6 @@
 """Sets of pictures with boxes and names, for detection: one door to the readers of all forms."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from owl_swin.data.visual_genome import read_visual_genome
 from owl_swin.data.voc import read_voc
 from owl_swin.data.yolo import read_yolo
 from owl_swin.errors import DataError
+
+logger = logging.getLogger("owl_swin")
 
 __all__ = ["PictureCache", "Scene", "Scenes", "load_scenes", "read_coco", "readable"]
 
@@ -50,6 +53,8 @@ def load_scenes(config: DataConfig, cache: PictureCache | None = None, *, masks:
         held = f"{len(scenes.scenes)} pictures and {len(scenes.names)} names"
         raise DataError(f"{config.path}: holds {held}, need both{first}")
     report_broken(config.path, scenes.broken)
+    if not any(len(scene.labels) or len(scene.vague_labels) for scene in scenes.scenes):
+        logger.warning("%s: holds no box: all that its pictures show is background", config.path)
     return scenes
 
 

@@ -107,6 +107,7 @@ def train(config: TrainConfig, *, stop_after: int | None = None, allow_changes: 
         with only_run(Path(config.output), process):
             model, given = start_model(config, process.device)
             task = build_task(config, model, process)
+            settings["sets"] = task.sets_as_read()
             old = old_weights(model, given)
             settings[START] = check_start(Path(config.output) / STATE, digest_of(old), blend=config.blend > 0)
             return run_task(
@@ -183,12 +184,15 @@ def run_task(
             torch.manual_seed(stream_seed(config.seed, step, process.rank))
             factor = set_learning_rate(optimizer, config.optim, step, config.steps)
             losses = _gradients(step_module, batches, config, process)
-            if not losses["loss"].isfinite():
-                raise OwlSwinError(
-                    f"step {step}: the loss is {losses['loss'].item()}; lower the learning rates and go on from "
-                    f"the last checkpoint in {output}"
-                )
             norm = whole(clip_gradients(model, optimizer, config.optim.clip_norm))
+            # Before the weights move: a finite loss may have gradients that are not, and the next checkpoint would be
+            # of nothing else.
+            if not (losses["loss"].isfinite() and norm.isfinite()):
+                begin = f"go on with --allow-changes from the last checkpoint in {output}"
+                raise OwlSwinError(
+                    f"step {step}: the loss is {losses['loss'].item():.4g} and the length of its gradient "
+                    f"{norm.item():.4g}; lower the learning rates and {begin if state_path.exists() else 'begin again'}"
+                )
             optimizer.step()
             optimizer.zero_grad()
             average.update_parameters(model)

@@ -137,7 +137,8 @@ def check_settings(path: Path, settings: Mapping[str, Any], *, allow_changes: bo
     step, begun = _step_and_settings(path)
     changes = list(_changes(begun, settings))
     if step >= max(begun.get("steps", 0), settings.get("steps", 0)):
-        changes = [change for change in changes if change[0] != "steps"]  # finished under both
+        # Finished under both, so nothing is learned any more.
+        changes = [change for change in changes if change[0].partition("[")[0] not in ("steps", "sets")]
     if not changes:
         return step
     said = ", ".join(f"{key} {old!r:.60} (now {new!r:.60})" for key, old, new in changes)

@@ -106,6 +106,10 @@ class DetectTask(ImageTask):
         """The texts by which classes of these names are asked for."""
         return prompted(names)
 
+    def sets_as_read(self) -> list[str]:
+        """With those of the alignment beside it."""
+        return super().sets_as_read() + (self.align.sets_as_read() if self.align else [])
+
     def batch(self, index: int) -> DetectBatch:
         """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the
         same, and so that the processes together see the scenes that one would. Exemplars are of a process's own

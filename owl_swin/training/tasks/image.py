@@ -1,7 +1,7 @@
 """What tasks on pictures share: the model that they start from and the model file that they end with."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from owl_swin.config import ModelConfig, read_toml
+from owl_swin.data.pictures import Pictures
+from owl_swin.data.scene import Scenes
 from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TrainConfig
@@ -32,15 +34,20 @@ def start_model(config: TrainConfig, device: torch.device) -> tuple[OwlSwin, set
 
 
 class ImageTask:
-    """A task that trains a whole OwlSwin."""
+    """A task that trains a whole OwlSwin on ``sets``."""
 
     config: TrainConfig
     model: OwlSwin
+    sets: Sequence[Scenes] | Sequence[Pictures]
 
     @cached_property
     def encode_patches(self) -> Callable[[Tensor], Tensor]:
         """Pixels [B, 3, H, W] → fused patches, compiled where the run says so."""
         return torch.compile(self.model.encode_patches) if self.config.compile else self.model.encode_patches
+
+    def sets_as_read(self) -> list[str]:
+        """Counts of each set and a digest of its labels: a run that goes on is to see what it began with."""
+        return [own.summary() for own in self.sets]
 
     def evaluate(self, averaged: nn.Module) -> dict[str, float]:
         """Nothing: pictures that are kept back are for `owl-swin eval`."""
