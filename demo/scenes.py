@@ -53,6 +53,7 @@ def write_video(path: Path) -> None:
         stream = file.add_stream("mpeg4", rate=RATE)
         stream.width, stream.height = VIDEO_SIZE
         stream.bit_rate = 2_000_000
+        stream.codec_context.thread_count = 3  # a thread makes a slice of each frame: their number changes the file
         for i in range(FRAMES):
             shown = grass.copy()
             shown.paste(cat, (round(20 + (VIDEO_SIZE[0] - cat.width - 40) * i / (FRAMES - 1)), 90))

@@ -36,6 +36,9 @@ PICTURE_SUFFIXES = (
     *(".heif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 )
 
+# Of HEIC, as it stands in the file; AVIF's, which Pillow reads, are others.
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
 ImageSource = Union[str, os.PathLike, bytes, bytearray, memoryview, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
 # Bits a pixel of grey that cameras and scanners put into 16: the least that hold the brightest pixel are taken.
 GREY_BITS = (8, 12, 16)
@@ -64,6 +67,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 def _open(source: ImageSource, max_pixels: int, side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
     name = str(source) if isinstance(source, (str, os.PathLike)) else "picture"
+    content = b""
     try:
         with warnings.catch_warnings():
             # What Pillow warns of (large pictures, damaged EXIF) is read all the same, or refused below.
@@ -90,9 +94,23 @@ def _open(source: ImageSource, max_pixels: int, side: int | None = None) -> tupl
     except Image.DecompressionBombError:  # within a file of several sizes, as icons are
         raise ImageError(f"has more than {max_pixels} pixels, the largest picture that is read", of=name) from None
     except UnidentifiedImageError:
-        raise ImageError("not a picture in a format that is read here (JPEG, PNG, WebP, …)", of=name) from None
+        raise ImageError(
+            f"not a picture in a format that is read here (JPEG, PNG, WebP, …){_hint(content)}", of=name
+        ) from None
     except Exception as error:  # Pillow's decoders have no root in common: OSError, SyntaxError, struct.error, …
         raise ImageError(f"the picture is damaged or cut off ({error})", of=name) from None
+
+
+def _hint(content: bytes) -> str:
+    """What a file is instead, if its first bytes say so, and what helps."""
+    start = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if content[4:8] == b"ftyp" and content[8:12] in HEIF_BRANDS:
+        return ", but HEIC, as phones take it: export it as JPEG"
+    if start.startswith(b"%pdf"):
+        return ", but a PDF: export its pages as PNG"
+    if b"<svg" in start:
+        return ", but an SVG drawing: export it as PNG"
+    return ", but a web page" if start.startswith((b"<!doctype html", b"<html")) else ""
 
 
 def decode_smaller(image: Image.Image, side: int) -> None:

@@ -122,7 +122,7 @@ def test_thresholds_are_the_published_ones_and_can_be_set(label, photos):
     "arguments, said",
     [
         (["Photos", "--queries", "name.txt"], "name.txt: expected a file with a name on each line (No such file or "),
-        (["Photos"], "there is nothing to look for; give a file of names with --queries, names with --query, "),
+        (["Photos"], "there is nothing to look for; give names with --query or --queries, or --captions"),
         (["Potos", "--query", "a dog"], "Potos: no such file or folder; did you mean Photos?"),
         (["Photos", "--query", "a dog", "--to", "-"], "-: the labels and their journal need a file"),
         (

@@ -165,7 +165,7 @@ def search(
 @app.command()
 def labels(
     model: Annotated[
-        str | None, typer.Option(help="An OWL-ViT or OWLv2 checkpoint. None: random weights of --shape.")
+        str | None, typer.Option(help="An OWL-ViT or OWLv2 checkpoint; by default random weights of --shape.")
     ] = None,
     shape: Annotated[
         str, typer.Option(help="tiny, or the name of a published checkpoint as owlv2-base-patch16.")

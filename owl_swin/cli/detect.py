@@ -11,7 +11,16 @@ import typer
 
 from owl_swin.addresses import is_url
 from owl_swin.cli import options
-from owl_swin.cli.pictures import STDIN, check_apart, find_pictures, named, open_picture, picture_file, reduced
+from owl_swin.cli.pictures import (
+    STDIN,
+    check_apart,
+    find_pictures,
+    named,
+    open_picture,
+    picture_file,
+    reduced,
+    without_drawings,
+)
 from owl_swin.cli.printing import Progress, note, say
 from owl_swin.cli.query_options import QueryOptions, add_saved, check_query_file, make_queries, path_of
 from owl_swin.cli.results import PER_PICTURE, WITH_MASKS, Drawings, Format, Results, Streamed, make_results
@@ -154,11 +163,13 @@ def detect(
     if explain and tile is not None:
         raise OwlSwinError("--explain shows the patches of the whole picture; give it without --tile")
     asked = make_queries(
-        QueryOptions(query or (), queries, like or (), negative or (), name, join, weight), allow_url=allow_url
+        QueryOptions(query or (), queries, like or (), negative or (), name, join, weight),
+        beside=images,
+        allow_url=allow_url,
     )
     if save_query is not None:
         check_query_file(save_query, asked)
-    sources = find_pictures(images, allow_url=allow_url)
+    sources = without_drawings(find_pictures(images, allow_url=allow_url), images, save)
     wanted = VideoOptions(fps, every, track)
     of_videos = wanted.of_videos(sources, format, explain)
     if label_studio_root is not None:
@@ -167,9 +178,9 @@ def detect(
     if save is not None:
         check_apart([*sources, *shown], save)
     if to is not None and format not in PER_PICTURE:
-        make_folder_of(to, apart_from=[*sources, *shown, *(query_file or ()), model])
+        make_folder_of(to, apart_from=[*sources, *shown, *(query_file or ()), queries or "", model])
     if save_query is not None:
-        make_folder_of(save_query, apart_from=[*sources, *shown, model])
+        make_folder_of(save_query, apart_from=[*sources, *shown, queries or "", model])
 
     from owl_swin.detector import Detector
     from owl_swin.encoder import check_has_masks

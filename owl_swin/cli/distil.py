@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
+from owl_swin.cli import options
 from owl_swin.cli.evaluation_options import show_progress
 from owl_swin.cli.pictures import find_picture_files
 from owl_swin.cli.printing import emit_line, said_when_stopped, say
+from owl_swin.cli.query_options import listed_names
 from owl_swin.errors import OwlSwinError, QueryError
 
 # Notes on pictures that could not be read, one a picture; more are counted.
@@ -31,21 +33,17 @@ def distil(
             help="The model to learn from: a name that ships, a .safetensors file, a folder, or one of the hub."
         ),
     ] = "nano",
-    queries: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="NAMES.txt",
-            help='Names to label with, one on each line; "sofa, couch" is one class, "# …" a remark.',
-        ),
-    ] = None,
+    queries: options.NameList = None,
     query: Annotated[list[str] | None, typer.Option(help="A name to label with; repeat it.")] = None,
     unlabelled: Annotated[
         Path | None,
         typer.Option(metavar="NAMES.txt", help="Names that both are asked for at the end alone: does any text work?"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of training. [2000]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Scenes of a step. [16]")] = None,
-    image_size: Annotated[int | None, typer.Option(help="The student's longer side in pixels. [its file's]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of training; by default 2000.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Scenes of a step; by default 16.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="The student's longer side in pixels; by default its file's.")
+    ] = None,
     init: Annotated[
         list[str] | None, typer.Option(help="Weights that the image side starts from, as in a training run; repeat it.")
     ] = None,
@@ -56,9 +54,11 @@ def distil(
     recipe: Annotated[
         Path | None, typer.Option(metavar="RUN.toml", help="All other settings, as in configs/train/distil.toml.")
     ] = None,
-    held_out: Annotated[float | None, typer.Option(help="Share of the pictures to compare the two on. [0.1]")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same student. [0]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, or auto. [auto]")] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="Share of the pictures to compare the two on; by default 0.1.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same student; by default 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto; by default auto.")] = None,
     stop_after: Annotated[
         int | None, typer.Option(help="Stop after so many steps more; the next call goes on.")
     ] = None,
@@ -82,9 +82,9 @@ def distil(
     from owl_swin.config import from_mapping, read_mapping
     from owl_swin.labelling.names import label_names, read_label_names
 
-    names = label_names(query or ()) + (read_label_names(queries) if queries is not None else ())
+    names = label_names(query or ()) + label_names(listed_names(queries))
     if not names:
-        raise QueryError("there is nothing to look for; give a file of names with --queries, or names with --query")
+        raise QueryError("there is nothing to look for; give names with --query or --queries")
     others = read_label_names(unlabelled) if unlabelled is not None else ()
     own = output.resolve()  # what the run draws is no picture to learn from
     sources = [path for path in find_picture_files(photos) if not Path(path).resolve().is_relative_to(own)]

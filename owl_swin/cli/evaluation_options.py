@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from owl_swin.cli import options
 from owl_swin.cli.printing import emit, note, say
 from owl_swin.cli.query_options import is_file
 from owl_swin.errors import DataError
@@ -30,8 +31,8 @@ Annotations = Annotated[
     Path, typer.Option(help="COCO JSON with boxes; or YOLO's data.yaml, or a folder of Pascal VOC.")
 ]
 Images = Annotated[Path, typer.Option(help="Folder of the pictures.")]
-Model = Annotated[str, typer.Option(help="A name that ships, a .safetensors file, or a folder.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+Model = Annotated[str, options.MODEL]
+Device = Annotated[str, options.DEVICE]
 ImageSize = Annotated[int | None, typer.Option(help="Longer side in pixels; by default the model's own.")]
 Classes = Annotated[str | None, typer.Option(help="Only these: names with commas, or a file with one a line.")]
 Nms = Annotated[

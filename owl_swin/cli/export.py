@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A training run's folder, or any model.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A training run's folder, or any model.")],
     to: Annotated[Path, typer.Option(help="File to write, .safetensors; with --runtime, the folder.")],
     runtime: Annotated[
         str | None,
@@ -27,8 +27,8 @@ def export(
         str | None,
         typer.Option(
             metavar="HEIGHTxWIDTH,...",
-            help="With --runtime: frames in multiples of 32, as 640x640,480x640, each with a graph of its own. None: "
-            "one graph for all.",
+            help="With --runtime: frames in multiples of 32, as 640x640,480x640, a graph for each; by default one "
+            "graph for all.",
         ),
     ] = None,
     int8: Annotated[

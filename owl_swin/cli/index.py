@@ -36,21 +36,21 @@ def index(
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
     image_size: Annotated[
-        int | None, typer.Option(help="Longer side in pixels. None: the archive's, or the model's for a new one.")
+        int | None, typer.Option(help="Longer side in pixels; by default the archive's, or the model's for a new one.")
     ] = None,
     content_only: options.ContentOnly = False,
     tile: Annotated[
         int | None,
         typer.Option(
             help="Of a new archive: show the model the pictures in tiles of so many pixels a side too, which finds "
-            "small things and reads pictures of any size. None: as the archive has it.",
+            "small things and reads pictures of any size; by default as the archive has it.",
         ),
     ] = None,
     overlap: options.Overlap = None,
     regions: Annotated[int, typer.Option(help="Most regions of a picture, and of each tile of it.")] = 20,
     engine: Annotated[Engine, typer.Option(help="Encode in this process, or on a Ray cluster.")] = Engine.LOCAL,
     ray_address: Annotated[
-        str | None, typer.Option(help="The cluster of --engine ray. None: RAY_ADDRESS, or a Ray on this machine.")
+        str | None, typer.Option(help="The cluster of --engine ray; by default RAY_ADDRESS, or a Ray on this machine.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Most workers of --engine ray.")] = None,
     wait: Annotated[

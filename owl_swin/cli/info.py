@@ -215,6 +215,6 @@ def card_lines(card: dict[str, Any]) -> list[str]:
     results = card.get("results") or []
     if results:
         lines += ["", "results"]
-        wide = max(len(row["what"]) for row in results)
-        lines += [f"  {row['what']:<{wide}}  {row['value']:>7}  {row['command']}" for row in results]
+        wide, of_value = (max(len(row[key]) for row in results) for key in ("what", "value"))
+        lines += [f"  {row['what']:<{wide}}  {row['value']:<{of_value}}  {row['command']}" for row in results]
     return lines

@@ -11,6 +11,7 @@ from owl_swin.addresses import is_url
 from owl_swin.cli import options
 from owl_swin.cli.pictures import STDIN, find_picture_files
 from owl_swin.cli.printing import Progress, emit_line, note, said_when_stopped, say
+from owl_swin.cli.query_options import listed_names
 from owl_swin.errors import ImageError, OwlSwinError, QueryError
 from owl_swin.files import IMAGE_FORMS, make_folder_of, write_image, write_text
 from owl_swin.label_studio import label_studio_address, label_studio_interface
@@ -38,12 +39,7 @@ def label(
             show_default="nano",
         ),
     ] = None,
-    queries: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="NAMES.txt", help='Names to look for, one on each line; "sofa, couch" is one class, "# …" a remark.'
-        ),
-    ] = None,
+    queries: options.NameList = None,
     query: Annotated[list[str] | None, typer.Option(help="A name to look for; repeat it.")] = None,
     captions: Annotated[
         Path | None,
@@ -157,17 +153,15 @@ def _sources(photos: Sequence[str], sheet: Path | None) -> list[str]:
 
 
 def _label_space(
-    queries: Path | None, query: Sequence[str], captions: Path | None, sources: Sequence[str], root: str | None
+    queries: str | None, query: Sequence[str], captions: Path | None, sources: Sequence[str], root: str | None
 ) -> "LabelSpace":
     """The names to look for, of all options that give some."""
     from owl_swin.labelling.captions import captions_of, n_grams
-    from owl_swin.labelling.names import LabelSpace, label_names, read_label_names
+    from owl_swin.labelling.names import LabelSpace, label_names
 
-    listed = label_names(query) + (read_label_names(queries) if queries is not None else ())
+    listed = label_names(query) + label_names(listed_names(queries))
     if not listed and captions is None:
-        raise QueryError(
-            "there is nothing to look for; give a file of names with --queries, names with --query, or --captions"
-        )
+        raise QueryError("there is nothing to look for; give names with --query or --queries, or --captions")
     own = {} if captions is None else {p: n_grams(texts) for p, texts in captions_of(captions, sources, root).items()}
     return LabelSpace(listed, own)
 

@@ -2,9 +2,10 @@
 
 import io
 import logging
+import os
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +13,9 @@ from owl_swin.cli.printing import OneLine, drop_stdout, emit_line, open_streams,
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import near_name
 from owl_swin.signals import raised_signals
+
+# What Typer raises where the command line is wrong: of its tree of errors it exports leaves alone.
+USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="owl-swin",
@@ -49,10 +53,17 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         try:
-            with raised_signals():
-                app()
+            with raised_signals():  # Typer itself would say in four lines what is wrong with the command line
+                code = app(standalone_mode=False)
         finally:
             sys.stdout.flush()  # what cannot be written is found out here, not while Python ends
+        raise SystemExit(code or 0)
+    except USAGE_ERROR as error:
+        if error.ctx is not None and error.message == error.ctx.get_help():  # nothing but the program's name was said
+            error.show()
+        else:
+            say(_usage_sentence(error))
+        raise SystemExit(2) from None
     except OwlSwinError as error:
         say(_with_near_name(str(error)))
         raise SystemExit(2) from None
@@ -64,8 +75,20 @@ def main() -> None:
         what = f"{error.filename}: cannot be read or written" if error.filename else "the output cannot be written"
         say(f"{what} ({error.strerror or error})")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
+
+
+def _usage_sentence(error: Any) -> str:
+    """What is wrong with the command line, and where the right form stands."""
+    option = getattr(error, "option_name", None)
+    for argument in sys.argv[1:]:
+        if option and argument.startswith(option) and os.path.lexists(argument):
+            return f"{argument}: a name that begins with - is read as options; write ./{argument}"
+    # Words of Typer and of its checks of values, put together to one sentence.
+    said = error.format_message().rstrip(".?").replace(". Did", "; did").replace(": Value error, ", ": ")
+    said = said[:1].lower() + said[1:]
+    return said if error.ctx is None else f"{said}; see `{error.ctx.command_path} --help`"
 
 
 def _with_near_name(sentence: str) -> str:

@@ -10,24 +10,23 @@ from owl_swin.errors import OwlSwinError
 if TYPE_CHECKING:
     from owl_swin.tiling import Tiles
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="A name that ships, a .safetensors file, a folder, or a model of the Hugging Face hub, as "
-        "google/owlv2-base-patch16-ensemble.",
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")]
+MODEL = typer.Option(
+    "--model",
+    help="A name that ships, a .safetensors file, a folder, or a model of the Hugging Face hub, as "
+    "google/owlv2-base-patch16-ensemble.",
+)
+DEVICE = typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")
+Model = Annotated[str, MODEL]
+Device = Annotated[str, DEVICE]
 Dtype = Annotated[
     str | None,
-    typer.Option("--dtype", help="float32, bfloat16 or half: precision of the model. None: the file's own."),
+    typer.Option("--dtype", help="float32, bfloat16 or half: precision of the model; by default the file's own."),
 ]
 Runtime = Annotated[
     str,
     typer.Option(
         "--runtime",
-        help="torch, compile, or for a folder that `owl-swin export` wrote, onnx or openvino. auto: torch, and for "
+        help="torch, compile, or for a folder that `owl-swin export` wrote, onnx or openvino; auto is torch, and for "
         "such a folder what it was written for.",
     ),
 ]
@@ -44,9 +43,19 @@ ImageSize = Annotated[
 
 Texts = Annotated[
     list[str] | None,
-    typer.Option("--query", help="What to find; repeat it. None: anything that looks like a thing."),
+    typer.Option("--query", help="What to find; repeat it. Without any: whatever looks like a thing."),
 ]
-TextList = Annotated[str | None, typer.Option("--queries", help="Several at once, separated by commas.")]
+TextList = Annotated[
+    str | None, typer.Option("--queries", help="Several at once: names with commas, or a file with one a line.")
+]
+NameList = Annotated[
+    str | None,
+    typer.Option(
+        "--queries",
+        help='Names to label with: with commas, or a file with one a line, where "sofa, couch" is one class and '
+        '"# …" a remark.',
+    ),
+]
 Like = Annotated[
     list[str] | None,
     typer.Option(
@@ -75,7 +84,7 @@ Weight = Annotated[
 Name = Annotated[
     str | None,
     typer.Option(
-        "--name", help="What the thing of --like is called. None: the text of --join, or the first picture's name."
+        "--name", help="What the thing of --like is called; by default the text of --join, or the first picture's name."
     ),
 ]
 QueryFiles = Annotated[

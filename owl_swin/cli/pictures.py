@@ -14,9 +14,10 @@ from owl_swin.addresses import is_url
 from owl_swin.cli.printing import say
 from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.fetching import fetch
-from owl_swin.files import is_special, near_name
+from owl_swin.files import image_comment, is_special, near_name
 from owl_swin.image import MAX_PIXELS, file_content, is_picture_name, open_image
 from owl_swin.index.folder import walk
+from owl_swin.made_here import MADE_HERE
 from owl_swin.video_source import is_video, shown_source
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ def find_pictures(arguments: Sequence[str], *, allow_url: bool = False) -> list[
             found.append(argument)
         else:
             found += _pictures_of(argument)
-    if found.count(STDIN) > 1:
-        raise ImageError("- stands for the picture on stdin, which can be read once")
+    check_stdin_once(found)
     return found
 
 
@@ -66,6 +66,31 @@ def open_picture(source: str, *, allow_url: bool = False) -> Image.Image:
         return open_image(picture_file(source, allow_url=allow_url))
     except ImageError as error:
         raise named(error, source) from None
+
+
+def without_drawings(sources: Sequence[str], arguments: Sequence[str], folder: Path | None) -> list[str]:
+    """The pictures without those that an earlier call drew into ``folder``, the one for drawings, where that lies in a
+    folder or fits a pattern among the arguments; a drawing that is itself an argument stays."""
+    if folder is None or not folder.is_dir():
+        return list(sources)
+    own = folder.resolve()
+
+    def is_drawing(source: str) -> bool:
+        path = Path(source)
+        return source not in arguments and path.parent.resolve() == own and image_comment(path) == MADE_HERE.encode()
+
+    kept = [source for source in sources if not is_drawing(source)]
+    if not kept:
+        raise ImageError(f"{folder}: holds nothing but what an earlier call drew; name other pictures")
+    if left := len(sources) - len(kept):
+        say(f"{left} of {len(sources)} pictures left out: an earlier call drew them into {folder}")
+    return kept
+
+
+def check_stdin_once(sources: Sequence[str]) -> None:
+    """Refuses more than one picture that is to come on stdin."""
+    if sources.count(STDIN) > 1:
+        raise ImageError("- stands for the picture on stdin, which can be read once")
 
 
 def picture_file(source: str, *, allow_url: bool = False) -> str | bytes:

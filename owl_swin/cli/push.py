@@ -10,13 +10,16 @@ from owl_swin.errors import ConfigError
 
 
 def push(
-    model: Annotated[str, typer.Argument(help="A name that ships, a .safetensors file, or a folder, as a run's.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A name that ships, a .safetensors file, or a folder, as a run's."),
+    ],
     to: Annotated[str, typer.Argument(metavar="USER/NAME", help="The model on the hub; made where there is none.")],
     revision: Annotated[str | None, typer.Option(help="Branch to write to; made where there is none.")] = None,
     private: Annotated[bool, typer.Option("--private", help="A new model is seen by its owner alone.")] = False,
     message: Annotated[str, typer.Option(help="What the change is called there.")] = "Model of owl_swin",
     licence: Annotated[
-        str | None, typer.Option(help='What the hub calls the licence, as "apache-2.0". None: what the card says.')
+        str | None, typer.Option(help='What the hub calls the licence, as "apache-2.0"; by default what the card says.')
     ] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="A quarter of the size: matrices as int8 with a scale a row.")

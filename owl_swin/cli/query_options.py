@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from owl_swin.addresses import is_url
-from owl_swin.cli.pictures import open_picture
+from owl_swin.cli.pictures import check_stdin_once, open_picture
 from owl_swin.cli.results import stem_of
 from owl_swin.errors import OwlSwinError, QueryError
+from owl_swin.files import is_special
 from owl_swin.image import is_picture_name
 
 if TYPE_CHECKING:
@@ -30,18 +31,25 @@ class QueryOptions:
     weight: float = 0.5
 
 
-def make_queries(asked: QueryOptions, *, allow_url: bool = False) -> "list[str | Query]":
+def make_queries(asked: QueryOptions, *, beside: Sequence[str] = (), allow_url: bool = False) -> "list[str | Query]":
     """The queries in the order in which they are asked; options that contradict one another raise QueryError.
 
     Every text is a query of its own. All of ``like`` are one more, after the texts, to which ``negative`` belongs;
     with ``join`` the texts belong to it too. Without ``like``, a single text is what ``negative`` belongs to. With
-    ``allow_url`` pictures may be http(s) addresses.
+    ``allow_url`` pictures may be http(s) addresses. ``beside`` are the other pictures of the command line: of all
+    together one may come on stdin.
     """
-    texts = [*asked.query, *split_commas(asked.queries)]
+    check_stdin_once([*beside, *map(path_of, (*asked.like, *asked.negative))])
+    from owl_swin.queries import Query
+
+    texts: list[str | Query] = [*asked.query]
+    for line in listed_names(asked.queries):
+        names = split_commas(line)
+        texts.append(names[0] if len(names) == 1 else Query(line, names))
     if not (asked.like or asked.negative or asked.join):
         if asked.name is not None:
             raise QueryError("--name is for the query of --like, --join or --not; there is none of these")
-        return list(texts)
+        return texts
     if asked.join and not texts:
         raise QueryError("--join makes the texts of --query part of the query of --like; there is no text")
     if asked.negative and not asked.like and not texts:
@@ -51,14 +59,16 @@ def make_queries(asked: QueryOptions, *, allow_url: bool = False) -> "list[str |
             f"--not belongs to one query, and there are {len(texts)} texts; give it one --query, or --join if all of "
             "them mean the same thing"
         )
-    joined = texts if asked.join or not asked.like else []
+    joined = [text for one in texts for text in _texts_of(one)] if asked.join or not asked.like else []
     exemplars = [_exemplar("--like", argument, allow_url) for argument in asked.like]
     negatives = [_negative(argument, allow_url) for argument in asked.negative]
     name = asked.name or (joined[0] if joined else stem_of(path_of(asked.like[0])))
-    from owl_swin.queries import Query
-
     query = Query(name, joined, exemplars, negatives, asked.weight)
-    return [*(text for text in texts if text not in joined), query]
+    return [*([] if joined else texts), query]
+
+
+def _texts_of(query: "str | Query") -> Sequence[str]:
+    return [query] if isinstance(query, str) else query.texts
 
 
 def split_commas(queries: str | None) -> list[str]:
@@ -69,6 +79,15 @@ def split_commas(queries: str | None) -> list[str]:
     if not names:
         raise QueryError(f"--queries names nothing: {queries!r}; separate the names with commas")
     return names
+
+
+def listed_names(queries: str | None) -> list[str]:
+    """The names of --queries: between commas, or the lines of a file, where "sofa, couch" is one class of two texts."""
+    from owl_swin.labelling.names import read_name_lines
+
+    if queries is not None and (queries.endswith(".txt") or is_file(queries) or is_special(Path(queries))):
+        return read_name_lines(queries)
+    return split_commas(queries)
 
 
 def add_saved(detector, queries: "QueryEmbeddings | None", files: Sequence[Path]) -> "QueryEmbeddings | None":

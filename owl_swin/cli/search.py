@@ -89,7 +89,12 @@ def search(
         raise QueryError("--eval gives figures instead of answers; leave --save and --format out")
     if save is not None:
         _check_sheet(
-            save, read=[*(path_of(shown) for shown in (*(like or ()), *(negative or ()))), *(query_file or ())]
+            save,
+            read=[
+                *(path_of(shown) for shown in (*(like or ()), *(negative or ()))),
+                *(query_file or ()),
+                queries or "",
+            ],
         )
     settings: dict[str, Any] = {
         "limit": limit,

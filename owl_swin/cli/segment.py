@@ -9,7 +9,7 @@ import typer
 
 from owl_swin.cli import options
 from owl_swin.cli.map_results import PANOPTIC, MapFormat, Maps, PanopticMaps, PngMaps, Shown, closing
-from owl_swin.cli.pictures import check_apart, find_pictures, named, open_picture, picture_file
+from owl_swin.cli.pictures import check_apart, find_pictures, named, open_picture, picture_file, without_drawings
 from owl_swin.cli.printing import Progress, emit_line, say
 from owl_swin.cli.query_options import QueryOptions, add_saved, make_queries
 from owl_swin.cli.thresholds import read_thresholds
@@ -71,7 +71,7 @@ def segment(
     image_size: Annotated[
         int | None,
         typer.Option(
-            help="Longer side in pixels that the model sees. None: the size that the model was made for; for fixed "
+            help="Longer side in pixels that the model sees; by default the size that it was made for; for fixed "
             "classes its shorter side, 512 for ADE20K's, and the longer one at most four times that."
         ),
     ] = None,
@@ -91,7 +91,9 @@ def segment(
     With ADE20K's 150 classes: owl-swin segment Photos --model openmmlab/upernet-swin-tiny --save maps
     """
     asked = make_queries(
-        QueryOptions(query or (), queries, like or (), negative or (), name, join, weight), allow_url=allow_url
+        QueryOptions(query or (), queries, like or (), negative or (), name, join, weight),
+        beside=photos,
+        allow_url=allow_url,
     )
     tiles = options.make_tiles(tile, overlap)
     fixed = not asked and not query_file
@@ -102,9 +104,10 @@ def segment(
             "say with --query what may be seen, or with --model which network with fixed classes says it, as "
             "openmmlab/upernet-swin-tiny"
         )
-    sources = find_pictures(photos, allow_url=allow_url)
+    drawn = save if format is MapFormat.PNG else save / PANOPTIC
+    sources = without_drawings(find_pictures(photos, allow_url=allow_url), photos, drawn)
     make_folder(save)
-    check_apart(sources, save if format is MapFormat.PNG else save / PANOPTIC)
+    check_apart(sources, drawn)
     if fixed:
         names, find = _fixed_classes(str(model), device, image_size, allow_url)
     else:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A TOML file, as in configs/train.")],
+    config: Annotated[Path, typer.Argument(metavar="RUN.toml", help="A TOML file, as in configs/train.")],
     stop_after: Annotated[
         int | None, typer.Option(help="Stop after so many steps more; the next call goes on.")
     ] = None,
@@ -80,7 +80,8 @@ def _probe(settings: "TrainConfig", with_steps: bool) -> None:
 
 def paste(
     cutouts: Annotated[
-        Path, typer.Argument(help="Folder of RGBA pictures called after what they show, or a JSON list.")
+        Path,
+        typer.Argument(metavar="CUTOUTS", help="Folder of RGBA pictures called after what they show, or a JSON list."),
     ],
     on: Annotated[list[Path], typer.Option(help="Folder of photographs to paste on; repeat it.")],
     to: Annotated[Path, typer.Option(help="Folder to write annotations.json and images/ to.")],
@@ -165,7 +166,7 @@ def _two_shares(given: str | None) -> tuple[float, float] | None:
 
 
 def distil_text(
-    config: Annotated[Path, typer.Argument(help="A TOML file, as configs/train/distil_text.toml.")],
+    config: Annotated[Path, typer.Argument(metavar="RUN.toml", help="A TOML file, as configs/train/distil_text.toml.")],
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Go on with other settings than the run began with.")
     ] = False,

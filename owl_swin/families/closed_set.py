@@ -14,6 +14,7 @@ from owl_swin.closed_set import ImageClassifier, ImageSegmenter
 from owl_swin.devices import pick_device
 from owl_swin.errors import CheckpointError, brief
 from owl_swin.families.hub import CONFIG_AND_WEIGHTS, fetch_snapshot, is_hub_name
+from owl_swin.families.owl_swin import SHIPPED
 from owl_swin.families.picture_settings import PictureSettings, of_timm, of_transformers
 from owl_swin.families.swin_libraries import fetch_from_library, library_of, timm_name
 from owl_swin.families.swin_weights import swin_of
@@ -148,6 +149,12 @@ def _read(source: str | Path, revision: str | None, token: str | bool | None) ->
         raise CheckpointError("no such file, folder or model", of=brief(source)) from None
     if folder is None:
         name = timm_name(str(source))
+        if name in SHIPPED:
+            raise CheckpointError(
+                "is asked by name and has no fixed classes; use Detector.classify or Detector.segment in Python, or "
+                "`owl-swin segment --query`",
+                of=source,
+            )
         if not is_hub_name(name):
             raise CheckpointError(
                 "no such file; give a folder, a .safetensors file or the name of a model, as "

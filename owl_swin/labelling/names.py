@@ -76,14 +76,19 @@ def label_names(lines: Iterable[str]) -> tuple[LabelName, ...]:
 
 
 def read_label_names(path: str | Path) -> tuple[LabelName, ...]:
-    """The names of a text file, one a line, without the lines that begin with #; one that cannot be read or has none
+    """The names of a text file, as ``read_name_lines`` takes them."""
+    return label_names(read_name_lines(path))
+
+
+def read_name_lines(path: str | Path) -> list[str]:
+    """The lines of a text file that hold names, without those that begin with #; a file that cannot be read or has none
     raises QueryError."""
     try:
         lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
         raise QueryError(f"expected a file with a name on each line ({reason})", of=path) from None
-    names = label_names(line for line in lines if not line.lstrip().startswith("#"))
-    if not names:
+    found = [line.strip() for line in lines if not line.lstrip().startswith("#") and spoken_names(line)]
+    if not found:
         raise QueryError("holds no name; write one on each line", of=path)
-    return names
+    return found
