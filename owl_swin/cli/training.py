@@ -93,8 +93,8 @@ def paste(
         str | None,
         typer.Option(
             metavar="LEAST,MOST",
-            help="Longer side of a thing as a share of the photograph's, as 0.04,0.4. None: heights of 0.15 to 0.6 of "
-            "its shorter side.",
+            help="Longer side of a thing as a share of the photograph's, as 0.04,0.4; by default heights of 0.15 to 0.6 "
+            "of its shorter side.",
         ),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Longer side in pixels of pictures, at most.", min=1)] = 320,
@@ -131,7 +131,7 @@ def signs(
     posters: Annotated[
         list[Path] | None, typer.Option(help="Folder of photographs: each fourth is a part of one of them; repeat it.")
     ] = None,
-    fonts: Annotated[Path | None, typer.Option(help="Folder of TrueType fonts. None: Pillow's own font.")] = None,
+    fonts: Annotated[Path | None, typer.Option(help="Folder of TrueType fonts; by default Pillow's own font.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same cut-outs.")] = 0,
 ) -> None:
     """Make cut-outs of signs with writing, and of posters, for `owl-swin paste`.
