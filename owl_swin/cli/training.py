@@ -93,8 +93,8 @@ def paste(
         str | None,
         typer.Option(
             metavar="LEAST,MOST",
-            help="Longer side of a thing as a share of the photograph's, as 0.04,0.4; by default heights of 0.15 to 0.6 "
-            "of its shorter side.",
+            help="Longer side of a thing as a share of the photograph's, as 0.04,0.4; by default heights of 0.15 to "
+            "0.6 of its shorter side.",
         ),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Longer side in pixels of pictures, at most.", min=1)] = 320,
