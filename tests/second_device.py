@@ -2,7 +2,8 @@
 
 Nothing else runs on it: an operation that joins tensors of two devices, that indexes a tensor of the CPU by one that is
 not there, that reads a tensor elsewhere as an array, or (on "mps") that makes a float64 is refused as PyTorch refuses
-it. Kernels, their rounding and their speed are those of the CPU.
+it. Kernels, their rounding and their speed are those of the CPU. A model that is laid out on "meta" before its
+weights are there is loaded first, and then moved.
 """
 
 from contextlib import contextmanager

@@ -4,7 +4,8 @@
 """
 
 import json
-from dataclasses import astuple
+from contextlib import nullcontext
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,7 @@ from owl_swin.evaluation.absence import evaluate_absence
 from owl_swin.evaluation.detection import evaluate_detection
 from owl_swin.evaluation.diagnosis import evaluate_diagnosis
 from owl_swin.index.regions import regions_of_picture
-from owl_swin.training.distributed import Process
-from owl_swin.training.loop import LoopConfig, begin_run, run_task
-from owl_swin.training.streams import stream_seed
-from owl_swin.training.tasks.build import build_task
+from owl_swin.training import loop
 
 PICTURE = noise(60, 90)
 SHOWN = Exemplar(PICTURE, (3, 4, 30, 40))
@@ -176,16 +174,15 @@ RUNS = {
 @pytest.mark.parametrize("run", RUNS)
 def test_training(run, monkeypatch, tmp_path):
     config = train_config(RUNS[run](tmp_path) | {"steps": 2, "batch_size": 2})
-    loop = LoopConfig.of(config)
+    losses = []
     with second_device("cuda", monkeypatch) as device:
-        for _ in range(2):  # the second goes on from the file of the first
-            process = Process(0, 1, device)
-            settings = begin_run(config, process, False)
-            torch.manual_seed(0)
-            run_task(build_task(config, process), loop, process, settings, stop_after=1)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    torch.manual_seed(0)
-    task = build_task(config, ALONE)
-    torch.manual_seed(stream_seed(config.seed, 0, 0))
-    task.model.train()
-    assert len(losses) == 2 and losses[0] == pytest.approx(task.step_losses(task.batch(0))["loss"].item(), rel=1e-3)
+        # On the device a second call goes on from the file of the first.
+        for place, steps in ((device, (1, 1)), (ALONE.device, (1,))):
+            process = replace(ALONE, device=place)
+            monkeypatch.setattr(loop, "started_process", lambda _, process=process: nullcontext(process))
+            for count in steps:
+                torch.manual_seed(0)
+                folder = loop.train(replace(config, output=str(tmp_path / place.type)), stop_after=count)
+            losses.append([json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()])
+    (first, _), (expected,) = losses
+    assert first == pytest.approx(expected, rel=1e-3)
