@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import signal
 import socket
 import threading
 
@@ -25,6 +26,7 @@ from owl_swin.bench.serving import benchmark_serving
 from owl_swin.server.app import build_demo, create_app
 from owl_swin.server.batching import Batcher, QueueFull
 from owl_swin.server.cache import ByteCache
+from owl_swin.server.run import make_server
 from owl_swin.server.settings import ServerSettings
 
 PICTURE = encode(noise(60, 90))
@@ -201,6 +203,28 @@ def test_a_port_that_is_taken_is_said(owl_swin, model_file):  # noqa: F811
         port = taken.getsockname()[1]
         run: Run = owl_swin("serve", "--model", model_file, "--no-demo", "--port", port)
         assert_one_sentence(run, f"cannot listen on 127.0.0.1, port {port}")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_whatever_asks_the_server_to_end_lets_it_finish_what_it_took(detector, name):
+    """A terminal that closes ended it in the middle of a request."""
+    chosen = ServerSettings(port=0)
+    server = make_server(create_app(detector, chosen), chosen)
+    with server.capture_signals():
+        signal.raise_signal(getattr(signal, name))
+    assert server.serving.draining
+
+
+def test_a_server_under_nohup_stays_when_the_terminal_closes(detector):
+    chosen = ServerSettings(port=0)
+    server = make_server(create_app(detector, chosen), chosen)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with server.capture_signals():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not server.serving.draining
 
 
 def test_under_load_no_answer_is_wrong_or_lost_and_sigterm_ends_with_code_0(model_file):

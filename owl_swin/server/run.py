@@ -20,6 +20,7 @@ from owl_swin.errors import ConfigError
 from owl_swin.server.problems import MEDIA_TYPE, Problem
 from owl_swin.server.serving import Serving
 from owl_swin.server.settings import ServerSettings
+from owl_swin.signals import TERMINATING
 
 MAX_HEAD_BYTES = 64 * 1024
 # Bytes of one connection that are read in one turn of the loop, and the most lines of a chunked body among them: each
@@ -214,7 +215,8 @@ class DrainingServer(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {sig: signal.signal(sig, self._on_signal) for sig in (signal.SIGTERM, signal.SIGINT)}
+        ending = [sig for sig in TERMINATING if signal.getsignal(sig) is not signal.SIG_IGN]  # as SIGHUP is by `nohup`
+        before = {sig: signal.signal(sig, self._on_signal) for sig in (signal.SIGINT, *ending)}
         try:
             yield
         finally:
@@ -250,7 +252,7 @@ class DrainingServer(uvicorn.Server):
 def serve(
     make_app: Callable[[], FastAPI], settings: ServerSettings, *, what: str = "", access_log: bool = False
 ) -> None:
-    """Answers until SIGTERM or SIGINT. Where it listens, and that ``what`` is loaded before, goes to stderr.
+    """Answers until SIGTERM, SIGHUP or SIGINT. Where it listens, and that ``what`` is loaded before, goes to stderr.
 
     An address that cannot be had is said before anything is loaded. Who asks meanwhile waits.
     """
