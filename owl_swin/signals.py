@@ -86,3 +86,17 @@ def held_signals(sentence: str = "") -> Iterator[HeldSignal]:
             signal.signal(sig, handler)
     if held.number:
         signal.raise_signal(held.number)
+
+
+@contextmanager
+def kept_signals() -> Iterator[None]:
+    """Within, a library may take the signals for itself, as Ray does with SIGTERM when it starts; afterwards they are
+    handled as before."""
+    before = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, *TERMINATING)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for sig, handler in before.items():
+                if handler is not None:  # one that is not Python's cannot be put back
+                    signal.signal(sig, handler)

@@ -29,8 +29,10 @@ def own_ray():
     """A Ray of this process's own, as the server begins one where none runs; other processes may join it."""
     import ray
 
+    handlers = [signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)]
     with cluster._on_ray(False) as own:
         assert own
+        assert [signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)] == handlers
         yield ray.get_runtime_context().gcs_address
     assert not ray.is_initialized()
 

@@ -13,6 +13,7 @@ from owl_swin.errors import ArchiveError, MissingExtraError
 from owl_swin.index.paths import from_text, to_text
 from owl_swin.index.regions import EncodedFile, PictureRegions, encode_files
 from owl_swin.index.update import Engine
+from owl_swin.signals import kept_signals
 from owl_swin.tiling import Tiles
 
 # Pictures that a worker is given at a time.
@@ -40,7 +41,8 @@ def ray_engine(detector: Detector, regions: int, *, address: str | None = None, 
             return
         try:
             if not ray.is_initialized():
-                ray.init(address=address, log_to_driver=False, configure_logging=False)
+                with kept_signals():
+                    ray.init(address=address, log_to_driver=False, configure_logging=False)
             ray.data.DataContext.get_current().enable_progress_bars = False
             gpus = 1 if detector.device.type == "cuda" else 0
             room = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))

@@ -11,6 +11,7 @@ from typing import Any
 from owl_swin.errors import ConfigError, MissingExtraError
 from owl_swin.server.run import bind
 from owl_swin.server.settings import ServerSettings
+from owl_swin.signals import kept_signals
 
 # Of the application and its deployment on Ray.
 NAME = "owl_swin"
@@ -141,12 +142,13 @@ def _on_ray(log_to_driver: bool) -> Iterator[bool]:
         yield False
         return
     options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": "warning"}
-    try:
-        ray.init(address="auto", **options)
-        own = False
-    except ConnectionError:  # none runs here
-        ray.init(address="local", include_dashboard=False, **options)
-        own = True
+    with kept_signals():
+        try:
+            ray.init(address="auto", **options)
+            own = False
+        except ConnectionError:  # none runs here
+            ray.init(address="local", include_dashboard=False, **options)
+            own = True
     try:
         yield own
     finally:
