@@ -1,6 +1,7 @@
 """Exported folders find what the model finds that they were made from, and say what they cannot do."""
 
 import copy
+import ctypes
 import json
 import subprocess
 import sys
@@ -174,6 +175,26 @@ def test_a_frame_that_no_model_has_is_refused(tiny_model, tmp_path, size):
 
 
 # --- int8 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stack is looked at as Linux has it")
+def test_graphs_leave_the_stack_of_signal_handlers_alone(folders):
+    """OpenVINO gives the thread one of its own and takes it away with the graph; the next signal ended the process."""
+    openvino = pytest.importorskip("owl_swin.runtimes.openvino")
+
+    def stack():
+        now = openvino._SignalStack()
+        assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(now)) == 0
+        return now.start, now.flags, now.size
+
+    before = stack()
+    path = next(folders["openvino"].glob("*.xml"))
+    first, second = openvino.open_graph(path), openvino.open_graph(path)
+    assert stack() == before
+    del first
+    assert stack() == before
+    del second
+    assert stack() == before
 
 
 def test_int8_keeps_what_patches_say(owlv2, tmp_path):

@@ -14,6 +14,7 @@ from owl_swin.errors import ConfigError, ImageError, MissingExtraError
 from owl_swin.frame import HW
 from owl_swin.image import ImageSource, open_image
 from owl_swin.runtimes.frames import StatedFrames
+from owl_swin.runtimes.openvino import kept_signal_stack
 from owl_swin.runtimes.spec import ExportSpec
 
 logger = logging.getLogger("owl_swin")
@@ -44,10 +45,11 @@ def quantised(graph: bytes, spec: ExportSpec, size: HW | None, photographs: Sequ
     else:
         import openvino
 
-        model = openvino.Core().read_model(graph)
+        with kept_signal_stack():
+            model = openvino.Core().read_model(graph)
         kept = {"types": ["GroupConvolution"]}
     nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(sys.stderr):  # where its bars belong
+    with contextlib.redirect_stdout(sys.stderr), kept_signal_stack():  # where its bars belong
         made = nncf.quantize(
             model,
             nncf.Dataset(pixels, lambda array: {"pixels": array}),
