@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,10 @@ from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 
 torch.set_num_threads(1)
+# Shells start jobs in the background with Ctrl-C ignored, `nohup` ignores SIGHUP; tests, and programs that they start,
+# are asked to end by these.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ["OWL_SWIN_TEXT_CACHE"] = "off"  # also of programs that tests start: nothing of a test stays on the machine
 
 TINY = ModelConfig(
