@@ -47,11 +47,21 @@ def test_the_seed_makes_the_cutouts(photograph, tmp_path):
     assert not set(pixels[0]) & set(pixels[2])
 
 
-def test_a_folder_with_pictures_is_left_alone(tmp_path):
-    noise(8, 8).save(tmp_path / "mine.png")
+@pytest.mark.parametrize("name", ["mine.png", "sign-00000.png"])
+def test_a_folder_with_pictures_is_left_alone(tmp_path, name):
+    noise(8, 8).save(tmp_path / name)
+    before = (tmp_path / name).read_bytes()
     with pytest.raises(DataError, match="has pictures in it; name an empty folder"):
         make_signs(tmp_path, count=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
+def test_what_a_stopped_call_left_is_made_again(tmp_path):
+    whole = {path.name: path.read_bytes() for path in make_signs(tmp_path / "whole", count=4).iterdir()}
+    make_signs(tmp_path / "stopped", count=2, seed=1)
+    assert {path.name: path.read_bytes() for path in make_signs(tmp_path / "stopped", count=4).iterdir()} == whole
+    with pytest.raises(DataError, match="has pictures in it"):
+        make_signs(tmp_path / "stopped", count=3)  # the fourth is one more than asked for
 
 
 def test_a_file_that_is_no_font_is_one_sentence(tmp_path):

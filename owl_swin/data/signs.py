@@ -11,7 +11,7 @@ from owl_swin.data.paste import CUTOUT_SUFFIXES
 from owl_swin.errors import DataError
 from owl_swin.files import make_folder, write_image
 from owl_swin.image import open_image
-from owl_swin.made_here import MADE_HERE
+from owl_swin.made_here import MADE_HERE, may_be_written
 
 RGB = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -42,26 +42,31 @@ def make_signs(
 
     A sign is a rounded or round plate of one colour with letters and digits that mean nothing, in one of ``fonts``
     (TrueType files, of which those that have no Latin letters are left out; none: Pillow's own), unevenly lit and seen
-    from aside. Where ``photographs`` are given, each fourth
-    cut-out is a poster instead, "poster-00003.png": a part of one of them, framed half the time. The same seed gives
-    the same cut-outs. For ``paste_scenes``; the names are what detection learns. Raises DataError.
+    from aside. Where ``photographs`` are given, each fourth cut-out is a poster instead, "poster-00003.png": a part of
+    one of them, framed half the time. The same seed gives the same cut-outs, and what a call that was stopped left is
+    made again. For ``paste_scenes``; the names are what detection learns. Raises DataError.
     """
+    kinds = ["poster" if photographs and _is_turn_of_poster(index) else "sign" for index in range(count)]
+    names = [f"{kind}-{index:05d}.png" for index, kind in enumerate(kinds)]
     make_folder(folder)
-    if any(path.suffix.lower() in CUTOUT_SUFFIXES for path in folder.iterdir()):
+    there = [path for path in folder.iterdir() if path.suffix.lower() in CUTOUT_SUFFIXES]
+    if any(path.name not in names or not may_be_written(path) for path in there):
         raise DataError(f"{folder}: has pictures in it; name an empty folder, since all in it would be cut-outs")
     letters = [font for font in map(_read_font, fonts) if _has_letters(font)] if fonts else [_own_font()]
     if not letters:
         raise DataError(f"none of the {len(fonts)} fonts has Latin letters and digits")
-    for index in range(count):
+    for index, name in enumerate(names):
         rng = random.Random(seed * 1_000_003 + index)
-        if photographs and index % POSTER_EVERY == POSTER_EVERY - 1:
-            name, cutout = "poster", _poster(open_image(rng.choice(photographs)), rng)
+        if kinds[index] == "poster":
+            cutout = _poster(open_image(rng.choice(photographs)), rng)
         else:
-            name, cutout = "sign", _from_aside(_lit(_sign(rng.choice(letters), rng), rng), rng)
-        write_image(
-            folder / f"{name}-{index:05d}.png", cutout.crop(cutout.getchannel("A").getbbox()), comment=MADE_HERE
-        )
+            cutout = _from_aside(_lit(_sign(rng.choice(letters), rng), rng), rng)
+        write_image(folder / name, cutout.crop(cutout.getchannel("A").getbbox()), comment=MADE_HERE)
     return folder
+
+
+def _is_turn_of_poster(index: int) -> bool:
+    return index % POSTER_EVERY == POSTER_EVERY - 1
 
 
 def _own_font() -> Font:
