@@ -147,7 +147,8 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path, processes):
     started = [*(start(toml, env) for env in others), start(toml, last, killed_in=5)]
     for process in started:
         process.join(240)
-    assert [process.exitcode for process in started] == [1] * len(others) + [-signal.SIGKILL]
+    assert started[-1].exitcode == -signal.SIGKILL
+    assert all(process.exitcode for process in started)  # those that it left have nobody to add up gradients with
     metrics = folder / "run" / "metrics.jsonl"
     # Half a line, as a machine that lost its power leaves it.
     assert len(losses(folder / "run")) == 5

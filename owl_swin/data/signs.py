@@ -46,8 +46,8 @@ def make_signs(
     one of them, framed half the time. The same seed gives the same cut-outs, and what a call that was stopped left is
     made again. For ``paste_scenes``; the names are what detection learns. Raises DataError.
     """
-    kinds = ["poster" if photographs and _is_turn_of_poster(index) else "sign" for index in range(count)]
-    names = [f"{kind}-{index:05d}.png" for index, kind in enumerate(kinds)]
+    posters = {index for index in range(count) if photographs and index % POSTER_EVERY == POSTER_EVERY - 1}
+    names = {f"{'poster' if index in posters else 'sign'}-{index:05d}.png": index for index in range(count)}
     make_folder(folder)
     there = [path for path in folder.iterdir() if path.suffix.lower() in CUTOUT_SUFFIXES]
     if any(path.name not in names or not may_be_written(path) for path in there):
@@ -55,18 +55,14 @@ def make_signs(
     letters = [font for font in map(_read_font, fonts) if _has_letters(font)] if fonts else [_own_font()]
     if not letters:
         raise DataError(f"none of the {len(fonts)} fonts has Latin letters and digits")
-    for index, name in enumerate(names):
+    for name, index in names.items():
         rng = random.Random(seed * 1_000_003 + index)
-        if kinds[index] == "poster":
+        if index in posters:
             cutout = _poster(open_image(rng.choice(photographs)), rng)
         else:
             cutout = _from_aside(_lit(_sign(rng.choice(letters), rng), rng), rng)
         write_image(folder / name, cutout.crop(cutout.getchannel("A").getbbox()), comment=MADE_HERE)
     return folder
-
-
-def _is_turn_of_poster(index: int) -> bool:
-    return index % POSTER_EVERY == POSTER_EVERY - 1
 
 
 def _own_font() -> Font:
