@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from owl_swin.errors import QueryError
@@ -89,7 +91,7 @@ class ClipTokenizer:
 
 
 class Tokenizer:
-    """Ids of a model's tokenizer. Text that is too long is cut, with one warning a text, never refused.
+    """Ids of a model's tokenizer. Text that is too long is cut, never refused; a warning names it or the first new one.
 
     A published model, ``open_clip_name``, brings its own context length.
     """
@@ -111,9 +113,8 @@ class Tokenizer:
             return torch.zeros((0, self.context_length), dtype=torch.long)
         cleaned = [clean_text(text) for text in texts]
         ids = self._encode(cleaned)
-        for text, row in zip(cleaned, ids, strict=True):
-            if row[-1] != 0 and self._is_cut(text, row):
-                warn_once(f"query {_shorten(text)!r} is longer than {self.context_length} tokens and was cut")
+        pairs = zip(cleaned, ids, strict=True)
+        warn_of_cut([text for text, row in pairs if row[-1] != 0 and self._is_cut(text, row)], self.context_length)
         return ids
 
     def save(self, path: Path) -> None:
@@ -163,6 +164,23 @@ def clean_text(text: str) -> str:
 def warn_once(sentence: str) -> None:
     """Logs a warning the first time, so that a text asked of a thousand pictures is named once."""
     logger.warning(sentence)
+
+
+# Texts that a warning has named or counted.
+cut_before: LRUCache[int, None] = LRUCache(65_536)
+_cut_lock = Lock()
+
+
+def warn_of_cut(texts: Sequence[str], context_length: int) -> None:
+    """Says in one line that those of ``texts`` not warned of before are cut to ``context_length`` tokens."""
+    with _cut_lock:
+        new = [text for text in dict.fromkeys(texts) if hash((text, context_length)) not in cut_before]
+        cut_before.update({hash((text, context_length)): None for text in new})
+    if len(new) == 1:
+        logger.warning("query %r is longer than %d tokens and was cut", _shorten(new[0]), context_length)
+    elif new:
+        said = "%d queries are longer than %d tokens and were cut; the first is %r"
+        logger.warning(said, len(new), context_length, _shorten(new[0]))
 
 
 def _as_clip_reads(text: str) -> str:

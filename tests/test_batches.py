@@ -15,6 +15,7 @@ import torch
 from training_data import align_settings, detect_settings, train_config, write_captions
 from training_runs import ALONE, model_of
 
+import owl_swin.training.batches as batches_module
 from owl_swin.errors import ConfigError, DataError, OwlSwinError
 from owl_swin.training.batches import packed, prefetched, unpacked
 from owl_swin.training.loop import train
@@ -103,6 +104,42 @@ def test_tensors_travel_as_arrays_and_come_back():
     there = packed(batch)
     assert isinstance(there[0], np.ndarray) and isinstance(there[1][0], np.ndarray)
     assert_same(unpacked(there), batch)
+
+
+class Large:
+    """Batches with arrays of several megabytes, one of them with its axes in another order in memory."""
+
+    def batch(self, step):
+        random = np.random.default_rng(step)
+        pixels = torch.from_numpy(random.integers(0, 256, (4 + step % 2, 400, 500, 3), dtype=np.uint8))
+        return [pixels.permute(0, 3, 1, 2), torch.from_numpy(random.random((600, 400))), torch.arange(step), str(step)]
+
+
+@pytest.mark.parametrize("room", ["a slot each", "half a slot", "none"])
+def test_large_arrays_come_through_shared_memory_where_there_is_room(monkeypatch, room):
+    if room == "none":
+        monkeypatch.setattr(batches_module.mmap, "mmap", refused)
+    else:
+        monkeypatch.setattr(batches_module, "SLOT_BYTES", 2**24 if room == "a slot each" else 2**22)
+    through_the_pipe = []
+    take = batches_module.Slots.take
+
+    def watched(slots, batch, index):
+        through_the_pipe.append([isinstance(part, np.ndarray) for part in batch[:2]])
+        return take(slots, batch, index)
+
+    monkeypatch.setattr(batches_module.Slots, "take", watched)
+    for index, batch in enumerate(prefetched(Large(), 0, 20, workers=2)):  # the slots are used again and again
+        expected = Large().batch(index)
+        assert_same(batch, expected)
+        if room == "a slot each":
+            assert batch[0].stride() == expected[0].stride()
+    pipe = {"a slot each": [False, False], "half a slot": [False, True], "none": [True, True]}[room]
+    assert len(through_the_pipe) == 20 and all(own == pipe for own in through_the_pipe)
+
+
+def refused(*_):
+    raise OSError("no such addresses")
 
 
 def test_batches_that_nobody_asks_for_any_more_leave_no_process():

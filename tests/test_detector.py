@@ -22,7 +22,7 @@ from owl_swin.exemplar import Exemplar
 from owl_swin.models.network import fingerprint
 from owl_swin.queries import Query
 from owl_swin.scoring import ANYTHING
-from owl_swin.tokenizer import warn_once
+from owl_swin.tokenizer import cut_before
 from owl_swin.types import QueryEmbeddings
 
 pytestmark = pytest.mark.numeric
@@ -267,7 +267,7 @@ def test_an_encoded_picture_can_be_asked_again(detector, picture):
 
 
 def test_over_long_text_is_cut_with_a_warning_and_equals_its_cut_form(detector, picture, caplog):
-    warn_once.cache_clear()
+    cut_before.clear()
     words = ["cat", "dog", "mug", "owl", "tree", "car", "bus", "man", "cup", "hat"]  # ten: what twelve tokens hold
     with caplog.at_level(logging.WARNING, "owl_swin"):
         long = detector.encode_queries([" ".join(words + ["lamp"] * 30)])

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from owl_swin.config import TextConfig
 from owl_swin.errors import ConfigError, QueryError
 from owl_swin.models.text import TextEncoder
-from owl_swin.tokenizer import MAX_CHARACTERS, Tokenizer, clean_text, get_tokenizer, warn_once
+from owl_swin.tokenizer import MAX_CHARACTERS, Tokenizer, clean_text, cut_before, get_tokenizer, warn_once
 
 START, END = 49406, 49407
 
@@ -27,6 +27,7 @@ def tokenizer():
 @pytest.fixture
 def warnings_of(caplog):
     warn_once.cache_clear()
+    cut_before.clear()
     caplog.set_level(logging.WARNING, "owl_swin")
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -136,6 +137,15 @@ def test_text_that_is_too_long_is_cut_with_a_warning(tokenizer, warnings_of, n_w
     kept = min(n_words, 10)
     assert row.tolist() == [START, *[2368] * kept, END, *[0] * (10 - kept)]
     assert [("longer than 12 tokens and was cut" in w) for w in warnings_of()] == [True] * cut
+
+
+def test_many_texts_that_are_too_long_take_one_warning(tokenizer, warnings_of):
+    tokenizer(["a cat", *["cat " * n for n in (40, 11, 12, 11)]])
+    tokenizer(["cat " * 11, "cat " * 40])  # both are known already
+    tokenizer(["cat " * 11, "dog " * 30])
+    several, one = warnings_of()
+    assert several.startswith("3 queries are longer than 12 tokens and were cut; the first is 'cat cat")
+    assert one.startswith("query 'dog dog") and one.endswith("is longer than 12 tokens and was cut")
 
 
 def test_padding_that_is_not_zero_is_no_cut(tokenizer, warnings_of, monkeypatch):

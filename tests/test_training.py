@@ -33,8 +33,9 @@ from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.models.swin import WindowAttention
 from owl_swin.training.config import OptimConfig, TrainConfig
-from owl_swin.training.initial import copy_pooled_to_class_head, load_init
+from owl_swin.training.initial import copy_pooled_to_class_head, load_init, old_weights, start_new_blocks
 from owl_swin.training.loop import train
 from owl_swin.training.tasks.align import AlignTask, _shares
 from owl_swin.training.tasks.detect import DetectTask
@@ -474,6 +475,67 @@ def test_a_run_starts_from_a_model_file_a_run_or_a_text_tower(tmp_path):
         model = OwlSwin(read_toml(settings["model"], ModelConfig))
         load_init(model, str(source))
         assert_close(model.state_dict()[key], expected, atol=tolerance, rtol=0)
+
+
+def test_a_model_of_larger_windows_and_deeper_stages_starts_where_the_smaller_one_is(tmp_path):
+    settings = detect_settings(tmp_path)
+    small = model_of(settings)
+    image = small.config.image
+    for block in small.modules():  # untrained biases say next to nothing
+        if isinstance(block, WindowAttention):
+            torch.nn.init.normal_(block.relative_position_bias_table)
+    save_checkpoint(tmp_path / "small.safetensors", small, {}, int8=False)
+    deeper = replace(image, depths=(*image.depths[:2], image.depths[2] + 2, *image.depths[3:]))
+    large = OwlSwin(replace(small.config, image=replace(deeper, window_size=image.window_size + 3)))
+    start_new_blocks(large, load_init(large, str(tmp_path / "small.safetensors")))
+    # A picture that fits in one window of either: all patches see one another, with the biases that there were.
+    pixels = torch.randn(1, 3, 4 * image.window_size, 4 * image.window_size)
+    with torch.inference_mode():
+        assert_close(large.encode_patches(pixels), small.encode_patches(pixels), atol=1e-2, rtol=0)
+    known = large.state_dict()["image_encoder.stages.2.0.attn.relative_position_bias_table"].unflatten(
+        0, (-1, 2 * image.window_size + 5)
+    )
+    table = small.state_dict()["image_encoder.stages.2.0.attn.relative_position_bias_table"].unflatten(
+        0, (-1, 2 * image.window_size - 1)
+    )
+    assert_close(known[3:-3, 3:-3], table, atol=1e-2, rtol=0)
+    assert_close(known[0, 0], table[0, 0], atol=1e-2, rtol=0)  # what is farther apart begins as the farthest known
+    narrow = OwlSwin(replace(large.config, image=replace(deeper, window_size=image.window_size - 1)))
+    load_init(narrow, str(tmp_path / "small.safetensors"))
+    kept = narrow.state_dict()["image_encoder.stages.2.0.attn.relative_position_bias_table"]
+    assert_close(kept.unflatten(0, (-1, 2 * image.window_size - 3)), table[1:-1, 1:-1], atol=1e-2, rtol=0)
+    save_checkpoint(tmp_path / "large.safetensors", large, {}, int8=False)
+    with pytest.raises(CheckpointError, match="does not fit"):  # a block more has no place
+        load_init(OwlSwin(small.config), str(tmp_path / "large.safetensors"))
+
+
+def test_blocks_that_one_of_two_sources_gives_are_not_new_and_new_ones_go_back_in_a_blend(tmp_path):
+    small = model_of(detect_settings(tmp_path))
+    image = small.config.image
+    deep = OwlSwin(replace(small.config, image=replace(image, depths=(*image.depths[:2], 4, *image.depths[3:]))))
+    for name, model in (("small", small), ("deep", deep)):
+        save_checkpoint(tmp_path / f"{name}.safetensors", model, {}, int8=False)
+    model = OwlSwin(deep.config)
+    from_small = load_init(model, str(tmp_path / "small.safetensors"))
+    start_new_blocks(model, load_init(model, str(tmp_path / "deep.safetensors")) | from_small)
+    key = "image_encoder.stages.2.3.attn.proj.weight"
+    assert_close(model.state_dict()[key], deep.state_dict()[key], atol=1e-3, rtol=0)
+    assert key in old_weights(model, set(model.state_dict()))
+    fresh = OwlSwin(deep.config)
+    start_new_blocks(fresh, from_small)
+    back = old_weights(fresh, from_small)
+    assert not back[key].any() and not back["image_encoder.stages.2.2.mlp.2.bias"].any()
+    assert "image_encoder.stages.2.3.attn.qkv.weight" not in back  # noise
+
+
+@pytest.mark.parametrize("shape", [(), (49,), (49, 5), (16, 4), (50, 4)])
+def test_a_table_of_biases_that_is_of_no_window_is_refused(tmp_path, shape):
+    model = model_of(detect_settings(tmp_path))
+    save_file(
+        {"image_encoder.stages.2.0.attn.relative_position_bias_table": torch.zeros(shape)}, tmp_path / "x.safetensors"
+    )
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_init(model, str(tmp_path / "x.safetensors"))
 
 
 def test_patches_start_from_the_projection_of_the_whole_picture(tmp_path):

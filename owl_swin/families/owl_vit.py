@@ -15,7 +15,7 @@ from owl_swin.families.weights import load_tensors, read_folder
 from owl_swin.files import read_json
 from owl_swin.models.network import Pretrained
 from owl_swin.models.owl_vit import ACTIVATIONS, OwlVit, OwlVitConfig, TowerConfig
-from owl_swin.tokenizer import Tokenizer, clean_text, get_tokenizer, warn_once
+from owl_swin.tokenizer import Tokenizer, clean_text, get_tokenizer, warn_of_cut
 
 # The classes of transformers that save checkpoints of each family.
 FAMILIES = {"owlvit": "OwlViTForObjectDetection", "owlv2": "Owlv2ForObjectDetection"}
@@ -177,11 +177,13 @@ class FolderTokenizer:
         """Ids [N, context_length], int64."""
         ids = torch.zeros((len(texts), self.context_length), dtype=torch.long)
         found = self._encode.encode_batch([clean_text(text) for text in texts])
+        cut = []
         for text, row, out in zip(texts, (one.ids for one in found), ids, strict=True):
             if len(row) > self.context_length:
-                warn_once(f"query {text[:60]!r} is longer than {self.context_length} tokens and was cut")
+                cut.append(text)
                 row = [*row[: self.context_length - 1], row[-1]]
             out[: len(row)] = torch.tensor(row, dtype=torch.long)
+        warn_of_cut(cut, self.context_length)
         return ids
 
 

@@ -241,7 +241,8 @@ class TrainConfig:
     that ships or is on the hub, "swin:NAME" (a published Swin for the image encoder, also the one inside of a detector,
     as "swin:IDEA-Research/grounding-dino-tiny"), "open_clip:MODEL/TAG" (a published text encoder), "stem:FILE"
     (weights of the stem with timm's names; "stem:timm" those that timm publishes) or "text:SOURCE" (of a model only its
-    text encoder). ``batch_size`` is for each process and each of the ``accumulate`` passes of a step.
+    text encoder). Windows may be of another size than theirs, and stages deeper: new blocks begin as the identity.
+    ``batch_size`` is for each process and each of the ``accumulate`` passes of a step.
     ``contrast`` is the loss on captions. ``linear_weight`` weighs a free linear classifier for each labelled set, which
     only training has:
     fixed texts alone teach a young encoder slowly. ``logit_scale`` is the inverse temperature to start the alignment
@@ -252,7 +253,8 @@ class TrainConfig:
     ``shard`` says how several processes share the model. ``preview_every`` steps, a picture of what
     the model finds is drawn (0: never). ``blend`` mixes the weights that ``init`` gave into the result: 0 is the
     trained model alone, 1 the old one (WiSE-FT, arXiv:2109.01903). Parameters that ``init`` did not give stay as
-    trained, but that new head blocks go back to the identity. A run that has ended may be given another share.
+    trained, but that new blocks, of the heads or of a stage, go back to the identity. A run that has ended may be
+    given another share.
     """
 
     task: str

@@ -1,7 +1,7 @@
 """One process or many: what `torchrun` says about this one, and how the parts of a run are shared between them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -101,13 +101,13 @@ def mean_over_processes(values: dict[str, Tensor], process: Process) -> dict[str
     return dict(zip(names, (flat / process.world).tolist(), strict=True))
 
 
-def largest_of_processes(value: int, process: Process) -> int:
-    """The largest of the whole numbers that the processes have; all must ask at once."""
+def largest_of_processes(values: Sequence[int], process: Process) -> list[int]:
+    """Of each of ``values``, whole numbers, the largest that any process has; all must ask at once."""
     if process.world == 1:
-        return value
-    largest = torch.tensor(int(value), device=process.device)
+        return list(values)
+    largest = torch.tensor([int(value) for value in values], device=process.device)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+    return largest.tolist()
 
 
 def whole(tensor: Tensor) -> Tensor:

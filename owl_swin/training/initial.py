@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from owl_swin.config import CalibrationConfig, from_mapping
@@ -14,12 +16,15 @@ from owl_swin.families.owl_swin import checkpoint_path
 from owl_swin.families.weights import dequantise, read_tensors
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.models.stem import published_stem
+from owl_swin.models.swin import SwinBlock
 
 
 def load_init(model: OwlSwin, source: str) -> set[str]:
     """Starts from weights, and returns the names of the tensors that were there; ``source`` as in TrainConfig.init.
 
-    Parts that the source does not hold stay as they are; a tensor of another shape, or a file without any, is refused.
+    Parts that the source does not hold stay as they are. Windows may be of another size: the biases of offsets that
+    the source knows are kept, and those farther apart begin as the nearest that it knows. Any other tensor of another
+    shape, or a file without any, is refused.
     """
     kind, _, name = source.partition(":")
     if kind == "swin" and name:
@@ -53,6 +58,7 @@ def _load(model: OwlSwin, tensors: dict[str, Tensor], source: str) -> set[str]:
     own = model.state_dict()
     if model.masks is None:  # a model of boxes begins with those of one that has masks too
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("masks.")}
+    tensors = {k: _rewindowed(v, own[k].shape) if k in own and k.endswith(TABLE) else v for k, v in tensors.items()}
     wrong = [k for k, v in tensors.items() if k not in own or own[k].shape != v.shape]
     if wrong or not tensors:
         raise CheckpointError(f"{source}: does not fit this model; first misfit: {wrong[:3] or 'no tensors'}")
@@ -60,6 +66,41 @@ def _load(model: OwlSwin, tensors: dict[str, Tensor], source: str) -> set[str]:
     return set(tensors)
 
 
+def _rewindowed(table: Tensor, shape: torch.Size) -> Tensor:
+    """A table [(2 w - 1)², heads] of relative position bias for windows of another size → one of ``shape``. Its middle
+    keeps the same offsets; the published way, stretching it (Swin's bicubic interpolation), moves all of them."""
+    if table.ndim != 2 or table.shape[1] != shape[1]:
+        return table
+    old, new = math.isqrt(table.shape[0]), math.isqrt(shape[0])
+    if old == new or old % 2 == 0 or old * old != table.shape[0]:
+        return table
+    missing = (new - old) // 2  # below 0 for smaller windows
+    grid = table.T.reshape(1, -1, old, old)
+    return F.pad(grid.float(), (missing,) * 4, mode="replicate").to(table).reshape(-1, new * new).T.contiguous()
+
+
+@torch.no_grad()
+def start_new_blocks(model: OwlSwin, given: Set[str]) -> None:
+    """Lets Swin blocks of which nothing was ``given``, in a stage of which other blocks were, hand on what comes in."""
+    parameters = dict(model.named_parameters())
+    for name in _last_of_new_blocks(model, given):
+        parameters[name].zero_()
+
+
+def _last_of_new_blocks(model: OwlSwin, given: Set[str]) -> set[str]:
+    """Names of the parameters through which those blocks add to what comes in."""
+    names: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, SwinBlock):
+            held = [any(key.startswith(f"{part}.") for key in given) for part in (name, name.rpartition(".")[0])]
+            if held == [False, True]:
+                last = f"mlp.{len(module.mlp) - 1}"
+                names |= {f"{name}.{layer}.{kind}" for layer in ("attn.proj", last) for kind in ("weight", "bias")}
+    return names
+
+
+# What a name of a table of relative position bias ends in.
+TABLE = ".relative_position_bias_table"
 # Before a colon: of what the rest of a source is a part.
 PARTS = ("swin", "stem", "text", "open_clip")
 SIZES_OF_SWIN = ("patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")
@@ -127,10 +168,11 @@ def old_weights(model: OwlSwin, given: Set[str]) -> dict[str, Tensor]:
     that weights to start from held.
 
     What began at random is not among them, since a mean of weights and noise is no model. A block that is new between
-    heads that are not goes back to the identity: its last layer, which began at zero, is among them.
+    heads or in a stage that are not goes back to the identity: its last layers, which began at zero, are among them.
     """
     last_layers = {f"head_blocks.{name}" for name, _ in model.head_blocks.named_parameters() if ".reduce." in name}
-    back = given | last_layers if any(name.startswith("class_head.") for name in given) else given
+    back = given | last_layers if any(name.startswith("class_head.") for name in given) else set(given)
+    back |= _last_of_new_blocks(model, given)
     return {name: p.detach() for name, p in model.named_parameters() if name in back}
 
 

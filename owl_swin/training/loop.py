@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from owl_swin.config import ModelConfig, read_toml, to_mapping
 from owl_swin.errors import ConfigError, OwlSwinError
 from owl_swin.files import make_folder, remove_parts, write_image
-from owl_swin.signals import HeldSignal, held_signals
+from owl_swin.signals import held_signals
 from owl_swin.training.batches import prefetched
 from owl_swin.training.config import OptimConfig, TrainConfig
 from owl_swin.training.distributed import (
@@ -210,9 +210,14 @@ def run_task(
                     write_image(output / f"found-{step + 1}.jpg", picture)
                     book.picture(step, picture)
             done = step + 1
-            if _to_stop(held, process):
+            # Any process may be sent a signal to end, and then all end by it, after the same step. When it is time to
+            # save, the first process's clock says for all.
+            late = process.first and time.monotonic() - saved > 60 * config.checkpoint_minutes
+            asked, due = largest_of_processes((held.number, late), process)
+            held.number = held.number or asked  # one may have come while the others were waited for
+            if asked:
                 break
-            if _due(saved, config.checkpoint_minutes, process):
+            if due:
                 save(done)
                 saved = time.monotonic()
         save(done)
@@ -243,14 +248,3 @@ def _gradients(step_module: nn.Module, batches: Iterator[Any], config: LoopConfi
 
 def _is_turn(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _due(saved: float, minutes: float, process: Process) -> bool:
-    """Whether it is time to save: the first process's clock decides for all."""
-    return bool(largest_of_processes(process.first and time.monotonic() - saved > 60 * minutes, process))
-
-
-def _to_stop(held: HeldSignal, process: Process) -> bool:
-    """Whether any process was sent a signal to end; then all end by it, after the same step."""
-    held.number = largest_of_processes(held.number, process)
-    return held.number > 0

@@ -15,7 +15,7 @@ from owl_swin.families.text_tower import text_tower
 from owl_swin.families.weights import load_tensors, read_tensors
 from owl_swin.models.network import Network
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.training.initial import load_init
+from owl_swin.training.initial import load_init, start_new_blocks
 from owl_swin.training.texts import embed_texts
 
 # Least cosine between what a kept tower and the teacher say of a text: they compute the same.
@@ -48,8 +48,7 @@ def build_student(
     """A student of ``student_config`` with its text encoder in place; the rest starts from ``init``, else at random."""
     torch.manual_seed(seed)
     model = OwlSwin(config)
-    for source in init:
-        load_init(model, source)
+    start_new_blocks(model, {name for source in init for name in load_init(model, source)})
     if text:
         load_tensors(model.text_encoder, read_tensors(Path(text))[0], text)
     else:

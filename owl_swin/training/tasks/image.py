@@ -16,7 +16,7 @@ from owl_swin.data.scene import Scenes
 from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TrainConfig
-from owl_swin.training.initial import load_init, start_masks
+from owl_swin.training.initial import load_init, start_masks, start_new_blocks
 
 
 def start_model(config: TrainConfig, device: torch.device) -> tuple[OwlSwin, set[str]]:
@@ -28,6 +28,7 @@ def start_model(config: TrainConfig, device: torch.device) -> tuple[OwlSwin, set
     for source in config.init:
         given |= load_init(model, source)
     start_masks(model, given)
+    start_new_blocks(model, given)
     if config.logit_scale:
         nn.init.constant_(model.alignment_log_scale, math.log(config.logit_scale))
     return model, given
