@@ -155,7 +155,7 @@ joint-masks: $(VENV)/.dev
 	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_HELDOUT)" --json $$name.heldout.json || exit 1; \
 	done
 
-# label → train on soft scores → eval: at 256 px a model learns from what it found itself, at its own 320 px, in pictures that
+# label → train on soft scores → eval: at 256 px a model learns from what it found itself, at its own 416 px, in pictures that
 # nobody labelled. Both are measured at 256 px.
 ST := runs/self_training
 self-training: $(VENV)/.dev

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import skimage
+import torch
 
 from owl_swin import Detector, Exemplar
+from owl_swin.boxes import pairwise_iou
 
 pytestmark = pytest.mark.numeric
 
@@ -24,6 +26,20 @@ def shipped() -> Detector:
 def test_it_names_what_is_in_the_photo_and_nothing_that_is_not_there(shipped, photo, name):
     found = shipped.detect(PHOTOS / photo, [name, *ABSENT], threshold=0.5)
     assert {one.name for one in found} == {name}
+
+
+@pytest.mark.parametrize(
+    "photo, name, outline",  # measured by hand
+    [
+        ("camera.png", "a person", (0, 66, 331, 512)),
+        ("chelsea.png", "a cat", (0, 0, 432, 300)),
+        ("coffee.png", "a cup", (155, 14, 424, 298)),
+    ],
+)
+def test_a_thing_that_fills_the_photo_is_in_its_box_whole(shipped, photo, name, outline):
+    best = shipped.detect(PHOTOS / photo, [name])[0]
+    found = torch.tensor([best.box_xyxy])
+    assert pairwise_iou(found, torch.tensor([outline]).float())[0].item() > 0.85
 
 
 def test_the_same_photo_gives_the_same_answer(shipped):
