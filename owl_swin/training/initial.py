@@ -13,6 +13,7 @@ from torch import Tensor
 from owl_swin.config import CalibrationConfig, from_mapping
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.owl_swin import checkpoint_path
+from owl_swin.families.swin_dialects import TABLE
 from owl_swin.families.weights import dequantise, read_tensors
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.models.stem import published_stem
@@ -99,8 +100,6 @@ def _last_of_new_blocks(model: OwlSwin, given: Set[str]) -> set[str]:
     return names
 
 
-# What a name of a table of relative position bias ends in.
-TABLE = ".relative_position_bias_table"
 # Before a colon: of what the rest of a source is a part.
 PARTS = ("swin", "stem", "text", "open_clip")
 SIZES_OF_SWIN = ("patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")
