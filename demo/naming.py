@@ -46,8 +46,11 @@ from owl_swin.demo.settings import (
 )
 from owl_swin.demo.terms import (
     Term,
+    answers_of,
+    best_of,
     chips,
     queries_of,
+    seen_of,
     thresholds_of,
     with_example,
     with_file,
@@ -87,15 +90,11 @@ def find(detector: Detector, named: Named, threshold: float, overlap: float, mas
     asked = named.asked
     if not asked.done or asked.encoded is None:
         return None
-    limits = thresholds_of(named.terms, threshold)
     masks = masks and asked.masks_by(detector)
-    return detector.detect(asked.encoded, asked.queries, threshold=limits, nms_iou=overlap, top_k=TOP_K, masks=masks)
-
-
-def seen_of(terms: Sequence[Term], boxes: Detections) -> list[bool]:
-    """Which boxes have a name that is not hidden."""
-    hidden = {term.name for term in terms if term.hidden}
-    return [boxes.names[label] not in hidden for label in boxes.labels.tolist()]
+    if asked.queries is None:
+        return detector.detect(asked.encoded, threshold=threshold, nms_iou=overlap, top_k=TOP_K, masks=masks)
+    limits = thresholds_of(named.terms, threshold)
+    return answers_of(detector, asked.encoded, named.terms, limits, overlap, top_k=TOP_K, masks=masks)
 
 
 def show(
@@ -114,7 +113,7 @@ def show(
     if asked.photo is None or asked.encoded is None or found is None:
         waiting = stage_value(asked.photo, edited=asked.edits.number)
         return waiting, chips(terms, None, (), threshold), stage_files([])
-    best = detector.score(asked.encoded, asked.queries).sigmoid().amax(0).tolist() if asked.queries is not None else []
+    best = best_of(detector, asked.encoded, terms, overlap)
     shown = [term for term in terms if not term.hidden]
     boxes, edits = annotate(found, asked.edits, asked.look.finder), asked.edits
     seen = seen_of(terms, boxes)

@@ -5,9 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from owl_swin import Detections, Detector, Query, QueryEmbeddings, QueryError
+import torch
+
+from owl_swin import Detections, Detector, EncodedImage, Query, QueryEmbeddings, QueryError
 from owl_swin.demo.asking import FLOOR, check_count
 from owl_swin.demo.examples import MOST_EXAMPLES, THING, Example
+
+# So many answers are looked through for the best one of each name.
+MOST = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,51 @@ def thresholds_of(terms: Sequence[Term], threshold: float) -> float | list[float
     """Of each term its own threshold, or that of all."""
     own = [threshold if term.threshold is None else term.threshold for term in terms]
     return own if any(term.threshold is not None for term in terms) else threshold
+
+
+def seen_of(terms: Sequence[Term], found: Detections) -> list[bool]:
+    """Which detections have a name that is not hidden."""
+    hidden = {term.name for term in terms if term.hidden}
+    return [found.names[label] not in hidden for label in found.labels.tolist()]
+
+
+def answers_of(
+    detector: Detector,
+    encoded: EncodedImage,
+    terms: Sequence[Term],
+    limits: float | list[float],
+    overlap: float,
+    *,
+    top_k: int,
+    masks: bool = False,
+) -> Detections:
+    """What answers the terms from the thresholds ``limits`` on. Names compete for a thing, but hidden ones take nothing
+    from those that are seen, whose answers are those of a question without them."""
+
+    def found_by(asked: Sequence[Term], own: float | list[float]) -> Detections:
+        queries = queries_of(asked)
+        return detector.detect(encoded, queries, threshold=own, nms_iou=overlap, top_k=top_k, masks=masks)
+
+    found = found_by(terms, limits)
+    shown = [place for place, term in enumerate(terms) if not term.hidden]
+    if not 0 < len(shown) < len(terms):
+        return found
+    own = [limits[place] for place in shown] if isinstance(limits, list) else limits
+    seen = found_by([terms[place] for place in shown], own)
+    seen = replace(seen, names=found.names, labels=torch.tensor(shown, device=seen.labels.device)[seen.labels])
+    return Detections.merge([replace(seen, best=None), found[[not kept for kept in seen_of(terms, found)]]])
+
+
+def best_of(detector: Detector, encoded: EncodedImage, terms: Sequence[Term], overlap: float) -> list[float]:
+    """The best score of each term, as its answers have it: what a threshold has to reach to show one."""
+    queries = queries_of(terms)
+    if queries is None:
+        return []
+    best = detector.score(encoded, queries).sigmoid().amax(0).clamp(max=FLOOR).tolist()
+    found = answers_of(detector, encoded, terms, FLOOR, overlap, top_k=MOST)
+    for label, score in zip(found.labels.tolist(), found.scores.tolist(), strict=True):
+        best[label] = max(best[label], score)
+    return best
 
 
 def chips(terms: Sequence[Term], found: Detections | None, best: Sequence[float], threshold: float) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Detector(Embedder):
 
     @by_itself
     def score(self, patches: EncodedImage | PatchLogitInputs, queries: QueryEmbeddings) -> Tensor:
-        """Calibrated logits [P, Q] of every patch for every query; their sigmoid is the score.
+        """Calibrated logits [P, Q] of every patch for every query; their sigmoid is the score before rivals.
 
         ``patches`` are those of an encoded picture or stored regions. ``scoring.score`` says how texts, exemplars and
         negatives of one query are joined.

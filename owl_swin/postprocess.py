@@ -26,13 +26,15 @@ DEFAULT_NMS_IOU = 0.5
 VOTERS_IOU = 0.5
 # Boxes that overlap by so much are of one thing, which has one of the names that compete for it.
 RIVALS_IOU = 0.7
+# Answers of which rivals are looked for at a time, at the least.
+RIVALS_AT_ONCE = 64
 # Pairs of a kept box and a voter or rival that are weighed at a time: some 100 bytes each.
 VOTES_AT_ONCE = 2**21
 
 Threshold = float | Sequence[float] | Mapping[str, float]
 # An overlap, None (nothing is suppressed), or what the model's own spec says.
 NmsIou = float | None | Literal["model"]
-# A share of a score, or what the model's own spec says.
+# A power in [0, 1], or what the model's own spec says.
 Rivals = float | Literal["model"]
 
 
@@ -45,9 +47,11 @@ class DetectOptions:
     also of two queries; None keeps all; "model": what suits the model. ``objectness``: lowest objectness in [0, 1]
     of a patch that may answer. ``max_detections`` are the best ones of a picture. ``masks``: also which pixels of its
     box each thing has. ``box_voting``: the boxes around a kept one have a say in where its sides are (None: as suits
-    the model; never without queries, nor where nothing is suppressed). ``rivals``: an answer to a text goes where the
-    score of another text for the same thing, times this share, is higher; 0 lets all stay, "model": as suits the model.
-    So a cat is seldom called a dog too, and by 0.5 stays "a pet" if that scores half of "a cat".
+    the model; never without queries, nor where nothing is suppressed). ``rivals``: names compete for a thing. An
+    answer to a text loses where another text, whether it passes its own threshold or not, scores higher on a box that
+    overlaps by 0.7: it has score · (score / higher one) ** rivals; 0 leaves all as they are, 1 is the most, "model": as
+    suits the model. A dog of 0.5 that is a cat of 0.9 too comes to 0.28 by 1, and so does "a pet"; it has 0.5 where
+    nobody asks for cats. This comes after suppression, and not at all where nothing is suppressed.
     """
 
     threshold: Threshold = DEFAULT_THRESHOLD
@@ -93,7 +97,7 @@ class DetectOptions:
         return None if iou is None or iou >= 1 else float(iou)
 
     @property
-    def rival_share(self) -> float:
+    def rival_power(self) -> float:
         """``rivals`` as a number, also where no model has been asked; 0 where nothing is suppressed."""
         return 0.0 if isinstance(self.rivals, str) or self.suppressing_iou is None else float(self.rivals)
 
@@ -138,7 +142,7 @@ def said_suppression(spec: Spec, nms_iou: NmsIou) -> str:
     if chosen.suppressing_iou is None:
         return "no NMS"
     voting = " with box voting" if chosen.box_voting else ""
-    return f"NMS {chosen.nms_iou}{voting}" + (f", rivals {chosen.rivals}" if chosen.rival_share else "")
+    return f"NMS {chosen.nms_iou}{voting}" + (f", rivals {chosen.rivals}" if chosen.rival_power else "")
 
 
 def detect_options(options: DetectOptions | None = None, settings: Mapping[str, Any] | None = None) -> DetectOptions:
@@ -173,7 +177,7 @@ def find_detections(
     options: DetectOptions,
     texts: Sequence[bool] = (),
 ) -> Detections:
-    """Every (patch, query) pair whose score reaches its threshold, best first.
+    """Every (patch, query) pair whose score, after rivals, reaches its threshold, best first.
 
     ``logits [P, Q]``, and the boxes [P, 4] of the patches, clipped to the picture. A patch may answer several queries;
     a logit of -inf never answers, nor does a box that lies outside the picture. ``texts`` [Q] says which queries are
@@ -199,8 +203,9 @@ def find_detections(
         order = order[: options.n_candidates]
         groups = torch.zeros_like(labels) if options.nms_across else labels
         order = order[not_suppressed(boxes[order], scores[order], groups[order], options.suppressing_iou)]
-        if options.rival_share and sum(texts) > 1 and len(order):
-            order = _unrivalled(logits, boxes_xyxy_px, (patches, labels, scores), order, texts, options)
+        if options.rival_power and sum(texts) > 1 and len(order):
+            answers = (patches, labels, scores)
+            order, scores = _against_rivals(logits, boxes_xyxy_px, answers, order, thresholds, texts, options)
     order = order[: options.max_detections]
     boxes, scores, labels, patches = boxes[order], scores[order], labels[order], patches[order]
     if options.box_voting and options.suppressing_iou is not None:
@@ -208,26 +213,30 @@ def find_detections(
     return Detections(boxes, scores, labels, tuple(names), image_hw, patches, best)
 
 
-def _unrivalled(
+def _against_rivals(
     logits: Tensor,
     boxes: Tensor,
     answers: tuple[Tensor, Tensor, Tensor],
     order: Tensor,
+    thresholds: Tensor,
     texts: Sequence[bool],
     options: DetectOptions,
-) -> Tensor:
-    """Of ``order``, the places of answers (patches, labels, scores) from the best on, those that no rival outdoes, as
-    many as are asked for."""
+) -> tuple[Tensor, Tensor]:
+    """Of ``order``, places of answers (patches, labels, scores [N]) from the best on, those that pass their thresholds
+    [Q] with what their rivals leave them, again from the best on, as many as are asked for at the least; and scores
+    [N] in which theirs are these."""
     compete = torch.tensor(texts, device=logits.device)
-    kept, count = [], 0
-    for part in order.split(options.max_detections):
-        patches, labels, scores = (values[part] for values in answers)
-        rivals = rival_scores(logits, boxes, patches, labels, compete)
-        kept.append(part[~compete[labels] | (scores >= options.rival_share * rivals)])
-        count += len(kept[-1])
-        if count >= options.max_detections:
+    patches, labels, scores = answers
+    lowered, passed = scores.clone(), order[:0]
+    for part in order.split(max(RIVALS_AT_ONCE, options.max_detections)):
+        # A score only falls: where enough are as high as the next one was, none of the rest gets past them.
+        if (lowered[passed] >= scores[part[0]]).sum() >= options.max_detections:
             break
-    return torch.cat(kept)
+        own, rivals = scores[part], rival_scores(logits, boxes, patches[part], labels[part], compete)
+        loses = compete[labels[part]] & (rivals > own)
+        lowered[part] = torch.where(loses, own * (own / rivals) ** options.rival_power, own)
+        passed = torch.cat([passed, part[lowered[part] >= thresholds[labels[part]]]])
+    return passed[lowered[passed].argsort(descending=True, stable=True)], lowered
 
 
 def rival_scores(logits: Tensor, boxes: Tensor, patches: Tensor, labels: Tensor, compete: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def find_in_views(
     """What is found in a picture of which each view, with its number, is looked at alone and then dropped.
 
     ``logits_of`` gives [P, Q] of a view, ``texts`` says which of the queries are texts. The patches of the result are
-    counted through the views by their numbers.
+    counted through the views by their numbers. Names compete for a thing within each view.
     """
     found: dict[int, FoundInView] = {}
     for number, view in views:

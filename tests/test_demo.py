@@ -218,6 +218,42 @@ def test_without_names_it_is_anything(detector, photo):
     assert {mark["label"] for mark in stage["boxes"]} == {"object"}
 
 
+@pytest.fixture(scope="module")
+def competing_detector(tiny_model) -> Detector:
+    model = copy.deepcopy(tiny_model)
+    model.config = replace(model.config, rivals=1.0)
+    return Detector(model, device="cpu")
+
+
+def test_what_is_said_of_names_that_compete_is_what_their_answers_have(competing_detector, photo):
+    asked = named(competing_detector, photo, "a cat", "a dog", "a car")
+    best = terms.best_of(competing_detector, asked.asked.encoded, asked.terms, 0.5)
+    alone = competing_detector.similarity(asked.asked.encoded, ["a cat", "a dog", "a car"]).amax((1, 2)).tolist()
+    assert best[alone.index(max(alone))] == pytest.approx(max(alone))
+    assert any(now < before - 0.001 for now, before in zip(best, alone, strict=True))  # somebody lost
+    for place, score in enumerate(best):
+        found = competing_detector.detect(
+            asked.asked.encoded, ["a cat", "a dog", "a car"], threshold=score - 1e-6, nms_iou=0.5
+        )
+        assert (found.labels == place).any()
+    _, chips, _ = naming.show(competing_detector, asked, 0.999, 0.5)
+    for item, score in zip(chips["items"], best, strict=True):
+        assert item["text"] == f"none above 1.00, best {score:.2f}"
+
+
+def test_a_hidden_name_takes_nothing_from_those_that_are_seen(competing_detector, photo):
+    asked = named(competing_detector, photo, "a cat", "a dog", "a car")
+    for hidden in range(3):
+        some = replace(asked, terms=tuple(replace(t, hidden=i == hidden) for i, t in enumerate(asked.terms)))
+        names = [term.name for term in some.terms if not term.hidden]
+        stage, chips, _ = naming.show(competing_detector, some, 0.01, 0.5)
+        found = competing_detector.detect(asked.asked.encoded, names, threshold=0.01, nms_iou=0.5, top_k=100)
+        assert [(mark["box"], mark["label"], mark["score"]) for mark in stage["boxes"]] == [
+            (one.box_xyxy, one.name, pytest.approx(one.score)) for one in found
+        ]
+        assert [item["hidden"] for item in chips["items"]] == [i == hidden for i in range(3)]
+
+
 def test_a_name_has_its_own_threshold_or_one_that_is_offered_and_can_be_hidden(detector, photo):
     asked = named(detector, photo, "a cat", "a dog")
     best = detector.similarity(asked.asked.encoded, ["a cat", "a dog"]).amax((1, 2)).tolist()

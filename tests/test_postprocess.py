@@ -351,61 +351,126 @@ RIVALS = ([0.9, 0.3], [0.8, 0.2], [0.1, 0.6])
 
 
 def rivals(scores=RIVALS, texts=(True, True), boxes=BOXES, **settings):
-    """What (name, patch) is left."""
+    """What is found, as {(name, patch): score}, best first."""
     options = detect_options(DetectOptions(nms_iou=0.5, threshold=0.05), settings)
     pixels = FRAME.to_image(boxes)
     found = find_detections(logits(*scores), pixels, NAMES, FRAME.image_hw, options, texts)
-    return [(NAMES[label], patch) for label, patch in zip(found.labels.tolist(), found.patches.tolist(), strict=True)]
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    places = zip(found.labels.tolist(), found.patches.tolist(), strict=True)
+    return dict(zip([(NAMES[label], patch) for label, patch in places], found.scores.tolist(), strict=True))
 
 
-def test_a_thing_has_no_second_name_of_a_far_lower_score():
-    everything = [("cat", 0), ("dog", 2), ("dog", 0), ("cat", 2)]
-    assert rivals(rivals=0.0) == everything
-    assert rivals(rivals=0.1) == everything  # a ninth of 0.9 is less than 0.3 and 0.1
-    assert rivals(rivals=0.32) == [("cat", 0), ("dog", 2), ("dog", 0)]  # 0.1 is less than 0.32 of 0.6
-    assert rivals(rivals=0.35) == [("cat", 0), ("dog", 2)]
+EVERYTHING = {("cat", 0): 0.9, ("dog", 2): 0.6, ("dog", 0): 0.3, ("cat", 2): 0.1}
+
+
+def test_a_second_name_of_a_thing_loses_by_how_far_the_first_is_ahead():
+    assert rivals(rivals=0.0) == pytest.approx(EVERYTHING)
+    assert rivals(rivals=1.0) == pytest.approx({("cat", 0): 0.9, ("dog", 2): 0.6, ("dog", 0): 0.3 * 0.3 / 0.9})
+    less = EVERYTHING | {("dog", 0): 0.3 * (0.3 / 0.9) ** 0.5, ("cat", 2): 0.1 * (0.1 / 0.6) ** 0.5}
+    assert rivals(rivals=0.5, threshold=0.0) == pytest.approx(less)
+
+
+def test_a_threshold_hears_of_rivals_and_changes_no_score():
+    everything = rivals(rivals=1.0, threshold=0.0)
+    assert len(everything) == 4
+    for threshold in (0.01, 0.09, 0.11, 0.29, 0.5, 0.8):
+        passed = {place: score for place, score in everything.items() if score >= threshold}
+        assert rivals(rivals=1.0, threshold=threshold) == passed
+
+
+def test_answers_change_places_where_a_rival_takes_enough():
+    # The dog of the first patch, 0.8, is a cat of 0.9 rather, and falls behind the dog of the third, 0.75.
+    scores = [[0.9, 0.8], [0.01, 0.01], [0.02, 0.75]]
+    assert list(rivals(scores, rivals=0.0, threshold=0.1)) == [("cat", 0), ("dog", 0), ("dog", 2)]
+    found = rivals(scores, rivals=1.0, threshold=0.1)
+    assert list(found) == [("cat", 0), ("dog", 2), ("dog", 0)] and found["dog", 0] == pytest.approx(0.8 * 0.8 / 0.9)
 
 
 def test_a_rival_is_another_patch_of_the_thing_or_none_at_all():
     # The dog's own patch says nothing of a cat, but one whose box overlaps it by 0.8 does.
-    assert rivals([[0.9, 0.01], [0.01, 0.4], [0.01, 0.01]], rivals=0.5) == [("cat", 0)]
+    scores = [[0.9, 0.01], [0.01, 0.4], [0.01, 0.01]]
+    assert rivals(scores, rivals=1.0) == pytest.approx({("cat", 0): 0.9, ("dog", 1): 0.4 * 0.4 / 0.9})
     apart = BOXES.clone()
     apart[1] = BOXES[2]
-    assert rivals([[0.9, 0.01], [0.01, 0.4], [0.01, 0.01]], boxes=apart, rivals=0.5) == [("cat", 0), ("dog", 1)]
+    assert rivals(scores, boxes=apart, rivals=1.0) == pytest.approx({("cat", 0): 0.9, ("dog", 1): 0.4})
 
 
-def test_names_that_fit_nearly_as_well_stay():
-    assert rivals([[0.9, 0.8], [0.1, 0.1], [0.01, 0.01]], rivals=0.5) == [("cat", 0), ("dog", 0)]
+def test_names_that_fit_as_well_lose_nothing():
     same = [[0.6, 0.6], [0.1, 0.1], [0.01, 0.01]]
-    assert rivals(same, rivals=1.0) == [("cat", 0), ("dog", 0)]
+    assert rivals(same, rivals=1.0) == pytest.approx({("cat", 0): 0.6, ("dog", 0): 0.6})
 
 
 def test_a_rival_counts_though_it_does_not_reach_its_own_threshold():
-    assert rivals(rivals=0.4, threshold=[0.95, 0.05]) == [("dog", 2)]
+    assert rivals(rivals=1.0, threshold=[0.95, 0.05]) == pytest.approx({("dog", 2): 0.6, ("dog", 0): 0.1})
 
 
 @pytest.mark.parametrize("texts", [(True, False), (False, True), (False, False), ()])
 def test_only_texts_compete(texts):
-    assert rivals(rivals=1.0, texts=texts) == [("cat", 0), ("dog", 2), ("dog", 0), ("cat", 2)]
+    assert rivals(rivals=1.0, texts=texts) == pytest.approx(EVERYTHING)
 
 
 def test_where_nothing_is_suppressed_nothing_competes():
-    assert len(rivals(rivals=1.0, nms_iou=None)) == len(rivals(rivals=0.0, nms_iou=None)) > 4
+    assert rivals(rivals=1.0, nms_iou=None) == rivals(rivals=0.0, nms_iou=None)
+    assert len(rivals(rivals=1.0, nms_iou=None)) > 4
     assert said_suppression(dataclasses.replace(SPEC, rivals=0.4), None) == "no NMS"
 
 
 @pytest.mark.parametrize("nms_iou", [0.5, None])
 def test_where_nothing_passes_nothing_competes(nms_iou):
-    assert rivals(rivals=0.5, threshold=0.99, nms_iou=nms_iou) == []
+    assert rivals(rivals=0.5, threshold=0.99, nms_iou=nms_iou) == {}
     away = FRAME.from_image(torch.tensor([[300.0, 300, 400, 400]] * 3))
-    assert rivals(rivals=0.5, boxes=away, nms_iou=nms_iou) == []
+    assert rivals(rivals=0.5, boxes=away, nms_iou=nms_iou) == {}
 
 
-@pytest.mark.parametrize("most", [1, 2, 3])
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
 def test_what_a_rival_outdoes_takes_no_place_of_others(most):
-    assert rivals(rivals=0.35, top_k=most) == [("cat", 0), ("dog", 2)][:most]
-    swapped = ([0.9, 0.3], [0.8, 0.2], [0.25, 0.26])  # the second best answer is outdone
-    assert rivals(swapped, rivals=0.5, top_k=most) == [("cat", 0), ("dog", 2), ("cat", 2)][:most]
+    whole = rivals(rivals=1.0, threshold=0.0)
+    assert list(rivals(rivals=1.0, threshold=0.0, top_k=most).items()) == list(whole.items())[:most]
+    swapped = [[0.9, 0.3], [0.8, 0.2], [0.29, 0.26]]  # the second best answer, a dog of 0.3, falls to 0.1
+    order = [("cat", 0), ("cat", 2), ("dog", 2), ("dog", 0)]
+    assert list(rivals(swapped, rivals=1.0, top_k=most)) == order[:most]
+
+
+def test_the_best_are_the_same_however_many_are_asked_for(monkeypatch):
+    scores = torch.rand(60, 5, generator=torch.Generator().manual_seed(0)).logit()
+    boxes = BOXES_XYXY_PX.repeat(20, 1) + 60 * torch.rand(60, 4, generator=torch.Generator().manual_seed(1))
+    names, texts = ["a", "b", "c", "d", "e"], [True, True, False, True, True]
+
+    def found(most):
+        options = DetectOptions(threshold=0.0, nms_iou=0.6, rivals=1.0, max_detections=most)
+        return find_detections(scores, boxes, names, (900, 900), options, texts)
+
+    whole = found(300)
+    assert len(whole) > 20
+    monkeypatch.setattr("owl_swin.postprocess.RIVALS_AT_ONCE", 1)
+    for most in (1, 2, 7, 20):
+        few = found(most)
+        assert_close(few.scores, whole.scores[:most])
+        assert_close(few.patches, whole.patches[:most])
+        assert_close(few.labels, whole.labels[:most])
+
+
+def test_an_answer_under_its_own_threshold_takes_no_place_of_others(monkeypatch):
+    monkeypatch.setattr("owl_swin.postprocess.RIVALS_AT_ONCE", 1)
+    # The dog of 0.6 falls to 0.45, under its threshold, and is more than the bird of 0.4 elsewhere.
+    scores = torch.tensor([[0.8, 0.6, 0.01], [0.01, 0.01, 0.4]]).logit()
+    boxes = BOXES_XYXY_PX[[0, 2]]
+    options = DetectOptions(threshold=[0.95, 0.5, 0.05], nms_iou=0.5, rivals=1.0, max_detections=1)
+    found = find_detections(scores, boxes, ["cat", "dog", "bird"], FRAME.image_hw, options, [True] * 3)
+    assert [(one.name, round(one.score, 4)) for one in found] == [("bird", 0.4)]
+
+
+def test_a_score_of_nothing_has_no_share_of_a_rival():
+    nothing = logits([0.5, 0.5], [0.5, 0.5], [0.5, 0.5]) * 0 - 200  # sigmoid(-200) is 0
+    found = find_detections(
+        nothing,
+        BOXES_XYXY_PX,
+        NAMES,
+        FRAME.image_hw,
+        DetectOptions(threshold=0.0, rivals=1.0),
+        (True, True),
+    )
+    assert len(found) and found.scores.tolist() == [0.0] * len(found)
 
 
 def test_rivals_are_found_in_pieces(monkeypatch):

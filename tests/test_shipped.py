@@ -48,10 +48,12 @@ def test_the_same_photo_gives_the_same_answer(shipped):
 
 
 def test_a_cat_is_no_dog_but_may_be_what_was_shown(shipped):
-    def found(rivals):
+    def found(**settings):
         shown = Exemplar(PHOTOS / "chelsea.png", (5, 5, 410, 298), name="my cat")
-        return {one.name for one in shipped.detect(PHOTOS / "chelsea.png", ["a cat", "a dog", shown], rivals=rivals)}
+        answers = shipped.detect(PHOTOS / "chelsea.png", ["a cat", "a dog", shown], **settings)
+        return {one.name: one.score for one in answers}
 
-    assert found(0.0) == {"a cat", "a dog", "my cat"}
-    assert found(0.6) == {"a cat", "my cat"}
-    assert found(1.0) == {"a cat", "my cat"}  # a name and an exemplar never compete
+    alone, among = found(rivals=0.0), found()
+    assert set(alone) == {"a cat", "a dog", "my cat"}
+    assert set(among) == {"a cat", "my cat"}  # by the model's own setting, and a name and an exemplar never compete
+    assert among == {name: alone[name] for name in among}

@@ -93,8 +93,8 @@ def detect(
     rivals: Annotated[
         float | None,
         typer.Option(
-            help="An answer to a text goes where another text's score for the same thing, times this, is higher; 0 "
-            "lets all stay.",
+            help="0 to 1: where another text scores higher for the same thing (boxes overlap by 0.7), an answer to a "
+            "text has score · (score / higher one) ** rivals; 0 leaves all as they are.",
             show_default="what suits the model",
         ),
     ] = None,

@@ -60,7 +60,7 @@ def export(
     ] = None,
     rivals: Annotated[
         float | None,
-        typer.Option(help="A text's answer goes where another text's score for the same thing, times this, is higher."),
+        typer.Option(help="0 to 1: the power by which a text loses to another that scores higher."),
     ] = None,
     figures: Annotated[Path, typer.Option(help="Folder of the JSON results that the card names.")] = Path(
         "runs/figures"

@@ -50,7 +50,7 @@ def search(
     ] = None,
     limit: Annotated[int, typer.Option(help="Most answers to a query.")] = 20,
     offset: Annotated[int, typer.Option(help="Leave out so many of the best, for the next page.")] = 0,
-    threshold: Annotated[float, typer.Option(help="Lowest score, 0 to 1, the same as in `owl-swin detect`.")] = 0.0,
+    threshold: Annotated[float, typer.Option(help="Lowest score, 0 to 1, as in `owl-swin detect --rivals 0`.")] = 0.0,
     per_image: Annotated[int | None, typer.Option(help="Most answers of one picture.")] = None,
     path_glob: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Only these paths, as in '2024/*.jpg' or '*/holiday/*'.")

@@ -91,7 +91,8 @@ def see_pictures(
     queries = asked_by(teacher, names)
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     asked = [[name.name, list(name.texts)] for name in names]
-    how = [VERSION, teacher.fingerprint, teacher.image_size, str(teacher.dtype), threshold, asked]
+    overlaps = [teacher.spec.nms_iou, teacher.spec.box_voting, teacher.spec.rivals]
+    how = [VERSION, teacher.fingerprint, teacher.image_size, str(teacher.dtype), threshold, overlaps, asked]
 
     def seen(place: int) -> dict[str, Tensor]:
         own = [[os.path.relpath(path, root), stamp_of(path)] for path in chunks[place]]

@@ -55,8 +55,10 @@ def evaluate_calibration(
     score| in ten bins of the score; an answer is right as COCO counts it at IoU 0.50. The fit is on the
     answers of all sets of ``fit`` together, each asked for all of its own classes, whatever ``classes`` are judged;
     ``fit_images`` are the folders of their pictures, none or one for all as well as one each. reliability lists each
-    bin's mean score, share of right answers and number of answers. With ``fit`` these are after the cure, d_ece_before
-    and reliability_before are the model's own, and temperature and bias are the cure.
+    bin's mean score, share of right answers and number of answers. Scores are those of answers, after rivals, but the
+    cure is written into the logits before them: a model with rivals that was cured is judged by a call without ``fit``.
+    With ``fit`` these are after the cure, d_ece_before and reliability_before are the model's own, and temperature and
+    bias are the cure.
     """
     truth = one_category_a_name(read_truth(annotations, images, classes))
     places = sets_to_fit(annotations, images, fit, fit_images)

@@ -50,7 +50,8 @@ def evaluate_lvis(
     LVIS is federated: in a picture only the classes count that are there or in its neg_category_ids, and of those in
     its not_exhaustive_category_ids no answer is false. AP, AP50, APr, APc, APf (rare, common, frequent classes) are of
     the 300 best answers a picture; AP_fixed, APr_fixed, … of the 10,000 best answers a class over the whole set, which
-    a picture's other classes cannot push out. Figures are in percent, None where the set has no such class.
+    a picture's other classes neither push out nor compete with. Figures are in percent, None where the set has no such
+    class.
 
     With ``masks`` figures are of masks, with edges and boxes beside, as ``precision_by`` says; the fixed ones are
     those of boxes, AP_fixed_box and so on, since ten thousand masks a class take days. A set without masks then raises
@@ -142,7 +143,7 @@ class BestOfClass:
         for start in range(0, len(self._ids), CLASSES_AT_ONCE):
             part = slice(start, start + CLASSES_AT_ONCE)
             some = QueryEmbeddings(queries.query_embeds[part], queries.names[part], queries.routes[part])
-            found = detector.detect(encoded, some, threshold=floors[part], nms_iou=nms_iou, top_k=10**7)
+            found = detector.detect(encoded, some, threshold=floors[part], nms_iou=nms_iou, rivals=0.0, top_k=10**7)
             labels = found.labels.tolist()
             for label, row in zip(labels, coco_rows(found, record, self._ids[part]), strict=True):
                 self.add(start + label, row)

@@ -12,8 +12,8 @@ class Match:
     """One stored region that answers a query.
 
     ``box_xyxy`` are pixels of the upright picture, which is ``width`` x ``height``; ``score`` is what ``detect`` gives
-    the same region; ``modified`` is the time of the picture's file in seconds since 1970; ``image_id`` names the
-    content of the file, ``region`` the region, both for as long as that content is in the archive.
+    the same region without rivals; ``modified`` is the time of the picture's file in seconds since 1970; ``image_id``
+    names the content of the file, ``region`` the region, both for as long as that content is in the archive.
     """
 
     image_id: str

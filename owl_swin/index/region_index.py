@@ -222,7 +222,8 @@ class RegionIndex:
     ) -> list[Match]:
         """The ``limit`` regions that answer best, after the first ``offset``, best first.
 
-        Scores are those of ``detect``; below ``threshold`` nothing answers. ``per_image``: most answers of one picture.
+        Scores are those of ``detect`` without rivals; below ``threshold`` nothing answers. ``per_image``: most answers
+        of one picture.
         ``path_glob``: ``*`` and ``?`` as in a shell, of the whole path or from a folder's name on. Times are seconds
         since 1970, datetimes, or texts as in "2024-05-31" or, for an age, "7d". ``min_side_px``: shortest side of the
         box. ``exact`` scores every region instead of those that the index brings.

@@ -145,8 +145,9 @@ class DetectIn(TiledBody):
     )
     rivals: Fraction | Literal["model"] = Field(
         "model",
-        description="An answer to a text goes where another text's score for the same thing, times this, is higher; 0 "
-        "lets all stay. Left out: what suits the model.",
+        description="Where another text scores higher for the same thing (boxes overlap by 0.7), an answer to a text "
+        "has score · (score / higher one) ** rivals; exemplars never compete, and 0 leaves all as they are. Left out: "
+        "what suits the model.",
     )
     nms_across: bool = Field(False, description="Also of boxes of two queries only the best stays.")
     objectness: Fraction | None = Field(None, description="Lowest objectness of a patch that may answer.")

@@ -38,6 +38,7 @@ class DetectorTeacher:
             "dtype": str(detector.dtype).removeprefix("torch."),
             "image_size": detector.image_size,
             "nms_iou": nms_iou,
+            "rivals": detector.spec.rivals,
         }
         if tiles is not None:
             self.identity["tiles"] = asdict(tiles)
