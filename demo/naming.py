@@ -91,8 +91,6 @@ def find(detector: Detector, named: Named, threshold: float, overlap: float, mas
     if not asked.done or asked.encoded is None:
         return None
     masks = masks and asked.masks_by(detector)
-    if asked.queries is None:
-        return detector.detect(asked.encoded, threshold=threshold, nms_iou=overlap, top_k=TOP_K, masks=masks)
     limits = thresholds_of(named.terms, threshold)
     return answers_of(detector, asked.encoded, named.terms, limits, overlap, top_k=TOP_K, masks=masks)
 

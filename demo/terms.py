@@ -148,11 +148,9 @@ def best_of(detector: Detector, encoded: EncodedImage, terms: Sequence[Term], ov
     queries = queries_of(terms)
     if queries is None:
         return []
-    best = detector.score(encoded, queries).sigmoid().amax(0).clamp(max=FLOOR).tolist()
+    best = detector.score(encoded, queries).sigmoid().amax(0).clamp(max=FLOOR)
     found = answers_of(detector, encoded, terms, FLOOR, overlap, top_k=MOST)
-    for label, score in zip(found.labels.tolist(), found.scores.tolist(), strict=True):
-        best[label] = max(best[label], score)
-    return best
+    return best.scatter_reduce(0, found.labels, found.scores.to(best), "amax").tolist()
 
 
 def chips(terms: Sequence[Term], found: Detections | None, best: Sequence[float], threshold: float) -> dict[str, Any]:

@@ -54,6 +54,12 @@ def detector(tiny_model) -> Detector:
 
 
 @pytest.fixture(scope="session")
+def competing_detector() -> Detector:
+    """As ``detector``, whose names compete for a thing."""
+    return Detector(make_tiny_model(config=replace(TINY, rivals=1.0)), device="cpu")
+
+
+@pytest.fixture(scope="session")
 def masked_detector() -> Detector:
     """As ``detector``, with a mask branch."""
     return Detector(make_tiny_model(config=replace(TINY, masks=MasksConfig(dim=8, width=16))), device="cpu")

@@ -218,13 +218,6 @@ def test_without_names_it_is_anything(detector, photo):
     assert {mark["label"] for mark in stage["boxes"]} == {"object"}
 
 
-@pytest.fixture(scope="module")
-def competing_detector(tiny_model) -> Detector:
-    model = copy.deepcopy(tiny_model)
-    model.config = replace(model.config, rivals=1.0)
-    return Detector(model, device="cpu")
-
-
 def test_what_is_said_of_names_that_compete_is_what_their_answers_have(competing_detector, photo):
     asked = named(competing_detector, photo, "a cat", "a dog", "a car")
     best = terms.best_of(competing_detector, asked.asked.encoded, asked.terms, 0.5)

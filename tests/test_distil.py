@@ -149,6 +149,17 @@ def test_a_kill_while_the_teacher_looks_costs_one_part(place, monkeypatch):
     assert looked == [5, 2]  # the damaged part and the one that was missing
 
 
+def test_what_a_teacher_saw_by_other_settings_is_looked_at_again(place, monkeypatch):
+    call(place, steps=1)
+    teacher = load_checkpoint(place / "teacher.safetensors")[0]
+    teacher.config = replace(teacher.config, rivals=1.0)
+    save_checkpoint(place / "teacher.safetensors", teacher, {"name": "the teacher"})
+    look, looked = teacher_pass._look, []
+    monkeypatch.setattr(teacher_pass, "_look", lambda paths, *more: (looked.append(len(paths)), look(paths, *more))[1])
+    call(place, steps=1, allow_changes=True)
+    assert looked
+
+
 def test_settings_pictures_and_teacher_stay_what_a_run_began_with(place):
     call(place, stop_after=1)
     with pytest.raises(ConfigError, match=r"embed_weight 1\.0 \(now 2\.0\)"):

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 from fake_detector import FakeDetector
 from PIL import Image
+from torch.testing import assert_close
 from training_data import write_json, write_shapes
 
 from owl_swin.evaluation.lvis import BestOfClass, evaluate_lvis, lvis_figures
@@ -147,3 +149,18 @@ def test_a_real_detector_is_asked(tmp_path, detector):
     shapes = write_shapes(tmp_path / "shapes", 4)
     result = evaluate_lvis(detector, shapes, shapes.parent / "images", draws=3)
     assert 0 <= result["AP"] <= 100 and 0 <= result["AP_fixed"] <= 100
+
+
+def test_answers_do_not_depend_on_how_many_classes_are_asked_at_once(tmp_path, competing_detector, monkeypatch):
+    shapes = write_shapes(tmp_path / "shapes", 4)
+
+    def answers(at_once):
+        rows = []
+        monkeypatch.setattr("owl_swin.evaluation.lvis.CLASSES_AT_ONCE", at_once)
+        monkeypatch.setattr(BestOfClass, "add", lambda self, place, row: rows.append(row))
+        evaluate_lvis(competing_detector, shapes, shapes.parent / "images", draws=3)
+        return sorted((row["image_id"], row["category_id"], row["score"]) for row in rows)
+
+    together, apart = answers(64), answers(1)
+    assert len(together) == len(apart) > 0
+    assert_close(torch.tensor(together), torch.tensor(apart), atol=1e-6, rtol=0)
