@@ -21,10 +21,12 @@ from owl_swin.evaluation.calibration import (
     d_ece,
     draw_reliability,
     evaluate_calibration,
+    even_weights,
     fit_platt,
     reliability,
     to_logits,
 )
+from owl_swin.evaluation.map_calibration import SCORES, fit_pixels
 from owl_swin.exemplar import Exemplar
 from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
 
@@ -165,6 +167,22 @@ def test_scores_that_say_too_much_are_cured_on_one_set_and_judged_on_another(tmp
     assert result["temperature"] == pytest.approx(1 / cure.scale, abs=1e-3) and result["fit"] == "set.json"
     assert sum(row["n"] for row in result["reliability"]) == result["n_answers"] == 8
     assert result["ci95_d_ece_before"][0] <= result["d_ece_before"] <= result["ci95_d_ece_before"][1]
+
+
+def test_each_of_several_sets_counts_as_much():
+    assert even_weights([30, 10]) == [pytest.approx(2 / 3), 2]
+    assert even_weights([10, 0, 10]) == [1, 0, 1] and even_weights([0]) == [0]
+    scores, right = [0.5] * 40, [True] * 25 + [False] * 5 + [False] * 9 + [True]
+    one = fit_platt(np.array(scores), np.array(right), np.repeat(even_weights([30, 10]), [30, 10]))
+    assert one(np.array([0.5]))[0] == pytest.approx((25 / 30 + 1 / 10) / 2, abs=0.005)
+
+
+def test_pixels_of_each_of_several_sets_count_as_much():
+    many, few = np.zeros((3, len(SCORES), 2)), np.zeros((1, len(SCORES), 2))
+    place = len(SCORES) // 2
+    many[:, place], few[:, place] = (900, 1000), (20, 200)
+    cure = fit_pixels([many, few], "both")
+    assert cure(SCORES[place : place + 1])[0] == pytest.approx((0.9 + 0.1) / 2, abs=0.005)
 
 
 def test_several_sets_are_fitted_on_as_one(tmp_path):

@@ -10,7 +10,7 @@ from test_hybrid import CONFIG, randomised_network
 from torch.nn.functional import normalize
 
 from owl_swin.config import ModelConfig, SwinConfig, TextConfig
-from owl_swin.errors import ConfigError
+from owl_swin.errors import ConfigError, DataError
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import NamingConfig
 from owl_swin.training.initial import load_init
@@ -50,7 +50,7 @@ def test_names_that_do_not_fit_are_refused(settings, tmp_path, lines, sentence):
     path = tmp_path / "other.txt"
     if lines:
         path.write_text(lines)
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(DataError, match=sentence):
         DenseNames(NamingConfig(settings.weights, str(path)), OwlSwin(CONFIG))
 
 

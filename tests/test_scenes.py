@@ -192,6 +192,28 @@ def test_each_tile_of_a_sheet_is_a_scene(tmp_path):
         assert picture.getpixel((10, 10)) == COLOURS[colour]
 
 
+def test_classes_of_sheets_get_other_names_or_are_left_out(tmp_path, caplog):
+    path, names = write_sheets(tmp_path), tmp_path / "names.txt"
+    names.write_text("square\ncircle\nsquare\n\n")  # red, green and blue; yellow is left out
+    scenes = load_scenes(DataConfig("sheets", str(path), names=str(names)))
+    assert scenes.names == [["square"]] and "made one" not in caplog.text
+    assert [scene.labels.tolist() for scene in scenes.scenes] == [[0]] * 3
+    assert [scenes.picture(scene).getpixel((10, 10)) for scene in scenes.scenes] == [
+        COLOURS[colour] for colour in ("red", "blue", "red")
+    ]
+    pictures = load_pictures(DataConfig("sheets", str(path), names=str(names), size=20))
+    assert [pictures.texts[label] for label in pictures.labels] == [["square"]] * 3
+
+
+@pytest.mark.parametrize("lines, sentence", [("a\nb\n", "2 lines for sheets of 4 classes"), (None, "cannot read")])
+def test_names_that_do_not_fit_the_sheets_get_one_sentence(tmp_path, lines, sentence):
+    path, names = write_sheets(tmp_path), tmp_path / "names.txt"
+    if lines:
+        names.write_text(lines)
+    with pytest.raises(DataError, match=sentence):
+        load_scenes(DataConfig("sheets", str(path), names=str(names)))
+
+
 @pytest.mark.parametrize("kind", ["sheets", "coco"])
 def test_decoded_pictures_are_kept_while_there_is_room(tmp_path, kind):
     path = write_sheets(tmp_path / "sheets") if kind == "sheets" else write_shapes(tmp_path / "shapes")

@@ -20,6 +20,8 @@ ALIGN_KINDS = (
 )
 # Kinds whose boxes may say how sure they are.
 SCORED_KINDS = ("coco", "lvis", "yolo", "crops")
+# Kinds whose names may stand in a file of their own.
+NAMED_KINDS = ("label_maps", "sheets")
 KINDS = tuple(dict.fromkeys((*DETECT_KINDS, *ALIGN_KINDS)))
 
 
@@ -50,7 +52,8 @@ class DataConfig:
     - "crops": COCO detection JSON, each box a picture
     - "cutouts": COCO-like JSON of RGBA pictures whose image records carry ``name``
 
-    "sheets" (sheets of tiles with a manifest) serve both.
+    "sheets" (sheets of tiles with a manifest) serve both; ``names`` may be a file with other names for its classes, a
+    line each in their order: "dog" for each breed. An empty line leaves a class out.
 
     A mask branch also learns from the masks that "coco", "lvis" and "coco_panoptic" have. Stuff, and all of label maps,
     has no boxes: such areas teach what the places of a picture show, and no box is learned there.
@@ -98,8 +101,11 @@ class DataConfig:
         if self.ignore_below and self.kind not in SCORED_KINDS:
             scored = ", ".join(SCORED_KINDS)
             raise ConfigError(f"data.ignore_below is for boxes with scores, which {scored} may have, not {self.kind}")
-        if (self.kind == "label_maps") != bool(self.names):
-            raise ConfigError("data.names is the file of names of a set of kind 'label_maps', which needs one")
+        if self.kind == "label_maps" and not self.names:
+            raise ConfigError("data.names must name the file of names of a set of kind 'label_maps'")
+        if self.names and self.kind not in NAMED_KINDS:
+            named = " or ".join(map(repr, NAMED_KINDS))
+            raise ConfigError(f"data.names is the file of names of a set of kind {named}, not {self.kind!r}")
         if self.mosaic:
             check_mosaic("data", self.mosaic)
 

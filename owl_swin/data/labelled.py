@@ -53,7 +53,7 @@ def squares(
 
 def read_tiles(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
     """The tiles of sheets."""
-    manifest = Manifest.read(Path(config.path), config.split)
+    manifest = Manifest.read(Path(config.path), config.split, config.names)
     for tile, label in manifest.pictures(range(len(manifest.names)), broken):
         yield (
             (np.array(tile) if manifest.side == config.size else square(tile, config.size)),

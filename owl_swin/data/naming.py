@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from owl_swin.errors import DataError
+from owl_swin.files import read_text
 from owl_swin.image import PICTURE_SUFFIXES
 
 
@@ -17,6 +18,20 @@ def spoken(name: str) -> str:
 def spoken_names(text: str) -> list[str]:
     """The names in "sofa, couch", each once."""
     return list(dict.fromkeys(filter(None, (spoken(name) for name in text.split(",")))))
+
+
+def read_class_names(path: str | Path, count: int, whose: str) -> list[list[str]]:
+    """The names of ``count`` classes in a file, a line each: "sofa, couch"; none where the line is empty. A file that
+    cannot be read or has more or fewer lines raises DataError, which says ``whose`` classes they are."""
+    try:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read these names ({error})") from None
+    if len(lines) != count:
+        raise DataError(
+            f"{path}: {len(lines)} lines for {whose} of {count} classes; give each a line, if need be an empty one"
+        )
+    return [spoken_names(line) for line in lines]
 
 
 def find_classes(wanted: Sequence[str], classes: Sequence[str], where: str | Path) -> list[int]:

@@ -69,7 +69,7 @@ def _read(config: DataConfig, masks: bool) -> Scenes:
     if config.kind == "label_maps":
         return read_label_scenes(path, config.images, config.names, config.ignore_values)
     if config.kind == "sheets":
-        return read_sheets(path, config.split)
+        return read_sheets(path, config.split, config.names)
     folder = images_folder(path, config.images)
     if config.kind == "visual_genome":
         return read_visual_genome(path, folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from owl_swin.data.naming import spoken_names
+from owl_swin.data.naming import read_class_names, spoken_names
 from owl_swin.data.scene import BoxList, Scenes
 from owl_swin.errors import ImageError
 from owl_swin.files import read_json
@@ -16,7 +16,10 @@ from owl_swin.image import open_image
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What manifest.json says: tiles of ``side`` pixels, ``rows`` x ``cols`` a sheet, and the names of each class."""
+    """What manifest.json says: tiles of ``side`` pixels, ``rows`` x ``cols`` a sheet, and the names of each class.
+
+    Tiles of a class without a name are left out.
+    """
 
     side: int
     rows: int
@@ -27,11 +30,14 @@ class Manifest:
     heldout: tuple[int, ...] | None
 
     @staticmethod
-    def read(path: Path, split: str) -> "Manifest":
-        """The part ``split`` of a manifest."""
+    def read(path: Path, split: str, names_file: str = "") -> "Manifest":
+        """The part ``split`` of a manifest. ``names_file`` gives its classes other names, a line each in their order;
+        an empty line leaves a class out."""
         content = read_json(path)
         rows, cols = content["sheet_grid"]
         names = [spoken_names(entry) for entry in content["classes"]]
+        if names_file:
+            names = read_class_names(names_file, len(names), "sheets")
         heldout = tuple(content["heldout"]) if "heldout" in content else None
         return Manifest(content["tile_px"], rows, cols, names, content[split], path.parent, heldout)
 
@@ -41,7 +47,8 @@ class Manifest:
             if not isinstance(label, int) or not 0 <= label < len(self.names):
                 broken.append(f"{sheet['sheet']} tile {place}: unknown class {label}")
                 continue
-            yield place, label, place % self.cols * self.side, place // self.cols * self.side
+            if self.names[label]:
+                yield place, label, place % self.cols * self.side, place // self.cols * self.side
 
     def pictures(self, labels: Collection[int], broken: list[str]) -> Iterator[tuple[Image.Image, int]]:
         """The tiles of some labels as pictures, each with its label, one sheet open at a time. A
@@ -64,21 +71,27 @@ class Manifest:
                 yield picture.crop((x, y, x + self.side, y + self.side)), label
 
 
-def read_sheets(path: Path, split: str) -> Scenes:
-    """A scene a tile. Only names that occur in the split, so that a name which it never shows is no negative."""
-    manifest = Manifest.read(path, split)
+def read_sheets(path: Path, split: str, names_file: str = "") -> Scenes:
+    """A scene a tile. Only names that occur in the split, so that a name which it never shows is no negative.
+
+    Classes to which ``names_file`` gives the same names are one.
+    """
+    manifest = Manifest.read(path, split, names_file)
     broken: list[str] = []
     tiles = [
         (path.parent / sheet["sheet"], label, (x, y), sheet["boxes_xyxy"][place])
         for sheet in manifest.sheets
         for place, label, x, y in manifest.tiles(sheet, broken)
     ]
-    seen = sorted({label for _, label, _, _ in tiles})
-    rows = {label: row for row, label in enumerate(seen)}
+    # The label that stands for each: of classes made one by the file, the first.
+    names = manifest.names
+    first = {row: names.index(names[row]) if names_file else row for row in {label for _, label, _, _ in tiles}}
+    seen = sorted(set(first.values()))
+    rows = {label: seen.index(one) for label, one in first.items()}
     side = manifest.side
     scenes = []
     for source, label, (x, y), box in tiles:
         boxes = BoxList(broken, (side, side))
         boxes.add(f"{source.name} tile at {x}, {y}", rows[label], box)
         scenes.append(boxes.scene(source, tile=(x, y, x + side, y + side), stated_wh=None))
-    return Scenes(scenes, [manifest.names[label] for label in seen], broken)
+    return Scenes(scenes, [names[label] for label in seen], broken)

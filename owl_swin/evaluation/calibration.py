@@ -52,13 +52,13 @@ def evaluate_calibration(
     """The calibration error of a model's answers; with ``fit``, sets that are not this one, before and after the cure.
 
     Returns the figures and the fitted map. d_ece, in percent: the mean over answers of |share of right answers − mean
-    score| in ten bins of the score; an answer is right as COCO counts it at IoU 0.50. The fit is on the
-    answers of all sets of ``fit`` together, each asked for all of its own classes, whatever ``classes`` are judged;
-    ``fit_images`` are the folders of their pictures, none or one for all as well as one each. reliability lists each
-    bin's mean score, share of right answers and number of answers. Scores are those of answers, after rivals, but the
-    cure is written into the logits before them: a model with rivals that was cured is judged by a call without ``fit``.
-    With ``fit`` these are after the cure, d_ece_before and reliability_before are the model's own, and temperature and
-    bias are the cure.
+    score| in ten bins of the score; an answer is right as COCO counts it at IoU 0.50. The fit is on the answers of all
+    sets of ``fit`` together: each set counts as much, however large it is, and is asked for all of its own classes,
+    whatever ``classes`` are judged; ``fit_images`` are the folders of their pictures, none or one for all as well as
+    one each. reliability lists each bin's mean score, share of right answers and number of answers. Scores are those
+    of answers, after rivals, but the cure is written into the logits before them: a model with rivals that was cured
+    is judged by a call without ``fit``. With ``fit`` these are after the cure, d_ece_before and reliability_before are
+    the model's own, and temperature and bias are the cure.
     """
     truth = one_category_a_name(read_truth(annotations, images, classes))
     places = sets_to_fit(annotations, images, fit, fit_images)
@@ -76,9 +76,9 @@ def evaluate_calibration(
     fitted: dict[str, Any] = {}
     if parts:
         where = ", ".join(map(str, fit))
-        cure = fit_platt(
-            np.concatenate([part.score for part in parts]), np.concatenate([part.right for part in parts]), where=where
-        )
+        scores, right = (np.concatenate([getattr(part, key) for part in parts]) for key in ("score", "right"))
+        sizes = [len(part.score) for part in parts]
+        cure = fit_platt(scores, right, np.repeat(even_weights(sizes), sizes), where=where)
         before = reliability(answers.score, answers.right)
         figures = {"temperature": round(1 / cure.scale, 4), "bias": round(cure.bias, 4), "d_ece_before": d_ece(before)}
         intervals = {"d_ece_before": _interval(answers, answers.score, draws)}
@@ -114,6 +114,13 @@ def calibrated(config: CalibrationConfig, cure: Platt, route: str) -> Calibratio
     return replace(config, **values)
 
 
+def even_weights(sizes: Sequence[int]) -> list[float]:
+    """What one answer of each set weighs, that sets of so many answers count alike, and their weights add up to the
+    number of answers."""
+    known = sum(size > 0 for size in sizes)
+    return [sum(sizes) / (known * size) if size else 0.0 for size in sizes]
+
+
 def fit_platt(
     scores: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None, *, where: str = "the set"
 ) -> Platt:
@@ -125,11 +132,10 @@ def fit_platt(
     """
     x = to_logits(scores)
     weights = np.ones(len(scores)) if weights is None else weights
-    n_right, n_wrong = int(weights[right].sum()), int(weights[~right].sum())
+    n_right, n_wrong = weights[right].sum(), weights[~right].sum()
     if not n_right or not n_wrong:
-        raise DataError(
-            f"{where}: {n_right} of {n_right + n_wrong} answers are right; calibration needs right and wrong ones"
-        )
+        share = f"{n_right:.0f} of {n_right + n_wrong:.0f}"
+        raise DataError(f"{where}: {share} answers are right; calibration needs right and wrong ones")
     target = np.where(right, (n_right + 1) / (n_right + 2), 1 / (n_wrong + 2))
     inputs = np.stack([x, np.ones_like(x)], 1)  # [N, 2]
     theta = np.array([1.0, 0.0])

@@ -18,6 +18,7 @@ from owl_swin.evaluation.calibration import (
     Platt,
     calibrated,
     d_ece,
+    even_weights,
     fit_platt,
     reliability_rows,
     sets_to_fit,
@@ -194,8 +195,10 @@ def _with_cure(detector: Detector, cure: Platt, route: str) -> Detector:
 
 
 def fit_pixels(tables: Sequence[np.ndarray], where: str) -> Platt:
-    """The map that makes the scores of counted pixels mean what they say."""
-    right, n = np.concatenate(tables).sum(0).T
+    """The map that makes the scores of counted pixels mean what they say; the pixels of each set count as much."""
+    sums = [table.sum(0) for table in tables]  # [steps, 2]
+    weights = even_weights([int(own[:, 1].sum()) for own in sums])
+    right, n = np.tensordot(weights, sums, 1).T
     fate = np.repeat([True, False], len(SCORES))
     return fit_platt(np.tile(SCORES, 2), fate, np.concatenate([right, n - right]), where=where)
 

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_swin.data.naming import spoken_names
+from owl_swin.data.naming import read_class_names
 from owl_swin.errors import ConfigError
 from owl_swin.families.weights import read_tensors
-from owl_swin.files import read_text
 from owl_swin.models.hybrid import HybridSwin
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.models.stem import published_stem
@@ -49,13 +48,7 @@ class DenseNames:
                 f"{config.weights}: expected weight [N, {channels}] and bias [N] for the stem "
                 f"{model.config.image.stem}, got {list(weight.shape)} and {list(bias.shape)}"
             )
-        try:
-            lines = read_text(Path(config.names)).splitlines()
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{config.names}: cannot read these names ({error})") from None
-        if len(lines) != len(weight):
-            raise ConfigError(f"{config.names}: {len(lines)} lines for a classifier of {len(weight)} classes")
-        names = [spoken_names(line) for line in lines]
+        names = read_class_names(config.names, len(weight), "a classifier")
         kept = [row for row, own in enumerate(names) if own]
         self.weight, self.bias = weight[kept], bias[kept]
         self.embeds = TextBank(prompted([names[row] for row in kept]), model, trainable=False).means()  # [N, E]
