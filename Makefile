@@ -128,6 +128,9 @@ ablation: $(VENV)/.dev
 	  $(ABLATION_EVAL) --model runs/ablation_$$run --annotations data/coco/test.json --images data/coco/images --classes person --json runs/ablation_$$run/coco_person.json || exit 1; \
 	done
 
+# The runs below learn at 256 px, and what they began with is measured at 256 px beside them.
+EVAL_256 = $(EVAL) detect --image-size 256
+
 # What fine-tuning on 50 pictures of new things gives and costs: ten kinds of cut-outs on photographs, four ways.
 F := runs/forgetting
 forgetting: $(VENV)/.dev
@@ -140,10 +143,10 @@ forgetting: $(VENV)/.dev
 	$(BIN)/owl-swin train configs/train/forgetting_replay.toml --blend 0.5 --output $(F)/replay_blend
 	for run in nano $(F)/plain $(F)/blend $(F)/replay $(F)/replay_blend; do \
 	  name=$(F)/$$(basename $$run) && \
-	  $(EVAL) detect --model $$run --annotations $(F)/test/annotations.json --images $(F)/test/images --json $$name.new.json && \
-	  $(EVAL) detect --model $$run $(COCO) --json $$name.coco.json && \
-	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_TRAINED)" --json $$name.fod.json && \
-	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_HELDOUT)" --json $$name.heldout.json && \
+	  $(EVAL_256) --model $$run --annotations $(F)/test/annotations.json --images $(F)/test/images --json $$name.new.json && \
+	  $(EVAL_256) --model $$run $(COCO) --json $$name.coco.json && \
+	  $(EVAL_256) --model $$run $(FOD) --classes "$(FOD_TRAINED)" --json $$name.fod.json && \
+	  $(EVAL_256) --model $$run $(FOD) --classes "$(FOD_HELDOUT)" --json $$name.heldout.json && \
 	  $(EVAL) classify --model $$run $(TINY) --image-size 64 --pictures heldout --among heldout --json $$name.tiny.json || exit 1; \
 	done
 
@@ -159,10 +162,10 @@ joint-masks: $(VENV)/.dev
 	for run in $(MODEL) $(J)/boxes $(J)/masks; do \
 	  name=$(J)/$$(basename $$run) && \
 	  case $$run in */boxes) masks=;; *) masks=--masks;; esac && \
-	  $(EVAL) detect --model $$run --annotations $(J)/test/annotations.json --images $(J)/test/images $$masks --json $$name.new.json && \
-	  $(EVAL) detect --model $$run $(COCO) --json $$name.coco.json && \
-	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_TRAINED)" --json $$name.fod.json && \
-	  $(EVAL) detect --model $$run $(FOD) --classes "$(FOD_HELDOUT)" --json $$name.heldout.json || exit 1; \
+	  $(EVAL_256) --model $$run --annotations $(J)/test/annotations.json --images $(J)/test/images $$masks --json $$name.new.json && \
+	  $(EVAL_256) --model $$run $(COCO) --json $$name.coco.json && \
+	  $(EVAL_256) --model $$run $(FOD) --classes "$(FOD_TRAINED)" --json $$name.fod.json && \
+	  $(EVAL_256) --model $$run $(FOD) --classes "$(FOD_HELDOUT)" --json $$name.heldout.json || exit 1; \
 	done
 
 # label → train on soft scores → eval: at 256 px a model learns from what it found itself, at its own 416 px, in pictures that
@@ -175,7 +178,7 @@ self-training: $(VENV)/.dev
 	$(BIN)/owl-swin label data/imagenet_det200/images --queries $(ST)/names.txt --to $(ST)/labels.json --sheet $(ST)/labels.jpg
 	$(BIN)/owl-swin train configs/train/self_training.toml
 	for run in nano $(ST)/run; do \
-	  $(EVAL) detect --model $$run --image-size 256 $(COCO) --json $(ST)/$$(basename $$run).json || exit 1; \
+	  $(EVAL_256) --model $$run $(COCO) --json $(ST)/$$(basename $$run).json || exit 1; \
 	done
 
 $(VENV)/.photos: pyproject.toml constraints.txt

@@ -189,6 +189,14 @@ def parse_safetensors(
         raise error(f"not a whole safetensors file ({reason})", of=where) from None
 
 
+def remove_file(path: Path, *, what: str) -> None:
+    """Removes a file, which may be none; where that cannot be, raises OwlSwinError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OwlSwinError(f"{path}: cannot remove {what} of before ({_reason(error)})") from None
+
+
 def remove_parts(folder: Path) -> None:
     """Removes what writers that were killed left unfinished in a folder that only this process writes to."""
     for part in folder.glob(".*.part"):

@@ -177,7 +177,8 @@ def find_detections(
     options: DetectOptions,
     texts: Sequence[bool] = (),
 ) -> Detections:
-    """Every (patch, query) pair whose score, after rivals, reaches its threshold, best first.
+    """The (patch, query) pairs that pass, best first: the score reaches its threshold, nothing suppresses the pair, its
+    score after rivals reaches the threshold too, and it is one of the best ``max_detections``.
 
     ``logits [P, Q]``, and the boxes [P, 4] of the patches, clipped to the picture. A patch may answer several queries;
     a logit of -inf never answers, nor does a box that lies outside the picture. ``texts`` [Q] says which queries are

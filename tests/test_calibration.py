@@ -1,6 +1,8 @@
 """Calibration error of answers whose error is known, the fit that cures it, and the model that keeps the cure."""
 
+import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from training_data import write_shapes
 
 from owl_swin.config import CalibrationConfig
 from owl_swin.detector import Detector
-from owl_swin.errors import ConfigError, DataError
+from owl_swin.errors import ConfigError, DataError, MissingExtraError
+from owl_swin.evaluation.absence import evaluate_absence
 from owl_swin.evaluation.answers import Answers
 from owl_swin.evaluation.calibration import (
     Platt,
@@ -26,7 +29,10 @@ from owl_swin.evaluation.calibration import (
     reliability,
     to_logits,
 )
+from owl_swin.evaluation.detection import evaluate_detection
 from owl_swin.evaluation.map_calibration import SCORES, fit_pixels
+from owl_swin.evaluation.oneshot import evaluate_oneshot
+from owl_swin.evaluation.open_vocabulary import evaluate_split
 from owl_swin.exemplar import Exemplar
 from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
 
@@ -204,6 +210,20 @@ def test_several_sets_are_fitted_on_as_one(tmp_path):
     assert cured(much) > cured(much, little) > cured(little)
     with pytest.raises(DataError, match="2 sets to fit on have 3 folders"):
         cured(much, little, folders=[tmp_path] * 3)
+
+
+def test_what_is_missing_for_measuring_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    path = write_set(tmp_path, [(0, "a", BOX)])
+    for measure in (
+        evaluate_calibration,
+        evaluate_detection,
+        evaluate_absence,
+        evaluate_oneshot,
+        partial(evaluate_split, base=["a"], novel=["b"]),
+    ):
+        with pytest.raises(MissingExtraError, match="measuring average precision"):
+            measure(None, path, tmp_path)  # no detector: it is not asked
 
 
 def test_the_set_that_is_judged_on_is_not_fitted_on(tmp_path):

@@ -17,10 +17,11 @@ from picture_files import BAD_FILES, encode, noise
 from processes import forked
 
 from owl_swin import ArchiveError, Detector, Exemplar, ImageError, Query, QueryError, RegionIndex
-from owl_swin.index.folder import read_picture, walk
+from owl_swin.index.folder import read_picture
 from owl_swin.index.paths import from_text, glob_pattern, like_pattern, to_text
 from owl_swin.index.region_index import open_store
 from owl_swin.index.store import Card, RegionFilter
+from owl_swin.picture_files import walk
 
 
 @pytest.fixture

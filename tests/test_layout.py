@@ -22,7 +22,7 @@ FLOORS = [
     {"errors", "types", "detections", "masks", "query_file", "attention", "formats", "label_studio", "boxes", "nms"}
     | {"files", "frame", "orientation", "addresses", "tiff", "locks", "signals", "video_source"}
     | {"semantic_map", "map_formats", "rle", "made_here"},
-    {"config", "image", "tokenizer", "scoring", "fetching", "encoded", "huge", "text_cache"},
+    {"config", "image", "picture_files", "tokenizer", "scoring", "fetching", "encoded", "huge", "text_cache"},
     {"models"},
     {
         "families",

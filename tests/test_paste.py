@@ -65,6 +65,22 @@ def test_the_mask_of_what_is_covered_in_part_is_what_is_seen(cutouts, photograph
     assert all(np.sum(own, 0).max() == 1 for own in masks.values())
 
 
+def test_a_run_that_is_stopped_leaves_no_boxes_of_before_on_new_pictures(cutouts, photographs, tmp_path):
+    found, photos, folder = find_cutouts(cutouts), [photographs / "grey.png"], tmp_path / "set"
+    paste_scenes(found, photos, folder, pictures=3)
+    (cutouts / "red_mug-1.png").write_bytes(b"gone")
+    with pytest.raises(ImageError):
+        paste_scenes(found, photos, folder, pictures=20, seed=1)
+    assert not (folder / "annotations.json").exists()
+    paste_scenes(find_cutouts(cutouts, ["blue cup"]), photos, folder, pictures=3)  # and the folder is still ours
+
+
+def test_a_cut_out_is_called_by_its_file_but_for_the_number_of_a_copy(cutouts):
+    for name in ("t-shirt", "x-ray_machine-2", "red mug-12"):
+        (cutouts / f"{name}.png").write_bytes((cutouts / "red_mug-1.png").read_bytes())
+    assert {name for _, name in find_cutouts(cutouts)} == {"red mug", "blue cup", "t-shirt", "x-ray machine"}
+
+
 def test_the_seed_makes_the_set(cutouts, photographs, tmp_path):
     made = [
         paste_scenes(find_cutouts(cutouts), [photographs / "grey.png"], tmp_path / str(i), pictures=5, seed=seed)

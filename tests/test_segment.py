@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from owl_swin import SemanticMap, load_segmenter
 from owl_swin.cli.main import app
+from owl_swin.cli.map_results import PanopticMaps
 from owl_swin.errors import CheckpointError, ImageError, OwlSwinError
 from owl_swin.families.closed_set import is_segmenter
 from owl_swin.families.picture_settings import PictureSettings
@@ -128,6 +129,16 @@ def test_a_panoptic_set_is_whole(model, photos, tmp_path):
         assert pixels.shape == (image["height"], image["width"])
         areas = dict(zip(*np.unique(pixels, return_counts=True), strict=True))
         assert areas == {one["id"]: one["area"] for one in annotation["segments_info"]}
+
+
+def test_a_run_that_is_killed_leaves_no_segments_of_before_beside_new_maps(found, tmp_path):
+    whole = PanopticMaps(tmp_path / "set", found.names)
+    whole.add("a.png", found, lambda: None)
+    whole.close()
+    killed = PanopticMaps(tmp_path / "set", found.names)
+    assert (tmp_path / "set" / "panoptic.json").exists()  # nothing is new yet
+    killed.add("b.png", found, lambda: None)
+    assert not (tmp_path / "set" / "panoptic.json").exists()
 
 
 def test_the_drawing_of_a_very_long_picture_is_smaller_and_its_map_is_not(model, tmp_path):

@@ -477,6 +477,19 @@ def test_a_run_starts_from_a_model_file_a_run_or_a_text_tower(tmp_path):
         assert_close(model.state_dict()[key], expected, atol=tolerance, rtol=0)
 
 
+def test_a_run_with_a_blend_is_gone_on_from_where_its_result_is(tmp_path):
+    settings = detect_settings(tmp_path, steps=2)
+    first = train(train_config(settings))
+    again = train(train_config({**settings, "output": str(tmp_path / "again"), "init": [str(first)], "blend": 1.0}))
+    trained = load_file(again / "state.safetensors")["ema.class_head.embed.weight"]
+    began = load_file(first / "state.safetensors")["ema.class_head.embed.weight"]
+    assert (trained - began).abs().max() > 1e-4
+    for source, expected in ((again, began), (again / "state.safetensors", trained)):
+        model = model_of(settings)
+        load_init(model, str(source))
+        assert_close(model.class_head.embed.weight, expected, atol=5e-5 if source == again else 0, rtol=5e-3)
+
+
 def test_a_model_of_larger_windows_and_deeper_stages_starts_where_the_smaller_one_is(tmp_path):
     settings = detect_settings(tmp_path)
     small = model_of(settings)

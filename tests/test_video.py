@@ -249,6 +249,7 @@ def test_what_a_video_and_a_camera_are_called(source, video, live):
 
 def test_no_password_is_shown():
     assert shown_source("rtsp://me:secret@camera/1") == "rtsp://camera/1"
+    assert shown_source("rtsp://me:se@cret@camera/1@2") == "rtsp://camera/1@2"
     assert shown_source("photos/me@home.mp4") == "photos/me@home.mp4"
     with pytest.raises(ImageError) as caught:
         seen("rtsp://me:secret@127.0.0.1:9/1")

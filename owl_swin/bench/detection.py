@@ -47,9 +47,13 @@ def benchmark_detection(
     (names of bench.systems) restrict what is compared. ``tiny``: small networks, to try the benchmark itself. ``keep``
     is given what there is after each part, so that a part that fails takes no other with it.
     """
+    from owl_swin.bench.systems import SYSTEMS
+
     rounds = rounds or (1 if quick else 3)
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
+    if unknown := [name for name in systems or () if name not in SYSTEMS]:
+        raise ConfigError(f"no system is called {unknown[0]!r}; known are {', '.join(SYSTEMS)}")
     wanted = lambda names: [name for name in names if systems is None or name in systems]  # noqa: E731
     peers = wanted(("OWLv2 B/16", "GroundingDINO-T") if quick else PEERS)
     table = tuple(sizes or (((224, 224), (640, 640)) if quick else SIZES))

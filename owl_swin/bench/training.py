@@ -37,6 +37,8 @@ def benchmark_training(
     """
     if min(image_size, batch_size, rounds) < 1:
         raise ConfigError("image_size, batch_size and rounds must be at least 1")
+    if config.image.stem != "patch":
+        raise ConfigError(f"timm has no Swin with the stem {config.image.stem}; name a model without one")
     place = torch.device(device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(precision)
     if dtype is None:

@@ -15,7 +15,9 @@ app = typer.Typer(help="Speed, measured on this machine.", no_args_is_help=True,
 
 @app.command()
 def train(
-    model: Annotated[Path, typer.Option(help="TOML file of the model's sizes.")] = Path("configs/model/nano.toml"),
+    model: Annotated[Path, typer.Option(help="TOML file of the sizes of a model without a stem.")] = Path(
+        "configs/model/nano_patch.toml"
+    ),
     image_size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Pictures in a step.")] = 128,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",

@@ -45,7 +45,9 @@ def calibrate(
     names: ValueNames = None,
     ignore: Ignore = None,
     nothing: Nothing = None,
-    fit: Annotated[list[Path] | None, typer.Option(help="Set to fit on, not what is judged; of several each counts as much.")] = None,
+    fit: Annotated[
+        list[Path] | None, typer.Option(help="Set to fit on, not what is judged; of several each counts as much.")
+    ] = None,
     fit_images: Annotated[
         list[Path] | None, typer.Option(help="Folder of its pictures, if another; or one each.")
     ] = None,

@@ -49,7 +49,9 @@ def info(
     ] = None,
     images: Annotated[str, typer.Option(help="Folder of the data set's pictures.")] = "",
     split: Annotated[str, typer.Option(help="Part of a data set that has parts.")] = "train",
-    names: Annotated[str, typer.Option(help="File of what the numbers of label maps mean, or of other names for sheets.")] = "",
+    names: Annotated[
+        str, typer.Option(help="File of what the numbers of label maps mean, or of other names for sheets.")
+    ] = "",
     ignore: Annotated[
         list[int] | None, typer.Option(min=0, help="Number of label maps that means nothing; may be repeated.")
     ] = None,

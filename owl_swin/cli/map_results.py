@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from owl_swin.cli.printing import note, say
 from owl_swin.cli.results import FreeNames, stem_of
-from owl_swin.files import make_folder, write_image, write_json
+from owl_swin.files import make_folder, remove_file, write_image, write_json
 from owl_swin.made_here import MADE_HERE, check_set_may_be_written, coco_info, may_be_written
 from owl_swin.signals import STOPPED
 
@@ -101,6 +101,8 @@ class PanopticMaps:
 
         name = f"{self._names.take(stem_of(source))}.png"
         image, segments = to_panoptic_image(found)
+        if not self._images:  # a run that is killed leaves no segments of before on new maps
+            remove_file(self._path, what="the segments")
         write_image(self._folder / PANOPTIC / name, image, what="the map", comment=MADE_HERE)
         number, (height, width) = len(self._images) + 1, found.image_hw
         self._images.append({"id": number, "file_name": source, "width": width, "height": height})

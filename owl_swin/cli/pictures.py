@@ -16,8 +16,8 @@ from owl_swin.errors import ImageError, OwlSwinError
 from owl_swin.fetching import fetch
 from owl_swin.files import image_comment, is_special, near_name
 from owl_swin.image import MAX_PIXELS, file_content, is_picture_name, open_image
-from owl_swin.index.folder import walk
 from owl_swin.made_here import MADE_HERE
+from owl_swin.picture_files import walk
 from owl_swin.video_source import is_video, shown_source
 
 if TYPE_CHECKING:

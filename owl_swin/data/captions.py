@@ -6,14 +6,14 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from owl_swin.data.config import DataConfig
 from owl_swin.data.labelled import Sample, squares
-from owl_swin.data.naming import PICTURE_SUFFIXES, images_folder, place_pictures, texts_of
+from owl_swin.data.naming import images_folder, place_pictures, texts_of
 from owl_swin.errors import DataError
 from owl_swin.files import read_json, read_text
-from owl_swin.image import ImageSource
+from owl_swin.image import PICTURE_SUFFIXES, ImageSource
 
 TEXT_KEYS = ("captions", "caption", "text")
 SEPARATORS = (",", "\t", ";")
@@ -118,8 +118,35 @@ def csv_entries(config: DataConfig, broken: list[str]) -> list[Captioned]:
                 f"set data.path_column and data.caption_column (it is {header.strip()[:80]!r})"
             )
         file.seek(0)
-        rows = [(f"line {n}", row) for n, row in enumerate(csv.DictReader(file, delimiter=separator), start=2)]
+        rows = _rows(file, separator, broken)
     return _table(rows, config, broken)
+
+
+def _rows(file: TextIO, separator: str, broken: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Each row by the names of its columns, and where it stands. Of a table whose quotes do not pair, as in captions
+    that no program of tables wrote, each line is a row, and a quote in it a sign like others."""
+    try:
+        table = csv.DictReader(file, delimiter=separator, strict=True)
+        return [(f"line {table.line_num}", row) for row in table]
+    except csv.Error:
+        file.seek(0)
+    columns = _fields(file.readline(), separator)
+    rows = []
+    for number, line in enumerate(file, start=2):
+        fields = _fields(line, separator)
+        if len(fields) == len(columns):
+            rows.append((f"line {number}", dict(zip(columns, fields, strict=True))))
+        elif line.strip():
+            broken.append(f"line {number}: has {len(fields)} columns of {len(columns)}")
+    return rows
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    line = line.removesuffix("\n").removesuffix("\r")
+    try:
+        return next(csv.reader([line], delimiter=separator, strict=True), [])
+    except csv.Error:
+        return line.split(separator)
 
 
 def read_jsonl(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
@@ -130,12 +157,13 @@ def read_jsonl(config: DataConfig, broken: list[str]) -> Iterator[Sample]:
 def jsonl_entries(config: DataConfig, broken: list[str]) -> list[Captioned]:
     """A JSON object a line, with a picture's path and a caption or a list of them."""
     rows = []
-    for number, line in enumerate(read_text(config.path).splitlines(), start=1):
+    # No other break of lines than these: JSON allows the rest inside of texts.
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", read_text(config.path)), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             row = None
             broken.append(f"line {number}: not a JSON object ({error})")
         if isinstance(row, dict):

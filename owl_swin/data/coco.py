@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from owl_swin.data.masks import CodedMask
-from owl_swin.data.naming import place_pictures, spoken, spoken_names
+from owl_swin.data.naming import place_pictures, spoken, spoken_names, texts_of
 from owl_swin.data.outlines import outline_rle
 from owl_swin.data.scene import BoxList, Scenes, cut_box, score_problem
 from owl_swin.errors import DataError, MissingExtraError
@@ -190,8 +190,10 @@ def read_categories(path: Path, records: Sequence[Any], broken: list[str]) -> li
         name = record["name"]
         if not isinstance(name, str):
             raise DataError(f"{path}: the name of category {record['id']} must be a text, got {json.dumps(name)}")
-        synonyms = list(dict.fromkeys(filter(None, (spoken(one) for one in record.get("synonyms") or ()))))
+        synonyms = list(dict.fromkeys(filter(None, map(spoken, texts_of(record.get("synonyms"))))))
         names = spoken_names(name) or synonyms
+        if synonyms and not set(names) & set(synonyms):  # LVIS counts the name among them
+            synonyms = names + synonyms
         if record["id"] in categories or not names:
             broken.append(f"category {record['id']}: {'given twice' if names else 'has no name'}")
             continue

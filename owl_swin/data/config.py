@@ -1,5 +1,6 @@
 """What a data set is: its kind and path, and what of it is read."""
 
+import math
 from dataclasses import dataclass
 
 from owl_swin.errors import ConfigError
@@ -90,7 +91,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"data.kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        if self.weight <= 0:
+        if not 0 < self.weight < math.inf:
             raise ConfigError(f"data.weight must be positive, got {self.weight}")
         if self.size < 1:
             raise ConfigError(f"data.size must be at least 1 pixel, got {self.size}")
@@ -112,5 +113,5 @@ class DataConfig:
 
 def check_mosaic(table: str, odds: tuple[float, ...]) -> None:
     """Raises ConfigError unless the odds of 1x1, 2x2, … pictures on a canvas are probabilities that add up to 1."""
-    if not odds or abs(sum(odds) - 1) > 1e-6 or min(odds) < 0:
+    if not odds or not abs(sum(odds) - 1) <= 1e-6 or min(odds) < 0:  # NaN fails this too
         raise ConfigError(f"{table}.mosaic must be probabilities of 1x1, 2x2, … that add up to 1, got {odds}")

@@ -119,6 +119,8 @@ def _folder(
     if not images.is_dir():
         raise DataError(f"{images}: no such folder; it should hold the pictures of the label maps")
     apart = {*ignore} | ({nothing} if nothing is not None else set())
+    if apart and not 0 <= min(apart) <= max(apart) < VALUES:
+        raise DataError(f"{folder}: label maps have values of 0 to {VALUES - 1}, not {[*apart]}")
     if not isinstance(names, Mapping):
         free = (value for value in range(VALUES) if value not in apart)
         names = dict(zip(free, names, strict=False))

@@ -9,7 +9,7 @@ import numpy as np
 
 from owl_swin.data.label_maps import LabelledPicture, read_label_maps, read_value_names
 from owl_swin.data.masks import KEPT_MAPS
-from owl_swin.data.naming import spoken_names
+from owl_swin.data.naming import images_folder, spoken_names
 from owl_swin.data.scene import BoxList, Scene, Scenes
 from owl_swin.errors import DataError, ImageError
 
@@ -37,7 +37,7 @@ def _labels(picture: LabelledPicture) -> np.ndarray:
 def read_label_scenes(path: Path, images: str, names: str, ignore: tuple[int, ...]) -> Scenes:
     """A folder of label maps, read once to see what each shows; ``names`` is the file that says what values mean, of
     which those in ``ignore`` mean nothing. A map that cannot be read is noted, and its picture left out."""
-    found = read_label_maps(path, images or path, names=read_value_names(names), ignore=ignore)
+    found = read_label_maps(path, images_folder(path, images), names=read_value_names(names), ignore=ignore)
     broken = list(found.notes)
     said = [spoken_names(name) or [name] for name in found.names]
     with ThreadPoolExecutor(READERS) as pool:

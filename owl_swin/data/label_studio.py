@@ -13,6 +13,9 @@ from owl_swin.errors import DataError
 from owl_swin.files import read_json
 from owl_swin.image import is_picture_name
 
+# Marks from which a box follows.
+WITH_BOXES = ("rectanglelabels", "polygonlabels", "ellipselabels")
+
 
 def is_label_studio(content: Any) -> bool:
     """Whether JSON looks like an export, or like the tasks of one."""
@@ -50,7 +53,11 @@ def read_label_studio(path: Path, images: str) -> Scenes:
         boxes = BoxList(broken, (1, 1))
         for result in results:
             for label, box in _boxes(result, source, where, broken):
-                boxes.add(where, rows.setdefault(label, len(rows)), box or (), as_given=result.get("value", result))
+                row = rows.setdefault(label, len(rows))
+                if box is None:
+                    boxes.unknown.append(row)
+                else:
+                    boxes.add(where, row, box, as_given=result.get("value", result))
         scenes.append(boxes.scene(source))
     return Scenes(scenes, [spoken_names(label) or [label] for label in rows], broken)
 
@@ -80,27 +87,36 @@ def _results(task: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 def _boxes(
     result: Mapping[str, Any], source: Path, where: str, broken: list[str]
 ) -> Iterator[tuple[str, tuple[float, ...] | None]]:
-    """Each label of a mark and its box, xyxy in fractions of the picture; nothing for what is no mark in it."""
+    """Each label of a mark and its box, xyxy in fractions of the picture: () for a broken one, None for a mark that has
+    none, as a brush's. Nothing for what is no mark in the picture."""
     value = result.get("value", result)
     kind = str(result.get("type") or next((key for key in value if str(key).endswith("labels")), ""))
     labels = value.get(kind)
     if not kind.endswith("labels") or not isinstance(labels, list):
         return  # a choice, a relation, a text
+    box: tuple[float, ...] | None
     try:
         box = _box(value, result, source)
     except (KeyError, TypeError, ValueError, OverflowError):
-        box = None
+        box = () if kind in WITH_BOXES else None
     for label in labels:
-        if box is None and kind not in ("rectanglelabels", "polygonlabels"):
+        if box is None:
             broken.append(f"{where}: {kind} without a box ({label})")
-        else:
-            yield str(label), box
+        yield str(label), box
 
 
 def _box(value: Mapping[str, Any], result: Mapping[str, Any], source: Path) -> tuple[float, ...]:
-    """Of a rectangle, turned clockwise about its upper left corner, or of a polygon: all in percent."""
+    """Of a rectangle, turned clockwise about its upper left corner, of an ellipse turned about its middle, or of a
+    polygon: all in percent."""
     if "points" in value:
         points = [(float(x), float(y)) for x, y in value["points"]]
+    elif "radiusX" in value:
+        x, y, radius_x, radius_y = (float(value[key]) for key in ("x", "y", "radiusX", "radiusY"))
+        turn = math.radians(float(value.get("rotation") or 0))
+        wide, high = _size(value, result, source) if turn else (1.0, 1.0)
+        reach_x = math.hypot(radius_x * math.cos(turn), radius_y * high / wide * math.sin(turn))
+        reach_y = math.hypot(radius_x * wide / high * math.sin(turn), radius_y * math.cos(turn))
+        points = [(x - reach_x, y - reach_y), (x + reach_x, y + reach_y)]
     else:
         x, y, width, height = (float(value[key]) for key in ("x", "y", "width", "height"))
         turn = math.radians(float(value.get("rotation") or 0))

@@ -1,13 +1,17 @@
 """Names and places as data sets write them, made ready for a text encoder and a file system."""
 
 import itertools
+import logging
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from owl_swin.errors import DataError
 from owl_swin.files import read_text
-from owl_swin.image import PICTURE_SUFFIXES
+from owl_swin.image import is_picture_name
+from owl_swin.picture_files import walk
+
+logger = logging.getLogger("owl_swin")
 
 
 def spoken(name: str) -> str:
@@ -77,9 +81,11 @@ def place_pictures(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def pictures_in(folder: Path, *, deep: bool = True) -> list[Path]:
-    """The picture files of a folder, in order; ``deep``: and of the folders in it."""
-    found = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(path for path in found if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."))
+    """The picture files of a folder, in order; ``deep``: and of the folders in it, linked ones too. What a name with a
+    dot in front hides is left out."""
+    if deep:
+        return sorted(Path(path) for path in walk(str(folder), lambda path, why: logger.warning("%s: %s", path, why)))
+    return sorted(path for path in folder.iterdir() if is_picture_name(path) and not path.name.startswith("."))
 
 
 def _last(name: str, parts: int, windows: bool) -> str:

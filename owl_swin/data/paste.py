@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from owl_swin.errors import DataError, ImageError
-from owl_swin.files import make_folder, read_json, write_image, write_json
+from owl_swin.files import make_folder, read_json, remove_file, write_image, write_json
 from owl_swin.image import open_image
 from owl_swin.made_here import MADE_HERE, check_set_may_be_written, coco_info
 from owl_swin.rle import encode_rle
@@ -52,6 +53,7 @@ def paste_scenes(
     target = folder / "annotations.json"
     check_set_may_be_written(target, folder / "images", option="--to")
     make_folder(folder / "images")
+    remove_file(target, what="the annotations")  # a run that is stopped leaves no boxes of before on new pictures
     for index in range(pictures):
         rng = random.Random(seed * 1_000_003 + index)
         canvas = open_image(rng.choice(photographs))
@@ -89,7 +91,7 @@ def paste_scenes(
 
 
 def find_cutouts(folder: Path, names: Sequence[str] = (), *, without: Sequence[str] = ()) -> list[tuple[Path, str]]:
-    """Cut-outs of a folder: RGBA pictures called after what they show ("red mug.png", "red_mug-2.webp").
+    """Cut-outs of a folder: RGBA pictures called after what they show ("t-shirt.png", "red_mug-2.webp").
 
     A JSON file of records {"file_name", "name"} in ``images`` may stand for the folder; files then lie in ``images``
     beside it. With ``names`` only these; never those in ``without``.
@@ -102,7 +104,7 @@ def find_cutouts(folder: Path, names: Sequence[str] = (), *, without: Sequence[s
             raise DataError(f"{folder}: not a list of named cut-outs (problem with {error})") from None
     elif folder.is_dir():
         files = sorted(p for p in folder.iterdir() if p.suffix.lower() in CUTOUT_SUFFIXES)
-        found = [(p, p.stem.split("-")[0].replace("_", " ").strip()) for p in files]
+        found = [(p, re.sub(r"-\d+$", "", p.stem).replace("_", " ").strip()) for p in files]
     else:
         raise DataError(f"{folder}: neither a folder of cut-outs nor a JSON file that lists them")
     missing = sorted({*names, *without} - {name for _, name in found})

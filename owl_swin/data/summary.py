@@ -12,6 +12,7 @@ from owl_swin.data.pictures import Pictures
 from owl_swin.data.scene import Scene, Scenes, read_header
 from owl_swin.errors import ImageError
 from owl_swin.image import open_image
+from owl_swin.orientation import SWAPS_SIDES, UPRIGHT
 
 # Borders between small, medium and large boxes in square pixels, as COCO has them.
 SMALL_PX2, LARGE_PX2 = 32**2, 96**2
@@ -108,8 +109,8 @@ def _sizes(scenes: Scenes, check: bool) -> tuple[dict[Place, tuple[int, int]], i
 def _upright_size(source: Path, *, whole: bool) -> tuple[tuple[int, int], bool]:
     (width, height), orientation = read_header(source)
     if whole or not width:
-        return open_image(source).size, orientation != 1
-    return ((height, width) if orientation >= 5 else (width, height)), orientation != 1
+        return open_image(source).size, orientation in UPRIGHT
+    return ((height, width) if orientation in SWAPS_SIDES else (width, height)), orientation in UPRIGHT
 
 
 def _box_sizes(scenes: Sequence[Scene], sizes: dict[Place, tuple[int, int]]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from owl_swin.data.broken import left_out, reading
-from owl_swin.data.coco import LVIS_LISTS, CocoFile, read_coco_file
+from owl_swin.data.coco import LVIS_LISTS, CocoFile, read_coco_file, stated_size
 from owl_swin.data.guess import guess_kind
 from owl_swin.data.label_studio import read_label_studio
 from owl_swin.data.mask_truth import with_masks
 from owl_swin.data.naming import find_classes
-from owl_swin.data.scene import missing_files, upright_size
+from owl_swin.data.scene import cut_box, missing_files, upright_size
 from owl_swin.data.voc import read_voc
 from owl_swin.data.yolo import read_yolo
 from owl_swin.errors import DataError
@@ -63,7 +63,7 @@ def read_truth(
         "info": {},
         "images": file.images,
         "categories": file.categories,
-        "annotations": file.annotations,
+        "annotations": _inside_pictures(file),
         "notes": [left_out(path, file.broken)] if file.broken else [],
     }
     truth = _without_vague(truth, ignore_below)
@@ -78,6 +78,24 @@ def read_truth(
         n_classes, n_images = len(truth["categories"]), len(truth["images"])
         truth["notes"].append(f"no average precision: no box of {n_classes} classes is in {n_images} pictures")
     return truth
+
+
+def _inside_pictures(file: CocoFile) -> list[dict[str, Any]]:
+    """The annotations, cut to their pictures also where the file states no size: what lies outside of one is not there
+    to be found."""
+    sizes = {one["id"]: stated_size(one) or upright_size(one["source"]) for one in file.images}
+    inside = []
+    for a in file.annotations:
+        size, (x, y, w, h) = sizes[a["image_id"]], a["bbox"]
+        box = cut_box((x, y, x + w, y + h), size)
+        if isinstance(box, str):
+            file.broken.append(f"picture {a['image_id']}: {box} {a['bbox']}")
+        elif size is None or (x >= 0 and y >= 0 and x + w <= size[0] and y + h <= size[1]):
+            inside.append(a)
+        else:
+            x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
+            inside.append(a | {"bbox": [x, y, w, h], "area": min(a["area"], w * h)})
+    return inside
 
 
 def _without_vague(truth: dict[str, Any], ignore_below: float) -> dict[str, Any]:
@@ -142,7 +160,8 @@ def _as_coco(path: Path, kind: str | None, images: Path, ignore_below: float) ->
         for label, box in zip(scene.vague_labels.tolist(), scene.vague_boxes.astype(float) * scale, strict=True):
             annotations.append(_annotation(number, label, box) | {"score": 0.0})
         whole = np.array([0, 0, width, height], dtype=float)
-        annotations += [_annotation(number, label, whole, iscrowd=1) for label in scene.unknown.tolist()]
+        unsure = [_annotation(number, label, whole, iscrowd=1) | {"vague": True} for label in scene.unknown.tolist()]
+        annotations += unsure
     categories = [
         {"id": number, "name": ", ".join(names), "names": names, "synonyms": []}
         for number, names in enumerate(scenes.names, start=1)

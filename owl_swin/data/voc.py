@@ -1,11 +1,13 @@
 """Pascal VOC XML, one file a picture, as VOC itself, LabelImg and many exporters write it."""
 
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from owl_swin.data.naming import PICTURE_SUFFIXES, spoken_names
+from owl_swin.data.naming import spoken_names
 from owl_swin.data.scene import BoxList, Scene, Scenes
 from owl_swin.files import read_text
+from owl_swin.image import PICTURE_SUFFIXES
 
 # VOC writes some names as one word, which a text encoder does not know.
 SPOKEN = {
@@ -48,7 +50,7 @@ def annotation_files(path: Path) -> list[Path]:
         return sorted((inner if inner.is_dir() else path).glob("*.xml"))
     folder = next((up / "Annotations" for up in path.parents[:3] if (up / "Annotations").is_dir()), path.parent)
     # The lists of one class have a second column that says whether it occurs.
-    stems = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+    stems = [re.sub(r"\s+-?[01]\s*$", "", line).strip() for line in read_text(path).splitlines() if line.strip()]
     return [folder / f"{stem.removesuffix('.xml')}.xml" for stem in stems]
 
 
@@ -66,7 +68,10 @@ def _scene(
             corners = [_text(node, f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
             boxes.add(where, rows[name], _from_one(corners), as_given=corners)
     stated = _text(root, "filename").replace("\\", "/").rsplit("/", 1)[-1]
-    candidates = [stated, *(file.stem + suffix for suffix in PICTURE_SUFFIXES)]
+    # What augments a set often leaves the first picture's name in each copy of its file.
+    candidates = [*(file.stem + suffix for suffix in PICTURE_SUFFIXES), stated]
+    if Path(stated).stem == file.stem:
+        candidates.insert(0, stated)
     name = next((name for name in candidates if name in there), stated or f"{file.stem}.jpg")
     return boxes.scene(folder / name)
 

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from owl_swin.data.naming import PICTURE_SUFFIXES, pictures_in, spoken_names
+from owl_swin.data.naming import pictures_in, spoken_names
 from owl_swin.data.scene import BoxList, Scene, Scenes
 from owl_swin.errors import DataError, MissingExtraError, brief
 from owl_swin.files import read_text
+from owl_swin.image import PICTURE_SUFFIXES
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 LIST_NAMES = ("classes.txt", "obj.names", "labels.txt")
@@ -18,36 +19,39 @@ def read_yolo(path: Path, images: str, split: str, *, ignore_below: float = 0.0)
     """data.yaml (``names``, ``path``, and pictures under the name of the split), classes.txt, or a folder with one.
 
     Labels of images/a.jpg lie in labels/a.txt, or beside the picture: "class cx cy w h" a line in fractions of the
-    picture; of a polygon "class x y x y …" the box around it is taken. One number more is the score of a guessed box,
-    and those under ``ignore_below`` become vague. A picture without a label file has no boxes.
+    picture; of a polygon "class x y x y …" the box around it is taken, and of a pose (data.yaml has ``kpt_shape``) the
+    box before its points. One number more is the score of a guessed box, and those under ``ignore_below`` become vague.
+    A picture without a label file has no boxes.
     """
     path = next((path / name for name in YAML_NAMES + LIST_NAMES if (path / name).is_file()), path)
     if path.suffix in (".yaml", ".yml"):
-        classes, places = _read_yaml(path, "" if images else split)
+        classes, places, pose = _read_yaml(path, "" if images else split)
     else:
+        pose = 0
         names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         classes = dict(enumerate(names))
         places = [path.parent / "images" if (path.parent / "images").is_dir() else path.parent]
     broken: list[str] = []
     rows = {number: row for row, number in enumerate(sorted(classes))}
     pictures = [one for place in ([Path(images)] if images else places) for one in _pictures(place)]
-    scenes = [_scene(picture, rows, BoxList(broken, (1, 1), ignore_below=ignore_below)) for picture in pictures]
+    scenes = [_scene(one, rows, BoxList(broken, (1, 1), ignore_below=ignore_below), pose) for one in pictures]
     return Scenes(scenes, [spoken_names(classes[number]) or [classes[number]] for number in sorted(classes)], broken)
 
 
 def label_file(picture: Path) -> Path:
-    """Where the labels of a picture lie: the last folder "images" on its way becomes "labels"."""
-    parts = list(picture.parent.parts)
+    """Where the labels of a picture lie: the last folder "images" on its way becomes "labels"; else a folder "labels"
+    beside its own has them, or its own."""
+    parts, name = list(picture.parent.parts), f"{picture.stem}.txt"
+    places = [picture.parent.parent / "labels" / name, picture.with_suffix(".txt")]
     if "images" in parts:
         last = len(parts) - 1 - parts[::-1].index("images")
-        parts[last] = "labels"
-        return Path(*parts) / f"{picture.stem}.txt"
-    beside = picture.parent.parent / "labels" / f"{picture.stem}.txt"
-    return beside if beside.is_file() else picture.with_suffix(".txt")
+        places = [Path(*parts[:last], "labels", *parts[last + 1 :]) / name, *places]
+    return next((place for place in places if place.is_file()), places[0])
 
 
-def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path]]:
-    """Class names by number, and the folders or lists of the split's pictures (no split: none)."""
+def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path], int]:
+    """Class names by number, the folders or lists of the split's pictures (no split: none), and how many numbers of
+    points follow a box."""
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError:
@@ -58,8 +62,9 @@ def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path]]:
     except yaml.YAMLError as error:
         raise DataError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
     classes = _classes(path, content["names"])
+    pose = _pose(path, content.get("kpt_shape"))
     if not split:
-        return classes, []
+        return classes, [], pose
     keys = {"val": ("val", "valid", "validation")}.get(split, (split,))
     places: Any = next((content[key] for key in keys if content.get(key)), None)
     if places is None:
@@ -68,7 +73,20 @@ def _read_yaml(path: Path, split: str) -> tuple[dict[int, str], list[Path]]:
     root = path.parent / _text(path, "path", content.get("path") or "")
     root = root if root.is_dir() else path.parent  # "path" may speak of another machine
     listed = places if isinstance(places, list) else [places]
-    return classes, [_resolved(root, _text(path, split, place)) for place in listed]
+    return classes, [_resolved(root, _text(path, split, place)) for place in listed], pose
+
+
+def _pose(path: Path, shape: Any) -> int:
+    """How many numbers the points of a thing have, from ``kpt_shape``: so many points of two or three numbers."""
+    if shape is None:
+        return 0
+    try:
+        points, each = (int(number) for number in shape)
+    except (TypeError, ValueError):
+        points, each = 0, 0
+    if points < 1 or each not in (2, 3):
+        raise DataError(f"{path}: kpt_shape must be a number of points and 2 or 3, got {brief(shape)}")
+    return points * each
 
 
 def _text(path: Path, key: str, value: Any) -> str:
@@ -102,7 +120,7 @@ def _pictures(place: Path) -> list[Path]:
     return [place.parent / line for line in lines if line]
 
 
-def _scene(picture: Path, rows: dict[int, int], boxes: BoxList) -> Scene:
+def _scene(picture: Path, rows: dict[int, int], boxes: BoxList, pose: int) -> Scene:
     broken, labels = boxes.broken, label_file(picture)
     try:
         lines = read_text(labels).splitlines() if labels.is_file() else []
@@ -118,6 +136,8 @@ def _scene(picture: Path, rows: dict[int, int], boxes: BoxList) -> Scene:
         except ValueError:
             broken.append(f"{where}: not numbers {line[:60]!r}")
             continue
+        if pose and len(values) in (4 + pose, 5 + pose):
+            values = values[:4] + values[4 + pose :]
         # Four numbers are a box and six or more polygon corners, in pairs; an odd one is the score.
         score = values.pop() if len(values) > 4 and len(values) % 2 else 1.0
         if label not in rows:

@@ -12,7 +12,7 @@ from owl_swin.errors import DataError
 from owl_swin.evaluation.answers import Answers, collect_answers
 from owl_swin.evaluation.class_queries import make_class_queries
 from owl_swin.evaluation.exemplar_bank import without_exemplar
-from owl_swin.evaluation.precision import average_precision, interval, resampled_weights
+from owl_swin.evaluation.precision import average_precision, check_can_measure, interval, resampled_weights
 from owl_swin.evaluation.report import Interval, Report
 from owl_swin.evaluation.sets import Progress
 from owl_swin.postprocess import NmsIou, said_suppression
@@ -49,6 +49,7 @@ def evaluate_absence(
     A picture whose only box of a class is a crowd has the class. A class that all pictures have, or none, has no AUROC.
     Why a figure is missing is said in ``notes``.
     """
+    check_can_measure()
     if not 0 < recall <= 1:
         raise DataError(f"recall must lie in (0, 1], got {recall}")
     truth = one_category_a_name(read_truth(annotations, images, classes))

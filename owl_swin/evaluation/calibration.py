@@ -15,7 +15,7 @@ from owl_swin.errors import DataError
 from owl_swin.evaluation.answers import KEPT, Answers, collect_answers
 from owl_swin.evaluation.class_queries import make_class_queries
 from owl_swin.evaluation.exemplar_bank import without_exemplar
-from owl_swin.evaluation.precision import average_precision, interval, resampled_weights
+from owl_swin.evaluation.precision import average_precision, check_can_measure, interval, resampled_weights
 from owl_swin.evaluation.report import Interval, Report
 from owl_swin.evaluation.sets import Progress
 from owl_swin.postprocess import NmsIou, said_suppression
@@ -60,6 +60,7 @@ def evaluate_calibration(
     is judged by a call without ``fit``. With ``fit`` these are after the cure, d_ece_before and reliability_before are
     the model's own, and temperature and bias are the cure.
     """
+    check_can_measure()
     truth = one_category_a_name(read_truth(annotations, images, classes))
     places = sets_to_fit(annotations, images, fit, fit_images)
     fit_truths = [one_category_a_name(read_truth(path, folder)) for path, folder in places]

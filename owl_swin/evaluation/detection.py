@@ -9,7 +9,7 @@ from owl_swin.detector import Detector
 from owl_swin.encoder import check_has_masks
 from owl_swin.evaluation.class_queries import encode_classes
 from owl_swin.evaluation.mask_precision import precision_by
-from owl_swin.evaluation.precision import Overlap, Precision, average_precision
+from owl_swin.evaluation.precision import Overlap, Precision, average_precision, check_can_measure
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress, coco_rows, encode_set
 from owl_swin.postprocess import NmsIou, said_suppression
@@ -39,6 +39,7 @@ def evaluate_detection(
     false. With ``masks`` these are the figures of masks, and others stand beside them, as ``precision_by`` says; a
     set without masks then raises DataError.
     """
+    check_can_measure()
     if masks:
         check_has_masks(detector.spec)
     truth = read_truth(annotations, images, classes, ignore_below=ignore_below, masks=masks)

@@ -14,6 +14,7 @@ from owl_swin.evaluation.mask_precision import precision_by
 from owl_swin.evaluation.precision import (
     Overlap,
     Precision,
+    check_can_measure,
     interval,
     mean_over_classes,
     mean_percent,
@@ -57,6 +58,7 @@ def evaluate_lvis(
     those of boxes, AP_fixed_box and so on, since ten thousand masks a class take days. A set without masks then raises
     DataError.
     """
+    check_can_measure()
     if masks:
         check_has_masks(detector.spec)
     truth = read_truth(annotations, images, classes, background=True, masks=masks)

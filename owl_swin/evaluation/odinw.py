@@ -11,7 +11,14 @@ from owl_swin.encoder import check_has_masks
 from owl_swin.errors import DataError
 from owl_swin.evaluation.detection import MAX_DETECTIONS, ask_by_name, coco_precision
 from owl_swin.evaluation.mask_precision import BESIDE, with_edges_and_boxes
-from owl_swin.evaluation.precision import Overlap, Precision, interval, mean_over_classes, resampled_ap50
+from owl_swin.evaluation.precision import (
+    Overlap,
+    Precision,
+    check_can_measure,
+    interval,
+    mean_over_classes,
+    resampled_ap50,
+)
 from owl_swin.evaluation.report import Report
 from owl_swin.evaluation.sets import Progress
 from owl_swin.postprocess import NmsIou, said_suppression
@@ -44,6 +51,7 @@ def evaluate_odinw(
     broken), and skipped: files that are no detection sets. With ``masks`` figures are of masks, as in
     ``evaluate_detection``, and a set without masks is skipped.
     """
+    check_can_measure()
     if masks:
         check_has_masks(detector.spec)
     sets, skipped = [], []

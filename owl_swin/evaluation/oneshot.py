@@ -17,6 +17,7 @@ from owl_swin.evaluation.mask_precision import with_edges_and_boxes
 from owl_swin.evaluation.precision import (
     Overlap,
     Precision,
+    check_can_measure,
     interval,
     mean_over_classes,
     mean_percent,
@@ -62,6 +63,7 @@ def evaluate_oneshot(
     classes, by one exemplar each, a query has as negatives. With ``masks`` the figures are of masks, AP_boundary,
     AP50_boundary, AP_box and AP50_box stand beside them, and a set without masks raises DataError.
     """
+    check_can_measure()
     if masks:
         check_has_masks(detector.spec)
     if min(shots, draws) < 1:

@@ -17,6 +17,7 @@ from owl_swin.evaluation.precision import (
     Overlap,
     Precision,
     average_precision,
+    check_can_measure,
     interval,
     mean_over_classes,
     mean_percent,
@@ -50,6 +51,7 @@ def evaluate_split(
     Other classes of the file are left out. With ``masks`` figures are of masks, with edges and boxes beside, as
     ``precision_by`` says; a set without masks then raises DataError.
     """
+    check_can_measure()
     if masks:
         check_has_masks(detector.spec)
     truth = read_truth(annotations, images, background=True, masks=masks)

@@ -5,6 +5,7 @@ arXiv:2103.16562); for the latter two, rows and annotations have a compressed ma
 """
 
 import contextlib
+import importlib.util
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,13 @@ class Precision:
     figures: dict[str, float | None]
     intervals: dict[str, Interval | None]
     per_class: dict[str, float]
+
+
+def check_can_measure() -> None:
+    """Raises MissingExtraError where the library that measures precision is not installed: said before the work, and
+    not after it."""
+    if importlib.util.find_spec("faster_coco_eval") is None:
+        raise MissingExtraError("measuring average precision", "train")
 
 
 def average_precision(
@@ -196,10 +204,9 @@ def _evaluated(
     by: Overlap,
 ) -> tuple[Any, Any]:
     """The library's evaluation, and its record of the rows, which have ids there: their places, counted from 1."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise MissingExtraError("measuring average precision", "train") from None
+    check_can_measure()
+    from faster_coco_eval import COCO, COCOeval_faster
+
     # The library wants ids that are whole numbers, takes an annotation with id 0, as many files have, for "no match",
     # and writes into what it is given.
     images, classes = _numbers(truth["images"]), _numbers(truth["categories"])

@@ -1,16 +1,15 @@
-"""Pictures of a folder: walking through it, and reading a file so that content, hash and times belong together."""
+"""Pictures of a folder: reading a file so that content, hash and times belong together."""
 
 import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from owl_swin.errors import ArchiveError, ImageError
-from owl_swin.image import MAX_FILE_BYTES, is_picture_name
+from owl_swin.image import MAX_FILE_BYTES
 
 # A file written to this recently may be written to again without its times changing: clocks of file systems are coarse.
 FRESH_S = 2.0
@@ -43,54 +42,6 @@ def checked_folder(folder: str | os.PathLike[str]) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ArchiveError(f"{Path(path)}: the folder of pictures cannot be read ({reason})") from None
-
-
-def walk(folder: str, failed: Callable[[str, str], None]) -> Iterator[str]:
-    """Paths of the picture files below a folder, in an order that stays the same.
-
-    Names that begin with a dot are passed over. Links to folders are followed after everything else, each folder is
-    entered once: so circles of links end. ``failed(path, reason)`` is called for what cannot be read.
-    """
-    entered: set[tuple[int, int]] = set()
-    links: list[str] = []
-    folders = [folder]
-    while folders or links:
-        current = folders.pop() if folders else links.pop(0)
-        try:
-            where = Path(current).stat()
-            if (where.st_dev, where.st_ino) in entered:
-                continue
-            entered.add((where.st_dev, where.st_ino))
-            files, below, linked = _entries(current)
-        except OSError as error:
-            failed(current, f"cannot read this folder ({error.strerror})")
-            continue
-        folders += reversed(below)
-        links = sorted(links + linked)
-        yield from files
-
-
-def _entries(folder: str) -> tuple[list[str], list[str], list[str]]:
-    """Paths of picture files, folders, and links to folders right in a folder, sorted."""
-    files: list[str] = []
-    below: list[str] = []
-    linked: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if is_picture_name(entry.name) and not _is_folder(entry):
-                files.append(entry.path)
-            elif _is_folder(entry):
-                (linked if entry.is_symlink() else below).append(entry.path)
-    return sorted(files), sorted(below), sorted(linked)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def stamp_of(path: str) -> str:

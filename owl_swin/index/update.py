@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from owl_swin.errors import ArchiveError
-from owl_swin.index.folder import checked_folder, stamp_of, walk
+from owl_swin.index.folder import checked_folder, stamp_of
 from owl_swin.index.match import IndexProgress, IndexReport
 from owl_swin.index.paths import from_text, is_below, key_of, to_text
 from owl_swin.index.regions import EncodedFile, PictureRegions
 from owl_swin.index.store import Picture, Regions, Store
+from owl_swin.picture_files import walk
 from owl_swin.tiling import Tiles
 
 # A part is written when it has so many pictures, or when the last one was written so long ago: what a kill costs.

@@ -6,6 +6,7 @@ that name nothing.
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -52,9 +53,13 @@ def n_grams(captions: Iterable[str], *, most_words: int = MOST_WORDS, most_names
     """
     runs: list[list[str]] = []
     for caption in captions:
-        text = re.sub(r"\S+(?:://|@|\.\w{2,4}/)\S*", " . ", caption.lower())
-        for part in re.split(r"[^\w\s'’-]+|[\n\r]", text):
-            words = re.findall(r"[^\W_]+(?:['’-]+[^\W_]+)*", part)
+        text = unicodedata.normalize("NFC", caption).lower()
+        text = re.sub(r"\S+(?:://|@|\.\w{2,4}/)\S*", " . ", text)
+        # Vowels and accents of many scripts are signs of their own, which `re` takes for no letters.
+        marks = "".join({sign for sign in text if unicodedata.category(sign).startswith("M")})
+        letter = rf"(?:[^\W_]|[{marks}])" if marks else r"[^\W_]"
+        for part in re.split(rf"[^\w\s'’{marks}-]+|[\n\r]", text):
+            words = re.findall(rf"{letter}+(?:['’-]+{letter}+)*", part)
             runs.append([word for word in words if word not in PAGE_WORDS])
     names: dict[str, None] = {}
     for length in range(1, most_words + 1):

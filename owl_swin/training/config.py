@@ -237,16 +237,17 @@ class ProbeConfig:
 class TrainConfig:
     """One run of `owl-swin train`.
 
-    ``init`` are weights to start from, each on top of the one before: a model file, a run's folder or state, a name
-    that ships or is on the hub, "swin:NAME" (a published Swin for the image encoder, also the one inside of a detector,
-    as "swin:IDEA-Research/grounding-dino-tiny"), "open_clip:MODEL/TAG" (a published text encoder), "stem:FILE"
-    (weights of the stem with timm's names; "stem:timm" those that timm publishes) or "text:SOURCE" (of a model only its
-    text encoder). Windows may be of another size than theirs, and stages deeper: new blocks begin as the identity.
+    ``init`` are weights to start from, each on top of the one before: a model file, a run's folder (its result) or
+    state (what it trained, before any ``blend``), a name that ships or is on the hub, "swin:NAME" (a published Swin for
+    the image encoder, also the one inside of a detector, as "swin:IDEA-Research/grounding-dino-tiny"),
+    "open_clip:MODEL/TAG" (a published text encoder), "stem:FILE" (weights of the stem with timm's names; "stem:timm"
+    those that timm publishes) or "text:SOURCE" (of a model only its text encoder). Windows may be of another size than
+    theirs, and stages deeper: new blocks begin as the identity.
     ``batch_size`` is for each process and each of the ``accumulate`` passes of a step.
     ``contrast`` is the loss on captions. ``linear_weight`` weighs a free linear classifier for each labelled set, which
-    only training has:
-    fixed texts alone teach a young encoder slowly. ``logit_scale`` is the inverse temperature to start the alignment
-    at (0: as the weights have it); against a sentence encoder's near names 30 learned twice as fast as CLIP's 14.
+    only training has: fixed texts alone teach a young encoder slowly. ``logit_scale`` is the inverse temperature to
+    start the alignment at (0: as the weights have it); against a sentence encoder's near names 30 learned twice as fast
+    as CLIP's 14.
     ``cache_gib`` is the memory, of each process, for decoded pictures of all detection sets.
     ``workers`` processes make the batches, each a whole one with a cache of its own (0: a thread of the run does): a
     graphics card learns faster than one processor core paints.

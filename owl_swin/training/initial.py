@@ -18,6 +18,7 @@ from owl_swin.families.weights import dequantise, read_tensors
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.models.stem import published_stem
 from owl_swin.models.swin import SwinBlock
+from owl_swin.training.state import has_blend
 
 
 def load_init(model: OwlSwin, source: str) -> set[str]:
@@ -37,11 +38,11 @@ def load_init(model: OwlSwin, source: str) -> set[str]:
         tensors = published_stem(model.config.image.stem, given)
         return _load(model, {f"image_encoder.stem.network.{k}": v for k, v in tensors.items()}, source)
     if kind == "text" and name:
-        tensors = dequantise(read_tensors(checkpoint_path(_state_of(name)))[0], name)
+        tensors = dequantise(read_tensors(checkpoint_path(_weights_of(name)))[0], name)
         return _load(model, {k: v for k, v in tensors.items() if k.startswith("text_encoder.")}, source)
     if kind == "open_clip" and name:
         return _load(model, {f"text_encoder.tower.{k}": v for k, v in _published_text(model, name).items()}, source)
-    tensors = dequantise(read_tensors(checkpoint_path(_state_of(source)))[0], source)
+    tensors = dequantise(read_tensors(checkpoint_path(_weights_of(source)))[0], source)
     if any(key.startswith("ema.") for key in tensors):
         tensors = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
     elif any(key.startswith("tower.") for key in tensors):
@@ -49,10 +50,13 @@ def load_init(model: OwlSwin, source: str) -> set[str]:
     return _load(model, tensors, source)
 
 
-def _state_of(source: str) -> str:
-    """A run's folder means its state, which has all the digits that model.safetensors rounds away."""
-    state = Path(source) / "state.safetensors"
-    return str(state) if state.is_file() else source
+def _weights_of(source: str) -> str:
+    """A run's folder means its state, which has all the digits that model.safetensors rounds away; that of a run with
+    ``blend`` means the latter, since its state is what was trained alone."""
+    state, result = Path(source) / "state.safetensors", Path(source) / "model.safetensors"
+    if not state.is_file():
+        return source
+    return str(result if result.is_file() and has_blend(state) else state)
 
 
 def _load(model: OwlSwin, tensors: dict[str, Tensor], source: str) -> set[str]:
@@ -146,7 +150,7 @@ def calibration_of(sources: Sequence[str]) -> CalibrationConfig | None:
     for source in reversed(sources):
         if source.partition(":")[0] in PARTS and ":" in source:
             continue
-        metadata = read_tensors(checkpoint_path(_state_of(source)))[1]
+        metadata = read_tensors(checkpoint_path(_weights_of(source)))[1]
         try:
             said = metadata.get("config")
             config = json.loads(metadata["settings"])["model_config"] if said is None else json.loads(said)

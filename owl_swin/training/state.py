@@ -165,6 +165,14 @@ def check_start(path: Path, start: str, *, blend: bool) -> str:
     return begun
 
 
+def has_blend(path: Path) -> bool:
+    """Whether the result of the run with this state was blended, which the state is not; no for a file of others."""
+    try:
+        return bool(_step_and_settings(path)[1].get("blend"))
+    except CheckpointError:
+        return False
+
+
 def _step_and_settings(path: Path) -> tuple[int, dict[str, Any]]:
     """Finished steps, and settings as the run began with; reads no tensor."""
     try:
