@@ -131,13 +131,13 @@ def test_a_panoptic_set_is_whole(model, photos, tmp_path):
         assert areas == {one["id"]: one["area"] for one in annotation["segments_info"]}
 
 
-def test_a_run_that_is_killed_leaves_no_segments_of_before_beside_new_maps(found, tmp_path):
-    whole = PanopticMaps(tmp_path / "set", found.names)
-    whole.add("a.png", found, lambda: None)
+def test_a_run_that_is_killed_leaves_no_segments_of_before_beside_new_maps(labels, tmp_path):
+    whole = PanopticMaps(tmp_path / "set", labels.names)
+    whole.add("a.png", labels, lambda: None)
     whole.close()
-    killed = PanopticMaps(tmp_path / "set", found.names)
+    killed = PanopticMaps(tmp_path / "set", labels.names)
     assert (tmp_path / "set" / "panoptic.json").exists()  # nothing is new yet
-    killed.add("b.png", found, lambda: None)
+    killed.add("b.png", labels, lambda: None)
     assert not (tmp_path / "set" / "panoptic.json").exists()
 
 
