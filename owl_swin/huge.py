@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from owl_swin.errors import ImageError, MissingExtraError, first_line
@@ -29,6 +29,7 @@ from owl_swin.image import (
     open_image,
     open_reduced,
     rgb_of,
+    stored_size,
     to_8_bits,
 )
 from owl_swin.orientation import SWAPS_SIDES, UPRIGHT, stored_box
@@ -317,10 +318,7 @@ def _head(source: Any) -> _Head | None:
             image = open_header(file)
             # A PNG's own getexif decodes the picture, since it may stand behind.
             exif = _exif_of_png(file) if image.format == "PNG" else Image.Image.getexif(image)
-            width, height = image.size
-            if (tags := getattr(image, "tag_v2", None)) is not None:  # Pillow's size is that of the upright TIFF
-                width, height = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
-            return _Head(image.format, width, height, exif.get(ExifTags.Base.Orientation, 1))
+            return _Head(image.format, *stored_size(image), exif.get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow's decoders have no root in common
         return None
 

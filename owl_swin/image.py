@@ -1,6 +1,7 @@
 """Opening pictures safely, whatever they come as."""
 
 import io
+import logging
 import os
 import stat
 import struct
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from owl_swin.errors import ImageError
 from owl_swin.orientation import SWAPS_SIDES
@@ -18,6 +19,8 @@ from owl_swin.tiff import tile_pixels
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("owl_swin")
 
 # Pillow's own line between a large picture and a decompression bomb.
 MAX_PIXELS = 89_478_485
@@ -42,6 +45,10 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 ImageSource = Union[str, os.PathLike, bytes, bytearray, memoryview, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
 # Bits a pixel of grey that cameras and scanners put into 16: the least that hold the brightest pixel are taken.
 GREY_BITS = (8, 12, 16)
+# Fractions of a picture that was resampled or brought back from a network's form may lie a little above 1.
+HIGHEST_FRACTION = 1.05
+# What Pillow keeps of 16-bit colours is the upper 8 bits: of colours that are of 12 bits, values up to this.
+HIGHEST_OF_12_BITS = 15
 
 
 def is_picture_name(path: str | os.PathLike[str]) -> bool:
@@ -84,11 +91,12 @@ def _open(source: ImageSource, max_pixels: int, side: int | None = None) -> tupl
             with open_header(io.BytesIO(content)) as image:
                 _checked_size(image, name, max_pixels)
                 height, width = image.height, image.width
+                deep = _has_deep_colours(image)
                 if side is not None:
                     decode_smaller(image, side)
                 image.load()
                 lies = image.getexif().get(ExifTags.Base.Orientation) in SWAPS_SIDES
-                return rgb_of(image), (width, height) if lies else (height, width)
+                return _brightened(rgb_of(image), name, deep), (width, height) if lies else (height, width)
     except ImageError:
         raise
     except Image.DecompressionBombError:  # within a file of several sizes, as icons are
@@ -111,6 +119,15 @@ def _hint(content: bytes) -> str:
     if b"<svg" in start:
         return ", but an SVG drawing: export it as PNG"
     return ", but a web page" if start.startswith((b"<!doctype html", b"<html")) else ""
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of a file's picture as it is stored. Pillow says those of the upright picture of a TIFF, and the
+    orientation nevertheless."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return image.size
+    return tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
 
 
 def decode_smaller(image: Image.Image, side: int) -> None:
@@ -242,7 +259,30 @@ def _of_floats(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     low, high = float(array.min()), float(array.max())
     if not 0 <= low <= high <= 255:  # NaN fails this too
         raise ImageError(f"a picture of floats must hold values in [0, 1], or in [0, 255], got {low:g} to {high:g}")
-    return (array.astype(np.float32) * (255 if high <= 1 else 1)).round().astype(np.uint8)
+    return _shades(array, high)
+
+
+def _shades(values: np.ndarray[Any, Any], high: float) -> np.ndarray[Any, Any]:
+    """Floats, of which ``high`` is the highest, as uint8: fractions, or values of 8, 12 or 16 bits."""
+    bits = next((bits for bits in GREY_BITS if high < 2**bits), None)
+    if bits is None:
+        raise ImageError(f"a picture of floats must hold values in [0, 1], or of 8, 12 or 16 bits, got up to {high:g}")
+    scale = 255 if high <= HIGHEST_FRACTION else 255 / (2**bits - 1)
+    return (values.astype(np.float32) * np.float32(scale)).clip(0, 255).round().astype(np.uint8)
+
+
+def _has_deep_colours(image: Image.Image) -> bool:
+    """Whether a file, of which only the head was read, has colours of 16 bits: Pillow keeps the upper 8 of each."""
+    tile: Any = next(iter(getattr(image, "tile", ())), None)
+    return image.mode in ("RGB", "RGBA") and tile is not None and ";16" in str(tile[3])
+
+
+def _brightened(image: Image.Image, name: str, deep: bool) -> Image.Image:
+    """The picture, brightened where 16-bit colours hold 12 bits: it would be black. Of these, four bits are left."""
+    if not deep or max(high for _, high in image.getextrema()) > HIGHEST_OF_12_BITS:  # type: ignore[misc]
+        return image
+    logger.warning("%s: its 16-bit colours are dark, or of 12 bits; read with 16 shades of each, brightened", name)
+    return image.point([min(255, value * 17) for value in range(256)] * 3)
 
 
 def to_8_bits(values: np.ndarray[Any, Any], highest: int | None = None) -> np.ndarray[Any, Any]:
@@ -264,9 +304,10 @@ def rgb_of(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey, as PNG and TIFF hold it
         return Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image), nan=0.0, posinf=255.0, neginf=0.0)
-        values = values * 255 if values.max(initial=0) <= 1 else values
-        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        known = values[np.isfinite(values)]
+        high = float(known.max(initial=0))
+        return Image.fromarray(_shades(np.nan_to_num(values, nan=0.0, posinf=high, neginf=0.0), high)).convert("RGB")
     if image.mode == "La":  # Pillow takes premultiplied grey no further than this
         image = image.convert("LA")
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:

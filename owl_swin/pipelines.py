@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -267,7 +268,8 @@ def _opened(image: Any, timeout_s: float | None) -> Any:
             raise type(error)(error.reason, of=image) from None
     head, comma, rest = image.partition(",")
     in_base64 = rest if comma and re.fullmatch(r"data:image/[\w.+-]+;base64", head) else image
-    if in_base64 is rest or len(image) > LONGEST_NAME or (image.startswith(IN_BASE64) and not Path(image).exists()):
+    may_be_name = os.path.exists  # which has a no, and no error, for a name that is too long
+    if in_base64 is rest or len(image) > LONGEST_NAME or (image.startswith(IN_BASE64) and not may_be_name(image)):
         try:
             return base64.b64decode("".join(in_base64.split()), validate=True)
         except (binascii.Error, ValueError):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from owl_swin.errors import MissingExtraError, OwlSwinError
 from owl_swin.files import growing_file
+from owl_swin.made_here import MADE_HERE
 
 # H.264 where FFmpeg can write it, else what every FFmpeg can.
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "mpeg4")
@@ -75,7 +76,22 @@ def video_writer(path: Path) -> Iterator[VideoWriter]:
 def _container(path: Path) -> Any:
     import av
 
-    return av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})  # plays while it is fetched
+    container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})  # plays while it is fetched
+    container.metadata["comment"] = MADE_HERE
+    return container
+
+
+def video_may_be_written(path: Path) -> bool:
+    """Whether no file is lost where a video is written: none is there, or one that was written here."""
+    if not path.exists():
+        return True
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            return bool(container.metadata.get("comment") == MADE_HERE)
+    except (av.FFmpegError, OSError, ValueError):
+        return False
 
 
 def _writes(encoder: str) -> bool:

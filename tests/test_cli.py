@@ -294,6 +294,24 @@ def test_a_drawing_that_cannot_be_written_leaves_nothing_half_written(detect, ph
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.jpg"]
 
 
+def test_what_was_found_before_an_error_is_kept(detect, photos, tmp_path):
+    (tmp_path / "out" / "2.jpg" / "taken").mkdir(parents=True)
+    asked = ("--query", "cat", "--save", tmp_path / "out", "--format", "jsonl", "--to", tmp_path / "found.jsonl")
+    run = detect(*photos[:4], *asked)
+    assert run.code == 2 and "cannot write the drawing" in run.err and "stopped after" in run.err
+    found = [json.loads(line)["image"] for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert found == [str(path) for path in photos[:3]]
+
+
+def test_a_name_that_leaves_no_room_for_endings_is_cut(detect, tmp_path):
+    for end in "ab":
+        noise(20, 20).save(tmp_path / f"{'ü' * 120}{end}.png")
+    run = detect(tmp_path, "--query", "cat", "--save", tmp_path / "out", "--explain")
+    assert run.code == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(names) == 4 and all(len(os.fsencode(name)) < 256 for name in names)
+
+
 # --- Bad input -----------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,9 @@ import pytest
 from test_cli import assert_one_sentence, owl_swin  # noqa: F401
 from videos import SeesColours, make_video, moving
 
+from owl_swin import video_output
 from owl_swin.detector import Detector
+from owl_swin.errors import OwlSwinError
 from owl_swin.signals import Terminated
 from owl_swin.video_output import VideoWriter
 
@@ -101,6 +103,35 @@ def test_ctrl_c_and_sigterm_keep_what_was_found(detect, video, tmp_path, monkeyp
     assert run.code == code and "stopped after 4 frames" in run.err
     assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 5
     assert frames_of(tmp_path / "drawn" / "moving.mp4") == [0, 0.1, 0.2, 0.3]
+
+
+def test_another_hand_s_video_is_not_written_over(detect, video, tmp_path):
+    folder = tmp_path / "drawn"
+    folder.mkdir()
+    theirs = folder / "moving.mp4"
+    content = video.read_bytes().replace(b"made by owl-swin", b"made by somebody")
+    assert content != video.read_bytes()
+    theirs.write_bytes(content)
+    for _ in range(2):  # and a drawing of before is
+        assert detect(video, "--save", folder).code == 0
+    assert theirs.read_bytes() == content
+    assert sorted(path.name for path in folder.iterdir()) == ["moving-2.mp4", "moving.mp4"]
+    theirs.write_bytes(b"no video")
+    detect(video, "--save", folder)
+    assert theirs.read_bytes() == b"no video"
+
+
+def test_what_was_found_before_a_drawing_cannot_be_written_is_kept(detect, video, tmp_path, monkeypatch):
+    other = make_video(tmp_path / "other.mp4", moving(12))
+
+    def refused(path):
+        raise OwlSwinError(f"{path}: cannot write the video here (No space left on device)")
+
+    written = video_output.video_writer
+    monkeypatch.setattr(video_output, "video_writer", lambda path: (refused if "other" in path.name else written)(path))
+    run = detect(video, other, "--format", "jsonl", "--to", tmp_path / "found.jsonl", "--save", tmp_path / "drawn")
+    assert run.code == 2 and "No space left" in run.err
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) >= 12
 
 
 def test_what_fails_half_way_leaves_no_half_file(detect, video, tmp_path, monkeypatch):

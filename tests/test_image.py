@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,34 @@ def test_grey_of_fewer_bits_than_its_file_is_not_black(values, expected, form):
     assert tuple(open_image(content).getpixel((x, 0))[0] for x in range(3)) == expected
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("highest, expected, said", [(4095, 255, True), (65_535, 255, False), (40, 0, True)])
+def test_16_bit_colours_of_12_bits_are_not_black(highest, expected, said, form, caplog):
+    content = in_16_bits(np.full((4, 6, 3), highest, np.uint16), form)
+    assert corner(open_image(content)) == (expected,) * 3
+    assert ("16-bit colours" in caplog.text) == said
+
+
+@pytest.mark.parametrize("form", [np.array, Image.fromarray], ids=["array", "TIFF"])
+@pytest.mark.parametrize("highest", [1.0, 1.0000002, 1.04])
+def test_fractions_a_little_above_1_are_fractions(form, highest):
+    values = np.array([[0, 0.5, highest]], np.float32)
+    assert [open_image(form(values)).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+
+
+@pytest.mark.parametrize("highest, middle", [(4000, 125), (65_535, 128), (200, 100)])
+def test_floats_in_a_file_may_be_of_more_bits(highest, middle):
+    values = np.array([[np.nan, highest / 2, highest, -np.inf]], np.float32)
+    opened = open_image(encode(Image.fromarray(values), "TIFF"))
+    assert opened.getpixel((1, 0))[0] == pytest.approx(middle, abs=1)
+    assert opened.getpixel((0, 0))[0] == opened.getpixel((3, 0))[0] == 0
+
+
+def test_floats_beyond_all_bits_are_refused():
+    with pytest.raises(ImageError, match=r"of 8, 12 or 16 bits, got up to 1e\+06"):
+        open_image(encode(Image.fromarray(np.array([[0, 1e6]], np.float32)), "TIFF"))
+
+
 def test_arrays_may_be_views():
     bgr = np.zeros((2, 3, 3), np.uint8)
     bgr[..., 2] = 255
@@ -188,6 +217,26 @@ def test_arrays_may_be_views():
 
 
 # --- What is no picture --------------------------------------------------------------------------------------------
+
+
+def in_16_bits(pixels, form):
+    """A file of 16-bit colours [h, w, 3], which Pillow reads and does not write."""
+    height, width = pixels.shape[:2]
+    if form == "TIFF":
+        tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2)]
+        tags += [(273, 4, 1, 14), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, pixels.nbytes)]
+        content = struct.pack("<3H", 16, 16, 16) + pixels.astype("<u2").tobytes()
+        entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+        return (
+            b"II*\0" + struct.pack("<I", 8 + len(content)) + content + struct.pack("<H", len(tags)) + entries + bytes(4)
+        )
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2"))
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 EPS = encode(noise(20, 20), "EPS")

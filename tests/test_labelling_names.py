@@ -85,6 +85,21 @@ def test_captions_are_found_in_every_form(tmp_path, photos):
     assert captions_of(tmp_path / "photos" / "c.csv", pictures) == expected
 
 
+def test_text_files_of_a_folder_are_those_at_the_pictures_place_in_it(tmp_path):
+    pictures = [str(tmp_path / "ph" / name) for name in ("a.jpg", "x/y/a.jpg", "x/b.jpg")]
+    for name, text in (("a", "a red door"), ("x/b", "a bird"), ("b", "another bird")):
+        path = tmp_path / "caps" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "ph").mkdir()
+    (tmp_path / "ph" / "a.txt").write_text("0 0.5 0.5 0.2 0.2")  # labels of the picture beside it
+    expected = {pictures[0]: ("a red door",), pictures[2]: ("a bird",)}
+    for root in (None, str(tmp_path / "ph")):
+        assert captions_of(tmp_path / "caps", pictures, root) == expected
+    (tmp_path / "caps" / "x" / "b.txt").unlink()  # the only picture called so
+    assert captions_of(tmp_path / "caps", pictures)[pictures[2]] == ("another bird",)
+
+
 @pytest.mark.parametrize(
     "name, content, said",
     [

@@ -55,12 +55,12 @@ def test_the_file_without_background_comes_first_and_a_set_holds_no_others(tmp_p
         write_set(tmp_path / "A" / "test" / name, ["cat"])
     write_set(tmp_path / "A" / "old" / "test.json", ["cat"])
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
-    assert find_sets(tmp_path, "test") == [("A", tmp_path / "A" / "test" / "annotations_without_background.json")]
+    assert find_sets(tmp_path, "test") == ([("A", tmp_path / "A" / "test" / "annotations_without_background.json")], [])
 
 
 def test_the_split_is_chosen(tmp_path):
     write_set(tmp_path / "A" / "valid.json", ["cat"])
-    assert find_sets(tmp_path, "valid") == [("A", tmp_path / "A" / "valid.json")]
+    assert find_sets(tmp_path, "valid") == ([("A", tmp_path / "A" / "valid.json")], [])
     with pytest.raises(DataError, match=r"holds no set; looked for .*test\.json"):
         find_sets(tmp_path, "test")
 

@@ -19,6 +19,7 @@ from owl_swin import pipelines
 from owl_swin.detector import Detector
 from owl_swin.errors import AddressRefusedError, ConfigError, ImageError, QueryError
 from owl_swin.fetching import fetch
+from owl_swin.image import open_image
 from owl_swin.pipelines import pipeline
 
 TASK = "zero-shot-object-detection"
@@ -138,6 +139,15 @@ def test_what_transformers_does_not_take_is_taken_too(nano, photo, picture):
     assert nano(base64.b64encode(photo.read_bytes() + b" " * 4096).decode(), LABELS) == expected
     assert nano(nano.detector.prepare(picture), LABELS) == nano(nano.detector.encode_image(picture), LABELS)
     assert [row["label"] for row in nano(photo, [owl_swin.Exemplar(picture)])][:1] == ["exemplar"]
+
+
+def test_base64_may_look_like_a_name_that_is_too_long(nano):
+    content, height = b"", 10
+    while max(map(len, base64.b64encode(content).decode().split("/"))) < 256:  # of a run without a slash
+        content, height = encode(noise(height, 20)), height + 1
+    text = base64.b64encode(content).decode()
+    asked = {"candidate_labels": ["cat"]}
+    assert len(text) < 4096 and nano(text, **asked) == nano(open_image(content), **asked)
 
 
 def test_a_data_set_is_read_one_by_one(nano):

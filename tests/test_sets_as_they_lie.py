@@ -14,14 +14,16 @@ from training_data import write_json
 
 from owl_swin.data.config import DataConfig, check_mosaic
 from owl_swin.data.label_maps import read_label_maps
-from owl_swin.data.naming import pictures_in
+from owl_swin.data.naming import pictures_in, place_pictures
 from owl_swin.data.pictures import load_pictures
+from owl_swin.data.scene import read_header, upright_size
 from owl_swin.data.scenes import load_scenes
 from owl_swin.data.summary import summarise_scenes
 from owl_swin.data.truth import read_truth
 from owl_swin.errors import ConfigError, DataError
 from owl_swin.evaluation.answers import collect_answers
 from owl_swin.evaluation.class_queries import make_class_queries
+from owl_swin.image import open_image
 from owl_swin.labelling.captions import n_grams
 
 # --- YOLO ------------------------------------------------------------------------------------------------------------
@@ -251,3 +253,44 @@ def test_shares_that_are_no_numbers_are_refused():
         DataConfig("coco", "a.json", weight=float("nan"))
     with pytest.raises(ConfigError, match="mosaic must be probabilities"):
         check_mosaic("detect", (float("nan"),))
+
+
+def test_pictures_of_one_name_in_two_folders_stay_two(tmp_path):
+    for name in ("a.jpg", "x/y/a.jpg", "x/b.jpg"):
+        picture(tmp_path / "ph" / name)
+    # As a command calls them that ran beside the folder.
+    assert place_pictures(tmp_path / "ph", ["ph/a.jpg", "ph/x/y/a.jpg"]) == [
+        tmp_path / "ph" / "a.jpg",
+        tmp_path / "ph" / "x" / "y" / "a.jpg",
+    ]
+    assert place_pictures(tmp_path / "ph", ["ph\\a.jpg", "ph\\x\\b.jpg"])[1] == tmp_path / "ph" / "x" / "b.jpg"
+    one, other = place_pictures(tmp_path / "ph" / "x" / "y", ["p/a.jpg", "q/a.jpg"])
+    assert one != other  # nothing is there under either name, rather than one picture twice
+
+
+def test_two_tasks_are_never_one_picture(tmp_path):
+    mark = rectangle("cat", 10, 10, 20, 20)
+    scenes = export(tmp_path, task("p/a.png", mark), task("p/x/a.png", number=2), task("p/a.png", mark, number=3))
+    assert [scene.source.name for scene in scenes.scenes] == ["a.png", "a.png"]
+    assert "task 2: p/x/a.png and p/a.png are both a.png here" in scenes.broken[0]
+
+
+@pytest.mark.parametrize("form", ["TIFF", "JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_form_has_one_size_and_one_turn(tmp_path, form, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = Image.new("RGB", (90, 40), "red")
+    stored.paste("blue", (0, 0, 45, 20))
+    path = tmp_path / f"turned.{form.lower()}"
+    stored.save(path, exif=exif)
+    assert read_header(path) == ((90, 40), orientation)
+    upright = open_image(path)
+    assert upright_size(path) == upright.size == ((40, 90) if orientation > 4 else (90, 40))
+    # Boxes that speak of the upright picture, and boxes that speak of it as it is stored.
+    for wh, shown in ((upright.size, upright), *([((90, 40), stored)] if orientation > 4 else [])):
+        record = {"id": 1, "file_name": path.name, "width": wh[0], "height": wh[1]}
+        scenes = load_scenes(DataConfig("coco", coco_set(tmp_path, [box((1, 1, 5, 5))], images=[record])))
+        [scene] = scenes.scenes
+        assert scenes.picture(scene).size == wh
+        assert scenes.picture(scene).getpixel((3, 3))[2] == pytest.approx(shown.getpixel((3, 3))[2], abs=20)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from owl_swin.cli.query_options import QueryOptions, add_saved, check_query_file
 from owl_swin.cli.results import PER_PICTURE, WITH_MASKS, Drawings, Format, Results, Streamed, make_results
 from owl_swin.cli.thresholds import nothing_sentence, read_thresholds
 from owl_swin.cli.video import VideoOptions, VideoRun
-from owl_swin.errors import ImageError, OwlSwinError
+from owl_swin.errors import ImageError, MissingExtraError, OwlSwinError
 from owl_swin.files import make_folder_of
 from owl_swin.image import is_picture_name
 from owl_swin.label_studio import label_studio_address, label_studio_interface
@@ -238,6 +239,7 @@ def detect(
         allow_url,
         None if format is Format.TABLE else nothing,
         tiles,
+        to_file=to is not None,
     )
     failed = run.over(sources)
     if label_studio_root is not None:
@@ -266,6 +268,7 @@ class _Run:
     allow_url: bool
     nothing: Callable[["Detections"], str] | None  # what to say beside the output of a picture without detections
     tiles: "Tiles | None" = None
+    to_file: bool = False
     done: int = 0
     failed: int = 0
     without: int = 0
@@ -286,6 +289,12 @@ class _Run:
         except STOPPED:
             self.results.close()
             say(f"stopped after {self.done} of {len(sources)} pictures")
+            raise
+        except (OwlSwinError, OSError):  # as of a full disk: what was found before it is kept, where that can be
+            if self.to_file:
+                with suppress(OwlSwinError, OSError):
+                    self.results.close()
+                say(f"stopped after {self.done} of {len(sources)} pictures")
             raise
         self.results.close()
         if self.without > MOST_NOTES:
@@ -319,8 +328,8 @@ class _Run:
         try:
             content = picture_file(source, allow_url=self.allow_url)
             found = self.detector.detect(content, self.queries, options=self.options, tiles=tiles)
-        except ImageError as error:
-            say(str(named(error, source)))
+        except (ImageError, MissingExtraError) as error:
+            say(str(named(error, source)) if isinstance(error, ImageError) else f"{source}: {error}")
             self.failed += 1
             return
         self.results.add(source, found, None)

@@ -2,12 +2,13 @@
 
 import enum
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from owl_swin.cli.printing import note, say
 from owl_swin.cli.results import FreeNames, stem_of
+from owl_swin.errors import OwlSwinError
 from owl_swin.files import make_folder, remove_file, write_image, write_json
 from owl_swin.made_here import MADE_HERE, check_set_may_be_written, coco_info, may_be_written
 from owl_swin.signals import STOPPED
@@ -42,12 +43,16 @@ class Maps(Protocol):
 
 @contextmanager
 def closing(maps: Maps) -> Iterator[None]:
-    """Writes what is finished, also where Ctrl-C or SIGTERM ends the command."""
+    """Writes what is finished, also where Ctrl-C, SIGTERM or a full disk ends the command."""
     try:
         yield
     except STOPPED:
         maps.close()
         say("stopped; the maps that are finished are written")
+        raise
+    except (OwlSwinError, OSError):
+        with suppress(OwlSwinError, OSError):
+            maps.close()
         raise
     maps.close()
 
@@ -109,7 +114,9 @@ class PanopticMaps:
         self._annotations.append({"image_id": number, "file_name": name, "segments_info": segments})
 
     def close(self) -> None:
-        """Writes the JSON."""
+        """Writes the JSON; without any map that of before stays."""
+        if not self._images and self._path.exists():
+            return
         content = {
             "info": coco_info(),
             "images": self._images,

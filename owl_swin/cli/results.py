@@ -1,5 +1,6 @@
 """Where the detections of a call go: to stdout or a file as they come, or at the end, or one file a picture."""
 
+import hashlib
 import json
 import os
 import unicodedata
@@ -15,7 +16,7 @@ from owl_swin.addresses import is_url
 from owl_swin.cli.printing import emit, note, printable, say
 from owl_swin.cli.table import table_lines
 from owl_swin.errors import OwlSwinError
-from owl_swin.files import make_folder, make_folder_of, write_bytes, write_image, write_text
+from owl_swin.files import make_folder, make_folder_of, read_text, write_bytes, write_image, write_text
 from owl_swin.formats import CocoSet, to_csv, to_record, to_voc, to_yolo, yolo_data
 from owl_swin.label_studio import to_label_studio
 from owl_swin.made_here import MADE_HERE, may_be_written
@@ -43,8 +44,8 @@ class Format(StrEnum):
 WITH_MASKS = (Format.JSONL, Format.COCO, Format.LABEL_STUDIO, Format.YOLO)
 # These are a file a picture, in a folder that --to names.
 PER_PICTURE = (Format.YOLO, Format.VOC)
-# A label file that is younger than what says that it is ours, by more than clocks differ, was changed by somebody.
-LATER_S = 1.0
+# Of the 255 bytes that a file's name may have, what leaves room for numbers, endings and names of parts.
+LONGEST_STEM = 180
 
 
 class Results(Protocol):
@@ -105,22 +106,21 @@ class PerPicture:
         make_folder(folder)
         self._mark = folder.parent / f".{folder.name}-by-owl-swin"
         there = [path for path in folder.iterdir() if path.suffix == suffix]
-        if self._mark.exists():
-            until = self._mark.stat().st_mtime + LATER_S
-            corrected = sorted(path.name for path in there if path.stat().st_mtime > until)
-            if corrected:
-                raise OwlSwinError(
-                    f"{folder / corrected[0]}: was changed since it was written and could be written over; name "
-                    "another folder for --to"
-                )
-        elif there:
+        if there and not self._mark.exists():
             raise OwlSwinError(
                 f"{folder}: the {suffix} files there are not of this command and could be written over; name another "
                 "folder for --to"
             )
-        else:
-            made = f"owl-swin detect made all {suffix} files of {folder.name}/ that are older than this one"
-            write_text(self._mark, f"{made}, and may write over them.\n")
+        if not self._mark.exists():
+            made = f"owl-swin detect may write over the {suffix} files of {folder.name}/ with these contents"
+            write_text(self._mark, f"{made} (SHA-256):\n")
+        self._ours = set(read_text(self._mark).split("\n")[1:])
+        changed = sorted(path.name for path in there if _line_of(path.name, path.read_bytes()) not in self._ours)
+        if changed:
+            raise OwlSwinError(
+                f"{folder / changed[0]}: was changed since it was written and could be written over; name "
+                "another folder for --to"
+            )
         self._form, self._folder, self._suffix = form, folder, suffix
         self._names = FreeNames()
 
@@ -130,11 +130,20 @@ class PerPicture:
         free = self._names.take(stem)
         if free != stem:
             say(f"{name}: goes to {free}{self._suffix}, since another picture is called {stem} too")
-        write_text(self._folder / f"{free}{self._suffix}", self._form(name, found))
-        os.utime(self._mark)
+        path, text = self._folder / f"{free}{self._suffix}", self._form(name, found)
+        line = _line_of(path.name, text.encode())
+        if line not in self._ours:  # said before it is done: what is written is never taken for another's
+            self._ours.add(line)
+            with self._mark.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+        write_text(path, text)
 
     def close(self) -> None:
         """Everything is written."""
+
+
+def _line_of(name: str, content: bytes) -> str:
+    return f"{hashlib.sha256(content).hexdigest()}  {json.dumps(name)}"  # a name need not be text
 
 
 def make_results(
@@ -257,5 +266,7 @@ def stem_of(source: str) -> str:
     if source == "-":
         return "stdin"
     # Of an address, its path: what follows may be a key that is nobody's business, and longer than a name may be.
-    stem = Path(unquote(urlsplit(source).path) if is_url(source) else source).stem
-    return stem.replace("\0", "") or "picture"
+    stem = Path(unquote(urlsplit(source).path) if is_url(source) else source).stem.replace("\0", "")
+    while len(os.fsencode(stem)) > LONGEST_STEM:
+        stem = stem[:-1]
+    return stem or "picture"

@@ -81,7 +81,7 @@ class VideoRun:
         with _output(to) as write:
             write(_head(self.form))
             for source in sources:
-                path = None if save is None else save / f"{names.take(stem_of(shown_source(source)))}.mp4"
+                path = None if save is None else _free_place(save, stem_of(shown_source(source)), names)
                 self.best, self.n_frames, self.n_found = None, 0, 0
                 try:
                     self._one(source, write, path)
@@ -141,9 +141,17 @@ class VideoRun:
                 say(f"{self.n_frames} frames, {frame.time_s:.0f} s of the video")
 
 
+def _free_place(folder: Path, stem: str, names: FreeNames) -> Path:
+    """Where the drawing of a video goes: one of before is written over, another video is not."""
+    from owl_swin.video_output import video_may_be_written
+
+    return folder / f"{names.take(stem, lambda name: video_may_be_written(folder / f'{name}.mp4'))}.mp4"
+
+
 @contextmanager
 def _output(to: Path | None) -> Iterator[Callable[[str], object]]:
-    """Where text goes as it comes: to stdout, or to a file that is there when all is written, or was stopped."""
+    """Where text goes as it comes: to stdout, or to a file that is there when all is written, or was stopped by
+    whatever went wrong."""
     if to is None:
         yield emit
         return
@@ -151,7 +159,7 @@ def _output(to: Path | None) -> Iterator[Callable[[str], object]]:
     with growing_file(to, what="the output") as part, _text_file(part) as file:
         try:
             yield file.write
-        except STOPPED as error:
+        except (*STOPPED, OwlSwinError, OSError) as error:
             stopped = error
     if stopped is not None:
         raise stopped

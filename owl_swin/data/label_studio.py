@@ -38,6 +38,7 @@ def read_label_studio(path: Path, images: str) -> Scenes:
         raise DataError(f"{path}: no export of Label Studio; expected a list of tasks with annotations")
     folder, broken = Path(images) if images else path.parent, list[str]()
     rows: dict[str, int] = {}
+    taken: dict[Path, str] = {}
     scenes = []
     for number, task in enumerate(content, start=1):
         where = f"task {task['id'] if isinstance(task, dict) and 'id' in task else number}"
@@ -50,6 +51,9 @@ def read_label_studio(path: Path, images: str) -> Scenes:
             broken.append(f"{where}: {'names no picture' if name is None else 'has no annotation'}")
             continue
         source = _place(folder, name)
+        if (other := taken.setdefault(source, name)) != name:
+            broken.append(f"{where}: {name} and {other} are both {source.name} here; name the folder above them")
+            continue
         boxes = BoxList(broken, (1, 1))
         for result in results:
             for label, box in _boxes(result, source, where, broken):

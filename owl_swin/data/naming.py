@@ -71,13 +71,23 @@ def place_pictures(folder: Path, names: Sequence[str]) -> list[Path]:
     """Where pictures lie in ``folder``.
 
     Many annotation files name them with folders that a copy of the pictures has not ("images/v1/patch8/a.jpg" in
-    patch8/a.jpg), and some were written under Windows. The first form under which one of the first 20 is found is taken
-    for all.
+    patch8/a.jpg), and some were written under Windows. Of the forms that keep different names apart, that is taken for
+    all under which most of some twenty are found: the whole names, these without the first folders of all, the last two
+    parts, or the last.
     """
-    for parts, windows in itertools.product((0, 2, 1), (False, True)):
-        if any((folder / _last(name, parts, windows)).is_file() for name in names[:20]):
-            return [folder / _last(name, parts, windows) for name in names]
-    return [folder / name for name in names]
+    some = range(0, len(names), max(1, len(names) // 20))
+    best, most = list(names), 0
+    for windows in (False, True):
+        parts = [_parts(name, windows) for name in names]
+        levels = zip(*(own[:-1] for own in parts), strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
+        forms = [slice(None), *(slice(n, None) for n in range(1, shared + 1)), slice(-2, None), slice(-1, None)]
+        for form in forms:
+            places = ["/".join(own[form]) for own in parts]
+            found = sum((folder / places[i]).is_file() for i in some)
+            if found > most and len(set(places)) == len(set(names)):
+                best, most = places, found
+    return [folder / name for name in best]
 
 
 def pictures_in(folder: Path, *, deep: bool = True) -> list[Path]:
@@ -88,6 +98,5 @@ def pictures_in(folder: Path, *, deep: bool = True) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_picture_name(path) and not path.name.startswith("."))
 
 
-def _last(name: str, parts: int, windows: bool) -> str:
-    name = name.replace("\\", "/") if windows else name
-    return "/".join(PurePosixPath(name).parts[-parts:]) if parts else name
+def _parts(name: str, windows: bool) -> tuple[str, ...]:
+    return PurePosixPath(name.replace("\\", "/") if windows else name).parts

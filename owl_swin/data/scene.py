@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 
 from owl_swin.data.masks import Mask
 from owl_swin.errors import DataError, ImageError
-from owl_swin.image import MAX_PIXELS, ImageSource, open_image
+from owl_swin.image import MAX_PIXELS, ImageSource, open_image, stored_size
 
 logger = logging.getLogger("owl_swin")
 
@@ -192,7 +192,7 @@ def read_header(source: Path) -> tuple[tuple[int, int], int]:
         warnings.simplefilter("ignore")
         try:
             with Image.open(source) as file:
-                width, height = file.size
+                width, height = stored_size(file)
                 if not 0 < width * height <= MAX_PIXELS:
                     return (0, 0), 1
                 # Pillow decodes a PNG to find an EXIF chunk that stands behind the pixels.

@@ -27,6 +27,8 @@ from owl_swin.image import ImageSource
 
 # Pictures that are decoded and encoded together.
 BATCH = 16
+# The part of a manifest whose pictures are examples.
+EXAMPLES_PART = "train"
 FORM = "a manifest of sheets or a file of labelled pictures"
 
 
@@ -82,6 +84,9 @@ def evaluate_classification(
         fits = class_embeddings(detector, names) if candidates else torch.empty(0)
     else:
         folder = example_images if example_images is not None else images
+        same = Path(examples).resolve() == Path(annotations).resolve()
+        if same and (split == EXAMPLES_PART or not _is_manifest(Path(annotations))):
+            raise DataError(f"{examples}: is the file that is judged; name one with other pictures as examples")
         fits = example_embeddings(detector, names, Path(examples), Path(folder) if folder else None, broken)
     places: list[int] = []
     best: list[list[int]] = []
@@ -129,7 +134,7 @@ def example_embeddings(
     detector: Detector, names: Sequence[Sequence[str]], examples: Path, images: Path | None, broken: list[str]
 ) -> Tensor:
     """A unit embedding [N, E] for each class: the mean over the pictures that ``examples`` has of it."""
-    data = read_named(examples, images, "train")
+    data = read_named(examples, images, EXAMPLES_PART)
     rows = {tuple(name): row for row, name in enumerate(names)}
     row_of = {label: rows[tuple(own)] for label, own in enumerate(data.names) if tuple(own) in rows}
     parts: list[list[Tensor]] = [[] for _ in names]
@@ -142,10 +147,14 @@ def example_embeddings(
     return F.normalize(torch.stack([torch.stack(part).mean(0) for part in parts]), dim=-1)
 
 
+def _is_manifest(path: Path) -> bool:
+    return "tile_px" in read_json(path)
+
+
 def read_named(path: Path, images: Path | None, split: str) -> NamedPictures:
     """A manifest of sheets, or a file of labelled pictures in the folder ``images``."""
     with reading(path, FORM):
-        if "tile_px" in read_json(path):
+        if _is_manifest(path):
             manifest = Manifest.read(path, split)
             labels = [label for sheet in manifest.sheets for _, label, _, _ in manifest.tiles(sheet, [])]
             check_pictures([path.parent / sheet["sheet"] for sheet in manifest.sheets], path)

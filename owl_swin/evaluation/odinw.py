@@ -32,6 +32,8 @@ PLACES = (
     "_annotations.coco.json",
     "annotations.json",
 )
+# Folders that hold a part of a set.
+PARTS = {"train", "valid", "val", "test"}
 
 
 def evaluate_odinw(
@@ -54,8 +56,9 @@ def evaluate_odinw(
     check_can_measure()
     if masks:
         check_has_masks(detector.spec)
-    sets, skipped = [], []
-    for name, path in find_sets(Path(folder), split):
+    places, skipped = find_sets(Path(folder), split)
+    sets = []
+    for name, path in places:
         beside = path.parent / "images"
         images = beside if beside.is_dir() else path.parent
         try:
@@ -100,11 +103,13 @@ def evaluate_odinw(
     )
 
 
-def find_sets(folder: Path, split: str) -> list[tuple[str, Path]]:
-    """(name, annotation file) of every set under ``folder``, by name; a folder that is a set holds no others."""
+def find_sets(folder: Path, split: str) -> tuple[list[tuple[str, Path]], list[str]]:
+    """(name, annotation file) of every set under ``folder``, by name, and what was skipped; a folder that is a set
+    holds no others. A part of another name than ``split`` is no set: models may have learned from it."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; eval odinw reads a folder of COCO sets")
     found: list[tuple[str, Path]] = []
+    skipped: list[str] = []
     waiting, seen = [folder], set()
     while waiting:
         here = waiting.pop()
@@ -113,13 +118,16 @@ def find_sets(folder: Path, split: str) -> list[tuple[str, Path]]:
         seen.add(here.resolve())
         places = [here / place.format(split=split) for place in PLACES]
         annotations = next((place for place in places if place.is_file()), None)
-        if annotations is not None:
+        if annotations is not None and annotations.parent == here and here != folder and here.name in PARTS - {split}:
+            skipped.append(f"{here.parent}: has {here.name!r} and no {split!r}")
+        elif annotations is not None:
             found.append((here.name if here == folder else here.relative_to(folder).as_posix(), annotations))
         else:
             waiting += [child for child in here.iterdir() if child.is_dir()]
     if not found:
-        raise DataError(f"{folder}: holds no set; looked for {', '.join(p.format(split=split) for p in PLACES)}")
-    return sorted(found)
+        looked = f"looked for {', '.join(p.format(split=split) for p in PLACES)}"
+        raise DataError(f"{folder}: holds no set; {'; '.join([looked, *sorted(skipped)[:1]])}")
+    return sorted(found), sorted(skipped)
 
 
 def _drawn_means(answered: list[tuple[dict[str, Any], list[dict[str, Any]]]], draws: int, by: Overlap) -> np.ndarray:

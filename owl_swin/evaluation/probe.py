@@ -62,7 +62,7 @@ def run_probe(config: TrainConfig) -> list[Report]:
         layers |= {f"{i}.weight": weight, f"{i}.bias": bias}
         logits = tested.features @ weight.T + bias
         votes = neighbour_votes(learned, tested.features, config.probe.neighbours, config.probe.temperature)
-        reports.append(_report(config, data, train, tested.labels, logits, votes, decay, notes))
+        reports.append(_report(config, data, train, test, logits, votes, decay, notes))
     names = {f"{i}.names": json.dumps(class_titles(train.texts)) for i, (train, _, _) in enumerate(sets)}
     write_safetensors(folder / "probe.safetensors", layers, names, what="the probe", error=CheckpointError)
     write_json(folder / "probe.json", [report.to_json() for report in reports], what="the reports")
@@ -145,6 +145,11 @@ def _parts(config: DataConfig, test: DataConfig | None) -> tuple[Pictures, Pictu
         )
         return learned, tested, ()
     tested = load_pictures(test)
+    if tested.images.shape == train.images.shape and torch.equal(tested.images, train.images):
+        raise ConfigError(
+            f"{test.path}: what is tested ({test.split!r}) are the very pictures that are learned from; a set of kind "
+            f"{test.kind!r} without such parts needs probe.test = '', which keeps some back, or probe.test_data"
+        )
     rows_of = {tuple(names): row for row, names in enumerate(train.texts)}
     known = torch.tensor([rows_of.get(tuple(names), -1) for names in tested.texts])
     labels = known[tested.labels]
@@ -186,12 +191,13 @@ def _report(
     config: TrainConfig,
     data: DataConfig,
     train: Pictures,
-    labels: Tensor,
+    tested: Pictures,
     logits: Tensor,
     votes: Tensor,
     decay: float,
     notes: tuple[str, ...],
 ) -> Report:
+    labels = tested.labels
     top = logits.topk(min(5, logits.shape[1]), dim=-1).indices == labels[:, None]
     right = {"top1": top[:, 0], "top5": top.any(1), "knn_top1": votes.argmax(1) == labels}
     hits = {name: own.double().numpy() for name, own in right.items()}
@@ -207,5 +213,5 @@ def _report(
         per_class={name: round(float(value), 2) for name, value in per_class.items()},
         details={"weight_decay": decay},
         notes=notes,
-        broken=train.broken,
+        broken=tuple(dict.fromkeys((*tested.broken, *train.broken))),
     )

@@ -7,6 +7,7 @@ that name nothing.
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def captions_of(where: str | Path, pictures: Sequence[str], root: str | None = N
     """
     path = Path(where)
     if path.is_dir():
-        found = {picture: texts for picture in pictures if (texts := _beside(path, picture, root))}
+        found = _beside(path, pictures, root)
     else:
         folders = [Path(root)] if root is not None else []
         matches = [_matched(_entries(path, folder), pictures) for folder in [*folders, path.parent]]
@@ -118,12 +119,24 @@ def _matched(entries: Sequence[Captioned], pictures: Sequence[str]) -> dict[str,
     return {picture: texts for picture, texts in own.items() if texts}
 
 
-def _beside(folder: Path, picture: str, root: str | None) -> tuple[str, ...]:
-    """The lines of the text file of a picture's name, in the folder or at the same place below it."""
-    below = Path(os.path.relpath(picture, root)) if root is not None else Path(picture)
-    for place in (folder / below, folder / below.name):
-        try:
-            return texts_of(read_text(place.with_suffix(".txt")).splitlines())
-        except (OSError, ValueError):
-            continue
-    return ()
+def _beside(folder: Path, pictures: Sequence[str], root: str | None) -> dict[str, tuple[str, ...]]:
+    """The lines of the text files of the pictures' names: at the same place below the folder as the picture has below
+    ``root`` (None: the folder that holds all of them), or right in it, where one picture alone is called so."""
+    places = [os.path.abspath(picture) for picture in pictures]  # noqa: PTH100
+    above = os.path.abspath(root) if root is not None else os.path.commonpath([os.path.dirname(p) for p in places])  # noqa: PTH100, PTH120
+    called = Counter(Path(place).stem for place in dict.fromkeys(places))
+    found = {}
+    for picture, place in zip(pictures, places, strict=True):
+        below = Path(os.path.relpath(place, above))
+        names = [folder / below, *([folder / below.name] if called[below.stem] == 1 else [])]
+        texts = next(filter(None, map(_lines, names)), ())
+        if texts:
+            found[picture] = texts
+    return found
+
+
+def _lines(place: Path) -> tuple[str, ...]:
+    try:
+        return texts_of(read_text(place.with_suffix(".txt")).splitlines())
+    except (OSError, ValueError):
+        return ()

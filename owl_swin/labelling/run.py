@@ -86,7 +86,10 @@ def label_pictures(
     pictures of which none can be read or stays, raise DataError; no answer is lost by that.
     """
     options, to = options or LabelOptions(), Path(to)
-    paths = list(dict.fromkeys(os.fspath(path) for path in pictures))
+    spellings: dict[str, str] = {}  # of each file the first one
+    for path in pictures:
+        spellings.setdefault(os.path.abspath(path), os.fspath(path))  # noqa: PTH100
+    paths = list(spellings.values())
     if not paths:
         raise DataError("there is no picture to label")
     if not space.listed and not any(space.own.values()):
@@ -137,7 +140,7 @@ def _label(
         "threshold": options.threshold,
         "picture_threshold": options.picture_threshold,
     }
-    content = json.dumps(label_set(kept, root, [one.name for one in space.listed], info)).encode() + b"\n"
+    content = json.dumps(label_set(kept, root, Asked.of(space.listed).names, info)).encode() + b"\n"
     journal.will_write(digest_of(content))
     write_bytes(to, content, what="the labels")
     boxes = sum(len(row.boxes) for row in kept)

@@ -23,6 +23,7 @@ from owl_swin.image import (
     open_image,
     open_reduced,
     pixels_to_decode,
+    stored_size,
 )
 from owl_swin.server.problems import Problem
 from owl_swin.tiling import Tiles
@@ -264,5 +265,5 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_hw(image: Image.Image) -> tuple[int, int]:
-    on_its_side = _orientation(image) in ON_ITS_SIDE
-    return (image.width, image.height) if on_its_side else (image.height, image.width)
+    width, height = stored_size(image)
+    return (width, height) if _orientation(image) in ON_ITS_SIDE else (height, width)

@@ -12,6 +12,17 @@ from owl_swin.files import make_folder, read_safetensors, write_safetensors
 logger = logging.getLogger("owl_swin")
 
 
+def stamp_of_files(place: str) -> list[str]:
+    """Names, sizes and times of a file, or of those in a folder, which change where others are put in their place;
+    nothing for what is neither, as a name on the hub."""
+    path = Path(place)
+    if not place or not path.exists():
+        return []
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    return [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in stats]
+
+
 def kept_tensors(path: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What an earlier start made from the same ``key``, or what ``make`` makes now and leaves in ``path``."""
     if path.exists():

@@ -14,6 +14,19 @@ CONTRASTS = ("softmax", "sigmoid")
 SHARDS = ("ddp", "fsdp")
 STEM_PARTS = ("all", "pointwise")
 RATES = "image_lr, stem_lr, text_lr, fusion_lr, heads_lr, masks_lr and pool_lr"
+# Side in pixels of one patch of the coarsest map.
+LEAST_IMAGE_SIZE = 32
+
+
+def check_amount(name: str, value: float) -> None:
+    """Raises ConfigError unless the value is a finite number, 0 or more."""
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{name} must be 0 or more, got {value}")
+
+
+def weights_of(config: "DetectConfig | MaskLossConfig") -> list[str]:
+    """The settings that weigh a loss."""
+    return [name for name in config.__slots__ if name.endswith("weight")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +130,13 @@ class DetectConfig:
             raise ConfigError(f"detect.matching must be one of {', '.join(MATCHINGS)}, got {self.matching!r}")
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError(f"detect.scales must be positive factors on image_size, got {self.scales}")
-        if self.exemplars < 0 or self.exemplar_weight < 0:
-            raise ConfigError("detect.exemplars and exemplar_weight must be 0 or more")
+        if not max(self.scales) < math.inf:
+            raise ConfigError(f"detect.scales must be finite, got {self.scales}")
+        for name in ("exemplars", "negatives", "pseudo_negatives", "focal_gamma", *weights_of(self)):
+            check_amount(f"detect.{name}", getattr(self, name))
+        for name in ("min_crop", "zoom", "focal_alpha"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"detect.{name} must lie in 0 to 1, got {getattr(self, name)}")
         check_mosaic("detect", self.mosaic)
 
 
@@ -159,10 +177,8 @@ class MaskLossConfig:
                 "masks.margin and warmup_steps must be 0 or more, and affinity_threshold lie in 0 to 1, got "
                 f"{self.margin}, {self.warmup_steps} and {self.affinity_threshold}"
             )
-        weights = [(name, getattr(self, name)) for name in self.__slots__ if name.endswith("weight")]
-        for name, weight in weights:
-            if not 0 <= weight < math.inf:
-                raise ConfigError(f"masks.{name} must be 0 or more, got {weight}")
+        for name in weights_of(self):
+            check_amount(f"masks.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +343,25 @@ class TrainConfig:
                 f"probe.test_data must be one set for each of the {len(self.data)} of data, got "
                 f"{len(self.probe.test_data)}"
             )
+        for name in ("align_weight", "linear_weight", "logit_scale"):
+            check_amount(name, getattr(self, name))
+        if min(self.align_size, self.align_batch_size) < 1:
+            raise ConfigError(
+                f"align_size and align_batch_size must be at least 1, got {self.align_size} and {self.align_batch_size}"
+            )
+        if self.image_size < LEAST_IMAGE_SIZE:
+            raise ConfigError(f"image_size must be at least {LEAST_IMAGE_SIZE} pixels, got {self.image_size}")
+        self._check_tables()
         if self.workers < 0:
             raise ConfigError(f"workers must be 0 (a thread of the run) or more, got {self.workers}")
         if self.seed < 0:
             raise ConfigError(f"seed must be 0 or more, got {self.seed}")
+
+    def _check_tables(self) -> None:
+        """Refuses what the task would leave unread."""
+        if self.task != "detect" and (self.naming.weights or self.align_data):
+            raise ConfigError(f"[naming] and [[align_data]] are read by task = 'detect' alone, not by {self.task!r}")
+        if self.task != "align" and not self.align_data and (self.teacher.name or self.linear_weight):
+            raise ConfigError("[teacher] and linear_weight are for pictures to align; name some under [[align_data]]")
+        if self.align_data and not any(self.optim.rest):
+            raise ConfigError("[[align_data]] teaches nothing where only the mask branch learns (masks_lr)")

@@ -1,7 +1,11 @@
 """Which pictures of a set are drawn, and which of their things are shown close up: rare names count more."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from owl_swin.data.scenes import Scene, Scenes, readable
 from owl_swin.training.augment import Annotated
@@ -12,7 +16,7 @@ class SceneSampler:
 
     def __init__(self, scenes: Scenes, repeat: float = 0.0):
         self.scenes = scenes
-        frequency = name_frequency(scenes)
+        self.frequency = frequency = name_frequency(scenes)
         self.rarity = rarity(frequency)
         self._sums = repeat_factors(scenes, frequency, repeat).cumsum()
 
@@ -25,6 +29,20 @@ class SceneSampler:
             if picture is not None:
                 return scene, annotated(picture, scene, self.rarity)
         raise self.scenes.unreadable()
+
+
+def rarity_over_sets(
+    samplers: Sequence[SceneSampler], rows: Sequence[np.ndarray], odds: np.ndarray, n_names: int
+) -> Tensor:
+    """How much each of ``n_names`` names counts, [names]: the mean of what the sets that show it say, weighted by how
+    often they are drawn; ``rows`` are the places of each set's names. A name that none shows counts 1."""
+    total, weight = np.zeros(n_names), np.zeros(n_names)
+    for sampler, own, odd in zip(samplers, rows, odds, strict=True):
+        shown = sampler.frequency > 0
+        np.add.at(total, own[shown], odd * sampler.rarity[shown])
+        np.add.at(weight, own[shown], odd)
+    mean = np.divide(total, weight, out=np.ones(n_names), where=weight > 0)
+    return torch.from_numpy(mean).float()
 
 
 def name_frequency(scenes: Scenes) -> np.ndarray:

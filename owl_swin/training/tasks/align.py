@@ -1,18 +1,21 @@
 """The alignment task: pooled image embedding against text embedding (CLIP, arXiv:2103.00020; arXiv:2303.15343)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from owl_swin.config import ModelConfig
 from owl_swin.data.config import DataConfig
 from owl_swin.data.pictures import Pictures, load_pictures
+from owl_swin.errors import ConfigError
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
+from owl_swin.training.initial import calibration_of
 from owl_swin.training.streams import stream_seed
 from owl_swin.training.tasks.image import ImageTask
 from owl_swin.training.teacher import TeacherHead, distillation_losses, teacher_maps
@@ -55,6 +58,13 @@ class AlignTask(ImageTask):
         self.config, self.model, self.process = config, model, process
         self.sets: list[Pictures] = [load_pictures(one) for one in data]
         self.counts = _shares(torch.tensor([one.weight for one in data]), batch_size)
+        for one, count, pictures in zip(data, self.counts, self.sets, strict=True):
+            least = 2 if pictures.captioned and len(pictures.images) > 1 and process.world == 1 else 1
+            if count < least:
+                raise ConfigError(
+                    f"{one.path}: its weight gives it {count} of the {batch_size} pictures of a step, and it needs "
+                    f"{least}; make its weight or the batch larger"
+                )
         self.trainable_text = config.optim.text_lr > 0
         self.banks = [
             TextBank(
@@ -76,6 +86,11 @@ class AlignTask(ImageTask):
             cache = Path(config.output) / "teacher"
             self.teacher_maps = teacher_maps(config.teacher, [pictures.images for pictures in self.sets], cache)
             self.extra["teacher"] = TeacherHead(model.config.heads.width, config.teacher.dim)
+
+    def result_config(self) -> ModelConfig:
+        """Where whole pictures learn alone, boxes keep the scores that they had."""
+        kept = None if any(self.config.optim.rest) else calibration_of(self.config.init)
+        return self.model.config if kept is None else replace(self.model.config, calibration=kept)
 
     def batch(self, index: int) -> AlignBatch:
         """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the

@@ -29,7 +29,7 @@ from owl_swin.training.matched import MatchedScene, first_of, inside, one_by_one
 from owl_swin.training.matcher import MATCHERS
 from owl_swin.training.naming import DenseNames, name_loss
 from owl_swin.training.preview import draw_preview
-from owl_swin.training.sampling import SceneSampler
+from owl_swin.training.sampling import SceneSampler, rarity_over_sets
 from owl_swin.training.streams import stream_seed
 from owl_swin.training.tasks.align import AlignTask
 from owl_swin.training.tasks.detect_batch import DetectBatch
@@ -87,9 +87,7 @@ class DetectTask(ImageTask):
         self.names = [own[0] for own in places]
         self.bank = TextBank(self.texts_of(list(places)), model, trainable=config.optim.text_lr > 0)
         self.samplers = [SceneSampler(own, data.repeat) for own, data in zip(self.sets, config.data, strict=True)]
-        self.name_weights = torch.ones(len(places))
-        for rows, sampler in zip(self.rows, self.samplers, strict=True):
-            self.name_weights[rows] = torch.from_numpy(sampler.rarity).float()
+        self.name_weights = rarity_over_sets(self.samplers, self.rows, self.odds, len(places))
         learns = config.optim.stem_lr > 0
         self.naming = DenseNames(config.naming, model, stem_learns=learns) if config.naming.weights else None
         self.extra = nn.ModuleDict()
