@@ -261,6 +261,17 @@ def test_a_batch_of_texts_is_a_function_of_its_index_and_shared_by_the_processes
     assert set(drawn.tolist()) | set(alone.held_out) == set(range(len(alone.texts)))
 
 
+def test_what_is_held_out_stands_nowhere_else(settings, tmp_path):
+    from owl_swin.training.distributed import Process
+    from owl_swin.training.tasks.text import TextTask
+
+    tars = write_captions(tmp_path / "tars", 6)
+    (Path(settings["output"])).mkdir()
+    config = from_mapping(DistilConfig, settings | {"caption_tars": [str(tars / "*.tar")] * 2, "phrases": 500})
+    task = TextTask(config, Process(0, 1, torch.device("cpu")))
+    assert len(set(task.texts)) == len(task.texts)
+
+
 def test_captions_take_part(settings, tmp_path, capsys):
     tar = write_captions(tmp_path / "tars", 3) / "train-000.tar"
     run(settings | {"steps": 1, "caption_tars": [str(tar)]})

@@ -372,6 +372,12 @@ def test_classes_may_be_shown_by_other_pictures(labelled, tmp_path):
         evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images", **folders)
 
 
+def test_pictures_that_are_judged_are_no_examples(labelled):
+    for path in (labelled, labelled.parent / "." / labelled.name):
+        with pytest.raises(DataError, match="is the file that is judged"):
+            evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images", examples=path)
+
+
 def test_a_wrong_name_costs_its_share(labelled):
     relabel(labelled, _0="green circle", _1="blue square")  # a red and a green picture
     result = evaluate_classification(FakeClassifier(), labelled, labelled.parent / "images")

@@ -65,6 +65,18 @@ def test_the_split_is_chosen(tmp_path):
         find_sets(tmp_path, "test")
 
 
+def test_parts_that_models_learn_from_are_no_sets_of_their_own(tmp_path):
+    for part in ("train", "valid"):
+        write_set(tmp_path / "Rovers" / part / "_annotations.coco.json", ["cat"])
+    write_set(tmp_path / "A" / "test" / "_annotations.coco.json", ["cat"])
+    found, skipped = find_sets(tmp_path, "test")
+    assert [name for name, _ in found] == ["A"]
+    assert skipped == [f"{tmp_path / 'Rovers'}: has {part!r} and no 'test'" for part in ("train", "valid")]
+    assert evaluate_odinw(FakeDetector({}), tmp_path)["skipped"] == skipped
+    # The folder that is named may be called so itself.
+    assert [name for name, _ in find_sets(tmp_path / "Rovers" / "valid", "test")[0]] == ["valid"]
+
+
 def test_files_of_another_form_are_skipped_and_told(tmp_path):
     write_set(tmp_path / "A" / "test.json", ["cat"])
     write_json(tmp_path / "B" / "test.json", {"images": [{"label": "cat"}]})

@@ -99,6 +99,19 @@ def test_a_run_writes_its_table_and_keeps_its_features(labelled, tmp_path, monke
         run_probe(train_config(settings(tmp_path, [labelled], image_size=64)))
 
 
+def test_pictures_that_are_learned_from_are_not_tested(labelled, tmp_path):
+    with pytest.raises(ConfigError, match="the very pictures that are learned from"):
+        run_probe(train_config(settings(tmp_path, [labelled], probe={"test": "val"})))
+
+
+def test_what_could_not_be_read_of_the_test_is_said(labelled, tmp_path):
+    path = write_labelled(tmp_path / "other", 10)
+    next((tmp_path / "other" / "images").iterdir()).write_bytes(b"no picture")
+    other = {**labelled, "path": str(path), "images": str(path.parent / "images")}
+    (report,) = run_probe(train_config(settings(tmp_path, [labelled], probe={"test_data": [other]})))
+    assert report["n_images"] == 9 and len(report["broken"]) == 1
+
+
 def test_figures_are_those_of_the_written_classifier(labelled, tmp_path):
     config = train_config(settings(tmp_path, [labelled], probe={"test": "", "features": "last"}))
     (report,) = run_probe(config)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import torch
 from http_client import ask, b64, detect, read_answer, running
 from picture_files import encode, noise, turned
 from PIL import ExifTags, Image
@@ -321,6 +322,18 @@ def test_a_wide_jpeg_is_decoded_small_too(detector):
     assert picture.prepared.frames[0].image_hw == (320, 6400)
     (found,) = detector.detect(picture.prepared, threshold=0.0, nms_iou=None, top_k=1)
     assert 0 <= found.box_xyxy[0] <= found.box_xyxy[2] <= 6400
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_once(detector, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    content = encode(noise(60, 90, 5), "TIFF", exif=exif)
+    picture = read_picture(detector, content, "x", max_pixels=10**7, key=b"")
+    expected = detector.detect(content, ["cat"], threshold=0.0, nms_iou=None, top_k=3)
+    assert picture.prepared.frames[0].image_hw == expected.image_hw == ((90, 60) if orientation > 4 else (60, 90))
+    found = detector.detect(picture.prepared, ["cat"], threshold=0.0, nms_iou=None, top_k=3)
+    assert torch.allclose(found.boxes, expected.boxes, atol=1e-2)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

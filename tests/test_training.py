@@ -27,16 +27,18 @@ from training_runs import ALONE, model_of
 from owl_swin import Detector
 from owl_swin.boxes import pairwise_iou
 from owl_swin.cli.main import main
-from owl_swin.config import ModelConfig, read_toml
+from owl_swin.config import CalibrationConfig, ModelConfig, read_toml
 from owl_swin.data.config import DataConfig
+from owl_swin.data.scene import Scene, Scenes
 from owl_swin.errors import CheckpointError, ConfigError
-from owl_swin.families.owl_swin import save_checkpoint
+from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
 from owl_swin.models.heads import cell_centres
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.models.swin import WindowAttention
 from owl_swin.training.config import OptimConfig, TrainConfig
 from owl_swin.training.initial import copy_pooled_to_class_head, load_init, old_weights, start_new_blocks
 from owl_swin.training.loop import train
+from owl_swin.training.sampling import SceneSampler, rarity_over_sets
 from owl_swin.training.tasks.align import AlignTask, _shares
 from owl_swin.training.tasks.detect import DetectTask
 from owl_swin.training.views import random_theta, random_views
@@ -422,6 +424,27 @@ def test_an_unknown_key_gets_a_suggestion(tmp_path, key, where, suggestion):
         ({"cache_gib": -1.0}, "cache_gib must be 0"),
         ({"task": "align", "preview_every": 5}, "preview_every draws boxes"),
         ({"detect": {"scales": []}}, "detect.scales must be positive"),
+        ({"detect": {"scales": [math.inf]}}, "detect.scales must be finite"),
+        ({"detect": {"min_crop": 60.0}}, "detect.min_crop must lie in 0 to 1, got 60.0"),
+        ({"detect": {"zoom": -3.0}}, "detect.zoom must lie in 0 to 1"),
+        ({"detect": {"focal_alpha": 7.0}}, "detect.focal_alpha must lie in 0 to 1"),
+        ({"detect": {"negatives": -1}}, "detect.negatives must be 0 or more, got -1"),
+        ({"detect": {"class_weight": -1.0}}, "detect.class_weight must be 0 or more"),
+        ({"detect": {"exemplar_weight": math.nan}}, "detect.exemplar_weight must be 0 or more"),
+        ({"align_weight": -0.5}, "align_weight must be 0 or more"),
+        ({"logit_scale": -1.0}, "logit_scale must be 0 or more"),
+        ({"align_size": 0}, "align_size and align_batch_size must be at least 1"),
+        ({"image_size": 31}, "image_size must be at least 32 pixels, got 31"),
+        ({"task": "align", "naming": {"weights": "w"}}, r"read by task = 'detect' alone, not by 'align'"),
+        ({"linear_weight": 1.0}, r"name some under \[\[align_data\]\]"),
+        ({"teacher": {"name": "resnet18"}}, r"name some under \[\[align_data\]\]"),
+        (
+            {
+                "align_data": [{"kind": "folders", "path": "p"}],
+                "optim": {"image_lr": 0.0, "heads_lr": 0.0, "masks_lr": 1e-3},
+            },
+            "teaches nothing where only the mask branch learns",
+        ),
         ({"data": [{"kind": "coco", "path": "p", "weight": 0}]}, "data.weight must be positive"),
         ({"detect": {"mosaic": [0.5, 0.4]}}, "detect.mosaic must be probabilities"),
         ({"detect": {"mosaic": []}}, "detect.mosaic must be probabilities"),
@@ -592,6 +615,40 @@ def test_whole_pictures_learn_names_alone_and_all_else_stays_to_the_bit(tmp_path
     assert all(
         torch.equal(after.get(f"ema.{name}", value), value) for name, value in before.items() if name not in moved
     )
+
+
+def test_whole_pictures_that_learn_alone_leave_scores_as_they_were(tmp_path):
+    optim = {"image_lr": 0.0, "heads_lr": 0.0, "pool_lr": 1e-2, "warmup_steps": 1}
+    settings = align_settings(tmp_path, alignment_sets(tmp_path), steps=2, align_size=64, optim=optim)
+    calibrated = model_of(settings)
+    calibrated.config = replace(calibrated.config, calibration=CalibrationConfig(text_scale=2.5, text_bias=1.5))
+    save_checkpoint(tmp_path / "calibrated.safetensors", calibrated, {})
+    begun = settings | {"init": [str(tmp_path / "calibrated.safetensors")]}
+    folder = train(train_config(begun))
+    assert load_checkpoint(folder)[0].config.calibration == calibrated.config.calibration
+    all_learn = train(train_config(begun | {"optim": {"warmup_steps": 1}, "output": str(tmp_path / "all")}))
+    assert load_checkpoint(all_learn)[0].config.calibration == CalibrationConfig()
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.007), (0.007, 1.0)])
+def test_a_set_that_would_never_be_drawn_is_refused(tmp_path, weights):
+    sets = [{**one, "weight": weight} for one, weight in zip(alignment_sets(tmp_path)[:2], weights, strict=True)]
+    with pytest.raises(ConfigError, match="gives it 0 of the 8"):
+        train(train_config(align_settings(tmp_path, sets, batch_size=8)))
+
+
+def test_how_much_a_name_counts_does_not_depend_on_the_order_of_sets(tmp_path):
+    def scenes(labels):
+        shown = [Scene(Path("a"), np.zeros((len(own), 4)), np.array(own, dtype=np.int64)) for own in labels]
+        return Scenes(shown, [["person"], ["cat"], ["dog"]])
+
+    shows = SceneSampler(scenes([[0], [0], [0, 1], [0, 2]]))
+    lists = SceneSampler(scenes([[1], [1], [2], []]))  # "person" is only among its names
+    rows, odds = [np.arange(3)] * 2, np.array([0.75, 0.25])
+    counts = rarity_over_sets([shows, lists], rows, odds, 4)
+    assert counts[0] == pytest.approx(shows.rarity[0]) and counts[3] == 1
+    assert counts[1] == pytest.approx(0.75 * shows.rarity[1] + 0.25 * lists.rarity[1])
+    assert torch.equal(counts, rarity_over_sets([lists, shows], rows, odds[::-1], 4))
 
 
 def test_a_resumed_alignment_run_is_the_same_to_the_bit(tmp_path):

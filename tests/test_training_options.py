@@ -1,5 +1,6 @@
 """What a run can do beyond its plain form: teacher, trained texts, accumulation, blending, pictures, boards, starts."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.training.cache import kept_tensors, stamp_of_files
 from owl_swin.training.config import TeacherConfig
 from owl_swin.training.initial import blended, load_init, old_weights
 from owl_swin.training.loop import train
@@ -319,3 +321,20 @@ def test_a_run_starts_from_an_open_clip_text_encoder(tmp_path):
         torch.testing.assert_close(model.encode_text(ids), clip.eval().encode_text(ids, normalize=True))
     with pytest.raises(ConfigError, match="open_clip:MODEL/TAG"):
         load_init(model, "open_clip:ViT-B-32/openai")
+
+
+def test_what_was_kept_of_a_teacher_is_not_taken_for_another_in_its_place(tmp_path):
+    place = tmp_path / "teacher"
+    place.mkdir()
+    (place / "weights").write_bytes(b"one")
+    numbers = itertools.count(1)
+
+    def kept():
+        key = ",".join(stamp_of_files(str(place)))
+        return kept_tensors(tmp_path / "kept.safetensors", key, lambda: {"a": torch.tensor(next(numbers))})
+
+    assert [float(kept()["a"]) for _ in range(2)] == [1, 1]
+    (place / "weights").write_bytes(b"another")
+    assert float(kept()["a"]) == 2
+    assert stamp_of_files("") == stamp_of_files("org/teacher") == []
+    assert stamp_of_files(str(place / "weights")) == stamp_of_files(str(place))
