@@ -76,17 +76,15 @@ def place_pictures(folder: Path, names: Sequence[str]) -> list[Path]:
     parts, or the last.
     """
     some = range(0, len(names), max(1, len(names) // 20))
-    best, most = list(names), 0
-    for windows in (False, True):
+    best, most = list(names), sum((folder / names[i]).is_file() for i in some)
+    for windows in (False, True) if most < len(some) else ():
         parts = [_parts(name, windows) for name in names]
         levels = zip(*(own[:-1] for own in parts), strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
-        forms = [slice(None), *(slice(n, None) for n in range(1, shared + 1)), slice(-2, None), slice(-1, None)]
-        for form in forms:
-            places = ["/".join(own[form]) for own in parts]
-            found = sum((folder / places[i]).is_file() for i in some)
-            if found > most and len(set(places)) == len(set(names)):
-                best, most = places, found
+        for form in (slice(None), *(slice(n, None) for n in range(1, shared + 1)), slice(-2, None), slice(-1, None)):
+            found = sum(folder.joinpath(*parts[i][form]).is_file() for i in some)
+            if found > most and len({own[form] for own in parts}) == len(set(parts)):
+                best, most = ["/".join(own[form]) for own in parts], found
     return [folder / name for name in best]
 
 
