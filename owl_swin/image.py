@@ -45,8 +45,8 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 ImageSource = Union[str, os.PathLike, bytes, bytearray, memoryview, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
 # Bits a pixel of grey that cameras and scanners put into 16: the least that hold the brightest pixel are taken.
 GREY_BITS = (8, 12, 16)
-# Fractions of a picture that was resampled or brought back from a network's form may lie a little above 1.
-HIGHEST_FRACTION = 1.05
+# Floats of a picture that was resampled or brought back from a network's form may lie a little above white.
+OVERSHOOT = 1.05
 # What Pillow keeps of 16-bit colours is the upper 8 bits: of colours that are of 12 bits, values up to this.
 HIGHEST_OF_12_BITS = 15
 
@@ -66,7 +66,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     """A picture as RGB, upright (EXIF orientation applied), of a path, bytes, an open file, PIL, an array or a tensor.
 
     Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] and tensors [H, W] or [C, H, W]: uint8, uint16, or floats in
-    [0, 1] or up to 255. Transparent parts become white, 16-bit grey becomes 8-bit: of 12 bits, if its values are.
+    [0, 1] or up to 255. Transparent parts become white; of 16 bits become 8, or of 12 where no value needs more.
     Whatever cannot be read, or has more than ``max_pixels``, raises ImageError with one sentence.
     """
     return _open(source, max_pixels)[0]
@@ -96,7 +96,7 @@ def _open(source: ImageSource, max_pixels: int, side: int | None = None) -> tupl
                     decode_smaller(image, side)
                 image.load()
                 lies = image.getexif().get(ExifTags.Base.Orientation) in SWAPS_SIDES
-                return _brightened(rgb_of(image), name, deep), (width, height) if lies else (height, width)
+                return rgb_of(_brightened(image, name, deep)), (width, height) if lies else (height, width)
     except ImageError:
         raise
     except Image.DecompressionBombError:  # within a file of several sizes, as icons are
@@ -264,11 +264,10 @@ def _of_floats(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _shades(values: np.ndarray[Any, Any], high: float) -> np.ndarray[Any, Any]:
     """Floats, of which ``high`` is the highest, as uint8: fractions, or values of 8, 12 or 16 bits."""
-    bits = next((bits for bits in GREY_BITS if high < 2**bits), None)
-    if bits is None:
+    white = next((white for white in (1, *(2**bits - 1 for bits in GREY_BITS)) if high <= white * OVERSHOOT), None)
+    if white is None:
         raise ImageError(f"a picture of floats must hold values in [0, 1], or of 8, 12 or 16 bits, got up to {high:g}")
-    scale = 255 if high <= HIGHEST_FRACTION else 255 / (2**bits - 1)
-    return (values.astype(np.float32) * np.float32(scale)).clip(0, 255).round().astype(np.uint8)
+    return (values.astype(np.float32) * np.float32(255 / white)).clip(0, 255).round().astype(np.uint8)
 
 
 def _has_deep_colours(image: Image.Image) -> bool:
@@ -278,11 +277,14 @@ def _has_deep_colours(image: Image.Image) -> bool:
 
 
 def _brightened(image: Image.Image, name: str, deep: bool) -> Image.Image:
-    """The picture, brightened where 16-bit colours hold 12 bits: it would be black. Of these, four bits are left."""
-    if not deep or max(high for _, high in image.getextrema()) > HIGHEST_OF_12_BITS:  # type: ignore[misc]
+    """The picture, brightened where its 16-bit colours, which are ``deep``, hold 12 bits: it would be black. Of these,
+    four bits are left."""
+    highest = max(high for _, high in image.getextrema()[:3]) if deep else 255  # type: ignore[misc]
+    if not 0 < highest <= HIGHEST_OF_12_BITS:
         return image
     logger.warning("%s: its 16-bit colours are dark, or of 12 bits; read with 16 shades of each, brightened", name)
-    return image.point([min(255, value * 17) for value in range(256)] * 3)
+    curve = [min(255, value * 17) for value in range(256)]
+    return image.point(curve * 3 + list(range(256)) * (image.mode == "RGBA"))
 
 
 def to_8_bits(values: np.ndarray[Any, Any], highest: int | None = None) -> np.ndarray[Any, Any]:

@@ -39,4 +39,4 @@ def is_live(source: VideoSource) -> bool:
 
 def shown_source(source: VideoSource) -> str:
     """What a source is called in sentences and results: an address without its password."""
-    return re.sub(r"(?<=://)[^/]*@", "", os.fspath(source))
+    return re.sub(r"(?<=://)[^/?#]*@", "", os.fspath(source))

@@ -30,7 +30,9 @@ from owl_swin.evaluation.calibration import (
     to_logits,
 )
 from owl_swin.evaluation.detection import evaluate_detection
+from owl_swin.evaluation.lvis import evaluate_lvis
 from owl_swin.evaluation.map_calibration import SCORES, fit_pixels
+from owl_swin.evaluation.odinw import evaluate_odinw
 from owl_swin.evaluation.oneshot import evaluate_oneshot
 from owl_swin.evaluation.open_vocabulary import evaluate_split
 from owl_swin.exemplar import Exemplar
@@ -221,6 +223,8 @@ def test_what_is_missing_for_measuring_is_said_before_the_work(tmp_path, monkeyp
         evaluate_absence,
         evaluate_oneshot,
         partial(evaluate_split, base=["a"], novel=["b"]),
+        evaluate_lvis,
+        lambda detector, _, folder: evaluate_odinw(detector, folder),
     ):
         with pytest.raises(MissingExtraError, match="measuring average precision"):
             measure(None, path, tmp_path)  # no detector: it is not asked

@@ -16,6 +16,7 @@ from PIL import Image
 
 from owl_swin.cli.main import app, main
 from owl_swin.detector import Detector
+from owl_swin.errors import OwlSwinError
 
 COMMANDS = [command.name for command in app.registered_commands]
 SUBCOMMANDS = [
@@ -290,7 +291,8 @@ def test_save_into_a_file_is_refused(detect, photos, tmp_path, place):
 def test_a_drawing_that_cannot_be_written_leaves_nothing_half_written(detect, photos, tmp_path):
     (tmp_path / "out" / "0.jpg" / "taken").mkdir(parents=True)
     run = detect(photos[0], "--query", "cat", "--save", tmp_path / "out", "--format", "coco")
-    assert_one_sentence(run, f"{tmp_path / 'out' / '0.jpg'}: cannot write the drawing here (Is a directory)")
+    assert run.code == 2 and json.loads(run.out)["annotations"]  # what was found is not lost
+    assert run.err == f"owl-swin: {tmp_path / 'out' / '0.jpg'}: cannot write the drawing here (Is a directory)\n"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.jpg"]
 
 
@@ -301,6 +303,17 @@ def test_what_was_found_before_an_error_is_kept(detect, photos, tmp_path):
     assert run.code == 2 and "cannot write the drawing" in run.err and "stopped after" in run.err
     found = [json.loads(line)["image"] for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert found == [str(path) for path in photos[:3]]
+
+
+def test_an_error_before_anything_was_found_leaves_the_output_of_before(detect, photos, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OwlSwinError("no memory is left on the device")
+
+    (tmp_path / "found.jsonl").write_text("of before")
+    monkeypatch.setattr(Detector, "encode_images", refused)
+    run = detect(*photos[:2], "--query", "cat", "--format", "jsonl", "--to", tmp_path / "found.jsonl")
+    assert_one_sentence(run, "no memory is left")
+    assert (tmp_path / "found.jsonl").read_text() == "of before"
 
 
 def test_a_name_that_leaves_no_room_for_endings_is_cut(detect, tmp_path):

@@ -300,6 +300,32 @@ def test_labels_that_somebody_corrected_are_not_written_over(detect, photos, tmp
     assert detect(*asked, "--threshold", "0.02").code == 0 and ours.read_text() + "\n" == corrected
 
 
+def test_labels_are_ours_by_their_content_and_not_their_time(detect, photos, tmp_path):  # noqa: F811
+    asked = [photos[0], "--query", "cat", "--format", "yolo", "--to", tmp_path / "set"]
+    assert detect(*asked).code == 0
+    ours = tmp_path / "set" / "labels" / "0.txt"
+    content, before = ours.read_text(), ours.stat().st_mtime
+    (tmp_path / "set" / "labels" / "folder.txt").mkdir()
+    os.utime(ours, (before + 60, before + 60))  # as of a copy
+    assert detect(*asked).code == 0
+    ours.write_text("by hand")
+    os.utime(ours, (before - 3600, before - 3600))  # put back out of an archive
+    assert_one_sentence(detect(*asked), f"{ours}: was changed since it was written")
+    mark = tmp_path / "set" / ".labels-by-owl-swin"
+    ours.write_text(content)
+    mark.write_text(mark.read_text() + "\nabc")  # of a run that was killed
+    assert detect(photos[1], *asked[1:]).code == 0 and detect(*asked).code == 0
+    mark.write_text("owl-swin detect made all .txt files of labels/ that are older than this one.\n")
+    assert_one_sentence(detect(*asked), "was written by an earlier version")
+
+
+def test_labels_of_a_long_name_are_called_as_their_picture(detect, tmp_path):  # noqa: F811
+    photo = tmp_path / f"{'x' * 230}.png"
+    photo.write_bytes(encode(noise(20, 20)))
+    assert detect(photo, "--query", "cat", "--format", "yolo", "--to", tmp_path / "set").code == 0
+    assert [path.stem for path in (tmp_path / "set" / "labels").iterdir()] == [photo.stem]
+
+
 @pytest.mark.parametrize("queries", ["dog", "dog,cat"])
 def test_labels_keep_the_names_of_their_numbers(detect, photos, tmp_path, queries):  # noqa: F811
     asked = ["--format", "yolo", "--to", tmp_path / "set"]

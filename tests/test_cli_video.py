@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import av
 import pytest
@@ -119,6 +120,11 @@ def test_another_hand_s_video_is_not_written_over(detect, video, tmp_path):
     theirs.write_bytes(b"no video")
     detect(video, "--save", folder)
     assert theirs.read_bytes() == b"no video"
+
+
+def test_without_what_reads_videos_none_is_written_over(video, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert not video_output.video_may_be_written(video) and video_output.video_may_be_written(tmp_path / "new.mp4")
 
 
 def test_what_was_found_before_a_drawing_cannot_be_written_is_kept(detect, video, tmp_path, monkeypatch):

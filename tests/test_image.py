@@ -183,11 +183,21 @@ def test_grey_of_fewer_bits_than_its_file_is_not_black(values, expected, form):
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
-@pytest.mark.parametrize("highest, expected, said", [(4095, 255, True), (65_535, 255, False), (40, 0, True)])
+@pytest.mark.parametrize("highest, expected, said", [(4095, 255, True), (65_535, 255, False), (40, 0, False)])
 def test_16_bit_colours_of_12_bits_are_not_black(highest, expected, said, form, caplog):
-    content = in_16_bits(np.full((4, 6, 3), highest, np.uint16), form)
-    assert corner(open_image(content)) == (expected,) * 3
+    pixels = np.full((4, 6, 3), highest, np.uint16)
+    assert corner(open_image(in_16_bits(pixels, form))) == (expected,) * 3
     assert ("16-bit colours" in caplog.text) == said
+
+
+def test_16_bit_colours_of_12_bits_are_not_black_beside_what_is_transparent():
+    pixels = np.full((4, 6, 4), 4095, np.uint16)
+    pixels[..., 3] = 65_535
+    pixels[0, 0, 3] = 0
+    opened = open_image(in_16_bits(pixels, "PNG"))
+    assert opened.getpixel((3, 3)) == corner(opened) == (255, 255, 255)
+    pixels[..., :3] = 2047
+    assert open_image(in_16_bits(pixels, "PNG")).getpixel((3, 3)) == (119, 119, 119)
 
 
 @pytest.mark.parametrize("form", [np.array, Image.fromarray], ids=["array", "TIFF"])
@@ -197,7 +207,7 @@ def test_fractions_a_little_above_1_are_fractions(form, highest):
     assert [open_image(form(values)).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
 
 
-@pytest.mark.parametrize("highest, middle", [(4000, 125), (65_535, 128), (200, 100)])
+@pytest.mark.parametrize("highest, middle", [(4000, 125), (65_535, 128), (200, 100), (262, 131), (4200, 131)])
 def test_floats_in_a_file_may_be_of_more_bits(highest, middle):
     values = np.array([[np.nan, highest / 2, highest, -np.inf]], np.float32)
     opened = open_image(encode(Image.fromarray(values), "TIFF"))
@@ -220,7 +230,7 @@ def test_arrays_may_be_views():
 
 
 def in_16_bits(pixels, form):
-    """A file of 16-bit colours [h, w, 3], which Pillow reads and does not write."""
+    """A file of 16-bit colours [h, w, 3 or, in PNG, 4], which Pillow reads and does not write."""
     height, width = pixels.shape[:2]
     if form == "TIFF":
         tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2)]
@@ -235,7 +245,7 @@ def in_16_bits(pixels, form):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2"))
-    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2 if pixels.shape[2] == 3 else 6, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 

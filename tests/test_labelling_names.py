@@ -85,7 +85,7 @@ def test_captions_are_found_in_every_form(tmp_path, photos):
     assert captions_of(tmp_path / "photos" / "c.csv", pictures) == expected
 
 
-def test_text_files_of_a_folder_are_those_at_the_pictures_place_in_it(tmp_path):
+def test_text_files_of_a_folder_are_those_at_the_pictures_place_in_it(tmp_path, monkeypatch):
     pictures = [str(tmp_path / "ph" / name) for name in ("a.jpg", "x/y/a.jpg", "x/b.jpg")]
     for name, text in (("a", "a red door"), ("x/b", "a bird"), ("b", "another bird")):
         path = tmp_path / "caps" / f"{name}.txt"
@@ -96,6 +96,10 @@ def test_text_files_of_a_folder_are_those_at_the_pictures_place_in_it(tmp_path):
     expected = {pictures[0]: ("a red door",), pictures[2]: ("a bird",)}
     for root in (None, str(tmp_path / "ph")):
         assert captions_of(tmp_path / "caps", pictures, root) == expected
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "caps" / "ph" / "x").mkdir(parents=True)
+    (tmp_path / "caps" / "ph" / "x" / "b.txt").write_text("a mirrored bird")
+    assert captions_of("caps", ["ph/x/b.jpg"]) == {"ph/x/b.jpg": ("a mirrored bird",)}
     (tmp_path / "caps" / "x" / "b.txt").unlink()  # the only picture called so
     assert captions_of(tmp_path / "caps", pictures)[pictures[2]] == ("another bird",)
 

@@ -73,6 +73,8 @@ def test_parts_that_models_learn_from_are_no_sets_of_their_own(tmp_path):
     assert [name for name, _ in found] == ["A"]
     assert skipped == [f"{tmp_path / 'Rovers'}: has {part!r} and no 'test'" for part in ("train", "valid")]
     assert evaluate_odinw(FakeDetector({}), tmp_path)["skipped"] == skipped
+    for split, name in (("valid", "Rovers"), ("val", "Rovers/valid")):  # which are two words for one part
+        assert find_sets(tmp_path, split)[0] == [(name, tmp_path / "Rovers" / "valid" / "_annotations.coco.json")]
     # The folder that is named may be called so itself.
     assert [name for name, _ in find_sets(tmp_path / "Rovers" / "valid", "test")[0]] == ["valid"]
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from owl_swin.cli.main import app
+from owl_swin.data import paste
 from owl_swin.data.paste import find_cutouts, paste_scenes
 from owl_swin.errors import DataError, ImageError, OwlSwinError
 from owl_swin.rle import decode_rle
@@ -65,12 +66,24 @@ def test_the_mask_of_what_is_covered_in_part_is_what_is_seen(cutouts, photograph
     assert all(np.sum(own, 0).max() == 1 for own in masks.values())
 
 
-def test_a_run_that_is_stopped_leaves_no_boxes_of_before_on_new_pictures(cutouts, photographs, tmp_path):
+def test_a_run_that_is_stopped_leaves_no_boxes_of_before_on_new_pictures(cutouts, photographs, tmp_path, monkeypatch):
     found, photos, folder = find_cutouts(cutouts), [photographs / "grey.png"], tmp_path / "set"
     paste_scenes(found, photos, folder, pictures=3)
-    (cutouts / "red_mug-1.png").write_bytes(b"gone")
-    with pytest.raises(ImageError):
-        paste_scenes(found, photos, folder, pictures=20, seed=1)
+    kept = (folder / "annotations.json").read_bytes()
+    with pytest.raises(ImageError):  # before anything is written
+        paste_scenes(found, [photographs / "none.png"], folder, pictures=3)
+    assert (folder / "annotations.json").read_bytes() == kept
+    write, written = paste.write_image, []
+
+    def until_the_disk_is_full(path, *arguments, **settings):
+        if len(written) == 2:
+            raise OwlSwinError("No space left on device")
+        written.append(path)
+        write(path, *arguments, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(OwlSwinError, match="No space"):
+        patch.setattr(paste, "write_image", until_the_disk_is_full)
+        paste_scenes(found, photos, folder, pictures=3, seed=1)
     assert not (folder / "annotations.json").exists()
     paste_scenes(find_cutouts(cutouts, ["blue cup"]), photos, folder, pictures=3)  # and the folder is still ours
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from owl_swin import SemanticMap, load_segmenter
 from owl_swin.cli.main import app
-from owl_swin.cli.map_results import PanopticMaps
+from owl_swin.cli.map_results import PanopticMaps, closing
 from owl_swin.errors import CheckpointError, ImageError, OwlSwinError
 from owl_swin.families.closed_set import is_segmenter
 from owl_swin.families.picture_settings import PictureSettings
@@ -131,12 +131,20 @@ def test_a_panoptic_set_is_whole(model, photos, tmp_path):
         assert areas == {one["id"]: one["area"] for one in annotation["segments_info"]}
 
 
-def test_a_run_that_is_killed_leaves_no_segments_of_before_beside_new_maps(labels, tmp_path):
+def test_a_run_that_is_killed_leaves_no_segments_of_before_beside_new_maps(labels, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OwlSwinError("no space is left")
+
     whole = PanopticMaps(tmp_path / "set", labels.names)
     whole.add("a.png", labels, lambda: None)
     whole.close()
     killed = PanopticMaps(tmp_path / "set", labels.names)
     assert (tmp_path / "set" / "panoptic.json").exists()  # nothing is new yet
+    with monkeypatch.context() as patch:
+        patch.setattr("owl_swin.cli.map_results.write_image", refused)
+        with pytest.raises(OwlSwinError), closing(killed):
+            killed.add("b.png", labels, lambda: None)
+    assert len(json.loads((tmp_path / "set" / "panoptic.json").read_text())["images"]) == 1
     killed.add("b.png", labels, lambda: None)
     assert not (tmp_path / "set" / "panoptic.json").exists()
 

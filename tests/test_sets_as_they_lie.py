@@ -91,9 +91,9 @@ def test_names_in_an_image_set_list_may_have_spaces(tmp_path):
     root = write_voc(tmp_path, **{"my dog": voc_object("dog"), "b": voc_object(), "c 1": ""})
     names = root / "ImageSets" / "Main" / "val.txt"
     names.parent.mkdir(parents=True)
-    names.write_text("my dog\nb  -1\nc 1 1\n")
+    names.write_text("my dog\nb  -1\nc 1 1\nc 1\n")
     scenes = load_scenes(DataConfig("voc", str(names)))
-    assert [scene.source.stem for scene in scenes.scenes] == ["my dog", "b", "c 1"] and not scenes.broken
+    assert [scene.source.stem for scene in scenes.scenes] == ["my dog", "b", "c 1", "c 1"] and not scenes.broken
 
 
 # --- COCO ------------------------------------------------------------------------------------------------------------
@@ -170,6 +170,17 @@ def test_quotes_that_do_not_pair_cost_no_line(tmp_path):
     assert captioned(tmp_path, "t.tsv", "\n".join(lines) + "\n").texts == [['"hi there'], ['a "cat"'], ["a dog"]]
 
 
+def test_quotes_that_pair_by_chance_swallow_no_rows(tmp_path):
+    content = 'path\tcaption\na.png\t"hi there\nb.png\ta dog\nc.png\ta screen of 6"\n'
+    found = captioned(tmp_path, "t.tsv", content).texts
+    assert sorted(map(tuple, found)) == [('"hi there',), ("a dog",), ('a screen of 6"',)]
+
+
+def test_one_odd_quote_leaves_the_other_rows_as_they_are(tmp_path):
+    content = 'path,caption\nb.png,"red" car\na.png,"two\nlines"\n'
+    assert sorted(map(tuple, captioned(tmp_path, "t.csv", content).texts)) == [("red car",), ("two\nlines",)]
+
+
 def test_a_quote_that_is_never_closed_in_a_large_table_is_one_line(tmp_path):
     rows = "".join(f'a.png,"thing {i}, here"\r\n' for i in range(csv.field_size_limit() // 20))
     found = captioned(tmp_path, "t.csv", 'path,caption\r\nb.png,"a dog\r\n' + rows + "c.png,one, two\r\n")
@@ -197,6 +208,7 @@ def test_lines_of_json_end_where_json_says(tmp_path, sign):
         ("crème brûlée", ("crème", "brûlée", "crème brûlée")),
         ("हिन्दी पुस्तक", ("हिन्दी", "पुस्तक", "हिन्दी पुस्तक")),
         ("หมาสีดำ", ("หมาสีดำ",)),
+        ("a dog ❤️ a cat 1️⃣", ("dog", "cat")),
     ],
 )
 def test_accents_and_vowels_that_are_signs_of_their_own_belong_to_their_word(caption, names):
@@ -228,6 +240,15 @@ def test_label_maps_are_no_pictures_of_themselves(tmp_path):
     (tmp_path / "set" / "images").rename(tmp_path / "set" / "photos")
     with pytest.raises(DataError, match="no map in it is called as a picture"):
         load_scenes(config)
+
+
+def test_label_maps_may_lie_among_their_pictures(tmp_path):
+    picture(tmp_path / "mixed" / "a.jpg")
+    picture(tmp_path / "a.jpg")  # of that name, and not of that map
+    Image.fromarray(np.ones((50, 100), np.uint8)).save(tmp_path / "mixed" / "a.png")
+    (tmp_path / "names.txt").write_text("wall\nsky\n")
+    [scene] = load_scenes(DataConfig("label_maps", str(tmp_path / "mixed"), names=str(tmp_path / "names.txt"))).scenes
+    assert scene.source == tmp_path / "mixed" / "a.jpg"
 
 
 @pytest.mark.parametrize("ignore, nothing", [([70_000], None), ([-1], None), ([255], -3)])
@@ -264,6 +285,12 @@ def test_pictures_of_one_name_in_two_folders_stay_two(tmp_path):
         tmp_path / "ph" / "x" / "y" / "a.jpg",
     ]
     assert place_pictures(tmp_path / "ph", ["ph\\a.jpg", "ph\\x\\b.jpg"])[1] == tmp_path / "ph" / "x" / "b.jpg"
+    # Two names of a flat copy that are alike cost the others nothing.
+    names = [f"d{i}/{i}.jpg" for i in range(50)] + ["e/0.jpg"]
+    for i in range(50):
+        picture(tmp_path / "flat" / f"{i}.jpg", 2, 2)
+    places = place_pictures(tmp_path / "flat", names)
+    assert sum(place.is_file() for place in places) == 49 and len(set(places)) == 51
     one, other = place_pictures(tmp_path / "ph" / "x" / "y", ["p/a.jpg", "q/a.jpg"])
     assert one != other  # nothing is there under either name, rather than one picture twice
 

@@ -239,7 +239,6 @@ def detect(
         allow_url,
         None if format is Format.TABLE else nothing,
         tiles,
-        to_file=to is not None,
     )
     failed = run.over(sources)
     if label_studio_root is not None:
@@ -268,7 +267,6 @@ class _Run:
     allow_url: bool
     nothing: Callable[["Detections"], str] | None  # what to say beside the output of a picture without detections
     tiles: "Tiles | None" = None
-    to_file: bool = False
     done: int = 0
     failed: int = 0
     without: int = 0
@@ -291,9 +289,10 @@ class _Run:
             say(f"stopped after {self.done} of {len(sources)} pictures")
             raise
         except (OwlSwinError, OSError):  # as of a full disk: what was found before it is kept, where that can be
-            if self.to_file:
+            if self.done:
                 with suppress(OwlSwinError, OSError):
                     self.results.close()
+            if self.done and len(sources) > 1:
                 say(f"stopped after {self.done} of {len(sources)} pictures")
             raise
         self.results.close()

@@ -88,6 +88,10 @@ def export(
         return
     if (annotations is None) != (images is None):
         raise ConfigError("a set to measure is --annotations and --images, both")
+    if annotations is not None:
+        from owl_swin.evaluation.precision import check_can_measure
+
+        check_can_measure()
     photographs = find_pictures(int8) if int8 else []
 
     from owl_swin.detector import Detector

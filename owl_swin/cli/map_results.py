@@ -106,9 +106,9 @@ class PanopticMaps:
 
         name = f"{self._names.take(stem_of(source))}.png"
         image, segments = to_panoptic_image(found)
+        write_image(self._folder / PANOPTIC / name, image, what="the map", comment=MADE_HERE)
         if not self._images:  # a run that is killed leaves no segments of before on new maps
             remove_file(self._path, what="the segments")
-        write_image(self._folder / PANOPTIC / name, image, what="the map", comment=MADE_HERE)
         number, (height, width) = len(self._images) + 1, found.image_hw
         self._images.append({"id": number, "file_name": source, "width": width, "height": height})
         self._annotations.append({"image_id": number, "file_name": name, "segments_info": segments})

@@ -44,8 +44,8 @@ class Format(StrEnum):
 WITH_MASKS = (Format.JSONL, Format.COCO, Format.LABEL_STUDIO, Format.YOLO)
 # These are a file a picture, in a folder that --to names.
 PER_PICTURE = (Format.YOLO, Format.VOC)
-# Of the 255 bytes that a file's name may have, what leaves room for numbers, endings and names of parts.
-LONGEST_STEM = 180
+# Of the 255 bytes that a file's name may have, what leaves room for a number and an ending; in drawings for more.
+LONGEST_STEM, LONGEST_OF_DRAWING = 240, 220
 
 
 class Results(Protocol):
@@ -105,7 +105,7 @@ class PerPicture:
     def __init__(self, form: Callable[[str, "Detections"], str], folder: Path, suffix: str):
         make_folder(folder)
         self._mark = folder.parent / f".{folder.name}-by-owl-swin"
-        there = [path for path in folder.iterdir() if path.suffix == suffix]
+        there = [path for path in folder.iterdir() if path.suffix == suffix and path.is_file()]
         if there and not self._mark.exists():
             raise OwlSwinError(
                 f"{folder}: the {suffix} files there are not of this command and could be written over; name another "
@@ -113,8 +113,13 @@ class PerPicture:
             )
         if not self._mark.exists():
             made = f"owl-swin detect may write over the {suffix} files of {folder.name}/ with these contents"
-            write_text(self._mark, f"{made} (SHA-256):\n")
-        self._ours = set(read_text(self._mark).split("\n")[1:])
+            write_text(self._mark, f"{made} (SHA-256):")
+        self._ours = set(read_text(self._mark).split("\n")[1:]) - {""}
+        if there and not self._ours:
+            raise OwlSwinError(
+                f"{folder}: was written by an earlier version, which kept no record of what it wrote, so that "
+                "corrections could be written over; name another folder for --to"
+            )
         changed = sorted(path.name for path in there if _line_of(path.name, path.read_bytes()) not in self._ours)
         if changed:
             raise OwlSwinError(
@@ -135,7 +140,7 @@ class PerPicture:
         if line not in self._ours:  # said before it is done: what is written is never taken for another's
             self._ours.add(line)
             with self._mark.open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+                file.write(f"\n{line}")  # begins a line of its own, also after one that a killed run has not finished
         write_text(path, text)
 
     def close(self) -> None:
@@ -230,7 +235,7 @@ class Drawings:
         """The boxes of one picture and, beside them, a heat map for each query, of the scores [Q, h, w]."""
         from owl_swin.render import draw_detections, draw_heat_map
 
-        stem = self._save(stem_of(source), draw_detections(image, found))
+        stem = self._save(_cut(stem_of(source), LONGEST_OF_DRAWING), draw_detections(image, found))
         for number, scores in enumerate([] if maps is None else maps):
             self._save(f"{stem}-heat-{number + 1}", draw_heat_map(image, scores, title=found.names[number]))
 
@@ -267,6 +272,10 @@ def stem_of(source: str) -> str:
         return "stdin"
     # Of an address, its path: what follows may be a key that is nobody's business, and longer than a name may be.
     stem = Path(unquote(urlsplit(source).path) if is_url(source) else source).stem.replace("\0", "")
-    while len(os.fsencode(stem)) > LONGEST_STEM:
+    return _cut(stem, LONGEST_STEM) or "picture"
+
+
+def _cut(stem: str, n_bytes: int) -> str:
+    while len(os.fsencode(stem)) > n_bytes:
         stem = stem[:-1]
-    return stem or "picture"
+    return stem

@@ -150,16 +150,27 @@ def _free_place(folder: Path, stem: str, names: FreeNames) -> Path:
 
 @contextmanager
 def _output(to: Path | None) -> Iterator[Callable[[str], object]]:
-    """Where text goes as it comes: to stdout, or to a file that is there when all is written, or was stopped by
-    whatever went wrong."""
+    """Where text goes as it comes: to stdout, or to a file that is there when all is written, or when something went
+    wrong after more than its head was."""
     if to is None:
         yield emit
         return
     stopped: BaseException | None = None
     with growing_file(to, what="the output") as part, _text_file(part) as file:
+        texts = 0
+
+        def write(text: str) -> None:
+            nonlocal texts
+            file.write(text)
+            texts += 1
+
         try:
-            yield file.write
-        except (*STOPPED, OwlSwinError, OSError) as error:
+            yield write
+        except STOPPED as error:
+            stopped = error
+        except (OwlSwinError, OSError) as error:
+            if texts < 2:  # what was there before stays
+                raise
             stopped = error
     if stopped is not None:
         raise stopped

@@ -125,11 +125,17 @@ def csv_entries(config: DataConfig, broken: list[str]) -> list[Captioned]:
 def _rows(file: TextIO, separator: str, broken: list[str]) -> list[tuple[str, dict[str, Any]]]:
     """Each row by the names of its columns, and where it stands. Of a table whose quotes do not pair, as in captions
     that no program of tables wrote, each line is a row, and a quote in it a sign like others."""
-    try:
-        table = csv.DictReader(file, delimiter=separator, strict=True)
-        return [(f"line {table.line_num}", row) for row in table]
-    except csv.Error:
+    for strict in (True, False):
         file.seek(0)
+        table = csv.DictReader(file, delimiter=separator, strict=strict)
+        try:
+            read = [(f"line {table.line_num}", row) for row in table]
+        except csv.Error:
+            continue
+        whole = strict or all(None not in row and None not in row.values() for _, row in read)
+        if whole and not any(_holds_rows(row, separator) for _, row in read):
+            return read
+    file.seek(0)
     columns = _fields(file.readline(), separator)
     rows = []
     for number, line in enumerate(file, start=2):
@@ -139,6 +145,13 @@ def _rows(file: TextIO, separator: str, broken: list[str]) -> list[tuple[str, di
         elif line.strip():
             broken.append(f"line {number}: has {len(fields)} columns of {len(columns)}")
     return rows
+
+
+def _holds_rows(row: dict[str, Any], separator: str) -> bool:
+    """Whether a field has taken in lines that are rows themselves, between two quotes of different captions. Only tabs
+    tell: commas stand in captions too."""
+    texts = [value for value in row.values() if isinstance(value, str)]
+    return separator == "\t" and any(line.count("\t") for value in texts for line in value.split("\n")[1:])
 
 
 def _fields(line: str, separator: str) -> list[str]:

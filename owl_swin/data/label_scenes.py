@@ -9,7 +9,7 @@ import numpy as np
 
 from owl_swin.data.label_maps import LabelledPicture, read_label_maps, read_value_names
 from owl_swin.data.masks import KEPT_MAPS
-from owl_swin.data.naming import images_folder, spoken_names
+from owl_swin.data.naming import images_folder, pictures_in, spoken_names
 from owl_swin.data.scene import BoxList, Scene, Scenes
 from owl_swin.errors import DataError, ImageError
 
@@ -37,13 +37,19 @@ def _labels(picture: LabelledPicture) -> np.ndarray:
 def read_label_scenes(path: Path, images: str, names: str, ignore: tuple[int, ...]) -> Scenes:
     """A folder of label maps, read once to see what each shows; ``names`` is the file that says what values mean, of
     which those in ``ignore`` mean nothing. A map that cannot be read is noted, and its picture left out."""
-    found = read_label_maps(path, images_folder(path, images), names=read_value_names(names), ignore=ignore)
+    found = read_label_maps(path, images or _pictures_of(path), names=read_value_names(names), ignore=ignore)
     broken = list(found.notes)
     said = [spoken_names(name) or [name] for name in found.names]
     with ThreadPoolExecutor(READERS) as pool:
         read = list(pool.map(_scene, found.pictures))
     scenes = [scene for scene in read if isinstance(scene, Scene)]
     return Scenes(scenes, said, broken + [problem for problem in read if isinstance(problem, str)])
+
+
+def _pictures_of(maps: Path) -> Path:
+    """The folder of the pictures of maps: that of the maps, where each lies beside its picture, else as of any set."""
+    names = [path.with_suffix("") for path in pictures_in(maps)]
+    return maps if len(set(names)) < len(names) else images_folder(maps, "")
 
 
 def _scene(picture: LabelledPicture) -> Scene | str:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -71,9 +72,9 @@ def place_pictures(folder: Path, names: Sequence[str]) -> list[Path]:
     """Where pictures lie in ``folder``.
 
     Many annotation files name them with folders that a copy of the pictures has not ("images/v1/patch8/a.jpg" in
-    patch8/a.jpg), and some were written under Windows. Of the forms that keep different names apart, that is taken for
-    all under which most of some twenty are found: the whole names, these without the first folders of all, the last two
-    parts, or the last.
+    patch8/a.jpg), and some were written under Windows. The form under which most of some twenty are found is taken for
+    all: the whole names, these without the first folders of all, the last two parts, or the last. Names that it would
+    make one keep theirs whole.
     """
     some = range(0, len(names), max(1, len(names) // 20))
     best, most = list(names), sum((folder / names[i]).is_file() for i in some)
@@ -82,9 +83,11 @@ def place_pictures(folder: Path, names: Sequence[str]) -> list[Path]:
         levels = zip(*(own[:-1] for own in parts), strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
         for form in (slice(None), *(slice(n, None) for n in range(1, shared + 1)), slice(-2, None), slice(-1, None)):
-            found = sum(folder.joinpath(*parts[i][form]).is_file() for i in some)
-            if found > most and len({own[form] for own in parts}) == len(set(parts)):
-                best, most = ["/".join(own[form]) for own in parts], found
+            owners = Counter(own[form] for own in set(parts))
+            kept = [own if owners[own[form]] > 1 else own[form] for own in parts]
+            found = sum(folder.joinpath(*kept[i]).is_file() for i in some)
+            if found > most:
+                best, most = ["/".join(own) for own in kept], found
     return [folder / name for name in best]
 
 

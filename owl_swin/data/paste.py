@@ -53,7 +53,6 @@ def paste_scenes(
     target = folder / "annotations.json"
     check_set_may_be_written(target, folder / "images", option="--to")
     make_folder(folder / "images")
-    remove_file(target, what="the annotations")  # a run that is stopped leaves no boxes of before on new pictures
     for index in range(pictures):
         rng = random.Random(seed * 1_000_003 + index)
         canvas = open_image(rng.choice(photographs))
@@ -65,6 +64,8 @@ def paste_scenes(
             mask = _paste(canvas, _read_cutout(path), rng, sizes)
             owner[mask] = len(placed)
             placed.append((name, int(mask.sum())))
+        if not images:  # a run that is stopped leaves no boxes of before on new pictures
+            remove_file(target, what="the annotations")
         file_name = f"{index:06d}.jpg"
         write_image(folder / "images" / file_name, canvas, quality=92, comment=MADE_HERE)
         images.append({"id": index + 1, "file_name": file_name, "width": canvas.width, "height": canvas.height})

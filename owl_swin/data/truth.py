@@ -59,11 +59,12 @@ def read_truth(
         many = f"none of its {file.n_annotations} annotations"
         raise DataError(f"{path}: {many} can be used; the first problem: {file.broken[0]}")
     check_pictures([image["source"] for image in file.images], path)
+    annotated = _inside_pictures(file)  # which adds to what is broken
     truth: dict[str, Any] = {
         "info": {},
         "images": file.images,
         "categories": file.categories,
-        "annotations": _inside_pictures(file),
+        "annotations": annotated,
         "notes": [left_out(path, file.broken)] if file.broken else [],
     }
     truth = _without_vague(truth, ignore_below)

@@ -50,8 +50,13 @@ def annotation_files(path: Path) -> list[Path]:
         return sorted((inner if inner.is_dir() else path).glob("*.xml"))
     folder = next((up / "Annotations" for up in path.parents[:3] if (up / "Annotations").is_dir()), path.parent)
     # The lists of one class have a second column that says whether it occurs.
-    stems = [re.sub(r"\s+-?[01]\s*$", "", line).strip() for line in read_text(path).splitlines() if line.strip()]
-    return [folder / f"{stem.removesuffix('.xml')}.xml" for stem in stems]
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    files = []
+    for line in lines:
+        whole = folder / f"{line.removesuffix('.xml')}.xml"
+        stem = re.sub(r"\s+-?[01]$", "", line)
+        files.append(whole if whole.is_file() else folder / f"{stem.removesuffix('.xml')}.xml")
+    return files
 
 
 def _scene(

@@ -29,6 +29,7 @@ from owl_swin.distillation.scenes import held_out, labels_of, scenes_of, worth_l
 from owl_swin.distillation.seen import Progress, SeenPicture, see_pictures
 from owl_swin.errors import CheckpointError, DataError, QueryError
 from owl_swin.evaluation.detection import evaluate_detection
+from owl_swin.evaluation.precision import check_can_measure
 from owl_swin.evaluation.report import Report
 from owl_swin.families.hub import is_hub_name
 from owl_swin.families.owl_swin import load_checkpoint, replace_card
@@ -165,6 +166,7 @@ def distil(
 
 def _checked(what: Distillation) -> Distillation:
     """With each picture and name once; nothing to look at or to look for is refused."""
+    check_can_measure()  # which is done at the end of it all
     photos = tuple(dict.fromkeys(what.photos))
     if not photos:
         raise DataError("there is no picture to learn from")

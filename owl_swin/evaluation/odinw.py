@@ -110,6 +110,7 @@ def find_sets(folder: Path, split: str) -> tuple[list[tuple[str, Path]], list[st
         raise DataError(f"{folder}: no such folder; eval odinw reads a folder of COCO sets")
     found: list[tuple[str, Path]] = []
     skipped: list[str] = []
+    others = PARTS - ({"val", "valid"} if split in ("val", "valid") else {split})
     waiting, seen = [folder], set()
     while waiting:
         here = waiting.pop()
@@ -118,7 +119,7 @@ def find_sets(folder: Path, split: str) -> tuple[list[tuple[str, Path]], list[st
         seen.add(here.resolve())
         places = [here / place.format(split=split) for place in PLACES]
         annotations = next((place for place in places if place.is_file()), None)
-        if annotations is not None and annotations.parent == here and here != folder and here.name in PARTS - {split}:
+        if annotations is not None and annotations.parent == here and here != folder and here.name in others:
             skipped.append(f"{here.parent}: has {here.name!r} and no {split!r}")
         elif annotations is not None:
             found.append((here.name if here == folder else here.relative_to(folder).as_posix(), annotations))

@@ -5,7 +5,6 @@ arXiv:2103.16562); for the latter two, rows and annotations have a compressed ma
 """
 
 import contextlib
-import importlib.util
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -41,8 +40,10 @@ class Precision:
 def check_can_measure() -> None:
     """Raises MissingExtraError where the library that measures precision is not installed: said before the work, and
     not after it."""
-    if importlib.util.find_spec("faster_coco_eval") is None:
-        raise MissingExtraError("measuring average precision", "train")
+    try:
+        import faster_coco_eval  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("measuring average precision", "train") from None
 
 
 def average_precision(

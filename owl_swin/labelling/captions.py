@@ -43,6 +43,8 @@ http https image images img instagram isolated jpeg jpg net online org page pdf 
 photos pic pics picture pictures pinterest png royalty screenshot stock thumbnail tiff twitter untitled vector view
 wallpaper web webp website www youtube
 """
+# They choose how the sign before them is drawn, as that of an emoji, and belong to no word.
+SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))
 STOP_WORDS, PAGE_WORDS = frozenset(_FUNCTION_WORDS.split()), frozenset(_PAGE_WORDS.split())
 
 
@@ -57,10 +59,10 @@ def n_grams(captions: Iterable[str], *, most_words: int = MOST_WORDS, most_names
         text = unicodedata.normalize("NFC", caption).lower()
         text = re.sub(r"\S+(?:://|@|\.\w{2,4}/)\S*", " . ", text)
         # Vowels and accents of many scripts are signs of their own, which `re` takes for no letters.
-        marks = "".join({sign for sign in text if unicodedata.category(sign).startswith("M")})
-        letter = rf"(?:[^\W_]|[{marks}])" if marks else r"[^\W_]"
+        marks = "".join({sign for sign in text if unicodedata.category(sign) in ("Mn", "Mc") and sign not in SELECTORS})
+        letter = rf"[^\W_][{marks}]*" if marks else r"[^\W_]"
         for part in re.split(rf"[^\w\s'’{marks}-]+|[\n\r]", text):
-            words = re.findall(rf"{letter}+(?:['’-]+{letter}+)*", part)
+            words = re.findall(rf"(?:{letter})+(?:['’-]+(?:{letter})+)*", part)
             runs.append([word for word in words if word not in PAGE_WORDS])
     names: dict[str, None] = {}
     for length in range(1, most_words + 1):
@@ -120,8 +122,9 @@ def _matched(entries: Sequence[Captioned], pictures: Sequence[str]) -> dict[str,
 
 
 def _beside(folder: Path, pictures: Sequence[str], root: str | None) -> dict[str, tuple[str, ...]]:
-    """The lines of the text files of the pictures' names: at the same place below the folder as the picture has below
-    ``root`` (None: the folder that holds all of them), or right in it, where one picture alone is called so."""
+    """The lines of the text files of the pictures' names: at the same place below the folder as the picture has here,
+    or below ``root`` (None: the folder that holds all of them), or right in it, where one picture alone is called
+    so."""
     places = [os.path.abspath(picture) for picture in pictures]  # noqa: PTH100
     above = os.path.abspath(root) if root is not None else os.path.commonpath([os.path.dirname(p) for p in places])  # noqa: PTH100, PTH120
     called = Counter(Path(place).stem for place in dict.fromkeys(places))
@@ -129,6 +132,8 @@ def _beside(folder: Path, pictures: Sequence[str], root: str | None) -> dict[str
     for picture, place in zip(pictures, places, strict=True):
         below = Path(os.path.relpath(place, above))
         names = [folder / below, *([folder / below.name] if called[below.stem] == 1 else [])]
+        if not Path(picture).is_absolute():
+            names.insert(0, folder / picture)
         texts = next(filter(None, map(_lines, names)), ())
         if texts:
             found[picture] = texts

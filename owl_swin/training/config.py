@@ -128,10 +128,8 @@ class DetectConfig:
     def __post_init__(self) -> None:
         if self.matching not in MATCHINGS:
             raise ConfigError(f"detect.matching must be one of {', '.join(MATCHINGS)}, got {self.matching!r}")
-        if not self.scales or min(self.scales) <= 0:
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ConfigError(f"detect.scales must be positive factors on image_size, got {self.scales}")
-        if not max(self.scales) < math.inf:
-            raise ConfigError(f"detect.scales must be finite, got {self.scales}")
         for name in ("exemplars", "negatives", "pseudo_negatives", "focal_gamma", *weights_of(self)):
             check_amount(f"detect.{name}", getattr(self, name))
         for name in ("min_crop", "zoom", "focal_alpha"):
