@@ -189,6 +189,12 @@ def parse_safetensors(
         raise error(f"not a whole safetensors file ({reason})", of=where) from None
 
 
+def append_line(path: Path, line: str, *, what: str) -> None:
+    """Adds a line to a text file; one before it that a killed process has not finished stays a line of its own."""
+    with _one_sentence(path, what, OwlSwinError), path.open("a", encoding="utf-8") as file:
+        file.write(f"\n{line}")
+
+
 def remove_file(path: Path, *, what: str) -> None:
     """Removes a file, which may be none; where that cannot be, raises OwlSwinError."""
     try:

@@ -16,7 +16,7 @@ from owl_swin.addresses import is_url
 from owl_swin.cli.printing import emit, note, printable, say
 from owl_swin.cli.table import table_lines
 from owl_swin.errors import OwlSwinError
-from owl_swin.files import make_folder, make_folder_of, read_text, write_bytes, write_image, write_text
+from owl_swin.files import append_line, make_folder, make_folder_of, read_text, write_bytes, write_image, write_text
 from owl_swin.formats import CocoSet, to_csv, to_record, to_voc, to_yolo, yolo_data
 from owl_swin.label_studio import to_label_studio
 from owl_swin.made_here import MADE_HERE, may_be_written
@@ -139,8 +139,7 @@ class PerPicture:
         line = _line_of(path.name, text.encode())
         if line not in self._ours:  # said before it is done: what is written is never taken for another's
             self._ours.add(line)
-            with self._mark.open("a", encoding="utf-8") as file:
-                file.write(f"\n{line}")  # begins a line of its own, also after one that a killed run has not finished
+            append_line(self._mark, line, what="the record of labels")
         write_text(path, text)
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The alignment task: pooled image embedding against text embedding (CLIP, arXiv:2103.00020; arXiv:2303.15343)."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from owl_swin.training.tasks.image import ImageTask
 from owl_swin.training.teacher import TeacherHead, distillation_losses, teacher_maps
 from owl_swin.training.texts import TextBank, prompted
 from owl_swin.training.views import random_theta, random_views
+
+logger = logging.getLogger("owl_swin")
 
 # Names that a labelled picture is classified among when each must be encoded again in every step.
 MOST_TRAINED_NAMES = 256
@@ -59,12 +62,11 @@ class AlignTask(ImageTask):
         self.sets: list[Pictures] = [load_pictures(one) for one in data]
         self.counts = _shares(torch.tensor([one.weight for one in data]), batch_size)
         for one, count, pictures in zip(data, self.counts, self.sets, strict=True):
-            least = 2 if pictures.captioned and len(pictures.images) > 1 and process.world == 1 else 1
-            if count < least:
-                raise ConfigError(
-                    f"{one.path}: its weight gives it {count} of the {batch_size} pictures of a step, and it needs "
-                    f"{least}; make its weight or the batch larger"
-                )
+            said = f"{one.path}: its weight gives it {count} of the {batch_size} pictures of a step"
+            if not count:
+                raise ConfigError(f"{said}, so that it would never be seen; make its weight or the batch larger")
+            if count * process.world == 1 and pictures.captioned and config.contrast == "softmax":
+                logger.warning("%s: a caption that is contrasted with no other teaches nothing", said)
         self.trainable_text = config.optim.text_lr > 0
         self.banks = [
             TextBank(
