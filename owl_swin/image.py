@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from owl_swin.errors import ImageError
 from owl_swin.orientation import SWAPS_SIDES
@@ -127,7 +127,7 @@ def stored_size(image: Image.Image) -> tuple[int, int]:
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         return image.size
-    return tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
+    return tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
 
 
 def decode_smaller(image: Image.Image, side: int) -> None:

@@ -1,7 +1,7 @@
 """What a run can do beyond its plain form: teacher, trained texts, accumulation, blending, pictures, boards, starts."""
 
-import itertools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from owl_swin.config import ModelConfig, read_toml
 from owl_swin.errors import CheckpointError, ConfigError
 from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.training.cache import kept_tensors, stamp_of_files
+from owl_swin.training import teacher as teaching
+from owl_swin.training.cache import digests_of_files
 from owl_swin.training.config import TeacherConfig
 from owl_swin.training.initial import blended, load_init, old_weights
 from owl_swin.training.loop import train
@@ -323,18 +324,33 @@ def test_a_run_starts_from_an_open_clip_text_encoder(tmp_path):
         load_init(model, "open_clip:ViT-B-32/openai")
 
 
-def test_what_was_kept_of_a_teacher_is_not_taken_for_another_in_its_place(tmp_path):
+def test_what_was_kept_of_a_teacher_is_not_taken_for_another_in_its_place(tmp_path, teacher_file, monkeypatch):
+    place = tmp_path / "teacher.safetensors"
+    place.write_bytes(teacher_file.read_bytes())
+    asked = []
+    monkeypatch.setattr(
+        teaching, "_make_maps", lambda _, sets: asked.append(1) or [torch.zeros(len(own)) for own in sets]
+    )
+    pictures = [torch.zeros(2, 3, 4, 4, dtype=torch.uint8)]
+
+    def maps():
+        return teacher_maps(TeacherConfig(SMALL_TEACHER, str(place)), pictures, tmp_path / "kept")
+
+    maps()
+    os.utime(place, (0, 0))  # as of a copy
+    maps()
+    assert len(asked) == 1
+    place.write_bytes(place.read_bytes() + b" ")
+    maps()
+    assert len(asked) == 2
+
+
+def test_the_files_of_a_teacher_are_known_by_their_content(tmp_path):
     place = tmp_path / "teacher"
     place.mkdir()
     (place / "weights").write_bytes(b"one")
-    numbers = itertools.count(1)
-
-    def kept():
-        key = ",".join(stamp_of_files(str(place)))
-        return kept_tensors(tmp_path / "kept.safetensors", key, lambda: {"a": torch.tensor(next(numbers))})
-
-    assert [float(kept()["a"]) for _ in range(2)] == [1, 1]
-    (place / "weights").write_bytes(b"another")
-    assert float(kept()["a"]) == 2
-    assert stamp_of_files("") == stamp_of_files("org/teacher") == []
-    assert stamp_of_files(str(place / "weights")) == stamp_of_files(str(place))
+    before = digests_of_files(str(place))
+    assert digests_of_files("") == digests_of_files("org/teacher") == []
+    assert before == digests_of_files(str(place / "weights"))
+    (place / "weights").write_bytes(b"two")
+    assert digests_of_files(str(place)) != before

@@ -266,14 +266,25 @@ def _bbox(
     except (TypeError, ValueError, OverflowError):
         return f"not four numbers {given}"
     wh = stated_size(image)
-    box = cut_box((x, y, x + w, y + h), wh)
+    box = cut_xywh((x, y, w, h), wh)
     if isinstance(box, str):
         return f"{box} {given}"
     fits = min(x, y) >= 0 and max(x + w, y + h) <= LARGEST_FRACTION
     if in_fractions and fits and (wh is None or min(wh) > 2):
         return f"not pixels but fractions of the picture {given}"
+    return box
+
+
+def cut_xywh(
+    xywh: tuple[float, float, float, float], wh: tuple[float, float] | None
+) -> tuple[float, float, float, float] | str:
+    """``cut_box`` of xywh; a box inside its picture stays as it is, to the last digit."""
+    x, y, w, h = xywh
+    box = cut_box((x, y, x + w, y + h), wh)
+    if isinstance(box, str):
+        return box
     inside = wh is None or (x >= 0 and y >= 0 and x + w <= wh[0] and y + h <= wh[1])
-    return (x, y, w, h) if inside else (box[0], box[1], box[2] - box[0], box[3] - box[1])
+    return xywh if inside else (box[0], box[1], box[2] - box[0], box[3] - box[1])
 
 
 def _around(segmentation: Any) -> tuple[float, float, float, float] | None:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from owl_swin.data.broken import left_out, reading
-from owl_swin.data.coco import LVIS_LISTS, CocoFile, read_coco_file, stated_size
+from owl_swin.data.coco import LVIS_LISTS, CocoFile, cut_xywh, read_coco_file, stated_size
 from owl_swin.data.guess import guess_kind
 from owl_swin.data.label_studio import read_label_studio
 from owl_swin.data.mask_truth import with_masks
 from owl_swin.data.naming import find_classes
-from owl_swin.data.scene import cut_box, missing_files, upright_size
+from owl_swin.data.scene import missing_files, upright_size
 from owl_swin.data.voc import read_voc
 from owl_swin.data.yolo import read_yolo
 from owl_swin.errors import DataError
@@ -87,15 +87,12 @@ def _inside_pictures(file: CocoFile) -> list[dict[str, Any]]:
     sizes = {one["id"]: stated_size(one) or upright_size(one["source"]) for one in file.images}
     inside = []
     for a in file.annotations:
-        size, (x, y, w, h) = sizes[a["image_id"]], a["bbox"]
-        box = cut_box((x, y, x + w, y + h), size)
+        box = cut_xywh(tuple(a["bbox"]), sizes[a["image_id"]])
         if isinstance(box, str):
             file.broken.append(f"picture {a['image_id']}: {box} {a['bbox']}")
-        elif size is None or (x >= 0 and y >= 0 and x + w <= size[0] and y + h <= size[1]):
-            inside.append(a)
         else:
-            x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
-            inside.append(a | {"bbox": [x, y, w, h], "area": min(a["area"], w * h)})
+            cut = {} if box == tuple(a["bbox"]) else {"bbox": list(box), "area": min(a["area"], box[2] * box[3])}
+            inside.append(a | cut)
     return inside
 
 

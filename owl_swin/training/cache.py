@@ -1,5 +1,6 @@
 """Tensors that take long to make, kept in a file for the next start."""
 
+import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +13,19 @@ from owl_swin.files import make_folder, read_safetensors, write_safetensors
 logger = logging.getLogger("owl_swin")
 
 
-def stamp_of_files(place: str) -> list[str]:
-    """Names, sizes and times of a file, or of those in a folder, which change where others are put in their place;
-    nothing for what is neither, as a name on the hub."""
+def digests_of_files(place: str) -> list[str]:
+    """Names and digests of a file, or of those in a folder, which change where others are put in their place and stay
+    where a copy is; nothing for what is neither, as a name on the hub."""
     path = Path(place)
     if not place or not path.exists():
         return []
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [(file.name, file.stat()) for file in files if file.is_file()]
-    return [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in stats]
+    files = [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+    return [f"{file.name} {_digest(file)}" for file in files]
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def kept_tensors(path: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

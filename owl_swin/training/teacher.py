@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owl_swin.families.weights import load_tensors, read_tensors
-from owl_swin.training.cache import kept_tensors, stamp_of_files
+from owl_swin.training.cache import digests_of_files, kept_tensors
 from owl_swin.training.config import TeacherConfig
 
 # Pictures of one pass: on two cores small ones run twice as fast, in bfloat16 throughout twice again.
@@ -41,7 +41,7 @@ def teacher_maps(config: TeacherConfig, sets: Sequence[Tensor], cache: Path) -> 
     standard deviation so that fine distinctions count too. ``cache`` is a folder that keeps them for the next start.
     """
     marks = [[len(images), _mark(images)] for images in sets]
-    key = json.dumps([config.name, config.weights, *stamp_of_files(config.weights), config.size, config.dim, marks])
+    key = json.dumps([config.name, config.weights, *digests_of_files(config.weights), config.size, config.dim, marks])
 
     def make() -> dict[str, Tensor]:
         return {str(i): maps for i, maps in enumerate(_make_maps(config, sets))}

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +16,6 @@ from owl_swin.errors import ConfigError
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
-from owl_swin.training.initial import calibration_of
 from owl_swin.training.streams import stream_seed
 from owl_swin.training.tasks.image import ImageTask
 from owl_swin.training.teacher import TeacherHead, distillation_losses, teacher_maps
@@ -91,8 +90,7 @@ class AlignTask(ImageTask):
 
     def result_config(self) -> ModelConfig:
         """Where whole pictures learn alone, boxes keep the scores that they had."""
-        kept = None if any(self.config.optim.rest) else calibration_of(self.config.init)
-        return self.model.config if kept is None else replace(self.model.config, calibration=kept)
+        return self.model.config if any(self.config.optim.rest) else self.with_scores_of_before()
 
     def batch(self, index: int) -> AlignBatch:
         """This process's share of a batch: a function of the seed and the index alone, so that a resumed run sees the

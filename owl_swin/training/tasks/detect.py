@@ -22,7 +22,7 @@ from owl_swin.training.batch_losses import LEAST_QUALITY, detection_losses, pad_
 from owl_swin.training.config import TrainConfig
 from owl_swin.training.distributed import Process
 from owl_swin.training.exemplars import ExemplarBatch, ExemplarDraw, encode_exemplars, stack
-from owl_swin.training.initial import calibration_of, copy_pooled_to_class_head
+from owl_swin.training.initial import copy_pooled_to_class_head
 from owl_swin.training.losses import box_losses, focal_loss, merge_same_boxes
 from owl_swin.training.mask_teaching import branch_losses
 from owl_swin.training.matched import MatchedScene, first_of, inside, one_by_one, overlap_with_targets, places_in
@@ -160,8 +160,7 @@ class DetectTask(ImageTask):
         """A model that learned to detect is used at the size that it learned at. One that learned masks alone finds
         what it found before, at the scores that it gave before."""
         if not self.boxes_learn:
-            kept = calibration_of(self.config.init)
-            return self.model.config if kept is None else replace(self.model.config, calibration=kept)
+            return self.with_scores_of_before()
         return replace(self.model.config, image_size=self.config.image_size)
 
     def _exemplars(

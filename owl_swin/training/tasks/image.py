@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from owl_swin.data.scene import Scenes
 from owl_swin.families.owl_swin import save_checkpoint
 from owl_swin.models.owl_swin import OwlSwin
 from owl_swin.training.config import TrainConfig
-from owl_swin.training.initial import load_init, start_masks, start_new_blocks
+from owl_swin.training.initial import calibration_of, load_init, start_masks, start_new_blocks
 
 
 def start_model(config: TrainConfig, device: torch.device) -> tuple[OwlSwin, set[str]]:
@@ -61,6 +62,11 @@ class ImageTask:
     def result_config(self) -> ModelConfig:
         """The configuration of the model file that the run ends with."""
         return self.model.config
+
+    def with_scores_of_before(self) -> ModelConfig:
+        """The same with the calibration of the weights that the run began from, for a run that changes no score."""
+        kept = calibration_of(self.config.init)
+        return self.model.config if kept is None else replace(self.model.config, calibration=kept)
 
     def write_result(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Writes model.safetensors."""

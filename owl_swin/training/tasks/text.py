@@ -30,7 +30,7 @@ from owl_swin.files import write_safetensors
 from owl_swin.models.text import TextEncoder
 from owl_swin.tokenizer import get_tokenizer
 from owl_swin.training import sentences
-from owl_swin.training.cache import kept_tensors, stamp_of_files
+from owl_swin.training.cache import digests_of_files, kept_tensors
 from owl_swin.training.distributed import Process
 from owl_swin.training.sentences import principal_directions
 from owl_swin.training.streams import stream_seed
@@ -166,9 +166,8 @@ def _collect(config: DistilConfig, rng: random.Random) -> tuple[list[str], np.nd
     lemmas, weights = list(names), list(names.values())
     nouns = rng.choices(lemmas, [w if w >= 1 else 0 for w in weights], k=config.phrases)
     # Each text once: what is held out must stand nowhere else.
-    phrases = [
-        *dict.fromkeys(phrase for phrase in (f"{rng.choice(ADJECTIVES)} {n}" for n in nouns) if phrase not in names)
-    ]
+    drawn = dict.fromkeys(f"{rng.choice(ADJECTIVES)} {noun}" for noun in nouns)
+    phrases = [phrase for phrase in drawn if phrase not in names]
     known = {*lemmas, *phrases}
     captions = [*dict.fromkeys(text for text in tar_captions(config.caption_tars) if text not in known)]
     print(f"{len(lemmas)} names, {len(phrases)} phrases, {len(captions)} captions", file=sys.stderr)
@@ -181,7 +180,7 @@ def _targets(config: DistilConfig, texts: Sequence[str], phrases: int, embed_dim
     output = Path(config.output)
     if config.teacher.startswith(MODEL):
         return _model_targets(config, texts, embed_dim)
-    key = hashlib.sha256("\n".join([config.teacher, *stamp_of_files(config.teacher), *texts]).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([config.teacher, *digests_of_files(config.teacher), *texts]).encode()).hexdigest()
     embeds = _kept(output / "teacher.safetensors", key, lambda: sentences.teacher_embeddings(config.teacher, texts))
     if embeds.shape[1] < embed_dim:
         raise ConfigError(f"{config.model}: embed_dim {embed_dim} is more than the teacher's dimensions")
