@@ -3,7 +3,7 @@
 (() => {
   "use strict";
   if (window.owlBatch) return; // every piece brings this script
-  const { make, moveOf, refocused } = window.owlShared;
+  const { make, moveOf, refocused, redrawn } = window.owlShared;
   const REST_MS = 200; // between photos that are asked for
   const plain = (value) => JSON.parse(JSON.stringify(value || {}));
   const button = (text, className, action) => {
@@ -139,24 +139,26 @@
       const value = plain(props.value);
       const there = value.photos > 1;
       root.hidden = !there;
-      const focused = forms.contains(document.activeElement) ? document.activeElement.textContent : "";
-      forms.replaceChildren(make("span", "", `All ${value.photos} photos as a zip`));
-      (value.forms || []).forEach((form) => {
-        const one = button(form, "", () => { if (!packing.row.hidden) return; trigger("zipped", { form }); });
-        one.setAttribute("aria-disabled", String(Boolean(value.busy))); // and not disabled, which would lose the focus
-        forms.append(one);
-        if (form === focused) one.focus();
+      redrawn(forms, () => {
+        forms.replaceChildren(make("span", "", `All ${value.photos} photos as a zip`));
+        (value.forms || []).forEach((form) => {
+          const one = button(form, "", () => { if (!packing.row.hidden) return; trigger("zipped", { form }); });
+          one.setAttribute("aria-disabled", String(Boolean(value.busy))); // and not disabled, which would lose the focus
+          forms.append(one);
+        });
       });
       packing.row.hidden = !value.busy;
       packing.set(value.done || 0, value.photos, `${value.busy}: ${value.done || 0} of ${value.photos} photos`);
-      ready.replaceChildren();
-      if (!value.file) return;
-      const link = make("a", "", value.file.orig_name);
-      link.href = value.file.url;
-      link.download = value.file.orig_name;
-      ready.append(make("span", "", "Ready:"), link);
-      if (fetched !== value.file.url) link.click();
-      fetched = value.file.url;
+      redrawn(ready, () => {
+        ready.replaceChildren();
+        if (!value.file) return;
+        const link = make("a", "", value.file.orig_name);
+        link.href = value.file.url;
+        link.download = value.file.orig_name;
+        ready.append(make("span", "", "Ready:"), link);
+        if (fetched !== value.file.url) link.click();
+        fetched = value.file.url;
+      });
     };
     root.append(forms, packing.row, ready);
     watch(["value"], draw);

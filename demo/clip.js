@@ -3,7 +3,7 @@
 (() => {
   "use strict";
   if (window.owlClip) return; // every piece brings this script
-  const { make } = window.owlShared;
+  const { make, redrawn } = window.owlShared;
   const seconds = (value) => `${Number(value).toFixed(1)} s`;
 
   // The value is made by clip_value in watching.py.
@@ -48,7 +48,7 @@
       said.append(". This browser does not play it, which does not matter.");
     });
 
-    const drawTable = (things) => {
+    const drawTable = (things) => redrawn(table, () => {
       table.replaceChildren();
       if (!things.length) return;
       const grid = make("table");
@@ -78,7 +78,7 @@
       top.append(head);
       grid.append(top, body);
       table.append(grid);
-    };
+    });
 
     const draw = () => {
       const value = JSON.parse(JSON.stringify(props.value || {}));

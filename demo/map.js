@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   if (window.owlMap) return; // every piece brings this script
-  const { make, clamp, colour, tipIn, titled } = window.owlShared;
+  const { make, clamp, colour, tipIn, titled, redrawn } = window.owlShared;
   // How much of the photo is seen through its map, and through what is not pointed at.
   const OPAQUE = 0.55;
   const PALE = 0.15;
@@ -49,7 +49,8 @@
       legend.querySelectorAll("button").forEach((node) => node.classList.toggle("owl-active", Number(node.dataset.id) === id));
       paint(id);
     };
-    const drawLegend = () => {
+    const drawLegend = () => redrawn(legend, () => {
+      held = -1;
       legend.replaceChildren(...areas.map((one) => {
         const row = make("li");
         const button = make("button");
@@ -69,7 +70,7 @@
         row.append(button);
         return row;
       }));
-    };
+    });
 
     frame.addEventListener("pointermove", (event) => {
       if (!pixels) return;
@@ -87,7 +88,6 @@
     const draw = () => {
       const value = JSON.parse(JSON.stringify(props.value || {})).map;
       const own = (number += 1);
-      held = -1;
       areas = value ? value.areas : [];
       drawLegend();
       if (!value) {

@@ -3,7 +3,7 @@
 (() => {
   "use strict";
   if (window.owlStrip) return; // every piece brings this script
-  const { make, clamp, colour, refocused } = window.owlShared;
+  const { make, clamp, colour, refocused, redrawn } = window.owlShared;
   const WAIT_MS = 60_000; // for a download that is made on the server; what comes later nobody waits for any more
   const OPAQUE = 0.3; // what is within an outline
   const REST_MS = 1000; // before an address that was refused is tried again
@@ -16,9 +16,15 @@
       if (i === index) button.setAttribute("aria-pressed", "true");
       else button.removeAttribute("aria-pressed");
     });
+    let chosen = -1;
+    let drawn = ""; // the small pictures that are there
     const draw = () => {
       const value = JSON.parse(JSON.stringify(props.value || {}));
       const items = value.items || [];
+      const now = JSON.stringify([items, value.empty]);
+      chosen = value.chosen;
+      if (drawn === now) return mark(chosen);
+      drawn = now;
       root.classList.toggle("owl-grid", props.grid);
       root.replaceChildren();
       if (!items.length) {
@@ -30,7 +36,6 @@
         const button = make("button");
         button.type = "button";
         button.title = item.title || "";
-        if (index === value.chosen) button.setAttribute("aria-pressed", "true");
         const picture = make("img");
         if (item.src) picture.src = item.src;
         picture.alt = item.caption ? "" : item.title || ""; // what the caption says is not read out twice
@@ -38,7 +43,7 @@
         if (item.caption) button.append(make("span", "", item.caption));
         if (item.badge) button.append(make("em", "", item.badge));
         button.addEventListener("click", () => {
-          if (value.chosen !== undefined && value.chosen >= 0) mark(index);
+          if (chosen >= 0) mark(index);
           trigger("picked", { index });
         });
         holder.append(button);
@@ -51,6 +56,7 @@
         }
         root.append(holder);
       });
+      mark(chosen);
     };
     watch(["value"], () => refocused(root, draw));
     draw();
@@ -304,7 +310,7 @@
       root.append(said);
       give(value);
     };
-    watch(["value"], () => refocused(root, draw, "a, button"));
+    watch(["value"], () => redrawn(root, draw, "a, button"));
     draw();
   };
 })();

@@ -5,6 +5,7 @@
   "use strict";
   if (window.owlStage) return; // every piece brings this script
   const SVG = "http://www.w3.org/2000/svg";
+  const CLICK_MS = 30; // after the release of a finger comes its click
 
   const make = (tag, className = "", text = "") => {
     const node = document.createElement(tag);
@@ -57,10 +58,26 @@
     const all = alike();
     all[Math.min(place, all.length - 1)]?.focus({ preventScroll: true });
   };
+  // A button that is drawn anew between the press of a mouse and its release is not clicked: what is pressed stays as it
+  // is for so long, with what stands beside it, and is drawn as it is by then.
+  const waiting = new Map(); // a node → how it is drawn
+  let pressed = null;
+  addEventListener("pointerdown", (event) => { pressed = event.target; }, true);
+  ["pointerup", "pointercancel"].forEach((kind) => addEventListener(kind, () => setTimeout(() => {
+    pressed = null;
+    const now = [...waiting.values()];
+    waiting.clear();
+    now.forEach((draw) => draw());
+  }, CLICK_MS), true));
+  const redrawn = (root, draw, selector = "") => {
+    waiting.delete(root);
+    if (root.contains(pressed)) waiting.set(root, () => redrawn(root, draw, selector));
+    else refocused(root, draw, selector);
+  };
   // What an arrow key alone moves: with Alt, Ctrl or Command it is the browser's.
   const moveOf = (event) => (event.altKey || event.ctrlKey || event.metaKey ? undefined : ARROWS[event.key]);
 
-  window.owlShared = { make, clamp, colour, span, nudged, tipIn, titled, refocused, moveOf }; // for the other files
+  window.owlShared = { make, clamp, colour, span, nudged, tipIn, titled, refocused, redrawn, moveOf }; // for the other files
 
   // A file that is dropped beside all places would take the place of the page.
   ["dragover", "drop"].forEach((kind) => document.addEventListener(kind, (event) => {
@@ -246,6 +263,7 @@
     const cell = (tag, text, className = "") => make(tag, className, text);
     // "This is one" and "this is none" for a found box.
     const likes = (one) => {
+      const { of } = stage;
       const place = cell("td", "", "owl-likes");
       if (one.query >= (state.asked ?? Infinity)) return place; // the name is nothing that was asked for
       [[true, "+", "is an example of"], [false, "−", "is not"]].forEach(([wanted, sign, words]) => {
@@ -253,12 +271,12 @@
         button.type = "button";
         button.title = `This box ${words} “${one.label}”`;
         button.setAttribute("aria-label", button.title);
-        button.addEventListener("click", () => trigger("liked", { box: one.box, name: one.label, query: one.query, wanted, of: stage.of }));
+        button.addEventListener("click", () => trigger("liked", { box: one.box, name: one.label, query: one.query, wanted, of }));
         place.append(button);
       });
       return place;
     };
-    const drawTable = () => refocused(table, fillTable);
+    const drawTable = () => redrawn(table, fillTable);
     const fillTable = () => {
       table.replaceChildren();
       const boxes = props.table ? state.boxes || [] : [];
@@ -295,16 +313,17 @@
       grid.append(top, body);
       table.append(grid);
     };
-    const drawNote = () => {
+    const drawNote = () => redrawn(note, fillNote);
+    const fillNote = () => {
       note.replaceChildren();
       if (!state.note) return;
-      note.append(make("p", "", state.note.text));
-      if (state.note.action) {
-        const button = make("button", "owl-action", state.note.action);
-        button.type = "button";
-        button.addEventListener("click", () => trigger("asked", { value: state.note.value }));
-        note.append(button);
-      }
+      const { text, action, value } = state.note;
+      note.append(make("p", "", text));
+      if (!action) return;
+      const button = make("button", "owl-action", action);
+      button.type = "button";
+      button.addEventListener("click", () => trigger("asked", { value }));
+      note.append(button);
     };
 
     const draw = () => {
