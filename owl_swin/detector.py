@@ -52,6 +52,7 @@ class Detector(Embedder):
         """
         queries.check_model(self.spec.embed_dim, self.fingerprint)
         if isinstance(patches, EncodedImage):
+            patches.check_model(self.fingerprint)
             patches = patches.patches()
         return score(patches, queries, self.spec.calibration)
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_swin.errors import QueryError
 from owl_swin.frame import HW, Frame
 from owl_swin.types import ImageEmbeddings, PatchLogitInputs
 
@@ -60,10 +61,20 @@ class View:
 class EncodedImage:
     """A picture after its way through the encoder; ask it as many queries as you like.
 
-    ``views`` are the whole picture and then its tiles. Patches are counted through all of them.
+    ``views`` are the whole picture and then its tiles. Patches are counted through all of them. ``fingerprint`` names
+    the weights that encoded it; "": not known.
     """
 
     views: tuple[View, ...]
+    fingerprint: str = ""
+
+    def check_model(self, fingerprint: str) -> None:
+        """Refuses, with QueryError, to be asked by a model of other weights."""
+        if self.fingerprint and self.fingerprint != fingerprint:
+            raise QueryError(
+                f"this picture was encoded by another model (weights {self.fingerprint[:12]}, this model has "
+                f"{fingerprint[:12]}); encode it with this one"
+            )
 
     @property
     def image_hw(self) -> HW:

@@ -74,6 +74,8 @@ class Encoder:
 
     def prepare(self, image: Picture, image_size: int, tiles: TilesLike | None = None) -> PreparedImage | EncodedImage:
         """The picture, and parts of it, read and brought to the size of the model; what was is given back."""
+        if isinstance(image, EncodedImage):
+            image.check_model(self.spec.fingerprint)
         if isinstance(image, (PreparedImage, EncodedImage)):
             return image
         with open_parts(image, large=tiles is not None, side=self._enough(image_size, tiles)) as parts:
@@ -93,7 +95,8 @@ class Encoder:
         """The whole picture, numbered 0, and parts of it, in the order in which they are read; at most ``batch_size``
         of them, on a CPU fewer where they are large, are in memory at a time."""
         if isinstance(image, (PreparedImage, EncodedImage)):
-            one = image if isinstance(image, EncodedImage) else self.encode([image], batch_size, masks=masks)[0]
+            one = self.prepare(image, image_size)
+            one = one if isinstance(one, EncodedImage) else self.encode([one], batch_size, masks=masks)[0]
             yield from enumerate(one.views)
             return
         if self.device.type == "cpu":  # it is no faster with more, and they take memory for each pixel
@@ -125,7 +128,8 @@ class Encoder:
                 embeddings = self.encode_pixels([images[i].pixels[k] for i, k in batch], masks=masks)
                 for (i, k), one in zip(batch, embeddings, strict=True):
                     views[i, k] = View(one, images[i].frames[k])
-        return [EncodedImage(tuple(views[i, k] for k in range(len(one.frames)))) for i, one in enumerate(images)]
+        own = self.spec.fingerprint
+        return [EncodedImage(tuple(views[i, k] for k in range(len(one.frames))), own) for i, one in enumerate(images)]
 
     def stream(
         self,

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,37 +210,40 @@ def remove_parts(folder: Path) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, *, what: str, replaces: Callable[[Path], bool]) -> Iterator[Path]:
+def new_folder(path: Path, *, what: str, own: Callable[[Path], Collection[str]], mark: str) -> Iterator[Path]:
     """A new folder that becomes ``path`` at the end; an error leaves nothing of it.
 
-    A folder of that name that is not empty raises OwlSwinError, unless ``replaces`` says that it may go.
+    One of that name stays what it is, as where it is a mounted volume or the folder that a shell stands in, and gets
+    the files. It may hold those that ``own`` names, which go, ``mark`` before all and with it what says that they
+    belong together; the new one comes last. Anything else in it raises OwlSwinError.
     """
     target = Path(os.path.realpath(path))
     with _one_sentence(path, what, OwlSwinError):
         if target.exists() and not target.is_dir():
             raise FileExistsError("there is a file of that name")
-        filled = target.is_dir() and any(target.iterdir())
-        if filled and not replaces(target):
+        there = target.is_dir()
+        old = own(target) if there else ()
+        others = (entry for entry in target.iterdir() if entry.name not in old or not entry.is_file()) if there else ()
+        if any(not entry.match(".*.part") for entry in others):  # which a killed process has left
             raise FileExistsError("the folder holds other files; name a new one")
         make_folder(target.parent)
-        part = target.with_name(f".{secrets.token_hex(6)}.part")
+        part = (target / "part" if there else target).with_name(f".{secrets.token_hex(6)}.part")
         part.mkdir()
         try:
             yield part
-            for file in part.rglob("*"):
-                if file.is_file():
-                    _to_disk(file, os.O_RDWR)
-            if filled:
-                old = target.with_name(f".{secrets.token_hex(6)}.part")
-                os.replace(target, old)
-                os.replace(part, target)
-                shutil.rmtree(old, ignore_errors=True)
+            for file in part.iterdir():
+                _to_disk(file, os.O_RDWR)
+            if there:
+                for name in (mark, *old):
+                    (target / name).unlink(missing_ok=True)
+                for file in sorted(part.iterdir(), key=lambda file: file.name == mark):
+                    os.replace(file, target / file.name)
             else:
                 os.replace(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         with suppress(OSError):
-            _to_disk(target.parent, os.O_RDONLY)
+            _to_disk(target if there else target.parent, os.O_RDONLY)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from owl_swin.families.weights import WEIGHTS
 from owl_swin.files import make_folder, read_text, write_json, write_text
 from owl_swin.models.network import Network
 from owl_swin.models.owl_swin import OwlSwin
+from owl_swin.runtimes.network import GraphNetwork
+from owl_swin.runtimes.torch import CompiledNetwork
 
 logger = logging.getLogger("owl_swin")
 
@@ -135,10 +137,13 @@ def _in_a_line(value: Any) -> str:
 
 def _own(model: Network, image_size: int) -> OwlSwin:
     """A model of ours, made for pictures of that size."""
+    model = model.network if isinstance(model, CompiledNetwork) else model
     if isinstance(model, OwlSwin):
         sized = copy.copy(model)
         sized.config = replace(model.config, image_size=image_size)
         return sized
+    if isinstance(model, GraphNetwork):
+        raise CheckpointError("an exported model cannot be saved as weights; save the model that it was made from")
     raise CheckpointError(
         f"a model of the family {model.spec.family!r} cannot be saved by owl_swin; it came from transformers, whose "
         "save_pretrained and push_to_hub write it"

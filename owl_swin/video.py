@@ -5,6 +5,7 @@ Decoded with PyAV (FFmpeg), one frame at a time: the memory is that of a few fra
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,10 @@ CAMERA_FORMAT = "v4l2"
 TIMEOUT_S = 10.0
 # A video that ends so much before the length it names, in seconds and as a share of it, is cut off.
 MISSING_S, MISSING_SHARE = 0.5, 0.02
+# Kinds of files that state a length of the whole alone, and do not guess it.
+STATED = ("matroska", "flv")
+# A time that lies so many seconds before the last one is that of a clock which began anew.
+JUMP_S = 1.0
 # Seconds between frames that name neither their times nor their rate.
 UNKNOWN_FRAME_S = 1 / 30
 # Detections of this share of the threshold still continue a track.
@@ -187,7 +192,7 @@ class _Video:
         import av
 
         number, damaged, end_s, reason = 0, 0, 0.0, ""
-        last_s, start_s = -math.inf, self._start_s()
+        last_s, start_s = 0.0, self._start_s()
         packets = self.container.demux(self.stream)
         while True:
             try:
@@ -203,10 +208,13 @@ class _Video:
                 damaged += 1
                 continue
             for frame in decoded:
-                time_s = last_s + self.frame_s if frame.pts is None else float(frame.pts * frame.time_base)
-                if start_s is None:
-                    start_s = time_s
-                last_s = max(0.0 if number == 0 else last_s, time_s - start_s)
+                time_s = last_s + self.frame_s if number else 0.0  # of a frame that does not name its own
+                if frame.pts is not None:
+                    stamp_s = float(frame.pts * frame.time_base)
+                    if start_s is None or stamp_s - start_s < last_s - JUMP_S:  # a clock that began anew goes on here
+                        start_s = stamp_s - time_s
+                    time_s = stamp_s - start_s
+                last_s = max(last_s, time_s)
                 end_s = last_s + (float(frame.duration * frame.time_base) if frame.duration else self.frame_s)
                 damaged += bool(frame.is_corrupt)
                 yield number, last_s, frame
@@ -219,6 +227,19 @@ class _Video:
         start = self.container.start_time
         return None if start is None or self.live else start / av.time_base
 
+    def _length_s(self) -> float:
+        """How long the file says that its pictures go on; 0 where it does not."""
+        import av
+
+        stream, container = self.stream, self.container
+        if stream.duration:
+            return float(stream.duration * stream.time_base)
+        if stated := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(float, stated.groups())
+            return 3600 * hours + 60 * minutes + seconds
+        alone = len(container.streams) == 1 and any(kind in container.format.name for kind in STATED)
+        return container.duration / av.time_base if alone and container.duration else 0.0
+
     def _check_whole(self, n_frames: int, damaged: int, end_s: float, reason: str) -> None:
         if reason:
             raise ImageError(f"the video cannot be read beyond {end_s:.2f} s ({reason})", of=self.name)
@@ -228,8 +249,7 @@ class _Video:
             return
         if damaged:
             raise ImageError(f"the video is damaged: {damaged} parts of it could not be decoded", of=self.name)
-        stream = self.stream
-        length_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        length_s = self._length_s()
         if end_s < length_s - max(MISSING_S, MISSING_SHARE * length_s):
             raise ImageError(f"the video is cut off: it ends after {end_s:.2f} s of {length_s:.2f}", of=self.name)
 

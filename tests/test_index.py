@@ -140,6 +140,23 @@ def test_names_that_are_no_text_come_back_whole(index, tmp_path):
     assert counts(index.add_folder(folder)) == (0, 0, 0, 4, 0)
 
 
+def test_an_upload_of_a_name_that_no_file_can_have_goes_in_and_the_others_with_it(index):
+    added = index.add_images([("\ud800.jpg", encode(noise(50, 50, seed=1))), ("b.jpg", encode(noise(50, 50, seed=2)))])
+    assert counts(added)[0] == 2
+    assert {match.path for match in index.search("x", limit=4, per_image=1)} == {"?.jpg", "b.jpg"}
+
+
+def test_an_archive_is_written_where_it_was_opened(detector, photos, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with RegionIndex.open("b.lance", detector, create=True) as index:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert counts(index.add_folder(photos))[0] > 0
+    assert not list((tmp_path / "elsewhere").iterdir())
+    with RegionIndex.open(tmp_path / "b.lance", detector) as index:
+        assert index.stats().n_images
+
+
 @pytest.mark.parametrize("path", ["/a/b.jpg", "/a\\b", "/\udce9", "/\\xe9", "/\\\udce9\\\\x41", "/a\nb"])
 def test_a_path_as_text_and_back(path):
     assert from_text(to_text(path)) == path

@@ -452,7 +452,8 @@ def test_the_folder_is_used_without_pytorch(folders, detector, tmp_path):
 def test_a_compiled_model_finds_the_same_and_can_be_copied(model_file, monkeypatch):
     # The compiler's own work takes a minute; that all of the encoder is one graph is what can break here.
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: compile_(*args, **kwargs, backend="eager"))
+    kept = {"backend": "eager", "fullgraph": True}
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: compile_(*args, **kwargs, **kept))
     plain, other = Detector.from_pretrained(model_file), Detector.from_pretrained(model_file, runtime="compile")
     found = other.detect(noise(60, 90), ["a dog"], threshold=0)
     torch.testing.assert_close(found.scores, plain.detect(noise(60, 90), ["a dog"], threshold=0).scores)

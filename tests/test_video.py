@@ -4,6 +4,7 @@ import re
 import socket
 import sys
 import threading
+from itertools import pairwise
 
 import av
 import pytest
@@ -339,3 +340,41 @@ def test_things_of_a_video_are_drawn_with_their_numbers(video):
     numbered = draw_detections(frame.image, frame.found, track_ids=frame.track_ids)
     assert numbered.size == plain.size and numbered.tobytes() != plain.tobytes()
     assert numbered.tobytes() != draw_detections(frame.image, frame.found, track_ids=(7, 8)).tobytes()
+
+
+def coded(path, form: str, n_frames: int = 20, **options) -> bytes:
+    """A video in H.264, a tenth of a second a frame, in a container of FFmpeg's by that name."""
+    with av.open(str(path), "w", format=form, options=options) as container:
+        stream = container.add_stream("libx264", rate=10, options={"g": "5", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for i in range(n_frames):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (96, 64), (255, 0, 12 * i)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def test_frames_that_name_no_times_come_at_the_rate_of_the_video(tmp_path):
+    coded(tmp_path / "raw.h264", "h264")
+    frames = seen(tmp_path / "raw.h264")
+    assert len(frames) == 20 and frames[0].time_s == 0.0
+    steps = {round(after.time_s - before.time_s, 4) for before, after in pairwise(frames)}
+    assert len(steps) == 1 and 0 < steps.pop() < 1
+    assert 1 < len(seen(tmp_path / "raw.h264", fps=2)) < 20
+
+
+def test_a_clock_that_begins_anew_goes_on_where_it_was(tmp_path):
+    content = coded(tmp_path / "one.ts", "mpegts")
+    (tmp_path / "two.ts").write_bytes(content + content)
+    times = [frame.time_s for frame in seen(tmp_path / "two.ts")]
+    assert len(times) == 40 and times == pytest.approx([i / 10 for i in range(40)], abs=1e-3)
+    assert len(seen(tmp_path / "two.ts", fps=5)) == 20
+
+
+@pytest.mark.parametrize("form", ["matroska", "flv"])
+def test_a_cut_off_video_of_a_form_that_states_its_length_otherwise_says_so(tmp_path, form):
+    content = coded(tmp_path / f"whole.{form}", form, 60)
+    assert len(seen(tmp_path / f"whole.{form}")) == 60
+    (tmp_path / "cut").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match=r"the video is (cut off|damaged)|cannot be read beyond"):
+        seen(tmp_path / "cut")

@@ -69,6 +69,7 @@ def calibrate(
     from owl_swin.evaluation.calibration import calibrated, draw_reliability, evaluate_calibration
     from owl_swin.evaluation.map_calibration import evaluate_map_calibration
     from owl_swin.families.owl_swin import save_checkpoint
+    from owl_swin.families.weights import WEIGHTS
     from owl_swin.models.owl_swin import OwlSwin
 
     _check_maps(maps, names, ignore, nothing)
@@ -78,7 +79,7 @@ def calibrate(
         raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
     for path in (to, plot):
         if path is not None:
-            make_folder_of(path, apart_from=[annotations])
+            make_folder_of(path, apart_from=[annotations, *(fit or ()), model, Path(model) / WEIGHTS])
     detector = evaluated_detector(model, device, image_size, json_out, runtime, read=annotations)
     network = detector.model
     if to is not None and not isinstance(network, OwlSwin):

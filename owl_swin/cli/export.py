@@ -99,7 +99,10 @@ def export(
     from owl_swin.runtimes.export import export as write
 
     pretrained = _prepared(load(model), card, figures, changes)
-    write(pretrained, to, runtime, sizes=parse_sizes(sizes), photographs=photographs, masks=masks)
+    frames = parse_sizes(sizes)
+    if image_size is not None and frames and image_size not in map(max, frames):
+        raise ConfigError(f"none of --sizes has the longer side of --image-size, {image_size}")
+    write(pretrained, to, runtime, sizes=frames, photographs=photographs, masks=masks)
     emit_line(f"{to}  {sum(file.stat().st_size for file in to.iterdir()) / 1e6:.1f} MB")
     if annotations is not None and images is not None:
         from owl_swin.evaluation.detection import evaluate_detection
@@ -112,7 +115,7 @@ def export(
 
 def _export_file(model: str, to: Path, card: Path | None, figures: Path, changes: dict[str, Any]) -> None:
     from owl_swin.evaluation.card import build_card
-    from owl_swin.families.owl_swin import load_checkpoint, save_checkpoint
+    from owl_swin.families.owl_swin import checkpoint_path, load_checkpoint, save_checkpoint
 
     network, old_card = load_checkpoint(model)
     if card is not None:
@@ -120,7 +123,7 @@ def _export_file(model: str, to: Path, card: Path | None, figures: Path, changes
     network.config = replace(network.config, **changes)
     if to.suffix != ".safetensors":
         raise OwlSwinError(f"{to}: the file to write must end in .safetensors")
-    make_folder_of(to)
+    make_folder_of(to, apart_from=[checkpoint_path(model)])
     save_checkpoint(to, network, old_card)
     emit_line(f"{to}  {to.stat().st_size / 1e6:.1f} MB")
 

@@ -161,7 +161,7 @@ def _model_lines(about: dict[str, Any]) -> list[str]:
     lines += _export_lines(about["export"]) if "export" in about else _network_lines(about)
     return [
         *lines,
-        *card_lines(about["card"]),
+        *map(printable, card_lines(about["card"])),
         "\nversions",
         *(f"  {name} {number or 'not installed as a package'}" for name, number in about["versions"].items()),
     ]
@@ -217,6 +217,7 @@ def card_lines(card: dict[str, Any]) -> list[str]:
     results = card.get("results") or []
     if results:
         lines += ["", "results"]
-        wide, of_value = (max(len(row[key]) for row in results) for key in ("what", "value"))
-        lines += [f"  {row['what']:<{wide}}  {row['value']:<{of_value}}  {row['command']}" for row in results]
+        rows = [[str(row.get(key, "")) for key in ("what", "value", "command")] for row in results]
+        wide, of_value = (max(len(row[column]) for row in rows) for column in (0, 1))
+        lines += [f"  {what:<{wide}}  {value:<{of_value}}  {command}".rstrip() for what, value, command in rows]
     return lines

@@ -34,9 +34,13 @@ def push(
     """
     from owl_swin.detector import Detector
     from owl_swin.families.hub import is_hub_name
+    from owl_swin.families.weights import WEIGHTS
+    from owl_swin.files import make_folder_of
 
     if not is_hub_name(to) and not Path(to).exists():
         raise ConfigError(f'{to}: no possible name of a model on the hub; give one as "user/name"')
+    if folder is not None:
+        make_folder_of(folder / WEIGHTS, apart_from=[model, Path(model) / WEIGHTS])
     detector = Detector.from_pretrained(model, device="cpu")
     if folder is not None:
         detector.save_pretrained(folder, int8=int8, licence=licence, name=to)

@@ -57,8 +57,8 @@ class LanceStore:
     def __init__(self, uri: str, *, create: Card | None):
         """Opens the archive; makes an empty one of that card first where ``create`` says so and there is none."""
         lancedb, self._pa = _packages()
-        self.uri = uri
         local = "://" not in uri
+        self.uri = uri = os.path.abspath(uri) if local else uri  # noqa: PTH100 - wherever the process goes meanwhile
         if create is None and local and not Path(uri).is_dir():
             raise NoArchiveError(uri)
         with self._one_sentence("opened"):

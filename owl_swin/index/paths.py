@@ -10,11 +10,14 @@ import os
 import re
 
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})|\\\\")
+# Surrogates that Python makes of no byte.
+_NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def to_text(path: str) -> str:
-    """A path as valid UTF-8."""
-    return path.replace("\\", "\\\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A path as valid UTF-8; what stands for no byte in it, which no file's name holds, becomes a question mark."""
+    text = _NO_BYTE.sub("?", path).replace("\\", "\\\\")
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def from_text(text: str) -> str:
@@ -25,7 +28,7 @@ def from_text(text: str) -> str:
 def key_of(path: str, *, uploaded: bool = False) -> str:
     """The name under which the picture of a path, or an upload of that content, is known."""
     start = b"upload\0" if uploaded else b"path\0"
-    return hashlib.sha256(start + os.fsencode(path)).hexdigest()[:32]
+    return hashlib.sha256(start + os.fsencode(_NO_BYTE.sub("?", path))).hexdigest()[:32]
 
 
 def is_below(path: str, folder: str) -> bool:

@@ -1,6 +1,7 @@
 """OWL heads: what every patch says about class, box and objectness (arXiv:2205.06230, arXiv:2306.09683)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -118,10 +119,7 @@ class BoxHead(nn.Module):
         offsets = self.mlp(patches).float()
         if self.box_form == "owl":
             return torch.sigmoid(offsets + grid_prior(grid_hw).to(offsets))
-        # In a traced graph the sides of the frame are symbols, which new_tensor would make numbers of.
-        stride = torch.stack(
-            [torch.full((), side, dtype=torch.float32, device=offsets.device) for side in stride_hw[::-1]]
-        )
+        stride = _numbers(stride_hw[::-1]).to(offsets)
         centres = cell_centres(grid_hw).to(offsets) * stride
         # One stride of offset a unit, and sizes from four strides up and down by factors of e.
         centre = centres + offsets[..., :2] * stride
@@ -153,10 +151,15 @@ def grid_prior(grid_hw: tuple[int, int]) -> Tensor:
 
     Returns [P, 4], cxcywh; sigmoid of it lies in (0, 1). After OWL-ViT (arXiv:2205.06230), with cell centres.
     """
-    size = torch.tensor([grid_hw[1], grid_hw[0]], dtype=torch.float32)
+    size = _numbers(grid_hw[::-1])
     centres = cell_centres(grid_hw) / size
     sizes = (1 / size).expand_as(centres)
     return torch.logit(torch.cat([centres, sizes], -1), eps=1e-4)
+
+
+def _numbers(values: Sequence[float]) -> Tensor:
+    """Numbers [N]. In a traced graph the sides of a frame are symbols, which torch.tensor would make constants of."""
+    return torch.stack([torch.full((), value, dtype=torch.float32) for value in values])
 
 
 def _mlp(width: int, out: int) -> nn.Sequential:

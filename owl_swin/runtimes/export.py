@@ -21,10 +21,11 @@ from owl_swin.frame import FRAME_MULTIPLE, HW, MAX_FRAME_SIDE, Frame, SwinPrepro
 from owl_swin.image import ImageSource
 from owl_swin.models.network import MaskNetwork, Network, Pretrained
 from owl_swin.models.owl_swin import OwlSwin
-from owl_swin.runtimes import GRAPH_RUNTIMES, SPEC, is_exported, openvino, quantise
+from owl_swin.runtimes import GRAPH_RUNTIMES, SPEC, openvino, quantise
 from owl_swin.runtimes.load import MODULES
 from owl_swin.runtimes.network import DENSE_OUTPUTS, IMAGE_OUTPUTS, MASK_OUTPUTS
-from owl_swin.runtimes.spec import ExportSpec
+from owl_swin.runtimes.spec import ExportSpec, exported_files
+from owl_swin.runtimes.torch import CompiledNetwork
 from owl_swin.tokenizer import Tokenizer
 
 OPSET = 17
@@ -45,7 +46,8 @@ def export(
 ) -> ExportSpec:
     """Writes the folder, whole or not at all; one that holds anything but an earlier export raises ConfigError.
 
-    ``sizes``: frames (height, width), each of which gets a graph of its own; none: one graph for all frames, where the
+    ``sizes``: frames (height, width), each of which gets a graph of its own, and the longer side of the largest becomes
+    the size of pictures where no frame has the model's own; none: one graph for all frames, where the
     network allows it. Batches are of any size, and queries are no part of a graph. A network that makes masks gets for
     each frame a second graph, which gives what they are made of too, unless they are not wanted. With ``photographs``,
     matrix products of the graphs of pictures are quantised to int8 in the ranges that these show.
@@ -55,6 +57,9 @@ def export(
     check_exporter()
     MODULES[runtime].check_installed()
     network = pretrained.network
+    if isinstance(network, CompiledNetwork):
+        pretrained = replace(pretrained, network=network.network)
+        network = network.network
     if not isinstance(network, nn.Module):
         raise ConfigError("this model is an export already; export the model that it was made from")
     spec = export_spec(pretrained, runtime, sizes)
@@ -63,7 +68,7 @@ def export(
     if photographs:
         quantise.check_installed()
         spec = replace(spec, precision="int8")
-    with new_folder(folder, what="the exported model", replaces=is_exported) as part:
+    with new_folder(folder, what="the exported model", own=exported_files, mark=SPEC) as part:
         for size in spec.sizes or (None,):
             kinds = {spec.image_graph(size): _ImageGraph(network)}
             if spec.network.has_masks:
@@ -98,7 +103,8 @@ def export_spec(pretrained: Pretrained, runtime: str, sizes: Sequence[HW]) -> Ex
         follows = network.config.image.padding == "masked"
         chosen = tuple(check_size(size) for size in sizes) or (() if follows else photograph_sizes(spec.image_size))
         if chosen:
-            spec = replace(spec, image_size=max(max(size) for size in chosen))
+            sides = {max(size) for size in chosen}
+            spec = replace(spec, image_size=spec.image_size if spec.image_size in sides else max(sides))
             side = exemplar_side(preprocess.stride)
             chosen = tuple(dict.fromkeys((*chosen, (side, side))))
     else:  # a ViT has its positions in one square

@@ -107,6 +107,8 @@ class GraphNetwork:
     def _graph(self, name: str) -> Graph:
         with self._lock:
             if name not in self._graphs:
+                if read_spec(self._folder) != self._export:
+                    raise CheckpointError("was written again since it was loaded; load it anew", of=self._folder)
                 try:
                     self._graphs[name] = self._open_graph(self._folder / name)
                 except (OSError, RuntimeError, ValueError) as error:

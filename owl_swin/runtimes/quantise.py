@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from owl_swin.errors import ConfigError, ImageError, MissingExtraError
 from owl_swin.frame import HW
-from owl_swin.image import ImageSource, open_image
+from owl_swin.image import ImageSource, open_image, open_reduced
 from owl_swin.runtimes.frames import StatedFrames
 from owl_swin.runtimes.openvino import kept_signal_stack
 from owl_swin.runtimes.spec import ExportSpec
@@ -73,21 +74,31 @@ def calibration_pixels(spec: ExportSpec, size: HW | None, photographs: Sequence[
     """Photographs [1, 3, H, W] as the network reads them, all in one frame: NNCF joins what it sees of each. Without a
     ``size`` it is the frame that most of them have."""
     step = max(1, len(photographs) // MOST_PHOTOGRAPHS)
-    opened = []
+    own, image_size = spec.preprocess, spec.network.image_size
+    side = (own.oversampling or 0) * max(size or (image_size,))
+
+    def decoded(photograph: ImageSource) -> Image.Image:
+        return open_reduced(photograph, side)[0] if side else open_image(photograph)
+
+    readable, frames = [], list[HW]()
     for photograph in photographs[::step][:MOST_PHOTOGRAPHS]:
         try:
-            opened.append(open_image(photograph))
+            one = decoded(photograph)
         except ImageError as error:
             logger.warning(f"left out of calibration: {error}")
-    if not opened:
+            continue
+        readable.append(photograph)
+        frames.append(own.frame((one.height, one.width), image_size).model_hw)
+    if not readable:
         raise ConfigError("int8 needs photographs to calibrate on, and there is none that can be read")
-    own, image_size = spec.preprocess, spec.network.image_size
     if size is None:
-        size = Counter(own.frame((one.height, one.width), image_size).model_hw for one in opened).most_common(1)[0][0]
+        size = Counter(frames).most_common(1)[0][0]
     shown = StatedFrames(own, (size,)) if spec.network.any_size else own
-    frames = (shown.frame((one.height, one.width), max(size)) for one in opened)
-    pixels = [shown.pixels(one, frame) for one, frame in zip(opened, frames, strict=True)]
-    return [shown.normalise(one[None]).numpy() for one in pixels]
+    pixels = []
+    for one in map(decoded, readable):  # once more, for all of them together may be larger than the memory
+        frame = shown.frame((one.height, one.width), max(size))
+        pixels.append(shown.normalise(shown.pixels(one, frame)[None]).numpy())
+    return pixels
 
 
 def import_nncf() -> Any:

@@ -14,7 +14,8 @@ from owl_swin.models.network import Spec
 from owl_swin.postprocess import check_fraction
 from owl_swin.runtimes import GRAPH_RUNTIMES, SPEC
 
-FORMAT = "owl_swin-export-1"
+FORMATS = "owl_swin-export-"
+FORMAT = f"{FORMATS}1"
 PREPROCESSES: dict[str, Any] = {"swin": SwinPreprocess, "owlvit": OwlVitPreprocess, "owlv2": Owlv2Preprocess}
 
 
@@ -86,6 +87,18 @@ class ExportSpec:
             "network": asdict(self.network),
             "card": dict(self.card),
         }
+
+
+def exported_files(folder: Path) -> set[str]:
+    """Names of the files of an export, by this version or another; of a folder that is none there are none."""
+    try:
+        said = read_json(folder / SPEC)
+        if not said["format"].startswith(FORMATS):
+            return set()
+        graphs = [*said["image_graphs"], *said["mask_graphs"], said["text_graph"]]
+        return {SPEC, "tokenizer.json", *graphs, *(name.removesuffix(".xml") + ".bin" for name in graphs)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return set()
 
 
 def read_spec(folder: Path) -> ExportSpec:

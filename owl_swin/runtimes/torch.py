@@ -14,8 +14,9 @@ from owl_swin.types import ImageEmbeddings
 
 
 class CompiledNetwork(nn.Module):
-    """A network whose image encoder is compiled for each frame when the first picture comes in it, which takes a
-    minute; texts go the usual way."""
+    """A network whose image encoder is compiled for each frame and size of batch when the first pictures come in it,
+    which takes a minute; texts go the usual way, and so do pictures in any frame beyond the first eight of a process,
+    for which the compiler takes no more."""
 
     def __init__(self, network: Any):
         super().__init__()
@@ -38,7 +39,7 @@ class CompiledNetwork(nn.Module):
     def _encoder(self, *, masks: bool) -> Callable[[Tensor], ImageEmbeddings]:
         if masks not in self._encode:
             plain = self.network.encode_with_masks if masks else self.network.encode_image
-            self._encode[masks] = torch.compile(plain, dynamic=False, fullgraph=True)
+            self._encode[masks] = torch.compile(plain, dynamic=False)
         return self._encode[masks]
 
     def encode_text(self, ids: Tensor) -> Tensor:
