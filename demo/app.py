@@ -3,6 +3,8 @@
 import argparse
 import html
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -117,6 +119,7 @@ def main() -> None:
     parser.add_argument("--index", help="an archive that `owl-swin index` made, for the tab Search")
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whose end takes the uploads with it
     sources = models.listed([*(arguments.model or ["nano"]), "nano", *models.PUBLISHED])
 
     def load(source: str) -> Detector:

@@ -95,12 +95,16 @@ class Question:
         return replace(self, edits=replace(self.edits, number=max(self.edits.number, told.number)))
 
 
-def edit(event: Any, change: Callable[[Callable[[Question], Question]], Any]) -> None:
+Change = Callable[[Callable[[Question], Question]], Any]
+
+
+def edit(event: Any, change: Change, looked_at: Change | None = None) -> None:
     """Does the edits that an event of the page tells, each if it can be; ``change`` puts what a step makes of the
-    question in its place."""
+    question that is meant in its place, and ``looked_at`` of that which is looked at, where it may be another."""
     for told in told_by(event):
         errors_shown(change)(partial(Question.edited, event=event, told=told))
-        change(partial(Question.heard, told=told))
+        for one in (change, looked_at or change):
+            one(partial(Question.heard, told=told))
 
 
 def split_names(text: str) -> list[str]:

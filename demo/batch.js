@@ -3,7 +3,7 @@
 (() => {
   "use strict";
   if (window.owlBatch) return; // every piece brings this script
-  const { make, moveOf, refocused, redrawn } = window.owlShared;
+  const { make, moveOf, redrawn } = window.owlShared;
   const REST_MS = 200; // between photos that are asked for
   const plain = (value) => JSON.parse(JSON.stringify(value || {}));
   const button = (text, className, action) => {
@@ -21,7 +21,8 @@
     bar.append(filled);
     const said = make("span", "owl-hint");
     const row = make("div", "owl-batch-bar");
-    row.append(bar, said, button("Stop", "owl-stop", stop));
+    const end = button("Stop", "owl-stop", stop);
+    row.append(bar, said, end);
     row.hidden = true;
     const set = (done, total, text) => {
       const share = Math.round((100 * done) / Math.max(1, total));
@@ -29,10 +30,10 @@
       bar.setAttribute("aria-valuenow", share);
       said.textContent = text;
     };
-    return { row, set };
+    return { row, end, set };
   };
 
-  // Tells: "picked" and "removed" {index, name}, "next", "stopped", "cleared". The value is made by strip_of and the marks
+  // Tells: "picked" and "removed" {key, name}, "next", "stopped", "cleared". The value is made by strip_of and the marks
   // by marks_of in batch.py.
   window.owlBatch = (element, props, trigger, watch) => {
     const root = element.querySelector(".owl-batch");
@@ -62,11 +63,11 @@
     let [picked, later] = [0, 0];
     const show = (index) => {
       press(index);
-      const name = heads()[index].title;
+      const { dataset: { key }, title } = heads()[index];
       clearTimeout(later);
       later = setTimeout(() => {
         picked = Date.now();
-        trigger("picked", { index, name });
+        trigger("picked", { key, name: title });
       }, Math.max(0, picked + REST_MS - Date.now()));
     };
     const drawItems = (value) => {
@@ -76,11 +77,12 @@
         const holder = make("div", "owl-item");
         const photo = button("", "", () => show(index));
         photo.title = item.title;
+        photo.dataset.key = item.key;
         const picture = make("img");
         picture.src = item.src;
         picture.alt = ""; // the caption says it
         photo.append(picture, make("span", "", item.caption), make("em"));
-        const remove = button("×", "owl-remove", () => trigger("removed", { index, name: item.title }));
+        const remove = button("×", "owl-remove", () => trigger("removed", { key: item.key, name: item.title }));
         remove.setAttribute("aria-label", `Take away: ${item.title}`);
         holder.append(photo, remove);
         strip.append(holder);
@@ -96,21 +98,23 @@
       head.hidden = n === 0 && !waiting;
       root.classList.toggle("owl-none", head.hidden && !value.note);
       clear.hidden = !many;
-      if (JSON.stringify(value.items) !== items) {
-        items = JSON.stringify(value.items);
-        refocused(strip, () => drawItems({ items: value.items || [] }));
-      }
       said.textContent = many && !waiting ? marks.text || "" : "";
-      heads().forEach((one, i) => { one.querySelector("em").textContent = (marks.badges || [])[i] || "…"; });
-      press(marks.chosen);
-      const chosen = heads()[marks.chosen];
-      if (chosen && !strip.contains(document.activeElement)) {
+      redrawn(strip, () => {
+        if (JSON.stringify(value.items) !== items) {
+          items = JSON.stringify(value.items);
+          drawItems({ items: value.items || [] });
+        }
+        heads().forEach((one, i) => { one.querySelector("em").textContent = (marks.badges || [])[i] || "…"; });
+        press(marks.chosen);
+        const chosen = heads()[marks.chosen];
+        if (!chosen || strip.contains(document.activeElement)) return;
         const [left, right] = [chosen.parentElement.offsetLeft - strip.offsetLeft, strip.clientWidth];
         if (left < strip.scrollLeft || left + chosen.offsetWidth > strip.scrollLeft + right) strip.scrollLeft = left - right / 3;
-      }
+      });
       note.textContent = value.note || "";
       most = waiting ? Math.max(most, n + (value.coming || 0)) : 0;
       coming.row.hidden = !waiting;
+      coming.end.hidden = !value.coming; // photos that are looked at again are all there
       coming.set(most - waiting, most, `${most - waiting} of ${most} photos`);
       if (waiting && value.turn !== asked) trigger("next");
       asked = waiting ? value.turn : null;

@@ -3,7 +3,7 @@
 import math
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -13,7 +13,7 @@ from cachetools import LRUCache, cached
 
 from owl_swin import Detections, Detector, ImageError
 from owl_swin.demo.asking import Look, Question
-from owl_swin.demo.photos import THUMBNAIL_PX, Photo, data_uri, take_photo
+from owl_swin.demo.photos import THUMBNAIL_PX, Photo, data_uri, meant, take_photo
 from owl_swin.demo.pieces import Upload
 from owl_swin.demo.refusals import FAILED, Refused, explain, pick
 
@@ -50,12 +50,23 @@ def photos_of(asked: Question, rest: Rest) -> tuple[Question, ...]:
     return (*rest.before, *([asked] if asked.photo is not None else []), *rest.after)
 
 
-def place_of(asked: Question, rest: Rest, index: int, name: str) -> int:
-    """Where the photo stands that was clicked, which has gone if another stands there by now."""
-    photo = pick(photos_of(asked, rest), index).photo
-    if photo is None or photo.name != name:
-        raise Refused("Gone", f"{name} is not here any more.")
-    return index
+def place_of(asked: Question, rest: Rest, key: str, name: str) -> int:
+    """Where the photo stands that was clicked, which may have gone."""
+    for place, one in enumerate(photos_of(asked, rest)):
+        if one.photo is not None and one.photo.key == key:
+            return place
+    raise Refused("Gone", f"{name} is not here any more.")
+
+
+def with_photo(asked: Question, rest: Rest, event: Any, step: Callable[[Question], Question]) -> tuple[Question, Rest]:
+    """The batch with a step taken by the photo that an event of the page means, which another may have followed as the
+    one that is looked at."""
+    if meant(asked.photo, event):
+        return step(asked), rest
+    before, after = (
+        tuple(step(one) if meant(one.photo, event) else one for one in side) for side in (rest.before, rest.after)
+    )
+    return asked, replace(rest, before=before, after=after)
 
 
 def turned_to(asked: Question, rest: Rest, place: int) -> tuple[Question, Rest]:
@@ -201,7 +212,9 @@ def strip_of(detector: Detector, asked: Question, rest: Rest) -> dict[str, Any]:
     n_waiting = len(rest.waiting) or len(stale_of(detector, asked, rest))
     items = []
     if len(photos) + len(rest.waiting) > 1:
-        items = [{"src": thumbnail(one), "title": one.name, "caption": Path(one.name).name} for one in photos]
+        items = [
+            {"src": thumbnail(one), "title": one.name, "caption": Path(one.name).name, "key": one.key} for one in photos
+        ]
     named = rest.left_out[:MOST_NAMED]
     more = len(rest.left_out) - len(named)
     note = "Left out: " + "; ".join(named) + (f"; and {more} more" if more else "") + "." if named else ""

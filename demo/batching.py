@@ -28,7 +28,7 @@ from owl_swin.demo.bundles import FORMS, Answered, write_bundle
 from owl_swin.demo.photos import take_photo
 from owl_swin.demo.pieces import HEAD, QUIET, Upload, upload_button
 from owl_swin.demo.refusals import Refused, errors_shown, explain
-from owl_swin.demo.running import Runs, Stopped, as_file, made_folder
+from owl_swin.demo.running import AT_ONCE, Runs, Stopped, as_file, made_folder
 from owl_swin.demo.session import Session
 from owl_swin.demo.settings import Answers, in_turn
 
@@ -159,7 +159,7 @@ class Handlers:
         """Another photo to look at."""
 
         def step(now: Any) -> Any:
-            place = place_of(now.asked, now.rest, event.index, event.name)
+            place = place_of(now.asked, now.rest, str(event.key), str(event.name))
             asked, rest = turned_to(now.asked, now.rest, place)
             return replace(now, asked=asked, rest=rest)
 
@@ -171,7 +171,7 @@ class Handlers:
         """A photo less."""
 
         def step(now: Any) -> Any:
-            place = place_of(now.asked, now.rest, event.index, event.name)
+            place = place_of(now.asked, now.rest, str(event.key), str(event.name))
             asked, rest = without(now.asked, now.rest, place)
             return replace(now, asked=asked, rest=rest)
 
@@ -197,6 +197,8 @@ class Handlers:
         photos = photos_of(named.asked, named.rest)
         if form not in FORMS or not photos:
             raise Refused("Nothing to fetch", "First choose some photos.")
+        if n := len(named.rest.waiting) or len(stale_of(self.detector(named), named.asked, named.rest)):
+            raise Refused("Not yet", f"{n} photo{'s are' if n > 1 else ' is'} still to be looked at.")
         with self.runs.begun(request) as stop:
             yield gr.skip(), zips_value(len(photos), busy=form, done=0)
             yield from self._packed(form, self._answers(named, photos, threshold, overlap), stop)
@@ -237,5 +239,5 @@ def wire(batch: Batch, on: Handlers, look: Answers, upload: gr.UploadButton, vie
     strip.stopped(on.on_stopped, [state], photos, **QUIET)
     nearer = strip.next(on.on_next, [state], photos, trigger_mode="multiple", **QUIET)
     nearer.then(on.on_marks, viewed, kept, trigger_mode="always_last", **in_turn(look.name))
-    batch.zips.zipped(on.on_zip, viewed, [batch.made, batch.zips], trigger_mode="multiple", **QUIET)
+    batch.zips.zipped(on.on_zip, viewed, [batch.made, batch.zips], trigger_mode="multiple", **QUIET, **AT_ONCE)
     batch.zips.stopped(on.on_zip_stopped, **QUIET)

@@ -52,7 +52,7 @@
       return inside ? { from: point, kind: "move", box: draft } : { from: point, kind: "new" };
     };
     frame.addEventListener("pointerdown", (event) => {
-      if (!stage.value.src || event.button > 0) return;
+      if (!stage.value.src || event.button > 0 || event.ctrlKey) return; // Ctrl with a click opens a menu
       event.preventDefault();
       frame.focus({ preventScroll: true });
       frame.setPointerCapture(event.pointerId);
@@ -68,6 +68,7 @@
     };
     frame.addEventListener("pointermove", (event) => {
       if (zoomed.fingers.move(event) || !drag) return;
+      if (!event.buttons) return leave(); // its end was missed
       drag.moved ||= Math.hypot(event.clientX - drag.x, event.clientY - drag.y) > 4;
       if (!drag.moved) return;
       const point = at(event);

@@ -210,7 +210,7 @@
     const sized = ([x0, y0, x1, y1], [hx, hy], [x, y]) =>
       span([hx === 0 ? x : x0, hy === 0 ? y : y0], [hx === 1 ? x : x1, hy === 1 ? y : y1]);
     frame.addEventListener("pointerdown", (event) => {
-      if (!on || !stage.value.src || event.button > 0) return;
+      if (!on || !stage.value.src || event.button > 0 || event.ctrlKey) return; // Ctrl with a click opens a menu
       event.preventDefault();
       frame.focus({ preventScroll: true });
       frame.setPointerCapture(event.pointerId);
@@ -220,6 +220,7 @@
     });
     frame.addEventListener("pointermove", (event) => {
       if (zoomed.fingers.move(event) || !drag) return;
+      if (!event.buttons) return leave(); // its end was missed
       drag.moved ||= Math.hypot(event.clientX - drag.x, event.clientY - drag.y) > 4;
       if (!drag.moved) return;
       const point = at(event);
@@ -293,7 +294,7 @@
         armed = false;
         choose(null);
       } else if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey) {
-        if (stage.value.undo || unsent) tell({ undo: true });
+        if (stage.value.undo || unsent || unheard.length) tell({ undo: true });
       } else {
         return false;
       }

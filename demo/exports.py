@@ -27,7 +27,8 @@ class Named(Protocol):
 class Call:
     """What was asked, for code that asks it again: names (empty: anything), or a file of queries in their place.
 
-    ``image_size`` is None where it is the model's own. ``masks``: outlines too.
+    ``image_size`` is None where it is the model's own, and ``as_served`` says whether it is the server's. ``masks``:
+    outlines too.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Call:
     image_size: int | None = None
     from_file: bool = False
     masks: bool = False
+    as_served: bool = True
 
 
 def downloads(
@@ -102,7 +104,7 @@ def query_file_name(photo: Named) -> str:
 def copies(photo: Photo, call: Call) -> list[dict[str, str]]:
     """The same question as Python, for the command line, and, where the server can be asked so, for curl."""
     texts = {"Python": as_python(photo, call), "command line": as_command(photo, call)}
-    if not call.from_file and call.image_size is None:
+    if not call.from_file and call.as_served:
         texts["curl"] = as_curl(photo, call)
     return [{"label": label, "copy": text} for label, text in texts.items()]
 

@@ -108,14 +108,17 @@ def index_folder(archive: Archive, folder: Path, stop: threading.Event) -> Itera
 
     threading.Thread(target=work, daemon=True).start()
     last: IndexProgress | None = None
-    while (item := news.get()) is not None:
-        if isinstance(item, Stopped):
-            yield stopped_text(last.done if last else 0, last.total if last else 0)
-            return
-        if isinstance(item, Exception):
-            raise item
-        last = item
-        yield progress_text(item)
+    try:
+        while (item := news.get()) is not None:
+            if isinstance(item, Stopped):
+                yield stopped_text(last.done if last else 0, last.total if last else 0)
+                return
+            if isinstance(item, Exception):
+                raise item
+            last = item
+            yield progress_text(item)
+    finally:
+        stop.set()  # also where nobody waits any more
 
 
 def stopped_text(done: int, total: int) -> str:

@@ -14,7 +14,6 @@ from owl_swin import BlockAttention, Detector
 from owl_swin.demo.models import Choice, Models
 from owl_swin.demo.photos import SHOWN_PX, Photo, data_uri, sample_items, samples, take_photo
 from owl_swin.demo.pieces import (
-    QUIET,
     Upload,
     cell_box,
     no_photo,
@@ -26,7 +25,7 @@ from owl_swin.demo.pieces import (
 )
 from owl_swin.demo.refusals import Refused, errors_shown, pick
 from owl_swin.demo.session import Session
-from owl_swin.demo.settings import Answers
+from owl_swin.demo.settings import Answers, in_turn
 from owl_swin.demo.worked import attention_example, patches_example
 
 # The longer side at which this tab looks: enough windows to see, small enough to count patches and to keep what every
@@ -353,10 +352,10 @@ def wire(page: Page, on: Handlers, chosen: gr.State) -> Callable[[Any], None]:
     look_at(page.upload.upload, on.on_upload, [page.upload, page.looked, chosen], [page.looked])
     if page.samples is not None:
         look_at(page.samples.picked, on.on_sample, [page.looked, chosen], [page.looked])
-    each = {"trigger_mode": "multiple"}
-    page.photo.pointed(on.on_pointed, asks, changed, **each, **QUIET)
-    page.blocks.picked(on.on_block, asks, changed, **each, **QUIET)
-    page.before.click(on.on_before, asks, changed, **each, **QUIET)
-    page.after.click(on.on_after, asks, changed, **each, **QUIET)
+    each = {"trigger_mode": "multiple", **in_turn("inside-view")}
+    page.photo.pointed(on.on_pointed, asks, changed, **each)
+    page.blocks.picked(on.on_block, asks, changed, **each)
+    page.before.click(on.on_before, asks, changed, **each)
+    page.after.click(on.on_after, asks, changed, **each)
     look_at.again([page.view.change, page.head.release])
     return look_at.after(on.on_model, [page.looked, chosen], [page.looked])

@@ -50,7 +50,10 @@
       paint(id);
     };
     const drawLegend = () => redrawn(legend, () => {
-      held = -1;
+      if (held >= 0) {
+        held = -1;
+        paint(-1);
+      }
       legend.replaceChildren(...areas.map((one) => {
         const row = make("li");
         const button = make("button");

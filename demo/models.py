@@ -150,6 +150,8 @@ def follow_link(choice: Choice, chips: gr.HTML) -> None:
     @errors_shown
     def on_link(event: gr.EventData):
         label, labels = str(event.model), choice.models.labels
+        if not label and event.again:  # in an open window; a link says nothing of the first
+            label = labels[0]
         if label and label not in labels:
             raise Refused("No such model", f"The link asks for {label[:100]!r}, and here there is {', '.join(labels)}.")
         return label if label and choice.field is not None else gr.skip()

@@ -12,7 +12,7 @@ import gradio as gr
 from owl_swin import Detections, Detector
 from owl_swin.demo import batching, models, zoom
 from owl_swin.demo.asking import Question, edit, note_of_nothing, split_names
-from owl_swin.demo.batch import Rest
+from owl_swin.demo.batch import Rest, with_photo
 from owl_swin.demo.edits import annotate, edit_state
 from owl_swin.demo.examples import Example
 from owl_swin.demo.exports import (
@@ -69,6 +69,7 @@ class Named:
     asked: Question = field(default_factory=Question)
     terms: tuple[Term, ...] = ()
     rest: Rest = field(default_factory=Rest)
+    typed: str = ""  # what stood in the field of names when it was last asked
 
     def of(self, photo: Photo | None) -> "Named":
         """The same names, asked of another photo."""
@@ -103,6 +104,7 @@ def show(
     size: int | None = None,
     model: str = "nano",
     whole: bool = False,
+    as_served: bool = True,
 ) -> tuple:
     """What the stage, the names and the downloads hold for an answer; code calls the detector ``model``. Downloads that
     hold masks have their contents where they are wanted ``whole``."""
@@ -131,6 +133,7 @@ def show(
         size,
         from_file=not all(term.plain for term in shown),
         masks=found.masks is not None,
+        as_served=as_served,
     )
     later = found.masks is not None and not whole
     given = [
@@ -193,10 +196,14 @@ class Handlers:
     def on_find(self, text: str, session: Session[Named]):
         """The names in the field join those that are there."""
         names = split_names(text)
-        self.ask(session, lambda named: self.with_names(named, named.terms, names))
+        self.ask(session, lambda named: self.with_names(replace(named, typed=text), named.terms, names))
         if session.value.asked.photo is None and not names:
             raise Refused("No photo yet", "First choose a photo: drop one, click to choose one, or paste one.")
-        return "", session
+        return session
+
+    def on_taken(self, text: str, session: Session[Named]):
+        """The field is empty again, unless the next names stand in it by now."""
+        return "" if text == session.value.typed else gr.skip()
 
     def with_names(self, named: Named, terms: tuple[Term, ...], names: Sequence[str]) -> Named:
         """The tab with these terms and these names."""
@@ -252,7 +259,15 @@ class Handlers:
     @errors_shown
     def on_edited(self, event: gr.EventData, session: Session[Named], *view: float):
         """A box moved, named, drawn or taken away."""
-        edit(event, lambda step: session.change(lambda named: replace(named, asked=step(named.asked))))
+
+        def change(step: Callable[[Question], Question]) -> None:
+            def of_meant(named: Named) -> Named:
+                asked, rest = with_photo(named.asked, named.rest, event, step)
+                return replace(named, asked=asked, rest=rest)
+
+            session.change(of_meant)
+
+        edit(event, change, lambda step: session.change(lambda named: replace(named, asked=step(named.asked))))
         return session, *self.on_view(session, *view)
 
     @errors_shown
@@ -316,9 +331,10 @@ class Handlers:
     def shown(self, named: Named, threshold: float, overlap: float, whole: bool = False) -> tuple:
         """What show() says of what is chosen."""
         normal, chosen = self.models.detector(named.asked.model), self.detector(named).image_size
-        size = None if chosen == normal.image_size else chosen
+        size = None if chosen == normal.spec.image_size else chosen
         source = self.models.source(named.asked.model)
-        stage_, chips_, files_ = show(normal, named, threshold, overlap, size, source, whole)
+        served = chosen == normal.image_size
+        stage_, chips_, files_ = show(normal, named, threshold, overlap, size, source, whole, served)
         return stage_, {**chips_, "model": named.asked.model}, where_served(files_, self.models.served)
 
     @errors_shown
@@ -354,7 +370,8 @@ def wire(page: Page, on: Handlers, chosen: gr.State) -> Callable[[Any], None]:
     shown = [page.photo, page.chips, page.downloads, batch.strip, batch.zips]
     look = Answers(on.on_view, viewed, shown, page.photo, "name-view")
     batching.wire(batch, on.batch, look, page.upload, viewed)
-    look([page.find.click, page.names.submit], on.on_find, [page.names, state], [page.names, state])
+    found = look([page.find.click, page.names.submit], on.on_find, [page.names, state], [state])
+    found.then(on.on_taken, [page.names, state], [page.names], trigger_mode="multiple", **QUIET)
     look(page.load.upload, on.on_load, [page.load, state], [state])
     look(page.chips.linked, on.on_link, [state, page.threshold], [page.threshold, state])
     look(page.chips.removed, on.on_removed, [state], [state])

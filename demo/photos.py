@@ -2,8 +2,9 @@
 
 import base64
 import io
+import secrets
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,13 +24,17 @@ MOST_DECODED_BYTES = 400_000_000
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A photo on a page: its file or pixels, and what the browser is shown of it (``src``, at most SHOWN_PX long)."""
+    """A photo on a page: its file or pixels, and what the browser is shown of it (``src``, at most SHOWN_PX long).
+
+    ``key`` is what the page calls it by: several may have one name, as all that are pasted have.
+    """
 
     source: Path | Image.Image
     name: str
     width: int
     height: int
     src: str
+    key: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
 
     def open(self) -> Image.Image:
         """The photo itself, upright; not to be drawn on."""
@@ -48,7 +53,7 @@ def meant(photo: Photo | None, event: Any) -> bool:
     """Whether an event of the page is about this photo, as far as it says of which (``stage.of``): by the time that it
     comes another may be there."""
     of = getattr(event, "of", None)
-    return of is None or (photo is not None and list(of) == [photo.name, photo.width, photo.height])
+    return of is None or (photo is not None and of == photo.key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 (() => {
   "use strict";
   if (window.owlStrip) return; // every piece brings this script
-  const { make, clamp, colour, refocused, redrawn } = window.owlShared;
+  const { make, clamp, colour, redrawn } = window.owlShared;
   const WAIT_MS = 60_000; // for a download that is made on the server; what comes later nobody waits for any more
   const OPAQUE = 0.3; // what is within an outline
   const REST_MS = 1000; // before an address that was refused is tried again
 
-  // Small pictures in a row or a grid. Tells: "picked" {index}, "removed" {index, of}, of how many.
+  // Small pictures in a row or a grid. Tells: "picked" {index, key}, "removed" {index, of}, of how many.
   window.owlStrip = (element, props, trigger, watch) => {
     const root = element.querySelector(".owl-strip");
     // At once, as the answer may take a moment.
@@ -44,7 +44,7 @@
         if (item.badge) button.append(make("em", "", item.badge));
         button.addEventListener("click", () => {
           if (chosen >= 0) mark(index);
-          trigger("picked", { index });
+          trigger("picked", { index, key: item.key ?? null });
         });
         holder.append(button);
         if (item.removable) {
@@ -58,7 +58,7 @@
       });
       mark(chosen);
     };
-    watch(["value"], () => refocused(root, draw));
+    watch(["value"], () => redrawn(root, draw));
     draw();
   };
 
@@ -138,7 +138,7 @@
     const draw = () => {
       const items = JSON.parse(JSON.stringify((props.value && props.value.items) || []));
       const names = new Set(items.map((one) => one.name));
-      refocused(root, () => {
+      redrawn(root, () => {
         made.forEach(({ node }, called) => { if (!names.has(called)) { node.remove(); made.delete(called); } });
         items.forEach((item, index) => {
           if (!made.has(item.name)) made.set(item.name, chipOf(item.name));
@@ -157,23 +157,27 @@
     // What the page was opened with, when its tabs are there.
     let opened = false;
     let outlined = false;
-    const follow = () => {
+    const KEYS = ["name", "at", "threshold", "model", "tab", "outlines"];
+    const follow = (again) => {
       const address = new URLSearchParams(location.hash.slice(1));
+      if (again && !KEYS.some((key) => address.has(key))) return; // no link to these pages
       const names = address.getAll("name").slice(0, 100);
       const number = (text) => (text === "" || text === null ? null : Number(text));
-      tabs().find((one) => one.textContent.trim() === address.get("tab"))?.click();
+      // What a link says nothing of is as it is at the start.
+      (tabs().find((one) => one.textContent.trim() === address.get("tab")) ?? (again ? tabs()[0] : null))?.click();
       outlined = names.length > 0 && address.get("outlines") === "1";
+      if (again && !outlined && outlines()?.checked) outlines().click();
       const model = address.get("model") || "";
-      if (names.length || model) {
-        trigger("linked", { model, names, thresholds: address.getAll("at").map(number), threshold: number(address.get("threshold")) });
+      if (names.length || model || again) {
+        trigger("linked", { again, model, names, thresholds: address.getAll("at").map(number), threshold: number(address.get("threshold")) });
       }
     };
     const open = () => {
       if (!tabs().length || !common()) return void setTimeout(open, 50);
-      follow();
+      follow(false);
       opened = true;
       // Another link in the same window; what the page itself writes into the address is no such event.
-      addEventListener("hashchange", () => { kept = null; follow(); });
+      addEventListener("hashchange", () => { kept = null; follow(true); });
       document.getElementById("owl-tabs").addEventListener("click", () => setTimeout(keep, 100));
       document.getElementById("name-threshold").addEventListener("change", () => setTimeout(keep, 100));
       document.getElementById("name-outlines")?.addEventListener("change", () => setTimeout(keep, 100));

@@ -139,7 +139,7 @@ def stage_value(photo: Photo | None, *, src: str = "", note: dict[str, Any] | No
     """
     if photo is None:
         return no_photo()
-    shown = {"src": src or photo.src, "width": photo.width, "height": photo.height, "alt": photo.name}
+    shown = {"src": src or photo.src, "width": photo.width, "height": photo.height, "alt": photo.name, "key": photo.key}
     return {**shown, "reduced": not src and max(photo.width, photo.height) > SHOWN_PX, "note": note, **marks}
 
 

@@ -194,7 +194,7 @@ def items(archive: Archive, matches: Sequence[Match]) -> list[dict[str, Any]]:
     for match, src in zip(matches, sources, strict=True):
         path = archive.shown_path(match.path)
         title, caption = f"{path}, score {match.score:.3f}", Path(path).name if src else "is gone"
-        out.append({"src": src, "title": title, "caption": caption, "badge": f"{match.score:.2f}"})
+        out.append({"src": src, "title": title, "caption": caption, "badge": f"{match.score:.2f}", "key": match.region})
     return out
 
 

@@ -12,6 +12,9 @@ import gradio as gr
 
 from owl_swin.demo.refusals import Refused
 
+# Long works of all visitors that run at once, of each kind: else each would wait for all before it.
+AT_ONCE: dict[str, Any] = {"concurrency_limit": 4}
+
 
 class Stopped(Exception):
     """Somebody pressed "Stop"."""

@@ -10,6 +10,7 @@ from owl_swin.demo.filling import Archive, stats_text
 from owl_swin.demo.photos import samples
 from owl_swin.demo.pieces import stage, strip, upload_button
 from owl_swin.demo.results import NO_RESULT, NO_SOURCE
+from owl_swin.demo.settings import slider
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def layout_wanted() -> Wanted:
             "Choose a photo of the thing", file_types=["image"], elem_id="search-source-upload", size="md"
         )
         like = gr.Button("Search for what is in the box", size="md", elem_id="search-like")
-    threshold = gr.Slider(0, 1, 0.1, step=FLOOR, label="Threshold", elem_id="search-threshold")
+    threshold = slider(0, 1, 0.1, step=FLOOR, label="Threshold", elem_id="search-threshold")
     return Wanted(text, find_, source, upload, like, threshold, layout_filters())
 
 
@@ -108,7 +109,7 @@ def layout_filters() -> list[Any]:
     """The filters of `owl-swin search`, in the order of ``Filters``, folded away."""
     with gr.Accordion("Filters", open=False):
         return [
-            gr.Slider(1, 20, 3, step=1, label="Most results of one photo", elem_id="search-per-photo"),
+            slider(1, 20, 3, step=1, label="Most results of one photo", elem_id="search-per-photo"),
             gr.Textbox("", label="Only these paths", placeholder="2024/*.jpg", elem_id="search-paths"),
             gr.Textbox("", label="Only files newer than", info="A date, or an age.", placeholder="2024-05-31 or 7d"),
             gr.Textbox("", label="Only files older than", info="A date, or an age.", placeholder="2024-05-31 or 1y"),

@@ -21,7 +21,7 @@ from owl_swin.demo.filling import (
 )
 from owl_swin.demo.photos import meant, samples, take_photo
 from owl_swin.demo.pieces import BUSY, QUIET, Upload, draw_value
-from owl_swin.demo.refusals import Refused, errors_shown, pick
+from owl_swin.demo.refusals import Refused, errors_shown
 from owl_swin.demo.results import (
     Filters,
     Searched,
@@ -37,7 +37,7 @@ from owl_swin.demo.results import (
     show_match,
     show_matches,
 )
-from owl_swin.demo.running import Runs
+from owl_swin.demo.running import AT_ONCE, Runs
 from owl_swin.demo.search_layout import Photos, Results, Wanted, layout_photos, layout_results, layout_wanted
 from owl_swin.demo.session import Session
 from owl_swin.demo.settings import in_turn, moved, offered
@@ -221,8 +221,10 @@ class Handlers:
         """Another result to look at; the page has marked it already."""
 
         def step(now: Searched) -> Searched:
-            pick(now.matches, event.index)
-            return replace(now, chosen=event.index)
+            regions = [match.region for match in now.matches]
+            if event.key not in regions:
+                raise Refused("Gone", "Other results are here by now.")
+            return replace(now, chosen=regions.index(event.key))
 
         return session, show_match(session.change(step))
 
@@ -253,13 +255,15 @@ def wire_photos(state: gr.State, photos: Photos, wanted: Wanted, results: Result
     """What fills an archive, or turns to another."""
     found = found_of(state, wanted, results)
     added = [photos.stop, photos.progress, photos.stats, *found]
-    each = {**QUIET, "trigger_mode": "multiple"}
+    each = {**QUIET, **AT_ONCE, "trigger_mode": "multiple"}
     photos.files.upload(on.on_files, [photos.files, state], added, **each)
     photos.folder_files.upload(on.on_files, [photos.folder_files, state], added, **each)
     if photos.folder is not None and photos.index is not None:
-        gr.on([photos.index.click, photos.folder.submit], on.on_folder, [photos.folder, state], added, **QUIET)
+        gr.on(
+            [photos.index.click, photos.folder.submit], on.on_folder, [photos.folder, state], added, **QUIET, **AT_ONCE
+        )
     if photos.tried is not None:
-        photos.tried.click(on.on_try, [state], [wanted.threshold, *added], **QUIET)
+        photos.tried.click(on.on_try, [state], [wanted.threshold, *added], **QUIET, **AT_ONCE)
     photos.stop.click(on.on_stop, **QUIET)
     if photos.attached is not None:
         photos.attached.click(on.on_back_to_server, [state], added[1:], **QUIET)
@@ -269,7 +273,7 @@ def wire_search(state: gr.State, wanted: Wanted, results: Results, on: Handlers)
     """What searches, and what is looked at of the answer."""
     found = found_of(state, wanted, results)
     each = {"trigger_mode": "multiple"}
-    busy = {**BUSY, "show_progress_on": results.matches}
+    busy = {**in_turn("search-view"), **BUSY, "show_progress_on": results.matches}
     gr.on([wanted.find.click, wanted.text.submit], on.on_text, [wanted.text, state], found, **each, **busy)
     source_busy = {**BUSY, **each, "show_progress_on": wanted.source}
     wanted.upload.upload(on.on_source, [wanted.upload, state], [state, wanted.source], **source_busy)
@@ -284,8 +288,8 @@ def wire_search(state: gr.State, wanted: Wanted, results: Results, on: Handlers)
     changed = [*moved(wanted.threshold), per_photo.release, exact.input, *typed]
     asks = [state, wanted.threshold, *wanted.filters]
     gr.on(changed, on.on_settings, asks, found, trigger_mode="always_last", **in_turn("search-view"))
-    results.matches.picked(on.on_picked, [state], [state, results.photo], **each, **QUIET)
+    results.matches.picked(on.on_picked, [state], [state, results.photo], **each, **in_turn("search-view"))
     zoom.wire(wanted.source, state, lambda searched: searched.source)
     zoom.wire(results.photo, state, looked_at)
     offered_ = results.photo.asked(offered, None, wanted.threshold, **each, **QUIET)
-    offered_.then(on.on_settings, asks, found, trigger_mode="always_last", **{**busy, **in_turn("search-view")})
+    offered_.then(on.on_settings, asks, found, trigger_mode="always_last", **busy)

@@ -20,9 +20,21 @@ class Detail:
     size: gr.Radio
 
 
+def slider(least: float, most: float, value: float, **options: Any) -> gr.Slider:
+    """A slider whose number may be typed, of which the page tells each key: what it is on the way, as the 0 of 0.3 or
+    nothing at all, is the nearest that there is, or as at the start."""
+    made = gr.Slider(least, most, value, **options)
+
+    def within(given: Any) -> float:
+        return value if given is None else min(max(given, least), most)
+
+    made.preprocess = within  # type: ignore[method-assign]
+    return made
+
+
 def threshold_slider(elem_id: str, *, value: float = 0.2, info: str | None = None) -> gr.Slider:
     """The lowest score that is shown."""
-    return gr.Slider(FLOOR, 1, value, step=0.01, label="Threshold", info=info, elem_id=elem_id)
+    return slider(FLOOR, 1, value, step=0.01, label="Threshold", info=info, elem_id=elem_id)
 
 
 def more_settings(sizes: dict[str, Detector], *, explained: bool = False) -> Detail:
@@ -32,7 +44,7 @@ def more_settings(sizes: dict[str, Detector], *, explained: bool = False) -> Det
     size_info = "Finer finds smaller things, slower."
     with gr.Accordion("More settings", open=False):
         return Detail(
-            gr.Slider(0.1, 1, overlap, step=0.05, label="Overlap", info=overlap_info if explained else None),
+            slider(0.1, 1, overlap, step=0.05, label="Overlap", info=overlap_info if explained else None),
             gr.Radio(names, value=names[0], label="Detail", info=size_info if explained else None),
         )
 
@@ -98,12 +110,13 @@ class Answers:
     busy: gr.HTML
     name: str
 
-    def __call__(self, events: Any, ask: Callable[..., Any], given: list[Any], kept: list[Any], **options: Any) -> None:
-        """``ask`` gets what is ``given`` and fills what is ``kept``, which is nothing of the answer."""
+    def __call__(self, events: Any, ask: Callable[..., Any], given: list[Any], kept: list[Any], **options: Any) -> Any:
+        """``ask`` gets what is ``given`` and fills what is ``kept``, which is no part of the answer; its event."""
         on = partial(gr.on, events) if isinstance(events, list) else events
         options = {"trigger_mode": "multiple", **options}
         asked = on(ask, given, kept, **BUSY, show_progress_on=self.busy, **options)
         self._shown(asked)
+        return asked
 
     def _shown(self, after: Any) -> None:
         after.then(self.show, self.viewed, self.shown, trigger_mode="always_last", **in_turn(self.name))

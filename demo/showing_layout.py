@@ -8,7 +8,7 @@ from owl_swin.demo.camera import camera
 from owl_swin.demo.models import Models
 from owl_swin.demo.photos import sample_items, samples
 from owl_swin.demo.pieces import HOW, files, stage, strip, upload_button
-from owl_swin.demo.settings import Detail, Outlines, more_settings, outlines_switch, threshold_slider
+from owl_swin.demo.settings import Detail, Outlines, more_settings, outlines_switch, slider, threshold_slider
 
 BOXES, HEAT = "Boxes", "Where it fits"
 # Lower than for names: the scores of examples are lower, and calibrated as those are.
@@ -77,7 +77,7 @@ def layout_source() -> Source:
                 placeholder="a tabby cat",
                 elem_id="show-words",
             )
-            weight = gr.Slider(0, 1, 0.5, step=0.05, label="Examples against words", info="1: examples alone.")
+            weight = slider(0, 1, 0.5, step=0.05, label="Examples against words", info="1: examples alone.")
         samples_ = None
         if samples():
             gr.Markdown("Or draw on one of these", elem_classes="owl-small")

@@ -62,13 +62,16 @@
   // is for so long, with what stands beside it, and is drawn as it is by then.
   const waiting = new Map(); // a node → how it is drawn
   let pressed = null;
-  addEventListener("pointerdown", (event) => { pressed = event.target; }, true);
-  ["pointerup", "pointercancel"].forEach((kind) => addEventListener(kind, () => setTimeout(() => {
+  addEventListener("pointerdown", (event) => { if (event.button === 0 && !event.ctrlKey) pressed = event.target; }, true);
+  const released = () => setTimeout(() => {
     pressed = null;
     const now = [...waiting.values()];
     waiting.clear();
     now.forEach((draw) => draw());
-  }, CLICK_MS), true));
+  }, CLICK_MS);
+  ["pointerup", "pointercancel", "contextmenu", "dragend"].forEach((kind) => addEventListener(kind, released, true));
+  addEventListener("blur", released); // of the window
+  addEventListener("pointermove", (event) => { if (pressed && !event.buttons) released(); }, true); // it was missed
   const redrawn = (root, draw, selector = "") => {
     waiting.delete(root);
     if (root.contains(pressed)) waiting.set(root, () => redrawn(root, draw, selector));
@@ -359,7 +362,7 @@
       id: `owl-stage-${(made += 1)}`,
       zoomed,
       get value() { return state; },
-      get of() { return [state.alt, state.width, state.height]; }, // which photo is meant
+      get of() { return state.key ?? null; }, // which photo is meant
       held: () => false, // true: what comes now is drawn later
       came: () => {}, // a new value, before it is drawn
       marked: () => {}, // the marks are drawn

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import gradio as gr
 
 from owl_swin import Detector
 from owl_swin.demo.asking import split_names
+from owl_swin.demo.bundles import free_paths
 from owl_swin.demo.camera import camera
 from owl_swin.demo.clips import NOT_INSTALLED, Clip, Watched, copies, installed, sample, take_clip, watch
 from owl_swin.demo.exports import Call, stage_files
@@ -197,8 +198,10 @@ class Handlers:
     ) -> Iterator[tuple]:
         """A cat in a video that comes along: the video and its name before what ``on_find`` gives."""
         clip = sample()
+        first: tuple = (clip, TRIED)
         for step in self.found([TRIED], clip, threshold, RATES.get(rate, 5.0), overlap, size, chosen, request):
-            yield clip, TRIED, *step
+            yield *first, *step
+            first = (gr.skip(), gr.skip())  # another video may have come meanwhile
 
     def found(
         self,
@@ -217,7 +220,7 @@ class Handlers:
         with self.runs.begun(request) as stop:
             yield gr.skip(), live_value(clip, Watched()), gr.skip(), SHOWN
             folder, watched = made_folder(), Watched()
-            path = Path(folder.name) / f"{Path(clip.name).stem or 'video'}.boxes.mp4"
+            path = Path(folder.name) / f"{PurePosixPath(free_paths([clip.name])[0]).stem}.boxes.mp4"
             queries = detector.encode_queries(names) if names else None
             try:
                 settings = {"fps": fps, "threshold": threshold, "overlap": overlap}

@@ -42,6 +42,7 @@ from owl_swin.demo.photos import board, samples, take_photo  # noqa: E402
 from owl_swin.demo.pieces import Upload, rows, upload_button  # noqa: E402
 from owl_swin.demo.refusals import Refused, errors_shown, explain, pick  # noqa: E402
 from owl_swin.demo.session import Session  # noqa: E402
+from owl_swin.demo.settings import threshold_slider  # noqa: E402
 
 DEMO = Path(__file__).parent.parent / "demo"
 MODULES = sorted(DEMO.glob("*.py"))
@@ -149,6 +150,11 @@ def test_a_photo_is_encoded_once_however_many_ask(detector, photo, monkeypatch):
 
 
 # --- Name it ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given, value", [(0.3, 0.3), (0, 0.01), (7, 1), (None, 0.2)])
+def test_a_number_that_is_still_being_typed_is_the_nearest_that_there_is(given, value):
+    assert threshold_slider("x").preprocess(given) == value
 
 
 @pytest.mark.parametrize(
@@ -334,6 +340,15 @@ def test_the_call_of_a_server_is_only_given_where_one_answers(detector, photo):
         on = naming.Handlers(models.Models(detector, served=served))
         *_, files, _, _ = on.on_view(Session(named(detector, photo, "a cat")), 0.02, 0.7)
         assert ("curl" in [one["label"] for one in files["copies"]]) is served
+
+
+def test_copied_code_asks_the_model_and_the_size_that_were_served(detector, photo):
+    served = detector.with_image_size(64)
+    on = naming.Handlers(models.Models(served, ["runs/mine.safetensors"]))
+    *_, files, _, _ = on.on_view(Session(named(served, photo, "a cat")), 0.02, 0.7)
+    code = {one["label"]: one["copy"] for one in files["copies"]}
+    assert "from_pretrained('runs/mine.safetensors', image_size=64)" in code["Python"]
+    assert "--image-size 64 --model runs/mine.safetensors" in code["command line"] and "/v1/detect" in code["curl"]
 
 
 def test_nothing_found_says_how_near_it_was_and_what_to_do(detector, photo):
@@ -570,6 +585,11 @@ def test_what_was_done_when_adding_is_stopped_is_kept(archive, tmp_path):
     assert kept >= 1
     steps = filling.index_files(archive, uploads(*sorted(tmp_path.glob("*.png"))), stop := threading.Event())
     assert "8 of 20" in next(steps)
+    gone = threading.Event()  # a page that is closed ends the work for it
+    news = filling.index_folder(archive, tmp_path, gone)
+    next(news)
+    news.close()
+    assert gone.is_set()
     stop.set()
     assert "Stopped after 8 of 20 photos" in list(steps)[-1]
 

@@ -60,7 +60,8 @@ def come(strip, session, *uploads, **options):
 
 
 def click(session, index):
-    return gr.EventData(None, {"index": index, "name": names(session)[index]})
+    photo = all_of(session)[index].photo
+    return gr.EventData(None, {"key": photo.key, "name": photo.name})
 
 
 def badges(strip, session, threshold=0.02):
@@ -119,8 +120,8 @@ def test_a_click_shows_another_photo_with_the_same_names(tab, uploads, detector)
         strip.on_removed(twice, session)
     assert len(all_of(session)) == 3 and photo.name not in names(session)
     assert session.value.asked.photo.name == names(session)[2]
-    with pytest.warns(UserWarning, match="left for too long"):
-        strip.on_picked(gr.EventData(None, {"index": 9, "name": "x"}), session)
+    with pytest.warns(UserWarning, match="x is not here any more"):
+        strip.on_picked(gr.EventData(None, {"key": "gone", "name": "x"}), session)
     strip.on_cleared(session)
     assert names(session) == [] and on.on_view(session, 0.02, 0.5)[0]["src"] == ""
 
@@ -143,6 +144,52 @@ def test_boxes_edited_by_hand_stay_with_their_photo_and_are_in_the_zip(tab, uplo
     assert '2: "a bird"' in files["data.yaml"] and files["labels/day 0/Käse & 0.txt"].splitlines()[-1].startswith("2 ")
     tasks = json.loads(zipped(strip, session, "Label Studio")["tasks.json"])
     assert [next(key for key in task if key != "data") for task in tasks] == ["annotations", "predictions"]
+
+
+def drawn(photo, number, label, hand) -> gr.EventData:
+    """A box drawn on a photo, as the page tells it."""
+    now = {"box": [1, 1, 20, 20], "label": label, "hand": hand}
+    edit = {"was": None, "now": now, "undo": False, "reset": False, "number": number}
+    return gr.EventData(None, {"edits": [edit], "of": photo.key})
+
+
+def test_an_edit_that_a_click_on_another_photo_overtakes_is_of_the_photo_that_it_was_made_on(tab, uploads):
+    on, strip, session = tab
+    pasted = [uploads[1]._replace(name="image.png"), uploads[1]._replace(name="image.png"), uploads[2]]
+    come(strip, session, *pasted)
+    first, second, third = (one.photo for one in all_of(session))
+    strip.on_picked(click(session, 1), session)
+    for _ in range(2):  # the page tells again what it has no answer to
+        on.on_edited(drawn(first, 1, "a bird", "h1"), session, 0.02, 0.5)
+    assert session.value.asked.photo.key == second.key and session.value.asked.edits.number == 1
+    on.on_edited(drawn(second, 2, "a nest", "h2"), session, 0.02, 0.5)
+    on.on_edited(drawn(third, 3, "an egg", "h3"), session, 0.02, 0.5)
+    made = [[mark.name for mark in one.edits.drawn] for one in all_of(session)]
+    assert made == [["a bird"], ["a nest"], ["an egg"]]
+    strip.on_picked(click(session, 0), session)
+    assert on.on_view(session, 0.02, 0.5)[0]["edited"] == 3
+
+
+def test_of_photos_of_one_name_a_click_that_comes_twice_takes_one(tab, uploads):
+    _, strip, session = tab
+    come(strip, session, *[uploads[1]._replace(name="image.jpg")] * 3)
+    one = click(session, 0)
+    strip.on_removed(one, session)
+    with pytest.warns(UserWarning, match="image.jpg is not here any more"):
+        strip.on_removed(one, session)
+    assert len(all_of(session)) == 2
+
+
+def test_no_zip_leaves_out_what_is_still_to_be_looked_at(tab, uploads):
+    on, strip, session = tab
+    come(strip, session, *uploads)
+    on.on_size(session, list(on.models.sizes())[1])
+    event, visitor = gr.EventData(None, {"form": "JSON"}), SimpleNamespace(session_hash="a")
+    with pytest.warns(UserWarning, match="3 photos are still to be looked at"):
+        assert list(strip.on_zip(event, session, 0.02, 0.5, visitor)) == []
+    while strip.strip(session.value)["waiting"]:
+        strip.on_next(session)
+    assert len(zipped(strip, session, "JSON")) == 4
 
 
 def zipped(strip, session, form) -> dict[str, str]:

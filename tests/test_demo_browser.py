@@ -289,6 +289,29 @@ def test_a_threshold_moved_while_the_model_works_holds_for_its_answer(page, phot
     moved_meanwhile(page, gate, "show-target", "show-threshold", acts)
 
 
+def test_the_next_name_may_be_typed_while_the_model_works(page, photos, gate):
+    go_to(page, "Name it")
+    upload(page, "name-upload", photos / "blocks0.png")
+    page.wait_for_selector("#name-stage .owl-there")
+    field = page.locator("#name-text input, #name-text textarea")
+    with model_at_work(page, gate, "name-stage"):
+        field.fill("a bridge")
+        field.press("Enter")
+        while not gate.waiting:
+            page.wait_for_timeout(20)
+        field.fill("a tunnel")
+        gate.set()
+    page.locator("#name-chips .owl-chip").get_by_text("a bridge").wait_for()
+    page.wait_for_timeout(150)
+    assert field.input_value() == "a tunnel"
+    field.press("Enter")
+    page.locator("#name-chips .owl-chip").get_by_text("a tunnel").wait_for()
+    until(page, "!document.querySelector('#name-text input, #name-text textarea').value")
+    for name in ("a bridge", "a tunnel"):
+        page.get_by_label(f"Remove {name}").click()
+        page.get_by_label(f"Remove {name}").wait_for(state="detached")
+
+
 def test_a_folder_is_indexed_and_searched(page, photos):
     go_to(page, "Search")
     fill(page, "search-folder", str(photos))
@@ -491,6 +514,11 @@ def test_a_model_is_chosen_and_one_that_cannot_be_had_leaves_the_one_before(brow
         page.locator("#owl-model-said").get_by_text("other · 96 px").wait_for()
         page.locator("#name-chips .owl-chip").get_by_text("a tree").wait_for()
         until(page, "location.hash.includes('model=other&name=a+tree')")
+        go_to(page, "Search")
+        page.evaluate("location.hash = 'name=a+bush&at='")  # one to the first tab and model, which says of neither
+        page.locator("#owl-model-said").get_by_text("tiny_for_tests · 96 px").wait_for()
+        page.locator("#name-chips .owl-chip").get_by_text("a bush").wait_for()
+        until(page, "location.hash.includes('name=a+bush') && !location.hash.includes('model')")
 
 
 def test_the_pages_fit_light_dark_and_narrow_and_are_photographed(browser):

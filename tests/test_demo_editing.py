@@ -210,6 +210,22 @@ def test_what_is_pressed_is_clicked_though_an_answer_comes_before_the_button_is_
     assert_annotated(page, [])  # and then the files are those of what is there
 
 
+PRESS = """ctrlKey => document.querySelector('#name-files a')
+  .dispatchEvent(new PointerEvent('pointerdown', { bubbles: true, ctrlKey }))"""
+
+
+@pytest.mark.parametrize("menu", [True, False])
+def test_a_press_whose_end_nobody_tells_keeps_nothing_from_being_drawn(page, menu):
+    page.mouse.move(5, 5)
+    page.evaluate("window.link = document.querySelector('#name-files a')")
+    page.evaluate(PRESS, menu)  # opens a menu, which takes the end; or ends where the page does not see it
+    set_slider(page, "name-threshold", 0.02)
+    page.wait_for_selector("#name-stage .owl-box")
+    if not menu:
+        page.mouse.move(20, 20)
+    until(page, "() => !window.link.isConnected")
+
+
 PATHS = "document.querySelectorAll('#name-stage path.owl-outline').length"
 
 

@@ -63,11 +63,11 @@ def test_an_edit_of_another_photo_or_one_that_is_refused_is_heard_and_changes_no
         event = gr.EventData(None, {"edits": [{**now, "number": number, **more}], "of": of})
         return on.on_edited(event, session, 0.2, 0.5)[1]
 
-    assert edited(1, of=["gone.png", 90, 60])["edited"] == 1 and not session.value.asked.edits
+    assert edited(1, of="gone")["edited"] == 1 and not session.value.asked.edits
     with pytest.warns(UserWarning, match="four numbers"):
         assert edited(2, now=told("a cat", [math.nan] * 4, "h1"))["edited"] == 2
     assert not session.value.asked.edits
-    assert edited(3, of=["here.png", 90, 60])["edited"] == 3 and len(session.value.asked.edits.drawn) == 1
+    assert edited(3, of=session.value.asked.photo.key)["edited"] == 3 and len(session.value.asked.edits.drawn) == 1
 
 
 @pytest.mark.parametrize("tab", [naming, showing])

@@ -107,13 +107,14 @@ def test_a_model_that_cannot_be_had_is_told_and_the_one_before_stays(choice):
 
 
 def test_a_link_chooses_a_model_that_is_on_offer_and_else_is_told_so(choice, detector):
-    def follow(choice, label: str):
+    def follow(choice, label: str, again: bool = False):
         with gr.Blocks() as blocks:
             models.follow_link(models.build(choice), chips_piece())
         (event,) = [one for one in blocks.fns.values() if one.name == "on_link"]
-        return event.fn(SimpleNamespace(model=label))
+        return event.fn(SimpleNamespace(model=label, again=again))
 
     assert follow(choice, OTHER) == OTHER and follow(choice, "") == gr.skip()
+    assert follow(choice, "", again=True) == "nano"  # pasted into a window where another was chosen
     with pytest.warns(UserWarning, match="The link asks for &#x27;nowhere&#x27;, and here there is nano, "):
         assert follow(choice, "nowhere") == gr.skip()
     alone = Models(detector)

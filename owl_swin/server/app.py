@@ -77,12 +77,13 @@ def create_app(
     return app if blocks is None else _with_demo(app, blocks, serving)
 
 
-def build_demo(detector: Detector, *, index: Any = None) -> Any:
-    """The Gradio pages that come with the package."""
+def build_demo(detector: Detector, *, index: Any = None, source: str = "") -> Any:
+    """The Gradio pages that come with the package; code that they give calls the model by its ``source``."""
     if find_spec("gradio") is None:
         raise MissingExtraError("the demo", "demo")
     # By name: the pages stand outside of the house and know only its public face.
-    return import_module("owl_swin.demo.app").build_demo(detector, index=index)
+    choice = import_module("owl_swin.demo.models").Models(detector, [source] if source else [])
+    return import_module("owl_swin.demo.app").build_demo(detector, index=index, choice=choice)
 
 
 def _with_demo(app: FastAPI, blocks: Any, serving: Serving) -> FastAPI:

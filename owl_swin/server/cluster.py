@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from owl_swin.errors import ConfigError, MissingExtraError
@@ -41,7 +42,8 @@ class Recipe:
 
         detector = self._detector(self.device)
         index = open_index(self.index, detector)
-        return create_app(detector, self.settings, index=index, demo=build_demo if self.demo else None)
+        demo = partial(build_demo, source=self.model)
+        return create_app(detector, self.settings, index=index, demo=demo if self.demo else None)
 
     def check(self) -> None:
         """A model or an archive that a replica could not open raises what it would raise there."""
