@@ -3,8 +3,10 @@
 import http.client
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from urllib.parse import urljoin, urlsplit
 
 from owl_swin.addresses import is_public
@@ -56,7 +58,11 @@ def _fetch_once(
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(allow_address(address) for address in addresses):
         raise AddressRefusedError(f"{host}: has an address that is not of the open internet")
-    connection = _connection(scheme, host, port, addresses[0], max(0.1, deadline - time.monotonic()))
+    left_s = max(0.1, deadline - time.monotonic())
+    connection = _connection(scheme, host, port, addresses[0], left_s)
+    alarm = threading.Timer(left_s, connection.cut)
+    alarm.daemon = True
+    alarm.start()
     try:
         headers = {
             "Host": urlsplit(url).netloc,
@@ -76,8 +82,10 @@ def _fetch_once(
     except NotFetchedError:
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise NotFetchedError(f"{host}: could not be read ({type(error).__name__})") from None
+        why = "took too long" if time.monotonic() >= deadline else f"could not be read ({type(error).__name__})"
+        raise NotFetchedError(f"{host}: {why}") from None
     finally:
+        alarm.cancel()
         connection.close()
 
 
@@ -92,7 +100,8 @@ def _taken_apart(url: str, allowed: Collection[str] | None) -> tuple[str, str, i
         raise AddressRefusedError("a URL must be http or https, with a host and without a user")
     standard = 443 if parts.scheme == "https" else 80
     name = host if port in (None, standard) else f"{host}:{port}"
-    if allowed is not None and name.lower() not in {one.lower() for one in allowed}:
+    names = {name.lower(), f"{host}:{port or standard}".lower()}
+    if allowed is not None and names.isdisjoint(one.lower() for one in allowed):
         raise AddressRefusedError(f"{name[:255]}: pictures are not fetched from there; send the picture itself")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if any(not "!" <= letter <= "~" for letter in target):
@@ -111,10 +120,16 @@ class _Checked(http.client.HTTPConnection):
         """Connects, in TLS by the host's name, without asking for its address again."""
         self.sock = socket.create_connection((self._address, self.port), self.timeout)
         if self._context is not None:
-            self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
+            self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+            self.sock.do_handshake()
+
+    def cut(self) -> None:
+        """Ends what is waited for. A socket's own timeout begins anew with each byte."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
 
-def _connection(scheme: str, host: str, port: int, address: str, timeout_s: float) -> http.client.HTTPConnection:
+def _connection(scheme: str, host: str, port: int, address: str, timeout_s: float) -> _Checked:
     context = ssl.create_default_context() if scheme == "https" else None
     return _Checked(host, port, address, timeout_s, context)
 
@@ -126,7 +141,7 @@ def _read(response: http.client.HTTPResponse, host: str, max_bytes: int, deadlin
         size += len(chunk)
         if size > max_bytes:
             raise NotFetchedError(f"{host}: the picture has more than {max_bytes} bytes")
-        if time.monotonic() > deadline:
-            raise NotFetchedError(f"{host}: took too long")
         chunks.append(chunk)
+    if time.monotonic() >= deadline:  # which has cut it
+        raise NotFetchedError(f"{host}: took too long")
     return b"".join(chunks)

@@ -49,6 +49,8 @@ GREY_BITS = (8, 12, 16)
 OVERSHOOT = 1.05
 # What Pillow keeps of 16-bit colours is the upper 8 bits: of colours that are of 12 bits, values up to this.
 HIGHEST_OF_12_BITS = 15
+# In what Pillow knows of a picture, that it had colours of 16 bits.
+DEEP = "owl_swin: 16-bit colours"
 
 
 def is_picture_name(path: str | os.PathLike[str]) -> bool:
@@ -84,7 +86,8 @@ def _open(source: ImageSource, max_pixels: int, side: int | None = None) -> tupl
             if isinstance(source, np.ndarray):
                 return _with_size(rgb_of(_from_array(source, max_pixels)))
             if isinstance(source, Image.Image):
-                return _with_size(rgb_of(_checked_size(source, name, max_pixels)))
+                image, deep = _checked_size(source, name, max_pixels), _has_deep_colours(source)
+                return _with_size(rgb_of(_brightened(image, name, deep)))
             content = file_content(source)
             if not content:
                 raise ImageError("the file is empty", of=name)
@@ -270,16 +273,25 @@ def _shades(values: np.ndarray[Any, Any], high: float) -> np.ndarray[Any, Any]:
     return (values.astype(np.float32) * np.float32(255 / white)).clip(0, 255).round().astype(np.uint8)
 
 
+def mark_deep_colours(image: Image.Image) -> None:
+    """Has a file, of which only the head was read, remember that its colours are of 16 bits; of one that was decoded
+    nothing tells."""
+    if _has_deep_colours(image):
+        image.info[DEEP] = True
+
+
 def _has_deep_colours(image: Image.Image) -> bool:
     """Whether a file, of which only the head was read, has colours of 16 bits: Pillow keeps the upper 8 of each."""
     tile: Any = next(iter(getattr(image, "tile", ())), None)
-    return image.mode in ("RGB", "RGBA") and tile is not None and ";16" in str(tile[3])
+    deep = DEEP in image.info or (tile is not None and ";16" in str(tile[3]))
+    return deep and image.mode in ("RGB", "RGBA")
 
 
 def _brightened(image: Image.Image, name: str, deep: bool) -> Image.Image:
     """The picture, brightened where its 16-bit colours, which are ``deep``, hold 12 bits: it would be black. Of these,
     four bits are left."""
     highest = max(high for _, high in image.getextrema()[:3]) if deep else 255  # type: ignore[misc]
+    image.info.pop(DEEP, None)
     if not 0 < highest <= HIGHEST_OF_12_BITS:
         return image
     logger.warning("%s: its 16-bit colours are dark, or of 12 bits; read with 16 shades of each, brightened", name)

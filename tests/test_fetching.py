@@ -2,6 +2,8 @@
 
 import http.server
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 from picture_files import encode, noise
@@ -46,6 +48,12 @@ def test_an_address_of_the_open_internet_is_public(address):
 
 class Pictures(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if self.path == "/drip.png":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            with suppress(OSError):  # until nobody reads any more
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
         if self.path == "/moved.png":
             self.send_response(302)
             self.send_header("Location", "http://127.0.0.1/a.png")
@@ -95,6 +103,26 @@ def test_a_picture_is_fetched_from_a_named_host_at_the_address_that_was_checked(
 def test_what_a_host_answers_is_not_believed(host, path, sentence):
     with pytest.raises(NotFetchedError, match=sentence):
         fetch(f"http://{host}{path}", [host], max_bytes=10**5, allow_address=lambda address: True)
+
+
+def test_a_host_that_drips_its_head_holds_nobody_beyond_the_time(host):
+    done = []
+
+    def ask():
+        with pytest.raises(NotFetchedError, match="took too long"):
+            fetch(f"http://{host}/drip.png", [host], max_bytes=10**5, allow_address=lambda _: True, timeout_s=0.3)
+        done.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert done
+
+
+@pytest.mark.parametrize("named", ["localhost", "localhost:80", "LOCALHOST:80"])
+def test_a_standard_port_may_be_said_or_left_away(named):
+    with pytest.raises(AddressRefusedError, match="not of the open internet"):  # which is looked at after the name
+        fetch("http://localhost/a.png", [named], max_bytes=10**5)
 
 
 def test_a_named_host_with_a_private_address_is_not_asked(host):

@@ -188,6 +188,9 @@ def test_16_bit_colours_of_12_bits_are_not_black(highest, expected, said, form, 
     pixels = np.full((4, 6, 3), highest, np.uint16)
     assert corner(open_image(in_16_bits(pixels, form))) == (expected,) * 3
     assert ("16-bit colours" in caplog.text) == said
+    with Image.open(io.BytesIO(in_16_bits(pixels, form))) as opened:  # by whoever has it
+        again = open_image(opened)
+    assert corner(again) == corner(open_image(again)) == (expected,) * 3
 
 
 def test_16_bit_colours_of_12_bits_are_not_black_beside_what_is_transparent():

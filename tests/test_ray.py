@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from owl_swin.errors import ConfigError
 from owl_swin.formats import to_record
 from owl_swin.server import cluster
 from owl_swin.server.cluster import Recipe, make_deployment
+from owl_swin.server.settings import ServerSettings
 
 PICTURE = encode(noise(60, 90))
 
@@ -136,6 +138,19 @@ def test_a_ray_of_its_own_ends_with_the_server(monkeypatch, model_file):
         for sig, handler in before.items():
             signal.signal(sig, handler)
     assert called == ["shutdown"]
+
+
+@pytest.mark.parametrize(
+    "options, allowed", [({}, False), ({"token": "open-sesame"}, True), ({"open_to_all": True}, True)]
+)
+def test_a_serve_that_others_reach_answers_nobody_without_a_token(monkeypatch, options, allowed):
+    client = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0", port=8000))
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda **_: client)
+    if allowed:
+        assert cluster._start_serve(ServerSettings(**options), False) == "0.0.0.0:8000"
+    else:
+        with pytest.raises(ConfigError, match=r"answers on 0\.0\.0\.0, which other machines can reach"):
+            cluster._start_serve(ServerSettings(**options), False)
 
 
 def test_replicas_that_share_nothing_are_refused():

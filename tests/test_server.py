@@ -227,6 +227,14 @@ def test_other_machines_are_let_in_with_a_token_only():
     assert ServerSettings(host="0.0.0.0", open_to_all=True).open_to_all
     with pytest.raises(ConfigError, match="at least 8 characters"):
         ServerSettings(token="short")
+    with pytest.raises(ConfigError, match="must not begin or end with a blank"):
+        ServerSettings(token="open-sesame ")
+    with pytest.raises(ConfigError, match="max_pixels must be at most 89478485"):
+        ServerSettings(max_pixels=200_000_000)
+    for host in ("https://e.com", "e.com/a", "e.com:99999", ""):
+        with pytest.raises(ConfigError, match="is HOST or HOST:PORT"):
+            ServerSettings(url_hosts=(host,))
+    assert ServerSettings(url_hosts=("e.com:443", "Pictures.example", "10.0.0.1:80", "::1")).url_hosts
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,17 @@
 """The archive behind the server: uploads, searches by JSON and by form, and a second writer."""
 
 import io
+import json
+from types import SimpleNamespace
 
+import pydantic_core
 import pytest
 from http_client import ask, b64
 from picture_files import encode, noise, turned
 from PIL import Image
 from test_huge import planes, tiff
 
+from owl_swin.errors import ArchiveError
 from owl_swin.exemplar import Exemplar
 from owl_swin.image import open_image
 from owl_swin.index.lock import only_writer
@@ -70,6 +74,31 @@ def test_pictures_that_the_archive_has_not_are_not_found(archive, path, status, 
     answer = ask(archive[0], "GET", path)
     assert answer.status_code == status
     assert answer.json()["code"] == code
+
+
+@pytest.mark.parametrize("method, path", [("POST", "/v1/search"), ("GET", "/v1/model"), ("GET", "/v1/images/abc")])
+def test_an_archive_that_fails_is_no_mistake_of_the_client_and_its_place_stays_in_the_log(
+    detector, method, path, caplog
+):
+    def fail(*_, **__):
+        raise ArchiveError("/srv/secret/a.lance: the archive cannot be read (No space left on device)")
+
+    index = SimpleNamespace(search=fail, stats=fail, picture_file=fail, tiles=None, close=lambda: None)
+    app = create_app(detector, index=index)
+    answer = ask(app, method, path, json={"query": "a dog"} if method == "POST" else None)
+    app.state.serving.close()
+    assert (answer.status_code, answer.json()["code"]) == (503, "archive_failed")
+    assert "secret" not in answer.text and "/srv/secret/a.lance: the archive cannot be read (No space" in caplog.text
+    described = app.openapi()["paths"][path.replace("abc", "{image_id}")][method.lower()]
+    assert "archive_failed" in json.dumps(described)
+
+
+def test_names_that_are_no_text_come_as_text(archive):
+    app, index = archive
+    index.add_images([("caf\udce9.jpg", encode(noise(60, 90, seed=21)))])
+    answer = ask(app, "POST", "/v1/search", json={"query": "a dog", "limit": 1000})
+    paths = {one["path"] for one in pydantic_core.from_json(answer.content)["matches"]}  # which reads strictly
+    assert "caf\ufffd.jpg" in paths
 
 
 def test_a_region_that_is_not_there_is_a_wrong_query(archive):

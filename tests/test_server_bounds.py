@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -114,6 +117,27 @@ def test_of_too_many_values_nothing_is_read(kind, monkeypatch):
     else:
         with pytest.raises(Problem, match="has at most"):
             parse(DetectIn, content, ServerSettings().max_json_values)
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_an_answer_before_the_end_of_a_body_reaches_its_client(server, close):
+    request = urllib.request.Request(f"{server.url}/v1/detect", data=b"x" * 20 * MB)  # which says "Connection: close"
+    if close:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=30)
+        assert caught.value.code == 413 and json.load(caught.value)["code"] == "body_too_large"
+        return
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        assert client.post("/v1/detect", content=b"x" * 20 * MB).json()["code"] == "body_too_large"
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_model_that_has_stopped_is_told_apart_from_a_busy_one(detector):
+    app = create_app(detector)
+    app.state.serving.batcher.close()
+    answer = ask(app, "GET", "/healthz")
+    assert (answer.status_code, answer.json()["code"]) == (503, "model_stopped")
+    app.state.serving.close()
 
 
 def test_health_is_answered_while_a_large_body_is_read(server, monkeypatch):

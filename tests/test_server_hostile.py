@@ -1,5 +1,6 @@
 """Requests that mean harm, or are merely broken: each is refused with a status and a code, and the server lives on."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -463,6 +464,19 @@ def test_hostile_bytes_on_the_wire_are_refused(server, kind):
     answered, problem = server.send(sent)
     assert (answered, problem.get("code")) == (status, code)
     assert server.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") == (200, {"status": "ok"})
+
+
+def test_a_body_that_began_quickly_may_not_drip_for_as_long_as_it_saved(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(HEAD + b"Content-Length: 1000000\r\n\r\n" + b" " * 900_000)  # 55 s of 16 KiB each
+        began = time.monotonic()
+        connection.settimeout(0.1)
+        answer = b""
+        while not answer and time.monotonic() - began < 20:
+            connection.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                answer = connection.recv(100)
+        assert answer.startswith(b"HTTP/1.1 408")
 
 
 def test_slow_loris_that_drips_is_cut_off(server):

@@ -24,7 +24,7 @@ from owl_swin.server.answer_schemas import (
 )
 from owl_swin.server.documentation import answers, describe_routes, docs_page
 from owl_swin.server.problems import Problem, problem_of_fields, problem_of_http
-from owl_swin.server.receiving import NO_STORE
+from owl_swin.server.receiving import NO_STORE, in_time
 from owl_swin.server.security import PATHS, Guard
 from owl_swin.server.serving import Serving
 from owl_swin.server.settings import ServerSettings
@@ -103,8 +103,9 @@ def _add_pages(app: FastAPI, serving: Serving) -> None:
     """What answers at once: health, figures, the model, the documentation."""
 
     async def healthz(request: Request) -> Response:
-        alive = serving.batcher.alive
-        return JSONResponse({"status": "ok" if alive else "dead"}, 200 if alive else 503, NO_STORE)
+        if not serving.batcher.alive:
+            raise Problem("model_stopped", "the model of this server has stopped; start the server again")
+        return JSONResponse({"status": "ok"}, headers=NO_STORE)
 
     async def readyz(request: Request) -> Response:
         serving.check_room(0)
@@ -114,7 +115,8 @@ def _add_pages(app: FastAPI, serving: Serving) -> None:
         return Response(serving.metrics.page(), media_type="text/plain; version=0.0.4")
 
     async def model(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(serving.about))
+        about = asyncio.to_thread(serving.about)
+        return JSONResponse(await in_time(request, about, serving.settings.timeout_s))
 
     async def openapi(request: Request) -> Response:
         return JSONResponse(app.openapi())
@@ -124,18 +126,18 @@ def _add_pages(app: FastAPI, serving: Serving) -> None:
         return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
     add = partial(app.add_api_route, methods=["GET"])
-    for path, check, summary in (
-        ("/healthz", healthz, "Whether the process lives"),
-        ("/readyz", readyz, "Whether it takes requests"),
+    for path, check, summary, code in (
+        ("/healthz", healthz, "Whether the process lives", "model_stopped"),
+        ("/readyz", readyz, "Whether it takes requests", "shutting_down"),
     ):
-        described = answers(HealthOut, "shutting_down")
+        described = answers(HealthOut, code)
         add(path, check, operation_id=path[1:], summary=summary, openapi_extra={"security": []}, **described)
     add(
         "/v1/model",
         model,
         operation_id="model",
         summary="The model, and the limits of this server",
-        **answers(ModelOut),
+        **answers(ModelOut, "archive_failed", "timeout"),
     )
     add(
         "/metrics",

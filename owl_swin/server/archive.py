@@ -1,12 +1,13 @@
 """The archive behind the routes: searches in threads of their own, one writer, and thumbnails."""
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from owl_swin.errors import ArchiveBusyError, ArchiveError, ImageError, QueryError
+from owl_swin.errors import ArchiveBusyError, ImageError, QueryError
 from owl_swin.server.cache import ByteCache
 from owl_swin.server.problems import Problem
 from owl_swin.server.reading import Blob
@@ -84,7 +85,7 @@ class Archive:
         """The bytes of a picture of the archive, or where its file lies."""
         try:
             return await self._in(self._threads, partial(self.attached()._index.picture_file, image_id))
-        except (ImageError, ArchiveError, QueryError):
+        except (ImageError, QueryError):
             raise Problem("no_such_image", "the archive has no such picture, or its file is gone") from None
 
     def close(self) -> None:
@@ -106,4 +107,6 @@ def _match(match: Any, root_path: str) -> dict[str, Any]:
     box = dict(zip(("xmin", "ymin", "xmax", "ymax"), (round(float(v), 2) for v in match.box_xyxy), strict=True))
     thumbnail = f"{root_path}/v1/images/{match.image_id}"
     names = ("image_id", "path", "score", "objectness", "width", "height", "modified", "region")
-    return {**{name: getattr(match, name) for name in names}, "box": box, "thumbnail": thumbnail}
+    values = {name: getattr(match, name) for name in names}
+    values["path"] = os.fsencode(match.path).decode("utf-8", "replace")  # JSON has no place for bytes that are no text
+    return {**values, "box": box, "thumbnail": thumbnail}

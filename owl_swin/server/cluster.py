@@ -11,7 +11,7 @@ from typing import Any
 
 from owl_swin.errors import ConfigError, MissingExtraError
 from owl_swin.server.run import bind
-from owl_swin.server.settings import ServerSettings
+from owl_swin.server.settings import ServerSettings, is_loopback
 from owl_swin.signals import kept_signals
 
 # Of the application and its deployment on Ray.
@@ -169,4 +169,10 @@ def _start_serve(settings: ServerSettings, access_log: bool) -> str:
         options: dict[str, Any] = {"host": settings.host, "port": port}
         serve.start(http_options=options, logging_config={"enable_access_log": access_log})
         return f"{settings.host}:{port}"
-    return f"{client.http_config.host}:{client.http_config.port}"
+    host = client.http_config.host
+    if not settings.token and not settings.open_to_all and not is_loopback(host):
+        raise ConfigError(
+            f"the Ray Serve that runs here answers on {host}, which other machines can reach: give the server a token "
+            "(--token-file, or OWL_SWIN_TOKEN), or say --insecure if anybody may use it"
+        )
+    return f"{host}:{client.http_config.port}"

@@ -19,6 +19,7 @@ from owl_swin.image import (
     MAX_PIXELS,
     MAX_SIDE,
     decode_smaller,
+    mark_deep_colours,
     open_header,
     open_image,
     open_reduced,
@@ -221,6 +222,7 @@ def _opened(content: bytes, where: str, max_pixels: int) -> Iterator[Image.Image
                 "invalid_image", f"{where}: not a picture of a kind that is read here ({', '.join(FORMATS)})"
             ) from None
     with image:
+        mark_deep_colours(image)
         _check_size(image, where, max_pixels)
         yield image
 

@@ -47,7 +47,6 @@ CODES = {
     "invalid_image": (422, "A picture cannot be read"),
     "image_too_large": (422, "A picture has too many pixels"),
     "invalid_query": (422, "A query means nothing"),
-    "invalid_archive": (422, "The archive cannot do this"),
     "too_many_pixels": (422, "The pictures have too many pixels together"),
     "too_many_images": (422, "Too many pictures"),
     "too_many_tiles": (422, "The pictures have too many tiles together"),
@@ -55,6 +54,8 @@ CODES = {
     "url_not_fetched": (422, "A picture could not be fetched"),
     "internal": (500, "The server failed"),
     "busy": (503, "The server is busy"),
+    "archive_failed": (503, "The archive cannot be used"),
+    "model_stopped": (503, "The model has stopped"),
     "archive_busy": (503, "Another process writes to the archive"),
     "shutting_down": (503, "The server is stopping"),
     "timeout": (504, "The answer took too long"),
@@ -80,7 +81,6 @@ CODE_OF_ERROR: tuple[tuple[type[OwlSwinError], str], ...] = (
     (NotFetchedError, "url_not_fetched"),
     (ImageError, "invalid_image"),
     (QueryError, "invalid_query"),
-    (ArchiveError, "invalid_archive"),
 )
 
 
@@ -133,7 +133,10 @@ def timeout(timeout_s: float) -> Problem:
 
 
 def problem_of(error: OwlSwinError) -> Problem:
-    """The problem that an error of the library is."""
+    """The problem that an error of the library is. Of an archive that fails, why and where it lies goes to the log."""
+    if isinstance(error, ArchiveError):
+        log.error("%s", error)
+        return Problem("archive_failed", "the archive cannot be used at present; the server's log says why")
     for kind, code in CODE_OF_ERROR:
         if isinstance(error, kind):
             return Problem(code, str(error))

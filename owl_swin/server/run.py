@@ -46,12 +46,13 @@ class GuardedProtocol(H11Protocol):
         super().__init__(*arguments, **named)
         self._head_timer: asyncio.TimerHandle | None = None
         self._thrown_away = 0
+        self._lingers = False
         self._linger_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client comes in; one too many gets 503 and is closed."""
-        super().connection_made(transport)
+        super().connection_made(_Closing(transport, self))  # type: ignore[arg-type]
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         transport.set_write_buffer_limits(0)  # pause_writing is called for whatever the system does not take at once
         if len(self.connections) > self.settings.max_connections:
@@ -97,17 +98,34 @@ class GuardedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes of a request, or of a body that was answered already."""
         if self.transport.is_closing():
+            if self._lingers:
+                self._throw_away(data)
             return
         if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
-            self._thrown_away += len(data)
+            self._throw_away(data)
             if self._thrown_away > LINGER_BYTES:
-                self.transport.close()
                 return
-            if self._linger_timer is None:
-                self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
         elif self._head_timer is None and self._between_requests():
             self._start_head_timer()
         super().data_received(data)
+
+    def _throw_away(self, data: bytes) -> None:
+        self._thrown_away += len(data)
+        if self._thrown_away > LINGER_BYTES:
+            self.transport.abort()
+        elif self._linger_timer is None:
+            self._linger_timer = self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def linger(self, transport: asyncio.Transport) -> bool:
+        """Whether a connection that is to close has more of a body to come: it then says no more, and reads for a while
+        what comes. The system would take back an answer that the client has not read, with bytes that nobody reads."""
+        if self.conn.their_state is not h11.SEND_BODY or not transport.can_write_eof():
+            return False
+        self._lingers = True
+        transport.write_eof()
+        transport.resume_reading()
+        self._throw_away(b"")
+        return True
 
     def handle_events(self) -> None:
         """After bytes were read: a request whose head is complete stops the clock."""
@@ -134,6 +152,9 @@ class GuardedProtocol(H11Protocol):
         if not self.transport.is_closing() and self._between_requests():
             self.close_with(Problem("request_timeout", "the head of the request came too slowly"))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing to say: clients that offer HTTP/2 or WebSockets are answered in HTTP/1.1."""
+
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP."""
         self.close_with(Problem("invalid_http", "this is not a request of HTTP/1.1"))
@@ -153,6 +174,26 @@ class GuardedProtocol(H11Protocol):
         head = "".join(f"{name}: {value}\r\n" for name, value in {**headers, **(problem.headers or {})}.items())
         self.transport.write(f"HTTP/1.1 {problem.status} {problem.code}\r\n{head}\r\n".encode() + bytes(answer.body))
         self.transport.close()
+
+
+class _Closing:
+    """A transport that may linger before it closes, as GuardedProtocol says."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: GuardedProtocol):
+        self._transport, self._protocol, self._closed = transport, protocol, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is to be said."""
+        return self._closed or self._transport.is_closing()
+
+    def close(self) -> None:
+        """After what was written."""
+        if not self.is_closing() and not self._protocol.linger(self._transport):
+            self._transport.close()
+        self._closed = True
 
 
 class PortionedProtocol(asyncio.BufferedProtocol):

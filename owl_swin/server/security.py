@@ -168,8 +168,8 @@ class _Body:
         return checked
 
     async def _next(self) -> Message:
-        # Beside the pause between two parts, a body as a whole must come at 16 KiB a second at least.
-        left = self._deadline + self._size / 16384 - time.monotonic()
+        # Beside the pause between two parts, a body must come at 16 KiB a second, also after a quick beginning.
+        left = self._deadline - time.monotonic()
         try:
             async with asyncio.timeout(max(0.0, min(left, self._settings.body_timeout_s))):
                 message = await self._receive()
@@ -181,6 +181,7 @@ class _Body:
             raise too_large(self._max_bytes)
         self._hold(part)
         self._size += part
+        self._deadline = min(self._deadline + part / 16384, time.monotonic() + 2 * self._settings.body_timeout_s)
         if self._gauge is not None:
             self._gauge.write(content)
         self._more = message.get("more_body", False)

@@ -7,9 +7,11 @@ import re
 from dataclasses import dataclass
 
 from owl_swin.errors import ConfigError
+from owl_swin.image import MAX_PIXELS
 
 MB = 2**20
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._~-]{1,255}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
+URL_HOST = re.compile(r"(?:[a-z0-9._-]{1,255}|[0-9a-f]*:[0-9a-f:.]{2,45})(:[0-9]{1,5})?")
 # Ports that browsers leave away.
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
@@ -92,6 +94,12 @@ class ServerSettings:
             )
         if self.token and (len(self.token) < 8 or not self.token.isprintable() or not self.token.isascii()):
             raise ConfigError("the token must have at least 8 characters, all of them printable ASCII")
+        if self.token != self.token.strip():
+            raise ConfigError("the token must not begin or end with a blank: no client could send it")
+        if self.max_pixels > MAX_PIXELS:
+            raise ConfigError(f"max_pixels must be at most {MAX_PIXELS}, the largest picture that is read")
+        for place in self.url_hosts:
+            check_url_host(place)
         if not self.token and not self.open_to_all and not is_loopback(self.host):
             raise ConfigError(
                 f"other machines can reach {self.host}: give the server a token (--token-file, or OWL_SWIN_TOKEN), or "
@@ -120,6 +128,16 @@ class ServerSettings:
     def n_decode_threads(self) -> int:
         """Threads that read pictures."""
         return self.decode_threads or min(4, os.cpu_count() or 1)
+
+
+def check_url_host(place: str) -> None:
+    """Refuses, with ConfigError, what is no host, or host:port, that a URL can have."""
+    found = URL_HOST.fullmatch(place.lower())
+    if not found or int((found[1] or ":0")[1:]) > 65535:
+        raise ConfigError(
+            f"a host that pictures may be fetched from is HOST or HOST:PORT, as in images.example:8080, without a "
+            f"scheme or a path; got {place[:200]!r}"
+        )
 
 
 def check_origin(origin: str) -> None:

@@ -265,7 +265,7 @@ def _add_keeping(app: FastAPI, serving: Serving) -> None:
             content = await in_time(request, serving.thumbnail(image_id[:255], size), limits.timeout_s)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
-    archive = ("no_archive", "invalid_archive")
+    archive = ("no_archive", "archive_failed")
     add = partial(app.add_api_route, methods=["POST"])
     add(
         "/v1/embed", embed, operation_id="embed", summary="Encode queries to keep",
@@ -285,7 +285,7 @@ def _add_keeping(app: FastAPI, serving: Serving) -> None:
         **answers(ImagesOut, *BODY_CODES, "too_many_tiles", *archive, "archive_busy"), **body(ImagesIn),
     )  # fmt: skip
     codes = (
-        "no_archive",
+        *archive,
         "no_such_image",
         "invalid_image",
         "image_too_large",
