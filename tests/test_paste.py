@@ -8,7 +8,8 @@ from PIL import Image
 
 from owl_swin.cli.main import app
 from owl_swin.data import paste
-from owl_swin.data.paste import find_cutouts, paste_scenes
+from owl_swin.data.cutouts import Cutout, find_cutouts
+from owl_swin.data.paste import paste_scenes
 from owl_swin.errors import DataError, ImageError, OwlSwinError
 from owl_swin.rle import decode_rle
 
@@ -36,7 +37,7 @@ def cutouts(tmp_path):
 
 def test_a_box_holds_just_what_is_seen(cutouts, photographs, tmp_path):
     found = find_cutouts(cutouts)
-    assert sorted(name for _, name in found) == sorted(COLOURS)
+    assert sorted(name for _, name, _ in found) == sorted(COLOURS)
     target = paste_scenes(found, [photographs / "grey.png"], tmp_path / "set", pictures=8, most_things=1)
     data = json.loads(target.read_text())
     names = {c["id"]: c["name"] for c in data["categories"]}
@@ -91,7 +92,7 @@ def test_a_run_that_is_stopped_leaves_no_boxes_of_before_on_new_pictures(cutouts
 def test_a_cut_out_is_called_by_its_file_but_for_the_number_of_a_copy(cutouts):
     for name in ("t-shirt", "x-ray_machine-2", "red mug-12"):
         (cutouts / f"{name}.png").write_bytes((cutouts / "red_mug-1.png").read_bytes())
-    assert {name for _, name in find_cutouts(cutouts)} == {"red mug", "blue cup", "t-shirt", "x-ray machine"}
+    assert {name for _, name, _ in find_cutouts(cutouts)} == {"red mug", "blue cup", "t-shirt", "x-ray machine"}
 
 
 def test_the_seed_makes_the_set(cutouts, photographs, tmp_path):
@@ -153,6 +154,6 @@ def test_what_cannot_be_pasted_is_said(wrong, cutouts, photographs, tmp_path):
     else:
         Image.new("RGBA", (4, 4)).save(cutouts / "nothing.png")
         with pytest.raises(ImageError, match="shows nothing"):
-            paste_scenes([(cutouts / "nothing.png", "x")], [photographs / "grey.png"], tmp_path / "s", pictures=1)
+            paste_scenes([Cutout(cutouts / "nothing.png", "x")], [photographs / "grey.png"], tmp_path / "s", pictures=1)
         with pytest.raises(DataError, match="needs cut-outs and photographs"):
             paste_scenes([], [photographs / "grey.png"], tmp_path / "s", pictures=1)

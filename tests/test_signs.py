@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from owl_swin.cli.main import app
 from owl_swin.data import signs
-from owl_swin.data.paste import find_cutouts, paste_scenes
+from owl_swin.data.cutouts import find_cutouts
+from owl_swin.data.paste import Sizes, paste_scenes
 from owl_swin.data.signs import make_signs
 from owl_swin.errors import DataError, OwlSwinError
 
@@ -26,8 +27,8 @@ def photograph(tmp_path):
 def test_a_sign_is_a_plate_with_writing_and_each_fourth_a_poster(photograph, tmp_path):
     folder = make_signs(tmp_path / "signs", count=12, photographs=[photograph])
     found = find_cutouts(folder)
-    assert [name for _, name in found] == ["poster"] * 3 + ["sign"] * 9
-    for path, name in found:
+    assert [name for _, name, _ in found] == ["poster"] * 3 + ["sign"] * 9
+    for path, name, _ in found:
         with Image.open(path) as cutout:
             assert cutout.mode == "RGBA"
             assert cutout.getchannel("A").getbbox() == (0, 0, *cutout.size)  # nothing transparent around it
@@ -85,7 +86,7 @@ def test_a_font_without_letters_is_left_out(tmp_path, monkeypatch):
 
 def test_things_have_the_sizes_that_are_asked_for(photograph, tmp_path):
     found = find_cutouts(make_signs(tmp_path / "signs", count=6))
-    target = paste_scenes(found, [photograph], tmp_path / "set", pictures=60, most_things=1, sizes=(0.1, 0.4))
+    target = paste_scenes(found, [photograph], tmp_path / "set", pictures=60, most_things=1, sizes=Sizes((0.1, 0.4)))
     data = json.loads(target.read_text())
     shares = np.array([max(a["bbox"][2:]) / 200 for a in data["annotations"]])
     assert len(shares) == 60

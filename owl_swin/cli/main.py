@@ -129,6 +129,7 @@ def _register() -> None:
     app.command("info")(info.info)
     app.command("serve")(serve.serve)
     app.command("train")(training.train)
+    app.command("cutouts")(training.cutouts)
     app.command("paste")(training.paste)
     app.command("signs")(training.signs)
     app.command("distil")(distil.distil)

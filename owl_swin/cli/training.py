@@ -1,4 +1,4 @@
-"""`owl-swin train | paste | signs | distil-text`: making models."""
+"""`owl-swin train | cutouts | paste | signs | distil-text`: making models."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from owl_swin.cli.evaluation_options import show_progress
 from owl_swin.cli.printing import emit_line, note, said_when_stopped, say
 from owl_swin.cli.table import table_lines
 from owl_swin.errors import OwlSwinError
@@ -15,6 +16,7 @@ from owl_swin.image import is_picture_name
 STOPPED_RUN = "stopped; the same command goes on from the last checkpoint"
 
 if TYPE_CHECKING:
+    from owl_swin.data.scene import Scenes
     from owl_swin.training.config import TrainConfig
 
 
@@ -78,13 +80,65 @@ def _probe(settings: "TrainConfig", with_steps: bool) -> None:
     emit_line(str(settings.output))
 
 
+def cutouts(
+    data: Annotated[str, typer.Argument(metavar="SET", help="A set with boxes, as `owl-swin info` reads it.")],
+    to: Annotated[Path, typer.Option(help="Folder to write cutouts.json and images/ to.")],
+    images: Annotated[str, typer.Option(help="Folder of the set's pictures.")] = "",
+    kind: Annotated[
+        str | None, typer.Option(help="Form of the set (coco, voc, yolo, …); guessed if not given.")
+    ] = None,
+    model: Annotated[str, typer.Option(help='Model that makes masks where the set has none; "" for none.')] = "nano",
+    names: Annotated[str | None, typer.Option(help="Only these names, separated by commas.")] = None,
+    without: Annotated[str | None, typer.Option(help="Not these names, separated by commas.")] = None,
+    least_score: Annotated[float, typer.Option(help="Of boxes that were guessed, the lowest score.")] = 0.6,
+    most: Annotated[int, typer.Option(help="At most so many of a name; 0 for all.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    seed: Annotated[int, typer.Option(help="The same seed takes the same things.")] = 0,
+) -> None:
+    """Cut the things of a set with boxes out of their photographs, for `owl-swin paste`: by their masks, or by those
+    that a model makes of what it finds in the same place.
+
+    Example: owl-swin cutouts train.json --images pictures --to things
+    """
+    from owl_swin.detector import Detector
+    from owl_swin.labelling.cutting import cut_out
+
+    scenes = _set_with_boxes(data, images, kind, masks=True)
+    detector = Detector.from_pretrained(model, device=device) if model else None
+    if detector is not None and not detector.spec.has_masks:
+        raise OwlSwinError(f'{model}: makes no masks; name a model that does, or --model "" for masks of the set alone')
+    made = cut_out(
+        scenes,
+        to,
+        detector,
+        names=_names(names),
+        without=_names(without),
+        least_score=least_score,
+        most=most,
+        seed=seed,
+        progress=show_progress,
+    )
+    left = f"{made.small} boxes too small or cut off, {made.unmasked} without a mask that fits"
+    note(f"{made.kept} cut-outs; left: {left}")
+    emit_line(str(made.path))
+
+
 def paste(
     cutouts: Annotated[
         Path,
-        typer.Argument(metavar="CUTOUTS", help="Folder of RGBA pictures called after what they show, or a JSON list."),
+        typer.Argument(
+            metavar="CUTOUTS",
+            help="Folder of RGBA pictures called after what they show, or of `owl-swin cutouts`, or a JSON list.",
+        ),
     ],
-    on: Annotated[list[Path], typer.Option(help="Folder of photographs to paste on; repeat it.")],
+    on: Annotated[
+        list[Path],
+        typer.Option(help="Folder of photographs to paste on, or file of a set whose boxes stay; repeat it."),
+    ],
     to: Annotated[Path, typer.Option(help="Folder to write annotations.json and images/ to.")],
+    images: Annotated[
+        list[str] | None, typer.Option(help="Folder of the pictures of a set that is pasted on; one each, in order.")
+    ] = None,
     pictures: Annotated[int, typer.Option(help="How many scenes.", min=1)] = 100,
     names: Annotated[str | None, typer.Option(help="Only these names, separated by commas.")] = None,
     without: Annotated[str | None, typer.Option(help="Not these names, separated by commas.")] = None,
@@ -97,20 +151,37 @@ def paste(
             "0.6 of its shorter side.",
         ),
     ] = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEAST,MOST",
+            help="Or how many times its own size a thing becomes, as 0.3,1.6, for cut-outs of photographs; brightness "
+            "and shape then vary a little too.",
+        ),
+    ] = None,
+    balance: Annotated[
+        float, typer.Option(help="1: all cut-outs as often; 0: all names as often; between them, names by this power.")
+    ] = 1.0,
     image_size: Annotated[int, typer.Option(help="Longer side in pixels of pictures, at most.", min=1)] = 320,
     seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
 ) -> None:
-    """Make a detection set out of cut-outs: paste them on photographs, with boxes.
+    """Make a detection set out of cut-outs: paste them on photographs, with boxes; on those of a set, beside its own.
 
     Example: owl-swin paste cutouts --on photos --to my_set --pictures 200
-    """
-    from owl_swin.data.paste import find_cutouts, paste_scenes
 
-    photographs = _pictures_of(on)
-    wanted, unwanted = (
-        [name.strip() for name in (given or "").split(",") if name.strip()] for given in (names, without)
-    )
-    found = find_cutouts(cutouts, wanted, without=unwanted)
+    Copy and paste: owl-swin paste things --on train.json --images pictures --to more --scales 0.3,1.6 --balance 0.25
+    """
+    from owl_swin.data.cutouts import find_cutouts
+    from owl_swin.data.paste import Ground, Sizes, grounds_of, paste_scenes
+
+    sets, folders = [one for one in on if one.is_file()], [one for one in on if not one.is_file()]
+    if images is not None and len(images) != len(sets):
+        raise OwlSwinError(f"--images names the pictures of {len(images)} sets, and --on names {len(sets)}")
+    photographs: list[Path | Ground] = list(_pictures_of(folders))
+    for path, pictures_of_it in zip(sets, images or [""] * len(sets), strict=True):
+        photographs += grounds_of(_set_with_boxes(str(path), pictures_of_it, None, masks=True))
+    found = find_cutouts(cutouts, _names(names), without=_names(without))
+    chosen = Sizes(_two_numbers("--sizes", sizes), _two_numbers("--scales", scales))
     make_folder(to)
     made = paste_scenes(
         found,
@@ -119,10 +190,26 @@ def paste(
         pictures=pictures,
         most_things=most_things,
         longer_side_px=image_size,
-        sizes=_two_shares(sizes),
+        sizes=chosen,
+        balance=balance,
         seed=seed,
     )
     emit_line(str(made))
+
+
+def _set_with_boxes(path: str, images: str, kind: str | None, *, masks: bool) -> "Scenes":
+    from owl_swin.data.config import DataConfig
+    from owl_swin.data.guess import guess_kind
+    from owl_swin.data.scenes import load_scenes
+
+    chosen = kind or guess_kind(path)
+    if chosen is None:
+        raise OwlSwinError(f"{path}: not a set with boxes of a form that can be told")
+    return load_scenes(DataConfig(kind=chosen, path=path, images=images), masks=masks)
+
+
+def _names(given: str | None) -> list[str]:
+    return [name.strip() for name in (given or "").split(",") if name.strip()]
 
 
 def signs(
@@ -155,13 +242,13 @@ def _pictures_of(folders: list[Path]) -> list[Path]:
     return [path for folder in folders for path in sorted(folder.iterdir()) if is_picture_name(path)]
 
 
-def _two_shares(given: str | None) -> tuple[float, float] | None:
+def _two_numbers(option: str, given: str | None) -> tuple[float, float] | None:
     if given is None:
         return None
     try:
         least, most = (float(part) for part in given.split(","))
     except ValueError:
-        raise OwlSwinError(f"--sizes must be two numbers with a comma, as 0.04,0.4, got {given!r}") from None
+        raise OwlSwinError(f"{option} must be two numbers with a comma, as 0.04,0.4, got {given!r}") from None
     return least, most
 
 

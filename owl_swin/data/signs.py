@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from owl_swin.data.paste import CUTOUT_SUFFIXES
+from owl_swin.data.cutouts import CUTOUT_SUFFIXES
 from owl_swin.errors import DataError
 from owl_swin.files import make_folder, write_image
 from owl_swin.image import open_image
