@@ -105,6 +105,12 @@ def build_demo(
     return blocks
 
 
+def end(*_: object) -> None:
+    """Ends the program as it would by itself, which takes the uploads with it; to be told so again changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def main() -> None:
     """Opens the demo on this machine alone."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -119,7 +125,7 @@ def main() -> None:
     parser.add_argument("--index", help="an archive that `owl-swin index` made, for the tab Search")
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whose end takes the uploads with it
+    signal.signal(signal.SIGTERM, end)
     sources = models.listed([*(arguments.model or ["nano"]), "nano", *models.PUBLISHED])
 
     def load(source: str) -> Detector:

@@ -99,6 +99,7 @@
       root.classList.toggle("owl-none", head.hidden && !value.note);
       clear.hidden = !many;
       said.textContent = many && !waiting ? marks.text || "" : "";
+      const focused = strip.contains(document.activeElement);
       redrawn(strip, () => {
         if (JSON.stringify(value.items) !== items) {
           items = JSON.stringify(value.items);
@@ -107,7 +108,7 @@
         heads().forEach((one, i) => { one.querySelector("em").textContent = (marks.badges || [])[i] || "…"; });
         press(marks.chosen);
         const chosen = heads()[marks.chosen];
-        if (!chosen || strip.contains(document.activeElement)) return;
+        if (!chosen || focused) return;
         const [left, right] = [chosen.parentElement.offsetLeft - strip.offsetLeft, strip.clientWidth];
         if (left < strip.scrollLeft || left + chosen.offsetWidth > strip.scrollLeft + right) strip.scrollLeft = left - right / 3;
       });

@@ -164,7 +164,7 @@
     stage.came = (before) => {
       const now = stage.value;
       if (!now.src) turn(false);
-      const same = before.src === now.src && before.width === now.width && before.height === now.height;
+      const same = before.key === now.key;
       unheard = unheard.filter((one) => one.number > (now.edited ?? 0));
       if (same && behind() && Date.now() - sentAt < WAIT_MS + (unsent ? WAIT_MS : 0)) {
         [now.boxes, now.names] = [before.boxes, before.names];
@@ -254,6 +254,8 @@
       const here = boxes().filter((one) => inside(point, one.box, 4 / scale())).sort((a, b) => area(a.box) - area(b.box));
       return here[(here.indexOf(chosen) + 1) % Math.max(1, here.length)] || null;
     };
+    // The box that a row of the table is about, which may be of an answer before.
+    const chooseIn = ({ owlMark: { mark, of } }) => choose(of === stage.of ? again(mark) : null);
     frame.addEventListener("pointerup", end);
     frame.addEventListener("pointercancel", (event) => {
       zoomed.fingers.up(event);
@@ -262,13 +264,13 @@
     frame.addEventListener("blur", () => send()); // what keys did, before anything else is done
     root.addEventListener("click", (event) => {
       const row = on && event.target.closest(".owl-table tbody tr");
-      if (row && !event.target.closest("button")) choose(boxes()[Number(row.dataset.box)] || null);
+      if (row && !event.target.closest("button")) chooseIn(row);
     });
 
     root.addEventListener("keydown", (event) => {
       if (!on || event.key !== "Enter" || !event.target.matches(".owl-table tbody tr")) return;
       event.preventDefault();
-      choose(boxes()[Number(event.target.dataset.box)] || null);
+      chooseIn(event.target);
     });
 
     // --- Keys ---

@@ -25,7 +25,7 @@ from owl_swin.demo.pieces import (
 )
 from owl_swin.demo.refusals import Refused, errors_shown, pick
 from owl_swin.demo.session import Session
-from owl_swin.demo.settings import Answers, in_turn
+from owl_swin.demo.settings import Answers, in_turn, slider
 from owl_swin.demo.worked import attention_example, patches_example
 
 # The longer side at which this tab looks: enough windows to see, small enough to count patches and to keep what every
@@ -265,7 +265,7 @@ def layout() -> Page:
                 before = gr.Button("‹ Block before", size="md", elem_id="inside-before", min_width=110)
                 after = gr.Button("Next block ›", variant="primary", size="md", elem_id="inside-next", min_width=110)
             view = gr.Radio([BLOCK, REACH], value=BLOCK, label="What the light shows", elem_id="inside-view")
-            head = gr.Slider(
+            head = slider(
                 0, 16, 0, step=1, label="Head", info="0 is the mean of all; a block with fewer shows its last."
             )
             upload = upload_button("Choose a photo", file_types=["image"], elem_id="inside-upload", size="md")

@@ -24,12 +24,14 @@ QUALITY = 90
 
 @dataclass(frozen=True, slots=True)
 class MapCall:
-    """What was asked, for code that asks it again: names, or a file of queries in their place."""
+    """What was asked, for code that asks it again: names, or a file of queries in their place; ``image_size`` is None
+    where it is the model's own."""
 
     model: str
     names: Sequence[str]
     threshold: float
     from_file: bool = False
+    image_size: int | None = None
 
 
 def _drawing(photo: Photo, found: SemanticMap) -> bytes:
@@ -94,11 +96,12 @@ def downloads(photo: Photo, found: SemanticMap | None = None, wanted: str = "") 
 def copies(photo: Photo, call: MapCall) -> list[dict[str, str]]:
     """The same question as Python, for the command line, and, where the server can be asked so, for curl."""
     file, threshold = query_file_name(photo), f"{call.threshold:g}"
-    model = "" if call.model == "nano" else repr(call.model)
+    options = [] if call.model == "nano" else [repr(call.model)]
+    options += [] if call.image_size is None else [f"image_size={call.image_size}"]
     asked = f"detector.load_queries({file!r})" if call.from_file else repr(list(call.names))
     python = (
         "from owl_swin import Detector, to_label_image\n\n"
-        f"detector = Detector.from_pretrained({model})\n"
+        f"detector = Detector.from_pretrained({', '.join(options)})\n"
         f"found = detector.segment({photo.name!r}, {asked}, threshold={call.threshold!r})\n"
         f"print({{found.names[label]: share for label, share in found.shares().items() if label >= 0}})\n"
         f"to_label_image(found).save({f'{_stem(photo)}.map.png'!r})\n"
@@ -106,6 +109,7 @@ def copies(photo: Photo, call: MapCall) -> list[dict[str, str]]:
     words = ["owl-swin", "segment", as_path(photo.name), "--threshold", threshold, "--save", "maps"]
     words += ["--query-file", file] if call.from_file else []
     words += [word for name in ([] if call.from_file else call.names) for word in ("--query", name)]
+    words += [] if call.image_size is None else ["--image-size", str(call.image_size)]
     words += [] if call.model == "nano" else ["--model", call.model]
     texts = {"Python": python, "command line": shlex.join(words) + "\n"}
     if not call.from_file:

@@ -105,7 +105,7 @@ def show(detector: Detector, mapped: Mapped, threshold: float, model: str = "nan
     if not value["areas"]:
         note = {"text": f"Nothing reaches the threshold of {threshold:.2f}. Lower it, or name something else."}
         return stage_value(mapped.photo, note=note, map=value), stage_files([])
-    return stage_value(mapped.photo, map=value), _files(mapped.photo, mapped, threshold, model)
+    return stage_value(mapped.photo, map=value), _files(mapped.photo, detector, mapped, threshold, model)
 
 
 def fetch(detector: Detector, mapped: Mapped, threshold: float, model: str, wanted: str) -> dict:
@@ -115,18 +115,20 @@ def fetch(detector: Detector, mapped: Mapped, threshold: float, model: str, want
         return stage_files([])
     whole = encoded if encoded.image_hw == (photo.height, photo.width) else photo.open()
     found = detector.segment(whole, queries, threshold=threshold)
-    return _files(photo, mapped, threshold, model, found, wanted)
+    return _files(photo, detector, mapped, threshold, model, found, wanted)
 
 
 def _files(
     photo: Photo,
+    detector: Detector,
     mapped: Mapped,
     threshold: float,
     model: str,
     found: SemanticMap | None = None,
     wanted: str = "",
 ) -> dict:
-    call = MapCall(model, mapped.names, threshold, from_file=bool(mapped.shown))
+    size = None if detector.image_size == detector.spec.image_size else detector.image_size
+    call = MapCall(model, mapped.names, threshold, from_file=bool(mapped.shown), image_size=size)
     given = [*downloads(photo, found, wanted), *query_file(photo, mapped.queries)]
     return stage_files(given, copies(photo, call))
 

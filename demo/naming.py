@@ -39,6 +39,7 @@ from owl_swin.demo.pieces import (
 from owl_swin.demo.refusals import Refused, errors_shown, pick, refuse
 from owl_swin.demo.session import Session
 from owl_swin.demo.settings import (
+    THRESHOLD,
     Answers,
     in_turn,
     moved,
@@ -226,8 +227,9 @@ class Handlers:
 
     @errors_shown
     def on_link(self, event: gr.EventData, session: Session[Named], threshold: float):
-        """What a link to the page asks for: its names, their thresholds, and that of all."""
-        if not event.names:  # but for a model, which models.follow_link sees to
+        """What a link to the page asks for: its names, their thresholds, and that of all; in an open window what it
+        says nothing of is as at the start."""
+        if not event.names and not event.again:  # but for a model, which models.follow_link sees to
             return threshold, session
         own = [_share(limit) for limit in event.thresholds]
         limits = dict(zip_longest([str(name) for name in event.names], own[: len(event.names)]))
@@ -238,7 +240,9 @@ class Handlers:
 
         self.ask(session, step)
         common = _share(event.threshold)
-        return threshold if common is None else common, session
+        if common is None:
+            common = THRESHOLD if event.again else threshold
+        return common, session
 
     @errors_shown
     def on_tuned(self, event: gr.EventData, session: Session[Named], *view: float):

@@ -217,7 +217,7 @@ def show_match(searched: Searched) -> dict:
         return no_photo("This photo cannot be shown", f"{path}: {reason}.")
     label = searched.asked.label if searched.asked is not None else "match"
     mark = {"box": match.box_xyxy, "label": label, "score": match.score, "query": 0, "patch": None}
-    photo = Photo(Path(path), path, match.width, match.height, src)
+    photo = Photo(Path(path), path, match.width, match.height, src, key=match.region)
     return stage_value(photo, boxes=[mark], note={"text": path})
 
 

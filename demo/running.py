@@ -32,19 +32,26 @@ class Runs:
     def __init__(self, what: str):
         self._what = what
         self._running: dict[str, Run] = {}
+        self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def begun(self, request: gr.Request) -> Iterator[Run]:
-        """Within it the work runs; the event says that it is to stop. Refused while the last one still runs."""
+    def begun(self, request: gr.Request, *, wait: bool = False) -> Iterator[Run]:
+        """Within it the work runs; the event says that it is to stop. While the last one still runs it is refused, or
+        waits for it."""
         visitor = str(request.session_hash)
-        if visitor in self._running:
-            raise Refused(self._what, "Wait until this is done, or stop it first.")
-        stop = self._running[visitor] = Run()
+        with self._changed:
+            while visitor in self._running:
+                if not wait:
+                    raise Refused(self._what, "Wait until this is done, or stop it first.")
+                self._changed.wait()
+            stop = self._running[visitor] = Run()
         try:
             yield stop
         finally:
-            if self._running.get(visitor) is stop:
-                del self._running[visitor]
+            with self._changed:
+                if self._running.get(visitor) is stop:
+                    del self._running[visitor]
+                self._changed.notify_all()
 
     def stop(self, request: gr.Request) -> None:
         """The end of a visitor's work, if there is one."""
@@ -53,7 +60,10 @@ class Runs:
 
     def let_go(self, request: gr.Request) -> None:
         """The end of a visitor's work, if there is one, of which nobody waits for anything: another may begin."""
-        if (stop := self._running.pop(str(request.session_hash), None)) is not None:
+        with self._changed:
+            stop = self._running.pop(str(request.session_hash), None)
+            self._changed.notify_all()
+        if stop is not None:
             stop.let_go = True
             stop.set()
 

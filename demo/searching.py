@@ -136,9 +136,11 @@ class Handlers:
         session.change(lambda now: step(replace(now, archive=now.archive or self.attached)))
         return show(session)
 
-    def filling(self, request: gr.Request, news: Callable[[threading.Event], Iterator[tuple]]) -> Iterator[tuple]:
+    def filling(
+        self, request: gr.Request, news: Callable[[threading.Event], Iterator[tuple]], *, wait: bool = False
+    ) -> Iterator[tuple]:
         """The steps of ``news``, with the button that stops them before each, which goes in the end."""
-        with self.runs.begun(request) as stop:
+        with self.runs.begun(request, wait=wait) as stop:
             try:
                 for step in news(stop):
                     yield gr.update(visible=True), *step
@@ -150,8 +152,13 @@ class Handlers:
     @errors_shown
     def on_files(self, uploads: list[Upload], session: Session[Searched], request: gr.Request):
         """Uploads, of which those that are no pictures are passed over."""
-        pictures, own = pictures_of(uploads), own_of(self.detector, session)
-        yield from self.filling(request, lambda stop: adding(session, own, index_files(own, pictures, stop)))
+        pictures = pictures_of(uploads)
+
+        def news(stop: threading.Event) -> Iterator[tuple]:
+            own = own_of(self.detector, session)
+            return adding(session, own, index_files(own, pictures, stop))
+
+        yield from self.filling(request, news, wait=True)  # of files that were sent none is lost
 
     @errors_shown
     def on_folder(self, path: str, session: Session[Searched], request: gr.Request):
@@ -288,7 +295,7 @@ def wire_search(state: gr.State, wanted: Wanted, results: Results, on: Handlers)
     changed = [*moved(wanted.threshold), per_photo.release, exact.input, *typed]
     asks = [state, wanted.threshold, *wanted.filters]
     gr.on(changed, on.on_settings, asks, found, trigger_mode="always_last", **in_turn("search-view"))
-    results.matches.picked(on.on_picked, [state], [state, results.photo], **each, **in_turn("search-view"))
+    results.matches.picked(on.on_picked, [state], [state, results.photo], **each, **QUIET)
     zoom.wire(wanted.source, state, lambda searched: searched.source)
     zoom.wire(results.photo, state, looked_at)
     offered_ = results.photo.asked(offered, None, wanted.threshold, **each, **QUIET)

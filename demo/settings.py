@@ -11,6 +11,9 @@ from owl_swin import Detector
 from owl_swin.demo.asking import FLOOR
 from owl_swin.demo.pieces import BUSY, QUIET
 
+# Where the slider of scores begins.
+THRESHOLD = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Detail:
@@ -32,7 +35,7 @@ def slider(least: float, most: float, value: float, **options: Any) -> gr.Slider
     return made
 
 
-def threshold_slider(elem_id: str, *, value: float = 0.2, info: str | None = None) -> gr.Slider:
+def threshold_slider(elem_id: str, *, value: float = THRESHOLD, info: str | None = None) -> gr.Slider:
     """The lowest score that is shown."""
     return slider(FLOOR, 1, value, step=0.01, label="Threshold", info=info, elem_id=elem_id)
 

@@ -62,13 +62,21 @@
   // is for so long, with what stands beside it, and is drawn as it is by then.
   const waiting = new Map(); // a node → how it is drawn
   let pressed = null;
-  addEventListener("pointerdown", (event) => { if (event.button === 0 && !event.ctrlKey) pressed = event.target; }, true);
-  const released = () => setTimeout(() => {
-    pressed = null;
-    const now = [...waiting.values()];
-    waiting.clear();
-    now.forEach((draw) => draw());
-  }, CLICK_MS);
+  addEventListener("pointerdown", (event) => {
+    if (event.button !== 0 || event.ctrlKey) return;
+    clearTimeout(release);
+    pressed = event.target;
+  }, true);
+  let release = 0;
+  const released = () => {
+    clearTimeout(release);
+    release = setTimeout(() => {
+      pressed = null;
+      const now = [...waiting.values()];
+      waiting.clear();
+      now.forEach((draw) => draw());
+    }, CLICK_MS);
+  };
   ["pointerup", "pointercancel", "contextmenu", "dragend"].forEach((kind) => addEventListener(kind, released, true));
   addEventListener("blur", released); // of the window
   addEventListener("pointermove", (event) => { if (pressed && !event.buttons) released(); }, true); // it was missed
@@ -295,6 +303,7 @@
       const body = make("tbody");
       boxes.forEach((one, index) => {
         const row = hoverable(make("tr"), index);
+        row.owlMark = { mark: one, of: stage.of };
         row.tabIndex = 0;
         row.addEventListener("focus", () => light(index));
         row.addEventListener("blur", () => light(-1));

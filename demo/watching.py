@@ -235,7 +235,7 @@ class Handlers:
             if stop.let_go:  # another video is there by now
                 yield *[gr.skip()] * 3, HIDDEN
                 return
-            normal = self.models.detector(chosen.value).image_size
+            normal = self.models.detector(chosen.value).spec.image_size
             px = None if detector.image_size == normal else detector.image_size
             call = Call(self.models.source(chosen.value), names, threshold, overlap, px)
             copied = copies(clip, call, fps)

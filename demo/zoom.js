@@ -145,7 +145,7 @@
       const wanted = [Math.max(0, box[0] - x), Math.max(0, box[1] - y), Math.min(width, box[2] + x), Math.min(height, box[3] + y)];
       number += 1;
       waits({ number, box: wanted, density });
-      trigger("zoomed", { number, box: wanted, wide: Math.ceil(density * (wanted[2] - wanted[0])), of: [alt, width, height] });
+      trigger("zoomed", { number, box: wanted, wide: Math.ceil(density * (wanted[2] - wanted[0])), of: [alt, width, height], key: value().key ?? null });
     };
     const lay = (own, src, box) => {
       const { width, height } = value();

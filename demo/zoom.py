@@ -43,6 +43,9 @@ def part_of(photo: Shown | None, event: Any) -> dict[str, Any]:
         wide, of = float(event.wide), list(event.of)
     except (TypeError, ValueError):
         return nothing
+    key = getattr(photo, "key", None)  # of those of an archive the file tells
+    if key is not None and key != getattr(event, "key", key):
+        return nothing
     if photo is None or of != [photo.name, photo.width, photo.height] or not all(map(math.isfinite, (x0, y0, x1, y1))):
         return nothing
     x0, y0, x1, y1 = max(0.0, x0), max(0.0, y0), min(float(photo.width), x1), min(float(photo.height), y1)

@@ -115,18 +115,25 @@ class _Checked(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, address: str, timeout_s: float, context: ssl.SSLContext | None):
         super().__init__(host, port, timeout=timeout_s)
         self._address, self._context = address, context
+        self._connected: socket.socket | None = None
+        self._late = False
 
     def connect(self) -> None:
         """Connects, in TLS by the host's name, without asking for its address again."""
-        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        self.sock = self._connected = socket.create_connection((self._address, self.port), self.timeout)
+        if self._late:
+            raise TimeoutError
         if self._context is not None:
             self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+            self._connected = self.sock
             self.sock.do_handshake()
 
     def cut(self) -> None:
         """Ends what is waited for. A socket's own timeout begins anew with each byte."""
-        with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+        self._late = True
+        if self._connected is not None:  # "sock" goes to the answer where it is the last of its connection
+            with suppress(OSError):
+                self._connected.shutdown(socket.SHUT_RDWR)
 
 
 def _connection(scheme: str, host: str, port: int, address: str, timeout_s: float) -> _Checked:
@@ -141,6 +148,8 @@ def _read(response: http.client.HTTPResponse, host: str, max_bytes: int, deadlin
         size += len(chunk)
         if size > max_bytes:
             raise NotFetchedError(f"{host}: the picture has more than {max_bytes} bytes")
+        if time.monotonic() >= deadline:
+            break
         chunks.append(chunk)
     if time.monotonic() >= deadline:  # which has cut it
         raise NotFetchedError(f"{host}: took too long")

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,11 +211,12 @@ def remove_parts(folder: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path, *, what: str, own: Callable[[Path], Collection[str]], mark: str) -> Iterator[Path]:
-    """A new folder that becomes ``path`` at the end; an error leaves nothing of it.
+    """A new folder that becomes ``path`` at the end; an error leaves what was there before.
 
     One of that name stays what it is, as where it is a mounted volume or the folder that a shell stands in, and gets
     the files. It may hold those that ``own`` names, which go, ``mark`` before all and with it what says that they
-    belong together; the new one comes last. Anything else in it raises OwlSwinError.
+    belong together; the new one comes last. Anything else in it raises OwlSwinError, but for what a process that was
+    killed has left unfinished, which goes too.
     """
     target = Path(os.path.realpath(path))
     with _one_sentence(path, what, OwlSwinError):
@@ -223,10 +224,12 @@ def new_folder(path: Path, *, what: str, own: Callable[[Path], Collection[str]],
             raise FileExistsError("there is a file of that name")
         there = target.is_dir()
         old = own(target) if there else ()
-        others = (entry for entry in target.iterdir() if entry.name not in old or not entry.is_file()) if there else ()
-        if any(not entry.match(".*.part") for entry in others):  # which a killed process has left
+        held = list(target.iterdir()) if there else []
+        unfinished = [entry for entry in held if entry.match(".*.part")]
+        before = [entry for entry in held if entry.name in old and entry.is_file()]
+        if len(unfinished) + len(before) < len(held):
             raise FileExistsError("the folder holds other files; name a new one")
-        make_folder(target.parent)
+        make_folder(target if there else target.parent)
         part = (target / "part" if there else target).with_name(f".{secrets.token_hex(6)}.part")
         part.mkdir()
         try:
@@ -234,16 +237,34 @@ def new_folder(path: Path, *, what: str, own: Callable[[Path], Collection[str]],
             for file in part.iterdir():
                 _to_disk(file, os.O_RDWR)
             if there:
-                for name in (mark, *old):
-                    (target / name).unlink(missing_ok=True)
-                for file in sorted(part.iterdir(), key=lambda file: file.name == mark):
-                    os.replace(file, target / file.name)
+                _exchange(target, sorted(before, key=lambda file: file.name != mark), part, mark)
+                for entry in unfinished:
+                    shutil.rmtree(entry, ignore_errors=True)
             else:
                 os.replace(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         with suppress(OSError):
             _to_disk(target if there else target.parent, os.O_RDONLY)
+
+
+def _exchange(target: Path, before: Sequence[Path], part: Path, mark: str) -> None:
+    """Moves files ``before`` out of a folder, in order, and those of ``part`` in, ``mark`` last; back on an error."""
+    aside = target / f".{secrets.token_hex(6)}.part"
+    aside.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    try:
+        new = sorted(part.iterdir(), key=lambda file: file.name == mark)
+        for file, to in [(file, aside / file.name) for file in before] + [(file, target / file.name) for file in new]:
+            os.replace(file, to)
+            moved.append((file, to))
+    except BaseException:
+        for file, to in reversed(moved):
+            with suppress(OSError):
+                os.replace(to, file)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

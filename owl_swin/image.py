@@ -86,8 +86,14 @@ def _open(source: ImageSource, max_pixels: int, side: int | None = None) -> tupl
             if isinstance(source, np.ndarray):
                 return _with_size(rgb_of(_from_array(source, max_pixels)))
             if isinstance(source, Image.Image):
-                image, deep = _checked_size(source, name, max_pixels), _has_deep_colours(source)
-                return _with_size(rgb_of(_brightened(image, name, deep)))
+                image = _checked_size(source, name, max_pixels)
+                mark_deep_colours(image)  # for the next time: once it is decoded nothing tells
+                deep = _has_deep_colours(image)
+                opened = rgb_of(_brightened(image, name, deep))
+                if deep:
+                    opened = opened.copy() if opened is image else opened
+                    opened.info.pop(DEEP, None)
+                return _with_size(opened)
             content = file_content(source)
             if not content:
                 raise ImageError("the file is empty", of=name)
@@ -291,7 +297,6 @@ def _brightened(image: Image.Image, name: str, deep: bool) -> Image.Image:
     """The picture, brightened where its 16-bit colours, which are ``deep``, hold 12 bits: it would be black. Of these,
     four bits are left."""
     highest = max(high for _, high in image.getextrema()[:3]) if deep else 255  # type: ignore[misc]
-    image.info.pop(DEEP, None)
     if not 0 < highest <= HIGHEST_OF_12_BITS:
         return image
     logger.warning("%s: its 16-bit colours are dark, or of 12 bits; read with 16 shades of each, brightened", name)

@@ -192,7 +192,7 @@ class _Video:
         import av
 
         number, damaged, end_s, reason = 0, 0, 0.0, ""
-        last_s, start_s = 0.0, self._start_s()
+        last_s, start_s, anew_s = 0.0, self._start_s(), None
         packets = self.container.demux(self.stream)
         while True:
             try:
@@ -211,9 +211,14 @@ class _Video:
                 time_s = last_s + self.frame_s if number else 0.0  # of a frame that does not name its own
                 if frame.pts is not None:
                     stamp_s = float(frame.pts * frame.time_base)
-                    if start_s is None or stamp_s - start_s < last_s - JUMP_S:  # a clock that began anew goes on here
-                        start_s = stamp_s - time_s
-                    time_s = stamp_s - start_s
+                    start_s = stamp_s - time_s if start_s is None else start_s
+                    if stamp_s - start_s >= last_s - JUMP_S:
+                        time_s = stamp_s - start_s
+                        anew_s = None
+                    elif anew_s is not None and abs(stamp_s - time_s - anew_s) < JUMP_S:
+                        start_s = anew_s  # two that fit: a clock that began anew, which goes on here
+                    else:
+                        anew_s = stamp_s - time_s
                 last_s = max(last_s, time_s)
                 end_s = last_s + (float(frame.duration * frame.time_base) if frame.duration else self.frame_s)
                 damaged += bool(frame.is_corrupt)
@@ -236,9 +241,13 @@ class _Video:
             return float(stream.duration * stream.time_base)
         if stated := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
             hours, minutes, seconds = map(float, stated.groups())
-            return 3600 * hours + 60 * minutes + seconds
+            return 3600 * hours + 60 * minutes + seconds - self._offset_s()
         alone = len(container.streams) == 1 and any(kind in container.format.name for kind in STATED)
-        return container.duration / av.time_base if alone and container.duration else 0.0
+        return container.duration / av.time_base - self._offset_s() if alone and container.duration else 0.0
+
+    def _offset_s(self) -> float:
+        """Where the clock of a Matroska file begins, which its lengths count too."""
+        return max(0.0, self._start_s() or 0.0) if "matroska" in self.container.format.name else 0.0
 
     def _check_whole(self, n_frames: int, damaged: int, end_s: float, reason: str) -> None:
         if reason:

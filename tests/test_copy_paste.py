@@ -191,6 +191,34 @@ def test_what_is_not_known_of_a_picture_is_not_known_of_it_afterwards(things, tm
     assert all(scene.absent(3).tolist() == [2] for scene in scenes.scenes)
 
 
+def test_names_of_another_set_are_not_absent_where_nobody_looked_for_them(things, tmp_path):
+    grounds = grounds_of(read(write_set(tmp_path / "a", [{"box": (40, 40, 120, 160)}])))
+    other = write_set(tmp_path / "b", [{"box": (40, 40, 120, 160)}])
+    other.write_text(other.read_text().replace("ball", "moon").replace("cup", "sun"))
+    target = paste_scenes(things, [*grounds, *grounds_of(read(other))], tmp_path / "out", pictures=12)
+    scenes = read_coco(target, target.parent / "images")
+    names = [ways[0] for ways in scenes.names]
+    absent = {tuple(names[row] for row in scene.absent(len(names)) if names[row] != "brick") for scene in scenes.scenes}
+    assert absent <= {("cup",), ("sun",), ("ball", "cup"), ("moon", "sun")} and len(absent) > 1
+
+
+def test_a_set_is_not_pasted_on_itself_and_what_cannot_be_read_is_left_out(things, tmp_path, caplog):
+    path = write_set(tmp_path / "set", [{"box": (40, 40, 120, 160)}])
+    target, _, _ = pasted(things, path, tmp_path / "out", pictures=3)
+    before = target.read_text()
+    grounds = grounds_of(read_coco(target, target.parent / "images"))
+    with pytest.raises(DataError, match="are to be pasted on and would be written over"):
+        paste_scenes(things, grounds, tmp_path / "out", pictures=3)
+    assert target.read_text() == before
+    (target.parent / "images" / "000001.jpg").write_bytes(b"no picture")
+    paste_scenes(things, grounds, tmp_path / "more", pictures=8)
+    assert "left out" in caplog.text and "000001.jpg" in caplog.text
+    for number in (0, 2):
+        (target.parent / "images" / f"00000{number}.jpg").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="none of 100 pictures drawn"):
+        paste_scenes(things, grounds_of(read_coco(target, target.parent / "images")), tmp_path / "none", pictures=1)
+
+
 def test_what_was_cut_off_at_an_edge_lies_at_that_edge_again(things, tmp_path):
     path = write_set(tmp_path / "set", [])
     for touches, mirrored in ((("left",), ("left", "right")), (("bottom",), ("bottom",))):

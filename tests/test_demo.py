@@ -43,6 +43,7 @@ from owl_swin.demo.pieces import Upload, rows, upload_button  # noqa: E402
 from owl_swin.demo.refusals import Refused, errors_shown, explain, pick  # noqa: E402
 from owl_swin.demo.session import Session  # noqa: E402
 from owl_swin.demo.settings import threshold_slider  # noqa: E402
+from owl_swin.server.app import build_demo as served_demo  # noqa: E402
 
 DEMO = Path(__file__).parent.parent / "demo"
 MODULES = sorted(DEMO.glob("*.py"))
@@ -349,6 +350,27 @@ def test_copied_code_asks_the_model_and_the_size_that_were_served(detector, phot
     code = {one["label"]: one["copy"] for one in files["copies"]}
     assert "from_pretrained('runs/mine.safetensors', image_size=64)" in code["Python"]
     assert "--image-size 64 --model runs/mine.safetensors" in code["command line"] and "/v1/detect" in code["curl"]
+
+
+def test_a_link_into_an_open_window_says_nothing_of_what_is_as_at_the_start(detector, photo):
+    on = naming.Handlers(models.Models(detector))
+    session = Session(named(detector, photo, "a cat"))
+    link = {"names": [], "thresholds": [], "threshold": None, "model": ""}
+    assert on.on_link(gr.EventData(None, {**link, "again": False}), session, 0.5)[0] == 0.5
+    assert [term.name for term in session.value.terms] == ["a cat"]
+    assert on.on_link(gr.EventData(None, {**link, "again": True}), session, 0.5)[0] == 0.2
+    assert session.value.terms == () and session.value.asked.photo is photo
+    on.on_link(gr.EventData(None, {**link, "names": ["a dog"], "thresholds": [0.3], "again": True}), session, 0.5)
+    assert [(term.name, term.threshold) for term in session.value.terms] == [("a dog", 0.3)]
+
+
+def test_code_for_visitors_does_not_say_where_the_model_lies_on_the_server(detector, tmp_path, monkeypatch):
+    (tmp_path / "mine.safetensors").write_bytes(b"")
+    asked = []
+    monkeypatch.setattr(app, "build_demo", lambda *_, choice, **__: asked.append(choice.source()))
+    for source in (str(tmp_path / "mine.safetensors"), "me/beetles", ""):
+        served_demo(detector, source=source)
+    assert asked == ["mine.safetensors", "me/beetles", "tiny_for_tests"]
 
 
 def test_nothing_found_says_how_near_it_was_and_what_to_do(detector, photo):

@@ -125,6 +125,22 @@ def test_nothing_found_says_how_near_it_was(video, tmp_path):
     assert value["note"] == "Nothing reaches the threshold of 0.20; the best score was 0.07."
 
 
+def test_what_waits_for_the_work_before_it_is_done_after_it():
+    runs, mine, done = watching.Runs("Photos are being added"), SimpleNamespace(session_hash="a"), []
+
+    def second():
+        with runs.begun(mine, wait=True):
+            done.append("second")
+
+    with runs.begun(mine):
+        thread = threading.Thread(target=second, daemon=True)
+        thread.start()
+        thread.join(0.1)
+        done.append("first")
+    thread.join(20)
+    assert done == ["first", "second"]
+
+
 def test_a_visitor_runs_one_work_at_a_time_and_stops_only_that():
     runs = Runs("A video is being looked at")
     mine, yours = SimpleNamespace(session_hash="a"), SimpleNamespace(session_hash="b")

@@ -1,6 +1,7 @@
 """Exported folders beside what else lies there, and what others do with a model in the meantime."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -76,13 +77,42 @@ def test_a_folder_that_is_there_stays_the_same_one(model, written, tmp_path, mon
 def test_the_mark_of_a_folder_goes_first_and_comes_last(tmp_path, monkeypatch):
     (tmp_path / "mark").write_text("old")
     (tmp_path / "data").write_text("old")
-    steps = []
-    replace_ = exporting.new_folder.__globals__["os"].replace
-    monkeypatch.setattr("os.replace", lambda a, b: steps.append(sorted(contents_of_files(tmp_path))) or replace_(a, b))
-    with new_folder(tmp_path, what="it", own=lambda _: ("mark", "data"), mark="mark") as part:
-        (part / "data").write_text("new")
-        (part / "mark").write_text("new")
-    assert steps == [[], ["data"]] and contents_of_files(tmp_path) == {"mark": "new", "data": "new"}
+    steps, failing = [], [0]
+    replace_ = os.replace
+
+    def step(file, to):
+        steps.append(sorted(contents_of_files(tmp_path).items()))
+        if len(steps) == failing[0]:
+            raise OSError(5, "Input/output error")
+        replace_(file, to)
+
+    def write():
+        steps.clear()
+        with new_folder(tmp_path, what="it", own=lambda _: ("mark", "data", "../other"), mark="mark") as part:
+            (part / "data").write_text("new")
+            (part / "mark").write_text("new")
+
+    monkeypatch.setattr("os.replace", step)
+    (tmp_path / ".left.part").mkdir()  # by a process that was killed
+    for failing[0] in (1, 2, 3, 4):
+        with pytest.raises(OwlSwinError, match="cannot write it here"):
+            write()
+        assert contents_of_files(tmp_path) == {"mark": "old", "data": "old"}
+    failing[0] = 0
+    write()
+    assert steps == [[("data", "old"), ("mark", "old")], [("data", "old")], [], [("data", "new")]]
+    assert contents_of_files(tmp_path) == {"mark": "new", "data": "new"} and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_says_nothing_of_files_elsewhere(model, written, tmp_path):
+    folder = shutil.copytree(written, tmp_path / "out")
+    (tmp_path / "mine.txt").write_text("mine")
+    said = json.loads((folder / "spec.json").read_text())
+    said |= {"image_graphs": ["../mine.txt", ".", ""], "text_graph": str(tmp_path / "mine.txt")}
+    (folder / "spec.json").write_text(json.dumps(said))
+    with pytest.raises(OwlSwinError, match="the folder holds other files"):
+        export(of_module(model), folder)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def contents_of_files(folder: Path) -> dict[str, str]:
@@ -155,8 +185,9 @@ def test_a_compiled_model_takes_more_frames_than_its_compiler(model, tmp_path, m
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: compile_(*args, **kwargs, backend="eager"))
     save_checkpoint(tmp_path / "m.safetensors", model, {}, exact=True)
     plain, other = (Detector.from_pretrained(tmp_path / "m.safetensors", runtime=one) for one in ("torch", "compile"))
+    plain, other = (one.with_image_size(416) for one in (plain, other))
     for side in range(32, 32 * 13, 32):
-        scores = [one.detect(noise(side, 400), ["a dog"], threshold=0).scores for one in (other, plain)]
+        scores = [one.detect(noise(side, 416), ["a dog"], threshold=0).scores for one in (other, plain)]
         torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
 
 

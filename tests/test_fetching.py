@@ -50,6 +50,9 @@ class Pictures(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/drip.png":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        if self.path == "/drip.png?body":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        if self.path.startswith("/drip.png"):
             with suppress(OSError):  # until nobody reads any more
                 while True:
                     self.wfile.write(b"x")
@@ -105,12 +108,13 @@ def test_what_a_host_answers_is_not_believed(host, path, sentence):
         fetch(f"http://{host}{path}", [host], max_bytes=10**5, allow_address=lambda address: True)
 
 
-def test_a_host_that_drips_its_head_holds_nobody_beyond_the_time(host):
+@pytest.mark.parametrize("path", ["/drip.png", "/drip.png?body"])
+def test_a_host_that_drips_holds_nobody_beyond_the_time(host, path):
     done = []
 
     def ask():
         with pytest.raises(NotFetchedError, match="took too long"):
-            fetch(f"http://{host}/drip.png", [host], max_bytes=10**5, allow_address=lambda _: True, timeout_s=0.3)
+            fetch(f"http://{host}{path}", [host], max_bytes=10**5, allow_address=lambda _: True, timeout_s=0.3)
         done.append(True)
 
     thread = threading.Thread(target=ask, daemon=True)

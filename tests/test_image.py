@@ -190,6 +190,7 @@ def test_16_bit_colours_of_12_bits_are_not_black(highest, expected, said, form, 
     assert ("16-bit colours" in caplog.text) == said
     with Image.open(io.BytesIO(in_16_bits(pixels, form))) as opened:  # by whoever has it
         again = open_image(opened)
+        assert corner(open_image(opened)) == (expected,) * 3  # also when it is decoded already
     assert corner(again) == corner(open_image(again)) == (expected,) * 3
 
 

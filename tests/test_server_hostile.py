@@ -479,6 +479,17 @@ def test_a_body_that_began_quickly_may_not_drip_for_as_long_as_it_saved(server):
         assert answer.startswith(b"HTTP/1.1 408")
 
 
+def test_nothing_is_said_after_an_answer_that_ends_a_body(server, caplog):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 5000)
+        for _ in range(3):
+            connection.sendall(b"1\r\nx\r\n" * 5000)
+            time.sleep(0.05)
+        assert read_answer(connection)[0] == 400
+    assert server.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") == (200, {"status": "ok"})
+    assert "write" not in caplog.text and "Exception" not in caplog.text
+
+
 def test_slow_loris_that_drips_is_cut_off(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")

@@ -4,7 +4,9 @@ import re
 import socket
 import sys
 import threading
+from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -19,7 +21,7 @@ from owl_swin.mask_sampling import masks_in_view
 from owl_swin.render import draw_detections
 from owl_swin.tiling import Tiles
 from owl_swin.tracking import Tracker
-from owl_swin.video import detect_video
+from owl_swin.video import _Video, detect_video
 from owl_swin.video_output import video_writer
 from owl_swin.video_source import is_live, is_video, shown_source
 
@@ -369,6 +371,35 @@ def test_a_clock_that_begins_anew_goes_on_where_it_was(tmp_path):
     times = [frame.time_s for frame in seen(tmp_path / "two.ts")]
     assert len(times) == 40 and times == pytest.approx([i / 10 for i in range(40)], abs=1e-3)
     assert len(seen(tmp_path / "two.ts", fps=5)) == 20
+
+
+def clock(*stamps_s: float) -> list[float]:
+    """The times of frames of a camera, a tenth of a second apart, that name these."""
+
+    def packet(stamp_s: float):
+        stamp = {"pts": round(1000 * stamp_s), "time_base": Fraction(1, 1000), "duration": None, "is_corrupt": False}
+        return SimpleNamespace(decode=lambda: [SimpleNamespace(**stamp)])
+
+    stream = SimpleNamespace(average_rate=10, guessed_rate=10, duration=None, metadata={})
+    container = SimpleNamespace(demux=lambda _: map(packet, stamps_s), start_time=None)
+    return [round(time_s, 3) for _, time_s, _ in _Video(container, stream, "a camera", True).frames()]
+
+
+def test_one_wrong_time_is_no_clock_that_began_anew():
+    assert clock(0, 5, 10, 0.2, 10.4, 10.6) == [0, 5, 10, 10.1, 10.4, 10.6]
+    assert clock(7, 12, 17, 0.2, 0.3, 0.4, 0.6) == [0, 5, 10, 10.1, 10.2, 10.3, 10.5]
+    assert clock(0, 0.1, 0.2, 0.15, 0.3) == [0, 0.1, 0.2, 0.2, 0.3]
+
+
+def test_a_whole_video_whose_clock_does_not_begin_at_0_is_not_cut_off(tmp_path):
+    content = coded(tmp_path / "late.mkv", "matroska", 60, output_ts_offset="100")
+    with av.open(str(tmp_path / "late.mkv")) as container:
+        assert container.start_time == 100 * av.time_base
+    frames = seen(tmp_path / "late.mkv")
+    assert len(frames) == 60 and frames[-1].time_s == pytest.approx(5.9, abs=0.01)
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match="the video is cut off"):
+        seen(tmp_path / "cut.mkv")
 
 
 @pytest.mark.parametrize("form", ["matroska", "flv"])

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Mapping
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -214,7 +215,8 @@ def card_lines(card: dict[str, Any]) -> list[str]:
         value = card.get(section)
         if value:
             lines += ["", section, *(f"  {sentence}" for sentence in ([value] if isinstance(value, str) else value))]
-    results = card.get("results") or []
+    results = card.get("results")
+    results = [row for row in results if isinstance(row, Mapping)] if isinstance(results, (list, tuple)) else []
     if results:
         lines += ["", "results"]
         rows = [[str(row.get(key, "")) for key in ("what", "value", "command")] for row in results]

@@ -34,7 +34,7 @@ def find_cutouts(folder: Path, names: Sequence[str] = (), *, without: Sequence[s
         try:
             records = read_json(listed)["images"]
             found = [_listed(listed.parent / "images", record) for record in records]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{listed}: not a list of named cut-outs (problem with {error})") from None
     elif folder.is_dir():
         files = sorted(p for p in folder.iterdir() if p.suffix.lower() in CUTOUT_SUFFIXES)

@@ -2,6 +2,7 @@
 of a set, whose own boxes stay, it is copy-paste augmentation (arXiv:2012.07177)."""
 
 import math
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from owl_swin.data.cutouts import Cutout, read_cutout
-from owl_swin.data.scene import Scene, Scenes
+from owl_swin.data.scene import Scene, Scenes, readable
 from owl_swin.errors import DataError
 from owl_swin.files import make_folder, remove_file, write_image, write_json
 from owl_swin.image import open_image
@@ -26,6 +27,8 @@ LEAST_VISIBLE = 0.5
 # A box of the photograph that is covered by more than this share may be of what is no longer seen: its name is then
 # neither there nor absent. One that is covered by more than the other is gone.
 UNSURE_COVERED, GONE_COVERED = 0.4, 0.75
+# Pictures of sets that are tried before all of them are taken to be unreadable.
+MOST_TRIES = 100
 # Of its own size a thing gets a multiple, but no less or more than these shares of the photograph's longer side.
 SCALED_SHARES = (0.05, 0.85)
 # By how much, up and down, a thing then differs in brightness, and in height against width.
@@ -114,11 +117,13 @@ def paste_scenes(
     annotations: list[dict[str, Any]] = []
     target = folder / "annotations.json"
     check_set_may_be_written(target, folder / "images", option="--to")
+    sources = (one.scene.source if isinstance(one, Ground) else one for one in photographs)
+    if any(os.path.realpath(source.parent) == os.path.realpath(folder / "images") for source in sources):
+        raise DataError(f"{folder}: its pictures are to be pasted on and would be written over; name another folder")
     make_folder(folder / "images")
     for index in range(pictures):
         rng = random.Random(seed * 1_000_003 + index)
-        ground = rng.choice(photographs)
-        canvas = (ground.of.picture(ground.scene) if isinstance(ground, Ground) else open_image(ground)).copy()
+        ground, canvas = _drawn(photographs, rng)
         whole = canvas.size
         canvas.thumbnail((longer_side_px, longer_side_px))
         owner = np.full((canvas.height, canvas.width), -1)
@@ -134,7 +139,7 @@ def paste_scenes(
         file_name = f"{index:06d}.jpg"
         write_image(folder / "images" / file_name, canvas, quality=92, comment=MADE_HERE)
         image: dict[str, Any] = {"file_name": file_name, "width": canvas.width, "height": canvas.height}
-        found = _of_ground(ground, whole, owner, image, rows) if isinstance(ground, Ground) else []
+        found = _of_ground(ground, whole, owner, image, rows, known) if isinstance(ground, Ground) else []
         found += _of_things(placed, owner, rows)
         images.append({"id": index + 1, **image})
         annotations += [{"id": len(annotations) + i, "image_id": index + 1, **one} for i, one in enumerate(found, 1)]
@@ -142,6 +147,17 @@ def paste_scenes(
     content = {"info": coco_info(), "images": images, "annotations": annotations, "categories": categories}
     write_json(target, content, what="the annotations", indent=None)
     return target
+
+
+def _drawn(photographs: Sequence[Path | Ground], rng: random.Random) -> tuple[Path | Ground, Image.Image]:
+    """One of them, and its pixels to paste on; those of a set that cannot be read are noted and left out."""
+    for _ in range(MOST_TRIES):
+        ground = rng.choice(photographs)
+        picture = readable(ground.of, ground.scene) if isinstance(ground, Ground) else open_image(ground)
+        if picture is not None:
+            return ground, picture.copy()
+    assert isinstance(ground, Ground)
+    raise ground.of.unreadable()
 
 
 def _of_things(placed: Sequence[tuple[str, int]], owner: np.ndarray, rows: dict[str, int]) -> list[dict[str, Any]]:
@@ -159,9 +175,15 @@ def _of_things(placed: Sequence[tuple[str, int]], owner: np.ndarray, rows: dict[
 
 
 def _of_ground(
-    ground: Ground, whole: tuple[int, int], owner: np.ndarray, image: dict[str, Any], rows: dict[str, int]
+    ground: Ground,
+    whole: tuple[int, int],
+    owner: np.ndarray,
+    image: dict[str, Any],
+    rows: dict[str, int],
+    known: set[str],
 ) -> list[dict[str, Any]]:
-    """Annotations that the photograph, ``whole`` pixels large, brought; what is not known of it goes to ``image``."""
+    """Annotations that the photograph, ``whole`` pixels large, brought; what is not known of it goes to ``image``, as
+    which of the names ``known`` in other sets it shows."""
     scene = ground.scene
     scale = np.array([image["width"] / whole[0], image["height"] / whole[1]] * 2, dtype=np.float32)
     stated = scene.stated_wh or whole
@@ -182,9 +204,10 @@ def _of_ground(
             seen = Image.fromarray(mask.pixels()).resize(owner.shape[::-1], Image.Resampling.NEAREST)
             one["segmentation"] = encode_rle(np.asarray(seen) & (owner < 0))
         found.append(one)
-    unknown = np.union1d(scene.unknown, scene.vague_labels)
-    if len(unknown):
-        image["not_exhaustive_category_ids"] = [rows[ground.names[label]] for label in unknown.tolist()]
+    unknown = {ground.names[label] for label in np.union1d(scene.unknown, scene.vague_labels).tolist()}
+    unknown |= known - set(ground.names)
+    if unknown:
+        image["not_exhaustive_category_ids"] = sorted(rows[name] for name in unknown)
     if scene.negatives is not None:
         image["neg_category_ids"] = [rows[ground.names[label]] for label in scene.negatives.tolist()]
     return found

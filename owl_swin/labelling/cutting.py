@@ -144,7 +144,8 @@ def _masks(
     for row, mask in zip(rows, own, strict=True):
         if mask is not None:
             shown = Image.fromarray(mask.pixels()).resize(picture.size, Image.Resampling.NEAREST)
-            made.append(np.asarray(shown))
+            own_pixels = np.asarray(shown)
+            made.append(own_pixels if own_pixels[_within(boxes[row].tolist())].any() else None)
             continue
         made.append(None)
         if found is None or found.masks is None or not len(found):

@@ -44,7 +44,7 @@ def export(
     photographs: Sequence[ImageSource] = (),
     masks: bool = True,
 ) -> ExportSpec:
-    """Writes the folder, whole or not at all; one that holds anything but an earlier export raises ConfigError.
+    """Writes the folder, whole or not at all; one that holds anything but an earlier export raises OwlSwinError.
 
     ``sizes``: frames (height, width), each of which gets a graph of its own, and the longer side of the largest becomes
     the size of pictures where no frame has the model's own; none: one graph for all frames, where the

@@ -13,6 +13,7 @@ from torch import Tensor
 from owl_swin.errors import CheckpointError, ConfigError, QueryError, first_line
 from owl_swin.frame import FRAME_MULTIPLE, HW
 from owl_swin.models.network import Spec
+from owl_swin.runtimes import SPEC
 from owl_swin.runtimes.spec import ExportSpec, read_spec
 from owl_swin.types import ImageEmbeddings, MaskEmbeddings, PatchLogitInputs
 
@@ -35,6 +36,7 @@ class GraphNetwork:
     def __init__(self, folder: Path, open_graph: Callable[[Path], Graph]):
         # Graphs are read when they are needed, wherever the process has gone by then.
         self._folder, self._open_graph = folder.absolute(), open_graph
+        self._own = _said(folder)
         self._export: ExportSpec = read_spec(folder)
         self._graphs: dict[str, Graph] = {}
         self._lock = Lock()
@@ -107,14 +109,23 @@ class GraphNetwork:
     def _graph(self, name: str) -> Graph:
         with self._lock:
             if name not in self._graphs:
-                if read_spec(self._folder) != self._export:
-                    raise CheckpointError("was written again since it was loaded; load it anew", of=self._folder)
                 try:
-                    self._graphs[name] = self._open_graph(self._folder / name)
+                    graph = self._open_graph(self._folder / name)
                 except (OSError, RuntimeError, ValueError) as error:
                     reason = first_line(error)
                     raise CheckpointError(f"cannot be read ({reason})", of=self._folder / name) from None
+                if _said(self._folder) != self._own:  # which goes before the graphs, and comes after them
+                    raise CheckpointError("was written again since it was loaded; load it anew", of=self._folder)
+                self._graphs[name] = graph
             return self._graphs[name]
+
+
+def _said(folder: Path) -> bytes:
+    """What the folder says of itself, as it is."""
+    try:
+        return (folder / SPEC).read_bytes()
+    except OSError:
+        return b""
 
 
 def _array(tensor: Tensor, kind: type) -> np.ndarray:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,24 +80,27 @@ def calibration_pixels(spec: ExportSpec, size: HW | None, photographs: Sequence[
     def decoded(photograph: ImageSource) -> Image.Image:
         return open_reduced(photograph, side)[0] if side else open_image(photograph)
 
-    readable, frames = [], list[HW]()
-    for photograph in photographs[::step][:MOST_PHOTOGRAPHS]:
-        try:
-            one = decoded(photograph)
-        except ImageError as error:
-            logger.warning(f"left out of calibration: {error}")
-            continue
-        readable.append(photograph)
-        frames.append(own.frame((one.height, one.width), image_size).model_hw)
-    if not readable:
-        raise ConfigError("int8 needs photographs to calibrate on, and there is none that can be read")
+    chosen = photographs[::step][:MOST_PHOTOGRAPHS]
+
+    def opened(*, said: bool) -> Iterator[Image.Image]:  # one at a time: together they may be larger than the memory
+        for photograph in chosen:
+            try:
+                yield decoded(photograph)
+            except ImageError as error:
+                if said:
+                    logger.warning(f"left out of calibration: {error}")
+
+    stated = size is not None
     if size is None:
-        size = Counter(frames).most_common(1)[0][0]
+        frames = [own.frame((one.height, one.width), image_size).model_hw for one in opened(said=True)]
+        size = Counter(frames).most_common(1)[0][0] if frames else (image_size, image_size)
     shown = StatedFrames(own, (size,)) if spec.network.any_size else own
     pixels = []
-    for one in map(decoded, readable):  # once more, for all of them together may be larger than the memory
+    for one in opened(said=stated):
         frame = shown.frame((one.height, one.width), max(size))
         pixels.append(shown.normalise(shown.pixels(one, frame)[None]).numpy())
+    if not pixels:
+        raise ConfigError("int8 needs photographs to calibrate on, and there is none that can be read")
     return pixels
 
 

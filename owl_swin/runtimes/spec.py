@@ -95,7 +95,7 @@ def exported_files(folder: Path) -> set[str]:
         said = read_json(folder / SPEC)
         if not said["format"].startswith(FORMATS):
             return set()
-        graphs = [*said["image_graphs"], *said["mask_graphs"], said["text_graph"]]
+        graphs = [*said["image_graphs"], *said.get("mask_graphs", []), said["text_graph"]]
         return {SPEC, "tokenizer.json", *graphs, *(name.removesuffix(".xml") + ".bin" for name in graphs)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return set()

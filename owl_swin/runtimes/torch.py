@@ -15,7 +15,7 @@ from owl_swin.types import ImageEmbeddings
 
 class CompiledNetwork(nn.Module):
     """A network whose image encoder is compiled for each frame and size of batch when the first pictures come in it,
-    which takes a minute; texts go the usual way, and so do pictures in any frame beyond the first eight of a process,
+    which takes a minute; texts go the usual way, and so do pictures beyond the first eight pairs of these in a process,
     for which the compiler takes no more."""
 
     def __init__(self, network: Any):

@@ -82,8 +82,9 @@ def build_demo(detector: Detector, *, index: Any = None, source: str = "") -> An
     if find_spec("gradio") is None:
         raise MissingExtraError("the demo", "demo")
     # By name: the pages stand outside of the house and know only its public face.
-    choice = import_module("owl_swin.demo.models").Models(detector, [source] if source else [])
-    return import_module("owl_swin.demo.app").build_demo(detector, index=index, choice=choice)
+    pages = import_module("owl_swin.demo.app")
+    called = Path(source).name if source and Path(source).exists() else source  # where it lies is nobody's business
+    return pages.build_demo(detector, index=index, choice=pages.Models(detector, [called] if called else []))
 
 
 def _with_demo(app: FastAPI, blocks: Any, serving: Serving) -> FastAPI:

@@ -46,7 +46,7 @@ class GuardedProtocol(H11Protocol):
         super().__init__(*arguments, **named)
         self._head_timer: asyncio.TimerHandle | None = None
         self._thrown_away = 0
-        self._lingers = False
+        self._lingers = self._more_to_come = False
         self._linger_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
 
@@ -57,7 +57,7 @@ class GuardedProtocol(H11Protocol):
         transport.set_write_buffer_limits(0)  # pause_writing is called for whatever the system does not take at once
         if len(self.connections) > self.settings.max_connections:
             problem = Problem("busy", "too many connections; come again later", headers={"Retry-After": "5"})
-            self.close_with(problem)
+            self.close_with(problem, linger=False)  # of these there may be any number
             return
         self._start_head_timer()
 
@@ -119,7 +119,8 @@ class GuardedProtocol(H11Protocol):
     def linger(self, transport: asyncio.Transport) -> bool:
         """Whether a connection that is to close has more of a body to come: it then says no more, and reads for a while
         what comes. The system would take back an answer that the client has not read, with bytes that nobody reads."""
-        if self.conn.their_state is not h11.SEND_BODY or not transport.can_write_eof():
+        more = self._more_to_come or self.conn.their_state is h11.SEND_BODY
+        if not more or not transport.can_write_eof():
             return False
         self._lingers = True
         transport.write_eof()
@@ -166,9 +167,10 @@ class GuardedProtocol(H11Protocol):
             return any(one == name for one, _ in self.headers)
         return name in data.lower()
 
-    def close_with(self, problem: Problem) -> None:
-        """Answers outside of any request, and closes."""
+    def close_with(self, problem: Problem, *, linger: bool = True) -> None:
+        """Answers outside of any request, and closes; what is to come of one is read first."""
         self._stop_head_timer()
+        self._more_to_come = linger
         answer = problem.response()
         headers = {"content-type": MEDIA_TYPE, "content-length": str(len(answer.body)), "connection": "close"}
         head = "".join(f"{name}: {value}\r\n" for name, value in {**headers, **(problem.headers or {})}.items())
@@ -184,6 +186,11 @@ class _Closing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """More of an answer, as long as the connection is not to close."""
+        if not self._closed:
+            self._transport.write(data)
 
     def is_closing(self) -> bool:
         """Whether nothing more is to be said."""
@@ -229,7 +236,9 @@ class PortionedProtocol(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """So many bytes have come."""
         data = bytes(self._buffer[:nbytes])
-        if data.count(b"\r\n") > MOST_LINES and self._inner.has_chunks(data):
+        if self._inner.transport.is_closing():
+            self._inner.data_received(data)
+        elif data.count(b"\r\n") > MOST_LINES and self._inner.has_chunks(data):
             detail = "the chunks of the body are too short; send fewer and longer ones"
             self._inner.close_with(Problem("invalid_http", detail))
         else:
