@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from types import SimpleNamespace
 
 import pydantic_core
@@ -11,9 +12,10 @@ from picture_files import encode, noise, turned
 from PIL import Image
 from test_huge import planes, tiff
 
-from owl_swin.errors import ArchiveError
+from owl_swin.errors import ArchiveError, QueryError
 from owl_swin.exemplar import Exemplar
 from owl_swin.image import open_image
+from owl_swin.index import ranking
 from owl_swin.index.lock import only_writer
 from owl_swin.index.region_index import RegionIndex
 from owl_swin.server.app import create_app
@@ -91,6 +93,33 @@ def test_an_archive_that_fails_is_no_mistake_of_the_client_and_its_place_stays_i
     assert "secret" not in answer.text and "/srv/secret/a.lance: the archive cannot be read (No space" in caplog.text
     described = app.openapi()["paths"][path.replace("abc", "{image_id}")][method.lower()]
     assert "archive_failed" in json.dumps(described)
+
+
+def test_a_thumbnail_is_forgotten_with_its_picture(detector, tmp_path):
+    index = RegionIndex.open(str(tmp_path / "a.lance"), detector, create=True)
+    app = create_app(detector, index=index)
+    index.add_images([("a.png", encode(noise(60, 90, seed=30)))])
+    (image_id,) = {one.image_id for one in index.search("a dog")}
+    assert [ask(app, "GET", f"/v1/images/{image_id}").status_code for _ in range(2)] == [200, 200]
+    assert index.holds(image_id) and not index.holds("gone") and not index.holds("../a")
+    index.forget_images([image_id])
+    assert ask(app, "GET", f"/v1/images/{image_id}").status_code == 404
+    app.state.serving.close()
+
+
+def test_a_search_that_nobody_waits_for_ends(archive, monkeypatch):
+    app, index = archive
+    index.add_images([("b.png", encode(noise(60, 90, seed=31)))])
+    stop, scored = threading.Event(), []
+    stop.set()
+    monkeypatch.setattr(ranking, "score_rows", lambda *_: scored.append(1))
+    with pytest.raises(QueryError, match="the search was stopped"):
+        index.search("a dog", exact=True, stop=stop)
+    assert not scored
+    stops = []
+    monkeypatch.setattr(index, "search", lambda *_, stop, **__: stops.append(stop) or [])
+    assert ask(app, "POST", "/v1/search", json={"query": "a dog"}).status_code == 200
+    assert stops[0].is_set()
 
 
 def test_names_that_are_no_text_come_as_text(archive):

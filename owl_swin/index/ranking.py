@@ -2,6 +2,7 @@
 
 import math
 import re
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from owl_swin.config import CalibrationConfig
+from owl_swin.errors import QueryError
 from owl_swin.index.match import Match
 from owl_swin.index.paths import from_text
 from owl_swin.index.store import RegionFilter, Regions, Store, vector_dim
@@ -27,10 +29,22 @@ Ranked = tuple[Array, Regions]  # scores [N], highest first, and their rows
 
 
 class Choice:
-    """Which of many scored regions are the answer: above a threshold, so many of a picture, at paths that match."""
+    """Which of many scored regions are the answer: above a threshold, so many of a picture, at paths that match; until
+    ``stop``, whereafter nobody waits for one."""
 
-    def __init__(self, threshold: float = 0.0, per_image: int | None = None, path: re.Pattern[str] | None = None):
-        self.threshold, self._per_image, self._path = threshold, per_image, path
+    def __init__(
+        self,
+        threshold: float = 0.0,
+        per_image: int | None = None,
+        path: re.Pattern[str] | None = None,
+        stop: threading.Event | None = None,
+    ):
+        self.threshold, self._per_image, self._path, self._stop = threshold, per_image, path, stop
+
+    def check(self) -> None:
+        """Once it is to stop, raises QueryError."""
+        if self._stop is not None and self._stop.is_set():
+            raise QueryError("the search was stopped")
 
     def best(self, scores: Array, rows: Regions, wanted: int) -> Ranked:
         """The ``wanted`` best, best first; a region counts once, though its picture lie in several places."""
@@ -129,6 +143,7 @@ def best_of_all(
     """The best of all regions for each query, in one pass over the archive."""
     best: list[Ranked] = [(np.zeros(0, np.float32), Regions.none())] * len(queries)
     for rows in store.scan(where):
+        choice.check()
         if not len(rows):
             continue
         scores = score_rows(rows, queries, calibration)

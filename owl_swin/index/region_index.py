@@ -219,6 +219,7 @@ class RegionIndex:
         older_than: TIME = None,
         min_side_px: float | None = None,
         exact: bool = False,
+        stop: threading.Event | None = None,
     ) -> list[Match]:
         """The ``limit`` regions that answer best, after the first ``offset``, best first.
 
@@ -226,7 +227,8 @@ class RegionIndex:
         of one picture.
         ``path_glob``: ``*`` and ``?`` as in a shell, of the whole path or from a folder's name on. Times are seconds
         since 1970, datetimes, or texts as in "2024-05-31" or, for an age, "7d". ``min_side_px``: shortest side of the
-        box. ``exact`` scores every region instead of those that the index brings.
+        box. ``exact`` scores every region instead of those that the index brings; ``stop`` ends that from another
+        thread, with QueryError.
         """
         _whole("limit", limit)
         _whole("offset", offset, least=0)
@@ -236,7 +238,7 @@ class RegionIndex:
         like = like_pattern(path_glob) if path_glob is not None else None
         times = _seconds("newer_than", newer_than), _seconds("older_than", older_than)
         where = RegionFilter(like, *times, _number("min_side_px", min_side_px))
-        choice = Choice(threshold, cap, glob_pattern(path_glob) if path_glob is not None else None)
+        choice = Choice(threshold, cap, glob_pattern(path_glob) if path_glob is not None else None, stop)
         if exact:
             ((scores, rows),) = best_of_all(self._store, self._calibration, embeds, where, choice, limit + offset)
         else:
@@ -269,6 +271,10 @@ class RegionIndex:
             if len(rows):
                 return self._as_queries(rows[:1])
         raise QueryError(f"the archive has no region {region_id!r}")
+
+    def holds(self, image_id: str) -> bool:
+        """Whether a picture of that content is in the archive."""
+        return image_id.isalnum() and bool(self._store.pictures_of(image_id))
 
     def open_picture(self, image_id: str) -> Image.Image:
         """The upright picture of that content: from its file, or from the archive if it was an upload.

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -52,11 +53,16 @@ class Archive:
     ) -> list[dict[str, Any]]:
         """Matches of one query, or of a region that an earlier search found, best first."""
 
+        stop = threading.Event()
+
         def find() -> list[dict[str, Any]]:
             wanted = query if query is not None else self._index.more_like(like_region)
-            return [_match(one, self._root_path) for one in self._index.search(wanted, **options)]
+            return [_match(one, self._root_path) for one in self._index.search(wanted, stop=stop, **options)]
 
-        return await self._in(self._threads, find)
+        try:
+            return await self._in(self._threads, find)
+        finally:
+            stop.set()  # of a search that nobody waits for any more
 
     async def add(self, blobs: Sequence[Blob]) -> dict[str, Any]:
         """Stores pictures."""
@@ -73,9 +79,11 @@ class Archive:
         counts = {name: getattr(report, name) for name in ("added", "changed", "unchanged", "regions")}
         return {**counts, "skipped": [{"path": str(path), "reason": reason} for path, reason in report.skipped]}
 
-    def kept_thumbnail(self, image_id: str, size_px: int) -> bytes | None:
-        """The thumbnail, if it was made before."""
-        return self.attached()._thumbnails.get(_key(image_id, size_px))
+    async def kept_thumbnail(self, image_id: str, size_px: int) -> bytes | None:
+        """The thumbnail, if it was made before and the picture was not forgotten since."""
+        known = self.attached()._thumbnails.get(_key(image_id, size_px))
+        there = known is not None and await self._in(self._threads, partial(self._index.holds, image_id))
+        return known if there else None
 
     def keep_thumbnail(self, image_id: str, size_px: int, content: bytes) -> None:
         """Keeps a thumbnail for those who ask again."""

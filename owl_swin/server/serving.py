@@ -221,7 +221,7 @@ class Serving:
         )
         work.count_pixels([Head(b"", cost) for cost in costs])
         pairs = zip(files, costs, strict=True)
-        cut = await all_of([work.read(partial(self._cut, one), cost.decoded) for one, cost in pairs])
+        cut = await all_of([work.read(partial(self._cut, one), _decoded(one, cost)) for one, cost in pairs])
         exemplars = dict(zip(map(id, files), cut, strict=True))
         return [_as_query(query, exemplars) for query in run]
 
@@ -280,7 +280,7 @@ class Serving:
 
     async def thumbnail(self, image_id: str, size_px: int) -> bytes:
         """A picture of the archive as a small JPEG, decoded where uploads are and bounded as they are."""
-        if (known := self.archive.kept_thumbnail(image_id, size_px)) is not None:
+        if (known := await self.archive.kept_thumbnail(image_id, size_px)) is not None:
             return known
         content, work = await self.archive.picture(image_id), self.work()
         cost = await work.read(partial(check_archived, content, image_id))
@@ -365,6 +365,11 @@ def _n_queries(queries: QueryEmbeddings, *, saved: bool) -> int:
     """Queries, and what saved ones have beside their first embedding; of fresh ones that was counted by its files."""
     extras = queries.extras if saved else None
     return len(queries) + (len(extras.embeds) if extras is not None else 0)
+
+
+def _decoded(exemplar: ExemplarFile, cost: Cost) -> int:
+    """Pixels that an exemplar takes: of one with a box all are decoded, also where whole pictures come smaller."""
+    return cost.decoded if exemplar.box_xyxy is None else max(cost.pixels, cost.decoded)
 
 
 def _key_of_run(run: list[QueryParts]) -> bytes:
