@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import schemathesis
+import uvicorn
 from http_client import ask, b64, detect
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
@@ -213,6 +214,26 @@ def test_whatever_asks_the_server_to_end_lets_it_finish_what_it_took(detector, n
     with server.capture_signals():
         signal.raise_signal(getattr(signal, name))
     assert server.serving.draining
+
+
+def test_one_time_is_given_to_what_runs_and_who_asks_again_ends_it(detector, monkeypatch):
+    async def nothing(*_):
+        return None
+
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    monkeypatch.setattr(uvicorn.Server, "shutdown", nothing)
+    chosen = ServerSettings(port=0, stop_timeout_s=30)
+    server = make_server(create_app(detector, chosen), chosen)
+    with server.capture_signals():
+        signal.raise_signal(signal.SIGTERM)
+        server._draining_since -= 25
+        asyncio.run(server.shutdown())
+        assert 3 <= server.config.timeout_graceful_shutdown <= 5
+        signal.raise_signal(signal.SIGTERM)
+        assert server.force_exit and not ended
+        signal.raise_signal(signal.SIGTERM)
+    assert ended == [128 + signal.SIGTERM]
 
 
 def test_a_server_under_nohup_stays_when_the_terminal_closes(detector):

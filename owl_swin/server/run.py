@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import os
 import signal
 import socket
 import sys
@@ -261,7 +262,8 @@ class DrainingServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The first signal drains, the second ends at once. Only the main thread of a process hears signals."""
+        """The first signal drains, the second ends at once, and one more also what would not end by itself. Only the
+        main thread of a process hears signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -274,6 +276,8 @@ class DrainingServer(uvicorn.Server):
                 signal.signal(sig, handler)
 
     def _on_signal(self, sig: int, frame: object) -> None:
+        if self.force_exit:
+            os._exit(128 + sig)
         if self._draining_since is not None:
             self.should_exit = self.force_exit = True
             return
@@ -294,8 +298,12 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Closes the door and waits for answers; streams that have no end by themselves get one first."""
+        """Closes the door and waits for answers as long as is left for them; streams that have no end by themselves get
+        one first."""
         self._end_streams()
+        if self._draining_since is not None:
+            left_s = self.serving.settings.stop_timeout_s - (time.monotonic() - self._draining_since)
+            self.config.timeout_graceful_shutdown = max(1, int(left_s))
         await super().shutdown(sockets)
 
 
