@@ -85,14 +85,16 @@ class Question:
     def edited(self, event: Any, told: Edit) -> "Question":
         """With an edit that an event of the page tells; one of another photo, as was there a moment ago, and one that
         was heard of before change nothing."""
-        if self.photo is None or not meant(self.photo, event) or told.number <= self.edits.number:
+        if self.photo is None or not meant(self.photo, event) or told.number <= self.edits.done:
             return self
         hw = (self.photo.height, self.photo.width)
         return replace(self, edits=read_edit(self.edits, told, hw, self.look.finder))
 
-    def heard(self, told: Edit) -> "Question":
+    def heard(self, told: Edit, event: Any) -> "Question":
         """With the page's number of an edit, whatever became of it: the page then shows what there is."""
-        return replace(self, edits=replace(self.edits, number=max(self.edits.number, told.number)))
+        number, done = max(self.edits.number, told.number), self.edits.done
+        done = max(done, told.number) if meant(self.photo, event) else done
+        return replace(self, edits=replace(self.edits, number=number, done=done))
 
 
 Change = Callable[[Callable[[Question], Question]], Any]
@@ -104,7 +106,7 @@ def edit(event: Any, change: Change, looked_at: Change | None = None) -> None:
     for told in told_by(event):
         errors_shown(change)(partial(Question.edited, event=event, told=told))
         for one in (change, looked_at or change):
-            one(partial(Question.heard, told=told))
+            one(partial(Question.heard, told=told, event=event))
 
 
 def split_names(text: str) -> list[str]:

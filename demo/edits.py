@@ -36,12 +36,14 @@ class Mark:
 @dataclass(frozen=True, slots=True)
 class Edits:
     """What was done by hand to the answers about one photo: found boxes that went, each with who found it, and boxes
-    that came. ``before`` are the states to go back to, and ``number`` is that of the page's last edit."""
+    that came. ``before`` are the states to go back to; ``number`` is that of the page's last edit, of whichever photo,
+    and ``done`` that of the last one which was meant for this photo."""
 
     gone: tuple[tuple[Mark, By | None], ...] = ()
     drawn: tuple[Mark, ...] = ()
     before: tuple["Edits", ...] = ()
     number: int = 0
+    done: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.gone or self.drawn)
@@ -51,7 +53,7 @@ class Edits:
         if len(drawn) > MOST_DRAWN or len(gone) > MOST_DRAWN:
             raise QueryError(f"at most {MOST_DRAWN} boxes of a photo can be edited")
         before = (*self.before, replace(self, before=()))[-MOST_UNDONE:]
-        return Edits(tuple(gone), tuple(drawn), before, self.number)
+        return Edits(tuple(gone), tuple(drawn), before, self.number, self.done)
 
     def put(self, was: Mark | None, now: Mark | None, by: By | None) -> "Edits":
         """One box in the place of another: None for ``was`` is a new one, None for ``now`` takes it away."""
@@ -65,7 +67,9 @@ class Edits:
 
     def undone(self) -> "Edits":
         """As it was before the last edit."""
-        return replace(self.before[-1], before=self.before[:-1], number=self.number) if self.before else self
+        if not self.before:
+            return self
+        return replace(self.before[-1], before=self.before[:-1], number=self.number, done=self.done)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ def read_edit(edits: Edits, told: Edit, image_hw: tuple[int, int], by: By | None
             raise QueryError("a box made by hand must say which it is")
         if was is not None or now is not None:
             edits = edits.put(was, now, by)
-    return replace(edits, number=told.number)
+    return replace(edits, number=max(edits.number, told.number), done=told.number)
 
 
 def _mark(told: Any, image_hw: tuple[int, int]) -> Mark | None:

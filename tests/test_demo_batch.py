@@ -168,6 +168,11 @@ def test_an_edit_that_a_click_on_another_photo_overtakes_is_of_the_photo_that_it
     assert made == [["a bird"], ["a nest"], ["an egg"]]
     strip.on_picked(click(session, 0), session)
     assert on.on_view(session, 0.02, 0.5)[0]["edited"] == 3
+    on.on_edited(drawn(second, 5, "a twig", "h5"), session, 0.02, 0.5)
+    on.on_edited(drawn(first, 4, "a wing", "h4"), session, 0.02, 0.5)  # overtaken by the next, which was of another
+    made = [[mark.name for mark in one.edits.drawn] for one in all_of(session)]
+    assert made == [["a bird", "a wing"], ["a nest", "a twig"], ["an egg"]]
+    assert on.on_view(session, 0.02, 0.5)[0]["edited"] == 5
 
 
 def test_of_photos_of_one_name_a_click_that_comes_twice_takes_one(tab, uploads):

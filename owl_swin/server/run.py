@@ -253,6 +253,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self.serving, self._end_streams = serving, end_streams
         self._draining_since: float | None = None
+        self.force_exit: bool = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listens, once the model is warm."""
