@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import stat
+import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -111,14 +112,26 @@ def write_image(
         settings["pnginfo"].add_text("Comment", comment)
     elif form == "JPEG":
         settings["comment"] = comment.encode()
-    image.save(content, form, **settings)
+    with _one_sentence(path, what, OwlSwinError):  # JPEG has no sides above 65,500 pixels
+        image.save(content, form, **settings)
     write_bytes(path, content.getvalue(), what=what)
 
 
 def image_comment(path: Path) -> bytes:
     """The comment that ``write_image`` wrote into a JPEG or PNG; empty where there is none, or no picture."""
-    with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(path) as image:
-        comment = image.info.get("comment" if image.format == "JPEG" else "Comment", b"")
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
+
+    # Of whatever size: Image.open refuses large ones, and warns.
+    with suppress(OSError, ValueError, SyntaxError, IndexError, struct.error), path.open("rb") as file:
+        start = file.read(8)
+        file.seek(0)
+        if start.startswith(b"\xff\xd8"):
+            comment = JpegImageFile(file).info.get("comment", b"")
+        elif start == b"\x89PNG\r\n\x1a\n":
+            comment = PngImageFile(file).info.get("Comment", b"")
+        else:
+            return b""
         return comment if isinstance(comment, bytes) else str(comment).encode()
     return b""
 

@@ -1,5 +1,8 @@
 """Which files this program made: those it may write over; what another hand made may be all that somebody drew."""
 
+import hashlib
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,19 @@ from owl_swin.files import image_comment, read_json
 MADE_HERE = "made by owl-swin"
 
 
-def coco_info() -> dict[str, str]:
-    """``info`` of a COCO file that this program writes."""
-    return {"description": MADE_HERE}
+def made_here(content: dict[str, Any]) -> dict[str, Any]:
+    """A COCO file that this program writes: what it holds, and in ``info`` that it was made here, and of what."""
+    return {"info": {"description": MADE_HERE, "digest": _digest(content)}, **content}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_ours(content: Any) -> bool:
+    """Whether this program made a COCO file, and nobody has changed it since; those of earlier versions do not say."""
+    info, rest = content["info"], {key: value for key, value in content.items() if key != "info"}
+    return info["description"] == MADE_HERE and info.get("digest", "") in ("", _digest(rest))
 
 
 def may_be_written(picture: Path) -> bool:
@@ -21,14 +34,17 @@ def may_be_written(picture: Path) -> bool:
 
 
 def check_set_may_be_written(annotations: Path, pictures: Path, *, option: str) -> None:
-    """Refuses a folder with a COCO file, or pictures without one, of another hand; ``option`` is how it was named."""
-    try:
-        content: Any = read_json(annotations)
-        ours = content["info"]["description"] == MADE_HERE
-    except FileNotFoundError:
-        ours = not pictures.is_dir() or all(may_be_written(path) for path in pictures.iterdir())
-    except (OSError, ValueError, LookupError, TypeError):
-        ours = False
+    """Refuses a folder with a COCO file or pictures of another hand, or that another has corrected; ``option`` is how
+    it was named."""
+    ours = True
+    with suppress(FileNotFoundError):
+        try:
+            ours = _is_ours(read_json(annotations))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            ours = False
+    ours = ours and (not pictures.is_dir() or all(may_be_written(path) for path in pictures.iterdir()))
     if not ours:
         raise OwlSwinError(
             f"{annotations.parent}: {annotations.name} and {pictures.name}/ there are not of this command and could be "

@@ -286,4 +286,5 @@ def test_a_model_of_the_owl_family_is_a_teacher_too(tmp_path):
     found = Detector.from_pretrained(tmp_path / "owl").detect(PICTURES[0], ["cat", "dog"], threshold=0)
     rows = [(a["category_id"] - 1, a["score"]) for a in made["annotations"]]
     assert rows == [(one.query, pytest.approx(one.score, abs=1e-6)) for one in found] and len(rows) > 2
-    assert set(made["info"]["teacher"]) == {"name", "weights", "dtype", "image_size", "nms_iou", "rivals"}
+    known = {"name", "weights", "dtype", "image_size", "nms_iou", "rivals", "box_voting", "calibration"}
+    assert set(made["info"]["teacher"]) == known

@@ -50,22 +50,25 @@ def classify(
 
     classifier = load_classifier(model, device=device)
     failed, rows = 0, []
-    for source in sources:
-        try:
-            picture = open_picture(source, allow_url=allow_url)
-        except ImageError as error:
-            say(str(error))
-            failed += 1
-            continue
-        best = classifier.classify(picture).ranked()[:top_k]
-        if format is ClassFormat.JSONL:
-            classes = [{"label": label, "score": round(score, 6)} for label, score in best]
-            record = {"image": source, "width": picture.width, "height": picture.height, "classes": classes}
-            emit(json.dumps(record) + "\n")
-        else:
-            rows += [(source, label, f"{score:.3f}") for label, score in best]
-    if rows:
-        emit("".join(f"{printable(line)}\n" for line in table_lines(("picture", "class", "score"), rows, left=(0, 1))))
+    try:
+        for source in sources:
+            try:
+                picture = open_picture(source, allow_url=allow_url)
+            except ImageError as error:
+                say(str(error))
+                failed += 1
+                continue
+            best = classifier.classify(picture).ranked()[:top_k]
+            if format is ClassFormat.JSONL:
+                classes = [{"label": label, "score": round(score, 6)} for label, score in best]
+                record = {"image": source, "width": picture.width, "height": picture.height, "classes": classes}
+                emit(json.dumps(record) + "\n")
+            else:
+                rows += [(source, label, f"{score:.3f}") for label, score in best]
+    finally:  # also where it is stopped
+        if rows:
+            lines = table_lines(("picture", "class", "score"), rows, left=(0, 1))
+            emit("".join(f"{printable(line)}\n" for line in lines))
     if failed:
         if len(sources) > 1:
             say(f"{failed} of {len(sources)} pictures could not be read")

@@ -181,7 +181,7 @@ def detect(
     if to is not None and format not in PER_PICTURE:
         make_folder_of(to, apart_from=[*sources, *shown, *(query_file or ()), queries or "", model])
     if save_query is not None:
-        make_folder_of(save_query, apart_from=[*sources, *shown, queries or "", model])
+        make_folder_of(save_query, apart_from=[*sources, *shown, *(query_file or ()), queries or "", model])
 
     from owl_swin.detector import Detector
     from owl_swin.encoder import check_has_masks
@@ -288,7 +288,8 @@ class _Run:
             self.results.close()
             say(f"stopped after {self.done} of {len(sources)} pictures")
             raise
-        except (OwlSwinError, OSError):  # as of a full disk: what was found before it is kept, where that can be
+        # As of a full disk, too little memory, or a closed pipe: what was found before is kept, where that can be.
+        except (OwlSwinError, OSError, RuntimeError, MemoryError, SystemExit):
             if self.done:
                 with suppress(OwlSwinError, OSError):
                     self.results.close()

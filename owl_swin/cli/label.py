@@ -105,11 +105,12 @@ def label(
 
     chosen, tiles = LabelOptions(threshold, picture_threshold, batch_size), options.make_tiles(tile, overlap)
     placed: dict[str, Any] = {"device": device, "dtype": dtype, "image_size": image_size}
+    # Names out of one caption lie within one another, as "tabby" in "tabby cat": both are there.
+    placed |= {} if captions is None else {"rivals": 0.0}
     teachers = [load_teacher(one, tiles=tiles, **placed) for one in teacher or ("nano",)]
     model = _joined(teachers, flip, scale, agree)
     with said_when_stopped("stopped; the same command goes on from here"), Progress(len(sources)) as progress:
         report = label_pictures(sources, to, model, space, chosen, root=root, progress=progress.show)
-    _say_report(to, report, len(sources))
     if label_studio is not None:
         tasks = label_studio_tasks(report.pictures, made_by=model.name, root=label_studio_root)
         write_text(label_studio, json.dumps(tasks) + "\n", what="the tasks")
@@ -117,6 +118,7 @@ def label(
         note(f"wrote {label_studio}; labelling interface for these tasks: {label_studio_interface(names)}")
     if sheet is not None:
         _write_sheet(to, report.root, sheet)
+    _say_report(to, report, len(sources))  # after what a closed pipe would keep from being written
 
 
 def _check_outputs(
@@ -163,6 +165,8 @@ def _label_space(
     if not listed and captions is None:
         raise QueryError("there is nothing to look for; give names with --query or --queries, or --captions")
     own = {} if captions is None else {p: n_grams(texts) for p, texts in captions_of(captions, sources, root).items()}
+    if captions is not None and len(own) < len(sources):
+        note(f"captions of {len(own)} of {len(sources)} pictures")
     return LabelSpace(listed, own)
 
 

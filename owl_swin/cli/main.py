@@ -75,8 +75,19 @@ def main() -> None:
         what = f"{error.filename}: cannot be read or written" if error.filename else "the output cannot be written"
         say(f"{what} ({error.strerror or error})")
         raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        say("there is not enough memory for this; ask for less at once, as by a smaller --image-size or --tile")
+        raise SystemExit(2) from None
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the machine or of an accelerator; PyTorch tells the first by its words alone."""
+    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError", "AcceleratorError")
+    return named or "allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _usage_sentence(error: Any) -> str:

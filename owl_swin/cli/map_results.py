@@ -10,7 +10,7 @@ from owl_swin.cli.printing import note, say
 from owl_swin.cli.results import FreeNames, stem_of
 from owl_swin.errors import OwlSwinError
 from owl_swin.files import make_folder, remove_file, write_image, write_json
-from owl_swin.made_here import MADE_HERE, check_set_may_be_written, coco_info, may_be_written
+from owl_swin.made_here import MADE_HERE, check_set_may_be_written, made_here, may_be_written
 from owl_swin.signals import STOPPED
 
 if TYPE_CHECKING:
@@ -43,14 +43,15 @@ class Maps(Protocol):
 
 @contextmanager
 def closing(maps: Maps) -> Iterator[None]:
-    """Writes what is finished, also where Ctrl-C, SIGTERM or a full disk ends the command."""
+    """Writes what is finished, also where Ctrl-C, SIGTERM, a full disk, too little memory or a closed pipe ends the
+    command."""
     try:
         yield
     except STOPPED:
         maps.close()
         say("stopped; the maps that are finished are written")
         raise
-    except (OwlSwinError, OSError):
+    except (OwlSwinError, OSError, RuntimeError, MemoryError, SystemExit):  # the last of a closed pipe
         with suppress(OwlSwinError, OSError):
             maps.close()
         raise
@@ -117,11 +118,6 @@ class PanopticMaps:
         """Writes the JSON; without any map that of before stays."""
         if not self._images and self._path.exists():
             return
-        content = {
-            "info": coco_info(),
-            "images": self._images,
-            "annotations": self._annotations,
-            "categories": self._categories,
-        }
-        write_json(self._path, content, indent=None)
+        content = {"images": self._images, "annotations": self._annotations, "categories": self._categories}
+        write_json(self._path, made_here(content), indent=None)
         note(f"wrote {self._path}")

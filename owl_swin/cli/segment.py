@@ -13,7 +13,7 @@ from owl_swin.cli.pictures import check_apart, find_pictures, named, open_pictur
 from owl_swin.cli.printing import Progress, emit_line, say
 from owl_swin.cli.query_options import QueryOptions, add_saved, make_queries
 from owl_swin.cli.thresholds import read_thresholds
-from owl_swin.errors import ImageError, OwlSwinError
+from owl_swin.errors import ImageError, MissingExtraError, OwlSwinError
 from owl_swin.files import make_folder
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def segment(
             try:
                 found, shown = find(source)
                 maps.add(source, found, shown)
-            except ImageError as error:
-                say(str(error))
+            except (ImageError, MissingExtraError) as error:
+                say(str(named(error, source)) if isinstance(error, ImageError) else f"{source}: {error}")
                 failed += 1
                 continue
             emit_line(f"{source}: {said(found)}")

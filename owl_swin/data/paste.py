@@ -17,7 +17,7 @@ from owl_swin.data.scene import Scene, Scenes, readable
 from owl_swin.errors import DataError
 from owl_swin.files import make_folder, remove_file, write_image, write_json
 from owl_swin.image import open_image
-from owl_swin.made_here import MADE_HERE, check_set_may_be_written, coco_info
+from owl_swin.made_here import MADE_HERE, check_set_may_be_written, made_here
 from owl_swin.rle import encode_rle
 
 # Height of a pasted thing as a share of the photograph's shorter side.
@@ -144,8 +144,8 @@ def paste_scenes(
         images.append({"id": index + 1, **image})
         annotations += [{"id": len(annotations) + i, "image_id": index + 1, **one} for i, one in enumerate(found, 1)]
     categories = [{"id": row, "name": name} for name, row in rows.items()]
-    content = {"info": coco_info(), "images": images, "annotations": annotations, "categories": categories}
-    write_json(target, content, what="the annotations", indent=None)
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(target, made_here(content), what="the annotations", indent=None)
     return target
 
 

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -91,7 +91,7 @@ def see_pictures(
     queries = asked_by(teacher, names)
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     asked = [[name.name, list(name.texts)] for name in names]
-    overlaps = [teacher.spec.nms_iou, teacher.spec.box_voting, teacher.spec.rivals]
+    overlaps = [teacher.spec.nms_iou, teacher.spec.box_voting, teacher.spec.rivals, asdict(teacher.spec.calibration)]
     how = [VERSION, teacher.fingerprint, teacher.image_size, str(teacher.dtype), threshold, overlaps, asked]
 
     def seen(place: int) -> dict[str, Tensor]:

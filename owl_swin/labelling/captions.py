@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from owl_swin.data.broken import reading
+from owl_swin.data.broken import reading, report_broken
 from owl_swin.data.captions import Captioned, coco_caption_entries, csv_entries, jsonl_entries
 from owl_swin.data.config import DataConfig
 from owl_swin.data.guess import guess_kind
@@ -90,21 +90,23 @@ def captions_of(where: str | Path, pictures: Sequence[str], root: str | None = N
         found = _beside(path, pictures, root)
     else:
         folders = [Path(root)] if root is not None else []
-        matches = [_matched(_entries(path, folder), pictures) for folder in [*folders, path.parent]]
-        found = max(matches, key=len)
+        tried = [(folder, list[str]()) for folder in [*folders, path.parent]]
+        matches = [(_matched(_entries(path, folder, broken), pictures), broken) for folder, broken in tried]
+        found, broken = max(matches, key=lambda match: len(match[0]))
+        report_broken(str(path), broken)
     if not found:
         raise DataError(f"{path}: has a caption of none of {len(pictures)} pictures, the first is {pictures[0]}")
     return found
 
 
-def _entries(path: Path, folder: Path) -> Sequence[Captioned]:
+def _entries(path: Path, folder: Path, broken: list[str]) -> Sequence[Captioned]:
     kind = guess_kind(str(path))
     config = DataConfig("csv" if kind is None else kind, str(path), images=str(folder))
     with reading(path, "a set of captions"):
         if kind == "coco_captions":
-            return coco_caption_entries(path, folder, [])
+            return coco_caption_entries(path, folder, broken)
         if kind in ("csv", "jsonl"):
-            return csv_entries(config, []) if kind == "csv" else jsonl_entries(config, [])
+            return csv_entries(config, broken) if kind == "csv" else jsonl_entries(config, broken)
     raise DataError(
         f"{path}: no captions; expected COCO captions (.json), a table (.csv, .tsv), a .jsonl, or a folder of .txt "
         "files"

@@ -16,7 +16,7 @@ from owl_swin.data.scene import Scene, Scenes, readable
 from owl_swin.detector import Detector
 from owl_swin.errors import DataError
 from owl_swin.files import make_folder, remove_file, write_image, write_json
-from owl_swin.made_here import MADE_HERE, check_set_may_be_written, coco_info
+from owl_swin.made_here import MADE_HERE, check_set_may_be_written, made_here
 
 # Sides in pixels, longer and shorter, of the smallest box that is cut out.
 LEAST_SIDES_PX = (36, 12)
@@ -97,7 +97,7 @@ def cut_out(
         raise DataError(
             f"nothing was cut out: {small} boxes are too small or cut off, {unmasked} have no mask that fits"
         )
-    write_json(target, {"info": coco_info(), "images": records}, what="the list of cut-outs", indent=None)
+    write_json(target, made_here({"images": records}), what="the list of cut-outs", indent=None)
     return Cut(target, len(records), small, unmasked)
 
 

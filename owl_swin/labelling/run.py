@@ -278,12 +278,13 @@ def _only_run(to: Path) -> Any:
 
 
 def stamp_of(path: str) -> str:
-    """Text that changes when a file does: its size and the time of its content; "" where it cannot be seen."""
+    """Text that changes when a file does: its size, the time of its content, and that of any change, as of how it is
+    turned where the first was put back; "" where it cannot be seen."""
     try:
         found = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
         return ""
-    return f"{found.st_size}:{found.st_mtime_ns}"
+    return f"{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
 
 
 def common_folder(paths: Sequence[str]) -> str:

@@ -24,11 +24,14 @@ TEXT_BATCH = 256
 class DetectorTeacher:
     """A Detector, which encodes a picture once for all names, and a name once for all pictures.
 
-    ``tiles`` are shown to it beside each whole picture.
+    ``tiles`` are shown to it beside each whole picture; ``rivals`` is the model's own if it is None.
     """
 
-    def __init__(self, detector: Detector, *, nms_iou: float = 0.5, tiles: Tiles | None = None):
+    def __init__(
+        self, detector: Detector, *, nms_iou: float = 0.5, tiles: Tiles | None = None, rivals: float | None = None
+    ):
         self._detector, self._nms_iou, self._tiles = detector, nms_iou, tiles
+        self._rivals = detector.spec.rivals if rivals is None else rivals
         self._embeds: LRUCache[str, Tensor] = LRUCache(KEPT_TEXTS)
         self._last: tuple[tuple[str, ...], QueryEmbeddings] | None = None
         self.name = detector.name
@@ -38,7 +41,9 @@ class DetectorTeacher:
             "dtype": str(detector.dtype).removeprefix("torch."),
             "image_size": detector.image_size,
             "nms_iou": nms_iou,
-            "rivals": detector.spec.rivals,
+            "rivals": self._rivals,
+            "box_voting": detector.spec.box_voting,
+            "calibration": asdict(detector.spec.calibration),
         }
         if tiles is not None:
             self.identity["tiles"] = asdict(tiles)
@@ -55,6 +60,7 @@ class DetectorTeacher:
             tiles=self._tiles,
             threshold=threshold,
             nms_iou=self._nms_iou,
+            rivals=self._rivals,
         )
 
     def at_scale(self, scale: float) -> "DetectorTeacher":
@@ -64,7 +70,8 @@ class DetectorTeacher:
                 f"{self.name} sees pictures in one size, {self._detector.image_size} pixels; leave scales out"
             )
         size = max(1, round(self._detector.image_size * scale))
-        return DetectorTeacher(self._detector.with_image_size(size), nms_iou=self._nms_iou, tiles=self._tiles)
+        detector = self._detector.with_image_size(size)
+        return DetectorTeacher(detector, nms_iou=self._nms_iou, tiles=self._tiles, rivals=self._rivals)
 
     def _queries(self, texts: tuple[str, ...]) -> QueryEmbeddings:
         if self._last is not None and self._last[0] == texts:

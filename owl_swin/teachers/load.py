@@ -47,18 +47,19 @@ def load_teacher(
     dtype: str | None = None,
     image_size: int | None = None,
     tiles: Tiles | None = None,
+    rivals: float | None = None,
 ) -> Teacher:
     """The teacher of a name, file, folder, or model "user/model" of the hub; what cannot be had or read raises
     CheckpointError.
 
     ``image_size`` is the longer side in pixels that pictures are brought to; QueryError where the model knows another
-    one only.
+    one only. ``rivals`` is that of ``Detector.detect``, for models whose names compete; None: the model's own.
     """
     folder = Path(local_place(source, check=lambda folder: _check_kind(folder, source)))
     kind = _check_kind(folder, source)
     if kind not in KINDS:
         detector = Detector.from_pretrained(source, device=device, dtype=dtype, image_size=image_size)
-        return DetectorTeacher(detector, tiles=tiles)
+        return DetectorTeacher(detector, tiles=tiles, rivals=rivals)
     how = KINDS[kind]
     make = getattr(import_module(f"owl_swin.teachers.{how.module}"), how.name)
     name = str(source) if is_hub_name(source) else folder.resolve().name
