@@ -213,6 +213,9 @@ def test_eval_measures_recall(kept, run):
     assert code == 0 and told["recall_at_10"] == 1.0 and told["n_images"] == 4
     assert told["n_queries"] == min(100, told["n_regions"])
     assert json.loads(run("search", kept, "--eval", "--query", "a", "--query", "b")[1])["n_queries"] == 2
+    for more in (["--path-glob", "*"], ["--newer-than", "7d"], ["--min-size", "9"], ["--exact"], ["--offset", "3"]):
+        code, out, err = run("search", kept, "--eval", *more)
+        assert code == 2 and out == "" and "--eval asks the whole archive" in err
 
 
 def test_the_shipped_model_scores_in_search_as_in_detect(tmp_path):

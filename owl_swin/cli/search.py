@@ -87,6 +87,8 @@ def search(
         raise QueryError("say with --query or --like what to find")
     if evaluate and (save is not None or format is not Format.TABLE):
         raise QueryError("--eval gives figures instead of answers; leave --save and --format out")
+    if evaluate and (path_glob or newer_than or older_than or min_size is not None or exact or offset):
+        raise QueryError("--eval asks the whole archive; leave out what filters or pages answers, and --exact")
     if save is not None:
         _check_sheet(
             save,
