@@ -125,7 +125,15 @@ def main() -> None:
     parser.add_argument("--index", help="an archive that `owl-swin index` made, for the tab Search")
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        serve(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Answers until it is ended."""
     sources = models.listed([*(arguments.model or ["nano"]), "nano", *models.PUBLISHED])
 
     def load(source: str) -> Detector:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from owl_swin.errors import OwlSwinError
-from owl_swin.files import image_comment, read_json
+from owl_swin.files import IMAGE_FORMS, image_comment, read_json
 
 # Stands in each picture as its comment, and in each COCO file as its description.
 MADE_HERE = "made by owl-swin"
@@ -44,7 +44,8 @@ def check_set_may_be_written(annotations: Path, pictures: Path, *, option: str) 
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             ours = False
-    ours = ours and (not pictures.is_dir() or all(may_be_written(path) for path in pictures.iterdir()))
+    there = pictures.iterdir() if pictures.is_dir() else ()
+    ours = ours and all(may_be_written(path) for path in there if path.suffix.lower() in IMAGE_FORMS)
     if not ours:
         raise OwlSwinError(
             f"{annotations.parent}: {annotations.name} and {pictures.name}/ there are not of this command and could be "

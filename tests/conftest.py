@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 # are asked to end by these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 os.environ["OWL_SWIN_TEXT_CACHE"] = "off"  # also of programs that tests start: nothing of a test stays on the machine
 
 TINY = ModelConfig(
@@ -41,6 +42,17 @@ def make_tiny_model(seed: int = 0, config: ModelConfig = TINY) -> OwlSwin:
             parameter.normal_(std=0.5 / parameter.shape[1] ** 0.5)
     model.class_head.shift_scale.bias.copy_(torch.tensor([0.0, 3.0]))
     return model
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """What a library has taken of the signals in one test, as Ray does, is nothing that the next one finds."""
+    ending = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+    before = {one: signal.getsignal(one) for one in ending}
+    yield
+    for one, handler in before.items():
+        if handler is not None and signal.getsignal(one) is not handler:
+            signal.signal(one, handler)
 
 
 @pytest.fixture(scope="session")

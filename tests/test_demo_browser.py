@@ -294,8 +294,8 @@ def test_the_next_name_may_be_typed_while_the_model_works(page, photos, gate):
     upload(page, "name-upload", photos / "blocks0.png")
     page.wait_for_selector("#name-stage .owl-there")
     field = page.locator("#name-text input, #name-text textarea")
+    fill(page, "name-text", "a bridge")
     with model_at_work(page, gate, "name-stage"):
-        field.fill("a bridge")
         field.press("Enter")
         while not gate.waiting:
             page.wait_for_timeout(20)

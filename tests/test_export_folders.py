@@ -180,6 +180,15 @@ def test_what_is_compiled_or_exported_is_saved_or_says_why_not(model, written, t
         Detector.from_pretrained(written).save_pretrained(tmp_path / "other")
 
 
+@pytest.fixture
+def fresh_compiler():
+    """A compiler that counts from 0 what it has compiled, and leaves no count."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_model_takes_more_frames_than_its_compiler(model, tmp_path, monkeypatch):
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: compile_(*args, **kwargs, backend="eager"))

@@ -453,6 +453,7 @@ def test_a_compiled_model_finds_the_same_and_can_be_copied(model_file, monkeypat
     # The compiler's own work takes a minute; that all of the encoder is one graph is what can break here.
     compile_ = torch.compile
     kept = {"backend": "eager", "fullgraph": True}
+    torch.compiler.reset()  # which counts what a process compiles
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: compile_(*args, **kwargs, **kept))
     plain, other = Detector.from_pretrained(model_file), Detector.from_pretrained(model_file, runtime="compile")
     found = other.detect(noise(60, 90), ["a dog"], threshold=0)

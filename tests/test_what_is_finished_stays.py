@@ -53,6 +53,7 @@ def test_a_set_that_was_corrected_is_not_written_over(tmp_path, corrected):
     maps = PanopticMaps(tmp_path, ["sky"])
     maps.add("a.png", a_map(), lambda side: Image.new("RGB", (8, 8)))
     maps.close()
+    (tmp_path / "panoptic" / ".DS_Store").write_bytes(b"of a desktop")
     PanopticMaps(tmp_path, ["sky"])  # ours of before
     if corrected.endswith("json"):
         said = json.loads((tmp_path / corrected).read_text())

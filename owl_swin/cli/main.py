@@ -86,7 +86,7 @@ def main() -> None:
 
 def _is_memory(error: Exception) -> bool:
     """Whether memory ran out, of the machine or of an accelerator; PyTorch tells the first by its words alone."""
-    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError", "AcceleratorError")
+    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
     return named or "allocate memory" in str(error) or "out of memory" in str(error)
 
 
