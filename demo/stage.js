@@ -62,12 +62,12 @@
   // is for so long, with what stands beside it, and is drawn as it is by then.
   const waiting = new Map(); // a node → how it is drawn
   let pressed = null;
+  let release = 0; // the timer of what happens after it
   addEventListener("pointerdown", (event) => {
     if (event.button !== 0 || event.ctrlKey) return;
     clearTimeout(release);
     pressed = event.target;
   }, true);
-  let release = 0;
   const released = () => {
     clearTimeout(release);
     release = setTimeout(() => {

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,12 @@ def may_be_written(picture: Path) -> bool:
 def check_set_may_be_written(annotations: Path, pictures: Path, *, option: str) -> None:
     """Refuses a folder with a COCO file or pictures of another hand, or that another has corrected; ``option`` is how
     it was named."""
-    ours = True
-    with suppress(FileNotFoundError):
-        try:
-            ours = _is_ours(read_json(annotations))
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            ours = False
+    try:
+        ours = _is_ours(read_json(annotations))
+    except FileNotFoundError:
+        ours = True
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        ours = False
     there = pictures.iterdir() if pictures.is_dir() else ()
     ours = ours and all(may_be_written(path) for path in there if path.suffix.lower() in IMAGE_FORMS)
     if not ours:

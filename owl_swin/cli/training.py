@@ -103,7 +103,7 @@ def cutouts(
     from owl_swin.detector import Detector
     from owl_swin.labelling.cutting import cut_out
 
-    scenes = _set_with_boxes(data, images, kind, masks=True)
+    scenes = _set_with_boxes(data, images, kind)
     detector = Detector.from_pretrained(model, device=device) if model else None
     if detector is not None and not detector.spec.has_masks:
         raise OwlSwinError(f'{model}: makes no masks; name a model that does, or --model "" for masks of the set alone')
@@ -179,7 +179,7 @@ def paste(
         raise OwlSwinError(f"--images names the pictures of {len(images)} sets, and --on names {len(sets)}")
     photographs: list[Path | Ground] = list(_pictures_of(folders))
     for path, pictures_of_it in zip(sets, images or [""] * len(sets), strict=True):
-        photographs += grounds_of(_set_with_boxes(str(path), pictures_of_it, None, masks=True))
+        photographs += grounds_of(_set_with_boxes(str(path), pictures_of_it, None))
     found = find_cutouts(cutouts, _names(names), without=_names(without))
     chosen = Sizes(_two_numbers("--sizes", sizes), _two_numbers("--scales", scales))
     make_folder(to)
@@ -197,7 +197,7 @@ def paste(
     emit_line(str(made))
 
 
-def _set_with_boxes(path: str, images: str, kind: str | None, *, masks: bool) -> "Scenes":
+def _set_with_boxes(path: str, images: str, kind: str | None) -> "Scenes":
     from owl_swin.data.config import DataConfig
     from owl_swin.data.guess import guess_kind
     from owl_swin.data.scenes import load_scenes
@@ -205,7 +205,7 @@ def _set_with_boxes(path: str, images: str, kind: str | None, *, masks: bool) ->
     chosen = kind or guess_kind(path)
     if chosen is None:
         raise OwlSwinError(f"{path}: not a set with boxes of a form that can be told")
-    return load_scenes(DataConfig(kind=chosen, path=path, images=images), masks=masks)
+    return load_scenes(DataConfig(kind=chosen, path=path, images=images), masks=True)
 
 
 def _names(given: str | None) -> list[str]:

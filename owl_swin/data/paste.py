@@ -124,7 +124,7 @@ def paste_scenes(
     for index in range(pictures):
         rng = random.Random(seed * 1_000_003 + index)
         ground, canvas = _drawn(photographs, rng)
-        whole = canvas.size
+        boxes, whole = ground.scene.boxes_on(canvas) if isinstance(ground, Ground) else None, canvas.size
         canvas.thumbnail((longer_side_px, longer_side_px))
         owner = np.full((canvas.height, canvas.width), -1)
         placed: list[tuple[str, int]] = []
@@ -139,7 +139,10 @@ def paste_scenes(
         file_name = f"{index:06d}.jpg"
         write_image(folder / "images" / file_name, canvas, quality=92, comment=MADE_HERE)
         image: dict[str, Any] = {"file_name": file_name, "width": canvas.width, "height": canvas.height}
-        found = _of_ground(ground, whole, owner, image, rows, known) if isinstance(ground, Ground) else []
+        found = []
+        if isinstance(ground, Ground) and boxes is not None:
+            shown = boxes * np.array([canvas.width / whole[0], canvas.height / whole[1]] * 2, dtype=np.float32)
+            found = _of_ground(ground, shown, owner, image, rows, known)
         found += _of_things(placed, owner, rows)
         images.append({"id": index + 1, **image})
         annotations += [{"id": len(annotations) + i, "image_id": index + 1, **one} for i, one in enumerate(found, 1)]
@@ -176,20 +179,16 @@ def _of_things(placed: Sequence[tuple[str, int]], owner: np.ndarray, rows: dict[
 
 def _of_ground(
     ground: Ground,
-    whole: tuple[int, int],
+    boxes: np.ndarray,
     owner: np.ndarray,
     image: dict[str, Any],
     rows: dict[str, int],
     known: set[str],
 ) -> list[dict[str, Any]]:
-    """Annotations that the photograph, ``whole`` pixels large, brought; what is not known of it goes to ``image``, as
-    which of the names ``known`` in other sets it shows."""
-    scene = ground.scene
-    scale = np.array([image["width"] / whole[0], image["height"] / whole[1]] * 2, dtype=np.float32)
-    stated = scene.stated_wh or whole
-    scale *= np.array([whole[0] / stated[0], whole[1] / stated[1]] * 2, dtype=np.float32)
-    found = []
-    for number, (box, label) in enumerate(zip(scene.boxes * scale, scene.labels.tolist(), strict=True)):
+    """Annotations that the photograph brought, in its ``boxes`` as they lie on what is pasted on; what is not known of
+    it goes to ``image``, as which of the names ``known`` in other sets it shows."""
+    scene, found = ground.scene, list[dict[str, Any]]()
+    for number, (box, label) in enumerate(zip(boxes, scene.labels.tolist(), strict=True)):
         x0, y0, x1, y1 = box.tolist()
         part = owner[int(y0) : math.ceil(y1), int(x0) : math.ceil(x1)]
         covered = float((part >= 0).mean()) if part.size else 1.0
