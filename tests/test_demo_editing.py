@@ -138,7 +138,7 @@ def test_a_found_box_that_is_edited_stays_so_whatever_the_threshold(page):
     page.wait_for_selector("#name-stage .owl-box")
     before = page.evaluate(BOXES)
     page.locator("#name-stage tbody tr").first.click()
-    until(page, "document.querySelectorAll('#name-stage .owl-lit').length === 1")  # again, where an answer came meanwhile
+    until(page, "document.querySelectorAll('#name-stage .owl-lit').length === 1")  # or again, a moment after
     _, x, y, width, height = before[0]
     drag(page, (x + width / 2, y + height / 2), (x + width / 2 + 12, y + height / 2 + 6))  # one that was found
     until(page, "document.querySelector('#name-stage tbody').textContent.includes('by hand')")
